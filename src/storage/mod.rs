@@ -1,0 +1,122 @@
+//! Where events come to rest: the trait the writer and the readers know, and what can be asked of it.
+//!
+//! `postgres/` is the one that serves; `memory` stands in for it in tests. What an error means is decided by the
+//! callers: the writer asks for a verdict, a query for a status.
+
+use crate::event::{Event, EventId, Timestamp};
+
+/// Stores encoded rows and finds events again. Every call may block, for as long as the timeouts of the
+/// implementation allow; none is made on an acceptor.
+pub trait EventRepository: Send + Sync + std::fmt::Debug {
+    /// Brings the database to the state that the other calls need: migrations, and the partitions around `now`.
+    /// Cheap when there is nothing to do; safe when several servers call it at once.
+    fn prepare(&self, now: Timestamp) -> Result<(), StoreError>;
+
+    /// Stores all rows of `runs` (each a run of whole rows) and buries `dead`, or neither, in one transaction.
+    fn store(&self, runs: &[&[u8]], dead: &[DeadLetter<'_>], path: StorePath) -> Result<Stored, StoreError>;
+
+    /// Up to `page.limit` events in the order asked for.
+    fn page(&self, page: &Page) -> Result<Vec<Event>, StoreError>;
+
+    /// How many events match.
+    fn count(&self, filter: &Filter) -> Result<u64, StoreError>;
+
+    /// The event of this id, or the reason it is dead.
+    fn find(&self, id: EventId) -> Result<Option<Found>, StoreError>;
+
+    /// Whether the database answers.
+    fn ping(&self) -> Result<(), StoreError>;
+}
+
+/// How rows go in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum StorePath {
+    /// COPY straight into the table. Fails as a whole when one of the rows is already stored.
+    Copy,
+    /// COPY into a temporary stage, then INSERT what is not there yet. For rows of which some may be stored.
+    Stage,
+}
+
+/// What became of the rows given to [`EventRepository::store`].
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Stored {
+    pub stored: u64,
+    /// Already there, or twice among the rows.
+    pub duplicate: u64,
+    /// Newly in `dead_events`.
+    pub dead: u64,
+}
+
+/// A row that PostgreSQL refuses, and what it said.
+#[derive(Clone, Debug)]
+pub struct DeadLetter<'a> {
+    pub row: crate::row::Row<'a>,
+    pub sqlstate: String,
+    pub reason: String,
+}
+
+/// Which events a query means. `from` is inclusive, `to` exclusive.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Filter {
+    pub service: Option<String>,
+    pub from: Timestamp,
+    pub to: Timestamp,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Order {
+    /// Newest first.
+    Desc,
+    Asc,
+}
+
+/// One page of a query.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Page {
+    pub filter: Filter,
+    pub order: Order,
+    /// 1 to 1,001: a reader asks for one more than it shows, to learn whether there is more.
+    pub limit: u16,
+    /// The event after which the page begins, in the order asked for.
+    pub after: Option<(Timestamp, EventId)>,
+}
+
+/// What is known of an id.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Found {
+    Stored(Event),
+    Dead { sqlstate: String, reason: String },
+}
+
+/// What went wrong, as far as the database told.
+#[derive(Clone, Debug, thiserror::Error)]
+#[error("{message}")]
+pub struct StoreError {
+    /// The five characters of SQLSTATE. None when the database did not get to say: not reached, timed out,
+    /// connection lost, no connection free.
+    pub sqlstate: Option<String>,
+    /// The whole chain of causes, for a person.
+    pub message: String,
+    /// The row, counted from 0, that COPY was at when it failed. A hint: it has to be confirmed.
+    pub row: Option<usize>,
+    /// The constraint that was violated, when the database named one.
+    pub constraint: Option<String>,
+    /// The column at fault, when the database named one.
+    pub column: Option<String>,
+    /// COMMIT was sent and its answer never came: the rows may be stored.
+    pub in_doubt: bool,
+}
+
+impl StoreError {
+    /// An error from this side of the connection.
+    pub fn unreachable(message: impl Into<String>) -> Self {
+        Self {
+            sqlstate: None,
+            message: message.into(),
+            row: None,
+            constraint: None,
+            column: None,
+            in_doubt: false,
+        }
+    }
+}
