@@ -104,8 +104,9 @@ impl EventId {
 
     /// The milliseconds since the Unix epoch that the id begins with.
     pub fn millis(&self) -> u64 {
-        let [a, b, c, d, e, f, ..] = self.0;
-        u64::from_be_bytes([0, 0, a, b, c, d, e, f])
+        let mut bytes = [0; 8];
+        bytes[2..].copy_from_slice(&self.0[..6]);
+        u64::from_be_bytes(bytes)
     }
 
     /// The textual form, lower case with hyphens.
