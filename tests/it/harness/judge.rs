@@ -3,6 +3,8 @@
 use std::collections::{HashMap, HashSet};
 use std::time::Duration;
 
+use aurore_events::row::Row;
+
 use super::postgres::Postgres;
 use super::producer::Tally;
 use super::server::{Server, metric};
@@ -32,13 +34,9 @@ pub(crate) fn settle_within(most: Duration, server: &Server) {
 /// Every acknowledged event has come to rest as it was sent, none twice, and nothing that was not sent.
 #[track_caller]
 pub(crate) fn judge(tally: &Tally, postgres: &Postgres) {
-    let rows = postgres.rows(
-        "SELECT event_id::text, message FROM events UNION ALL SELECT event_id::text, message FROM dead_events",
-    );
-    let mut resting: HashMap<String, String> = HashMap::with_capacity(rows.len());
-    let mut messages: HashSet<String> = HashSet::with_capacity(rows.len());
-    for row in &rows {
-        let (id, message): (String, String) = (row.get(0), row.get(1));
+    let mut resting: HashMap<String, String> = HashMap::new();
+    let mut messages: HashSet<String> = HashSet::new();
+    for (id, message) in resting_events(postgres) {
         assert!(tally.sent.contains(&message), "{message} is stored and was never sent");
         assert!(messages.insert(message.clone()), "{message} is stored twice");
         assert!(resting.insert(id, message).is_none(), "an id is stored twice");
@@ -52,4 +50,18 @@ pub(crate) fn judge(tally: &Tally, postgres: &Postgres) {
         tally.acknowledged.len(),
         lost.first()
     );
+}
+
+/// Id and message of every event in the tables.
+#[track_caller]
+fn resting_events(postgres: &Postgres) -> Vec<(String, String)> {
+    let stored = postgres.rows("SELECT event_id::text, message FROM events");
+    let mut all: Vec<(String, String)> = stored.iter().map(|row| (row.get(0), row.get(1))).collect();
+    for dead in postgres.rows("SELECT event_id::text, row FROM dead_events") {
+        let bytes: Vec<u8> = dead.get(1);
+        let (row, rest) = Row::split(&bytes).expect("a dead letter holds the row as it was encoded");
+        assert!(rest.is_empty(), "a dead letter holds one row");
+        all.push((dead.get(0), String::from_utf8_lossy(row.message()).into_owned()));
+    }
+    all
 }
