@@ -6,6 +6,7 @@
 pub mod clock;
 pub mod event;
 pub mod http;
+pub mod ingest;
 pub mod lifecycle;
 pub mod logging;
 pub mod row;
