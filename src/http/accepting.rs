@@ -119,7 +119,7 @@ pub(super) fn turn_away(mut stream: TcpStream) {
 }
 
 const NO_ROOM: &[u8] = b"HTTP/1.1 503 Service Unavailable\r\nContent-Type: application/problem+json\r\n\
-Content-Length: 109\r\nRetry-After: 1\r\nConnection: close\r\n\r\n\
+Content-Length: 108\r\nRetry-After: 1\r\nConnection: close\r\n\r\n\
 {\"type\":\"about:blank\",\"title\":\"Service Unavailable\",\"status\":503,\"detail\":\"there are too many connections\"}\n";
 
 #[cfg(test)]

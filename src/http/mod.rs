@@ -16,6 +16,8 @@ pub mod remote;
 pub mod request;
 pub mod response;
 mod session;
+#[cfg(test)]
+mod session_tests;
 mod target;
 mod wheel;
 
