@@ -39,7 +39,11 @@ pub(super) struct Accepting {
 }
 
 impl Accepting {
-    pub(super) fn new(listener: std::net::TcpListener, registry: &Registry, token: Token) -> io::Result<Self> {
+    pub(super) fn new(
+        listener: std::net::TcpListener,
+        registry: &Registry,
+        token: Token,
+    ) -> io::Result<Self> {
         listener.set_nonblocking(true)?;
         let mut listener = TcpListener::from_std(listener);
         registry.register(&mut listener, token, Interest::READABLE)?;

@@ -134,7 +134,9 @@ fn empty_lines(window: &[u8]) -> Result<Option<usize>, Refusal> {
         match window[at..] {
             [] | [b'\r'] => return Ok(None),
             [b'\r', b'\n', ..] if at < 2 * EMPTY_LINES_MAX => at += 2,
-            [b'\r' | b'\n', ..] => return Err(Refusal::new(400, "the request does not begin with a request line")),
+            [b'\r' | b'\n', ..] => {
+                return Err(Refusal::new(400, "the request does not begin with a request line"));
+            }
             [..] => return Ok(Some(at)),
         }
     }
@@ -292,7 +294,9 @@ impl Codings {
                 Self::Absent if coding.trim_ascii().is_empty() => {
                     Self::Bad(Refusal::new(400, "Transfer-Encoding is empty"))
                 }
-                Self::Absent => Self::Bad(Refusal::new(501, "the only transfer coding known here is chunked")),
+                Self::Absent => {
+                    Self::Bad(Refusal::new(501, "the only transfer coding known here is chunked"))
+                }
                 Self::Chunked => Self::Bad(Refusal::new(400, "chunked must be the last transfer coding")),
                 Self::Bad(refusal) => Self::Bad(refusal),
             };

@@ -4,6 +4,8 @@
 //! `engine_minihttp`, a thin adapter on `may_minihttp`.
 
 mod accepting;
+#[cfg(test)]
+mod acceptor_tests;
 mod chunked;
 mod connection;
 mod encode;
@@ -15,6 +17,7 @@ pub mod refusal;
 pub mod remote;
 pub mod request;
 pub mod response;
+pub mod router;
 mod session;
 #[cfg(test)]
 mod session_tests;

@@ -165,7 +165,8 @@ fn a_body_of_8_mib_is_taken_and_none_above() {
     let last = b"0\r\n\r\n".as_slice();
     let full: Vec<&[u8]> = [head].into_iter().chain([chunk.as_bytes(); 8]).chain([last]).collect();
     assert_eq!(speak(full).statuses, [404]);
-    let above: Vec<&[u8]> = [head].into_iter().chain([chunk.as_bytes(); 8]).chain([b"1\r\nx\r\n".as_slice()]).collect();
+    let above: Vec<&[u8]> =
+        [head].into_iter().chain([chunk.as_bytes(); 8]).chain([b"1\r\nx\r\n".as_slice()]).collect();
     assert_eq!(speak(above).statuses, [413]);
 }
 
