@@ -81,18 +81,17 @@ impl Accepting {
         loop {
             match listener.accept() {
                 Ok((stream, peer)) => return Arrival::Connection(stream, peer.ip().to_canonical()),
-                Err(error) => match error.kind() {
-                    io::ErrorKind::WouldBlock => {
-                        self.pending = false;
-                        return Arrival::Nobody;
-                    }
-                    // The peer gave up while it waited: the next one is not to suffer for it.
-                    io::ErrorKind::ConnectionAborted | io::ErrorKind::Interrupted => {}
-                    _ => {
-                        self.fail(&error, now);
-                        return Arrival::Failed;
-                    }
-                },
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    self.pending = false;
+                    return Arrival::Nobody;
+                }
+                // The peer gave up while it waited: the next one is not to suffer for it.
+                Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => {}
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => {
+                    self.fail(&error, now);
+                    return Arrival::Failed;
+                }
             }
         }
     }

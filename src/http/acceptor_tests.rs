@@ -176,9 +176,10 @@ fn a_connection_answers_one_request_after_another() {
 fn pipelined_requests_are_answered_in_order_however_many() {
     let server = Server::start(Limits { pipelined_max: 4, ..Limits::default() });
     let mut client = server.connect();
-    let requests: String =
-        (0..1000).map(|n| format!("POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 4\r\n\r\n{n:04}")).collect();
-    client.say(requests.as_bytes());
+    let requests: Vec<u8> = (0..1000)
+        .flat_map(|n| format!("POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 4\r\n\r\n{n:04}").into_bytes())
+        .collect();
+    client.say(&requests);
     for n in 0..1000 {
         assert_eq!(client.answer(), (200, format!("{n:04}")));
     }

@@ -99,7 +99,7 @@ where
     };
     // httparse takes a bare LF for a line's end. It takes CR only before LF: a CR for each line, or one is bare.
     let lines = request.headers.len() + 2;
-    if window[..bytes].iter().filter(|byte| **byte == b'\r').count() != lines {
+    if count_cr(&window[..bytes]) != lines {
         return Err(Refusal::new(400, "a line ends with LF alone; CR LF is required"));
     }
     let (Some(method), Some(path), Some(minor)) = (request.method, request.path, request.version) else {
@@ -125,6 +125,14 @@ where
         keep_alive: !fields.close && (!old || fields.keep_alive),
         expects_continue,
     }))
+}
+
+#[expect(
+    clippy::naive_bytecount,
+    reason = "a header is a few hundred bytes, which the compiler counts by 16"
+)]
+fn count_cr(bytes: &[u8]) -> usize {
+    bytes.iter().filter(|byte| **byte == b'\r').count()
 }
 
 /// How many bytes of empty lines stand before the request, or `None` while nothing else does.
@@ -190,7 +198,7 @@ fn refusal(error: httparse::Error, window: &[u8]) -> Refusal {
 
 /// The header fields that decide about the framing.
 #[derive(Debug, Default)]
-struct Fields<'b> {
+pub(super) struct Fields<'b> {
     content_length: Option<&'b [u8]>,
     codings: Codings,
     expect: Option<&'b [u8]>,
@@ -209,9 +217,9 @@ enum Codings {
 }
 
 impl<'b> Fields<'b> {
-    fn gather(headers: &[httparse::Header<'b>], old: bool) -> Result<Self, Refusal> {
+    pub(super) fn gather(headers: &[httparse::Header<'b>], old: bool) -> Result<Self, Refusal> {
         let mut fields = Self::default();
-        let mut hosts = 0_u32;
+        let (mut hosts, mut lengths) = (0_u32, 0_u32);
         for header in headers {
             // The length tells most names apart without a look at the letters.
             match header.name.len() {
@@ -232,15 +240,17 @@ impl<'b> Fields<'b> {
                     }
                 }
                 14 if header.name.eq_ignore_ascii_case("content-length") => {
-                    if fields.content_length.replace(header.value).is_some() {
-                        return Err(Refusal::new(400, "Content-Length stands there twice"));
-                    }
+                    lengths += 1;
+                    fields.content_length = Some(header.value);
                 }
                 17 if header.name.eq_ignore_ascii_case("transfer-encoding") => {
                     fields.codings = fields.codings.and(header.value);
                 }
                 _ => {}
             }
+        }
+        if lengths > 1 {
+            return Err(Refusal::new(400, "Content-Length stands there twice"));
         }
         match hosts {
             0 if !old => Err(Refusal::new(400, "Host is missing")),
@@ -249,7 +259,7 @@ impl<'b> Fields<'b> {
         }
     }
 
-    fn body(&self, old: bool, limits: &Limits) -> Result<Body, Refusal> {
+    pub(super) fn body(&self, old: bool, limits: &Limits) -> Result<Body, Refusal> {
         let Some(length) = self.content_length else {
             return match self.codings {
                 Codings::Absent => Ok(Body::Bytes(0)),

@@ -10,6 +10,7 @@ mod chunked;
 mod connection;
 mod encode;
 pub mod engine_guarded;
+pub mod engine_minihttp;
 mod framing;
 pub mod limits;
 pub mod listener;
