@@ -39,7 +39,11 @@ pub(super) struct Accepting {
 }
 
 impl Accepting {
-    pub(super) fn new(listener: std::net::TcpListener, registry: &Registry, token: Token) -> io::Result<Self> {
+    pub(super) fn new(
+        listener: std::net::TcpListener,
+        registry: &Registry,
+        token: Token,
+    ) -> io::Result<Self> {
         listener.set_nonblocking(true)?;
         let mut listener = TcpListener::from_std(listener);
         registry.register(&mut listener, token, Interest::READABLE)?;
@@ -77,18 +81,17 @@ impl Accepting {
         loop {
             match listener.accept() {
                 Ok((stream, peer)) => return Arrival::Connection(stream, peer.ip().to_canonical()),
-                Err(error) => match error.kind() {
-                    io::ErrorKind::WouldBlock => {
-                        self.pending = false;
-                        return Arrival::Nobody;
-                    }
-                    // The peer gave up while it waited: the next one is not to suffer for it.
-                    io::ErrorKind::ConnectionAborted | io::ErrorKind::Interrupted => {}
-                    _ => {
-                        self.fail(&error, now);
-                        return Arrival::Failed;
-                    }
-                },
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    self.pending = false;
+                    return Arrival::Nobody;
+                }
+                // The peer gave up while it waited: the next one is not to suffer for it.
+                Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => {}
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => {
+                    self.fail(&error, now);
+                    return Arrival::Failed;
+                }
             }
         }
     }
@@ -119,7 +122,7 @@ pub(super) fn turn_away(mut stream: TcpStream) {
 }
 
 const NO_ROOM: &[u8] = b"HTTP/1.1 503 Service Unavailable\r\nContent-Type: application/problem+json\r\n\
-Content-Length: 109\r\nRetry-After: 1\r\nConnection: close\r\n\r\n\
+Content-Length: 108\r\nRetry-After: 1\r\nConnection: close\r\n\r\n\
 {\"type\":\"about:blank\",\"title\":\"Service Unavailable\",\"status\":503,\"detail\":\"there are too many connections\"}\n";
 
 #[cfg(test)]

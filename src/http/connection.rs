@@ -27,6 +27,10 @@ pub(super) enum Next {
 
 /// Invariant: `output` is empty, and not allocated, unless the socket refused to take more.
 #[derive(Debug)]
+#[expect(
+    clippy::struct_excessive_bools,
+    reason = "independent facts about one socket, not states of one machine"
+)]
 pub(super) struct Connection {
     stream: TcpStream,
     pub(super) session: Session,
@@ -125,10 +129,9 @@ impl Connection {
         }
         Ok(match progress {
             // Whatever a client has begun to say before it left stays unsaid.
-            Progress::Hungry if self.eof => Next::Close,
+            Progress::Hungry | Progress::Over if self.eof => Next::Close,
             Progress::Hungry | Progress::Waiting => Next::Sleep,
             Progress::Paused => Next::Again,
-            Progress::Over if self.eof => Next::Close,
             Progress::Over => {
                 self.stream.shutdown(Shutdown::Write)?;
                 self.lingering = Some(desk.limits.linger_bytes_max);

@@ -41,7 +41,8 @@ impl DateLine {
     #[cold]
     fn make(&mut self, clock: &Clock, now: Moment) {
         let wall = clock.wall();
-        let into_second = u64::try_from(wall.micros().rem_euclid(1_000_000)).expect("a remainder is not negative");
+        let into_second =
+            u64::try_from(wall.micros().rem_euclid(1_000_000)).expect("a remainder is not negative");
         self.until = now.plus(std::time::Duration::from_micros(1_000_000 - into_second));
         let time = chrono::DateTime::from_timestamp_micros(wall.micros()).unwrap_or_default();
         self.line = format!("Date: {}\r\n", time.format("%a, %d %b %Y %H:%M:%S GMT")).into_bytes();
@@ -128,7 +129,9 @@ mod tests {
         check(
             &response(202, "application/json", "{}"),
             OPEN,
-            &format!("HTTP/1.1 202 Accepted\r\n{DATE}Content-Type: application/json\r\nContent-Length: 2\r\n\r\n{{}}"),
+            &format!(
+                "HTTP/1.1 202 Accepted\r\n{DATE}Content-Type: application/json\r\nContent-Length: 2\r\n\r\n{{}}"
+            ),
         );
         check(&response(204, "", ""), OPEN, &format!("HTTP/1.1 204 No Content\r\n{DATE}\r\n"));
         check(

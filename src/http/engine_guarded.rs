@@ -21,7 +21,7 @@ use super::limits::Limits;
 use super::remote::{Order, Remote, Shared};
 use super::session::{Desk, Session};
 use super::{Handler, Response};
-use crate::clock::{Clock, Moment};
+use crate::clock::Clock;
 
 const LISTENER: Token = Token(usize::MAX);
 const WAKER: Token = Token(usize::MAX - 1);
@@ -144,6 +144,8 @@ impl<H: Handler> Acceptor<H> {
         self.accept();
         self.deliver();
         self.desk.handler.turn_ended();
+        // What the handler itself gave in that moment goes out before the wait.
+        self.deliver();
         Ok(self.obey())
     }
 

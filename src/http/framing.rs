@@ -99,7 +99,7 @@ where
     };
     // httparse takes a bare LF for a line's end. It takes CR only before LF: a CR for each line, or one is bare.
     let lines = request.headers.len() + 2;
-    if window[..bytes].iter().filter(|byte| **byte == b'\r').count() != lines {
+    if count_cr(&window[..bytes]) != lines {
         return Err(Refusal::new(400, "a line ends with LF alone; CR LF is required"));
     }
     let (Some(method), Some(path), Some(minor)) = (request.method, request.path, request.version) else {
@@ -127,6 +127,14 @@ where
     }))
 }
 
+#[expect(
+    clippy::naive_bytecount,
+    reason = "a header is a few hundred bytes, which the compiler counts by 16"
+)]
+fn count_cr(bytes: &[u8]) -> usize {
+    bytes.iter().filter(|byte| **byte == b'\r').count()
+}
+
 /// How many bytes of empty lines stand before the request, or `None` while nothing else does.
 fn empty_lines(window: &[u8]) -> Result<Option<usize>, Refusal> {
     let mut at = 0;
@@ -134,7 +142,9 @@ fn empty_lines(window: &[u8]) -> Result<Option<usize>, Refusal> {
         match window[at..] {
             [] | [b'\r'] => return Ok(None),
             [b'\r', b'\n', ..] if at < 2 * EMPTY_LINES_MAX => at += 2,
-            [b'\r' | b'\n', ..] => return Err(Refusal::new(400, "the request does not begin with a request line")),
+            [b'\r' | b'\n', ..] => {
+                return Err(Refusal::new(400, "the request does not begin with a request line"));
+            }
             [..] => return Ok(Some(at)),
         }
     }
@@ -188,7 +198,7 @@ fn refusal(error: httparse::Error, window: &[u8]) -> Refusal {
 
 /// The header fields that decide about the framing.
 #[derive(Debug, Default)]
-struct Fields<'b> {
+pub(super) struct Fields<'b> {
     content_length: Option<&'b [u8]>,
     codings: Codings,
     expect: Option<&'b [u8]>,
@@ -207,9 +217,9 @@ enum Codings {
 }
 
 impl<'b> Fields<'b> {
-    fn gather(headers: &[httparse::Header<'b>], old: bool) -> Result<Self, Refusal> {
+    pub(super) fn gather(headers: &[httparse::Header<'b>], old: bool) -> Result<Self, Refusal> {
         let mut fields = Self::default();
-        let mut hosts = 0_u32;
+        let (mut hosts, mut lengths) = (0_u32, 0_u32);
         for header in headers {
             // The length tells most names apart without a look at the letters.
             match header.name.len() {
@@ -230,15 +240,17 @@ impl<'b> Fields<'b> {
                     }
                 }
                 14 if header.name.eq_ignore_ascii_case("content-length") => {
-                    if fields.content_length.replace(header.value).is_some() {
-                        return Err(Refusal::new(400, "Content-Length stands there twice"));
-                    }
+                    lengths += 1;
+                    fields.content_length = Some(header.value);
                 }
                 17 if header.name.eq_ignore_ascii_case("transfer-encoding") => {
                     fields.codings = fields.codings.and(header.value);
                 }
                 _ => {}
             }
+        }
+        if lengths > 1 {
+            return Err(Refusal::new(400, "Content-Length stands there twice"));
         }
         match hosts {
             0 if !old => Err(Refusal::new(400, "Host is missing")),
@@ -247,7 +259,7 @@ impl<'b> Fields<'b> {
         }
     }
 
-    fn body(&self, old: bool, limits: &Limits) -> Result<Body, Refusal> {
+    pub(super) fn body(&self, old: bool, limits: &Limits) -> Result<Body, Refusal> {
         let Some(length) = self.content_length else {
             return match self.codings {
                 Codings::Absent => Ok(Body::Bytes(0)),
@@ -292,7 +304,9 @@ impl Codings {
                 Self::Absent if coding.trim_ascii().is_empty() => {
                     Self::Bad(Refusal::new(400, "Transfer-Encoding is empty"))
                 }
-                Self::Absent => Self::Bad(Refusal::new(501, "the only transfer coding known here is chunked")),
+                Self::Absent => {
+                    Self::Bad(Refusal::new(501, "the only transfer coding known here is chunked"))
+                }
                 Self::Chunked => Self::Bad(Refusal::new(400, "chunked must be the last transfer coding")),
                 Self::Bad(refusal) => Self::Bad(refusal),
             };

@@ -55,7 +55,7 @@ impl Default for Limits {
             body_rate_min: 1024,
             idle_timeout: Duration::from_secs(75),
             slow_reader_timeout: Duration::from_secs(30),
-            answer_timeout: Duration::from_secs(60),
+            answer_timeout: Duration::from_mins(1),
             pipelined_max: 32,
             output_bytes_max: 256 * 1024,
             linger_timeout: Duration::from_secs(2),

@@ -4,10 +4,13 @@
 //! `engine_minihttp`, a thin adapter on `may_minihttp`.
 
 mod accepting;
+#[cfg(test)]
+mod acceptor_tests;
 mod chunked;
 mod connection;
 mod encode;
 pub mod engine_guarded;
+pub mod engine_minihttp;
 mod framing;
 pub mod limits;
 pub mod listener;
@@ -15,7 +18,10 @@ pub mod refusal;
 pub mod remote;
 pub mod request;
 pub mod response;
+pub mod router;
 mod session;
+#[cfg(test)]
+mod session_tests;
 mod target;
 mod wheel;
 

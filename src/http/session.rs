@@ -84,9 +84,14 @@ enum Phase {
     /// Before or within the header.
     Head,
     /// Header known to be good, `bytes` of header and body awaited.
-    Body { bytes: usize },
+    Body {
+        bytes: usize,
+    },
     Chunked(Box<Chunked>),
-    Waiting { serial: u64, frame: Frame },
+    Waiting {
+        serial: u64,
+        frame: Frame,
+    },
     Over,
 }
 

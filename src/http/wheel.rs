@@ -1,12 +1,11 @@
 //! A timer wheel: which connections may be due. It holds a time for each slot of the slab, never a verdict:
 //! the deadline itself is a field of the connection, and whoever is told "due" looks there.
 
-use std::time::Duration;
-
 use crate::clock::Moment;
 
 /// The grain. Deadlines are seconds; one grain late is nothing to a client.
-const GRAIN: Duration = Duration::from_millis(50);
+const GRAIN_MILLIS: u64 = 50;
+const GRAIN_NANOS: u64 = GRAIN_MILLIS * 1_000_000;
 /// A power of two. With the grain it spans 102 s, which covers the longest wait; a longer one comes round again.
 const SLOTS: u64 = 2048;
 /// No entry.
@@ -30,7 +29,7 @@ impl Wheel {
         Self {
             slots: (0..SLOTS).map(|_| Vec::new()).collect(),
             armed: Vec::new(),
-            fired: now.nanos() / grain_nanos(),
+            fired: now.nanos() / GRAIN_NANOS,
             next: NONE,
         }
     }
@@ -38,7 +37,7 @@ impl Wheel {
     /// Sees to it that `token` is reported at `deadline` or sooner. Costs nothing when it already would be.
     #[inline]
     pub(super) fn ensure(&mut self, token: usize, deadline: Moment) {
-        let tick = (deadline.nanos() / grain_nanos()).saturating_add(1);
+        let tick = (deadline.nanos() / GRAIN_NANOS).saturating_add(1);
         if self.armed.get(token).is_some_and(|armed| *armed <= tick) {
             return;
         }
@@ -58,13 +57,13 @@ impl Wheel {
 
     /// When to look again; `None` when nothing is waited for.
     pub(super) fn next(&self) -> Option<Moment> {
-        (self.next != NONE).then(|| Moment::from_nanos(self.next.saturating_mul(grain_nanos())))
+        (self.next != NONE).then(|| Moment::from_nanos(self.next.saturating_mul(GRAIN_NANOS)))
     }
 
     /// Moves the tokens whose time has come into `due`, which forgets them here.
     #[inline]
     pub(super) fn advance(&mut self, now: Moment, due: &mut Vec<usize>) {
-        let tick = now.nanos() / grain_nanos();
+        let tick = now.nanos() / GRAIN_NANOS;
         if tick >= self.next {
             self.fire(tick, due);
         } else {
@@ -92,17 +91,14 @@ impl Wheel {
     }
 }
 
-fn grain_nanos() -> u64 {
-    const NANOS: u64 = GRAIN.as_nanos() as u64;
-    NANOS
-}
-
 fn slot(tick: u64) -> usize {
     usize::try_from(tick % SLOTS).expect("a remainder of 2048")
 }
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
 
     fn at(millis: u64) -> Moment {
