@@ -1,0 +1,44 @@
+# shellcheck shell=bash
+# What the scripts share: finding PostgreSQL's programs and installing packages. Sourced, not run.
+
+say() { printf '%s\n' "$*" >&2; }
+die() { say "$*"; exit 1; }
+
+# Installs Debian packages, as root or through sudo.
+install_packages() {
+  command -v apt-get >/dev/null || die "please install: $* (no apt-get here)"
+  local root=()
+  if [ "$(id -u)" -ne 0 ]; then
+    command -v sudo >/dev/null || die "please install as root: apt-get install $*"
+    root=(sudo)
+  fi
+  say "installing: $*"
+  "${root[@]}" apt-get update -qq
+  "${root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "$@" >&2
+}
+
+# Whether initdb and postgres are in PATH, where pg_config says, or where Debian puts them.
+has_postgres() {
+  local dir
+  for dir in $(tr ':' ' ' <<<"$PATH") "$(pg_config --bindir 2>/dev/null || true)" /usr/lib/postgresql/*/bin; do
+    if [ -x "$dir/initdb" ] && [ -x "$dir/postgres" ]; then return 0; fi
+  done
+  return 1
+}
+
+# Installs PostgreSQL's server programs unless they are there. Debian's package would make and start a cluster of
+# its own, which nobody here needs.
+need_postgres() {
+  if has_postgres; then return; fi
+  if [ "$(id -u)" -eq 0 ] && [ ! -e /etc/postgresql-common/createcluster.conf ]; then
+    mkdir -p /etc/postgresql-common
+    echo 'create_main_cluster = false' >/etc/postgresql-common/createcluster.conf
+  fi
+  install_packages postgresql
+}
+
+# Installs what compiling needs besides the Rust toolchain.
+need_compiler() {
+  command -v cargo >/dev/null || die "please install Rust first: https://rustup.rs"
+  command -v cc >/dev/null || install_packages gcc libc6-dev
+}

@@ -1,0 +1,28 @@
+//! The second engine serves the same handlers.
+
+use sonic_rs::JsonValueTrait;
+
+use crate::harness::client::{JSON, NDJSON};
+use crate::harness::events::{id_of, ids_of, list};
+use crate::harness::{World, event, settle};
+
+#[test]
+fn the_minihttp_engine_takes_every_form_and_answers_queries() {
+    let mut world = World::start(&[("HTTP_ENGINE", "minihttp"), ("DRAIN_INTERVAL", "50")]);
+    let mut client = world.server.client();
+    let id = id_of(&client.post_json(event("mini", "alone")));
+    let pair = [event("mini", "one"), event("mini", "two")];
+    assert_eq!(ids_of(&client.post(JSON, format!("[{}]", pair.join(",")))).len(), 2);
+    assert_eq!(ids_of(&client.post(NDJSON, pair.join("\n"))).len(), 2);
+    // Larger than one read of a socket.
+    assert_eq!(ids_of(&client.post_ndjson(&vec![event("mini", &"x".repeat(1_000)); 500])).len(), 500);
+    assert_eq!(client.post_json(event("", "bad")).status, 400);
+    assert_eq!(client.get("/nowhere").status, 404);
+    settle(&world.server);
+    assert_eq!(world.postgres.stored(), 505);
+    assert_eq!(client.get_json(&format!("/events/{id}"))["message"].as_str(), Some("alone"));
+    assert_eq!(list(&client.get_json("/events?service=mini&limit=10")["events"]).len(), 10);
+    assert_eq!(client.get("/ready").status, 200);
+    drop(client);
+    world.server.stop();
+}

@@ -1,0 +1,52 @@
+//! Events as a producer writes them.
+
+use aurore_events::clock::Clock;
+use aurore_events::event::Timestamp;
+use sonic_rs::{JsonContainerTrait, JsonValueTrait, Value};
+
+/// The time of day.
+pub(crate) fn now() -> Timestamp {
+    Clock::system().wall()
+}
+
+/// An event of now. Service and message need no escaping.
+pub(crate) fn event(service: &str, message: &str) -> String {
+    event_at(now(), service, message)
+}
+
+pub(crate) fn event_at(time: Timestamp, service: &str, message: &str) -> String {
+    format!(r#"{{"timestamp":"{time}","service":"{service}","message":"{message}"}}"#)
+}
+
+/// An event with a key.
+pub(crate) fn keyed(time: Timestamp, service: &str, key: &str) -> String {
+    format!(r#"{{"timestamp":"{time}","service":"{service}","message":"m","idempotency_key":"{key}"}}"#)
+}
+
+/// The id in the answer to a single event.
+#[track_caller]
+pub(crate) fn id_of(reply: &super::Reply) -> String {
+    assert_eq!(reply.status, 202, "{}", reply.text());
+    let json = reply.json();
+    assert_eq!(json["status"].as_str(), Some("accepted"), "{}", reply.text());
+    text(&json["event_id"])
+}
+
+/// The ids in the answer to a batch.
+#[track_caller]
+pub(crate) fn ids_of(reply: &super::Reply) -> Vec<String> {
+    assert_eq!(reply.status, 202, "{}", reply.text());
+    list(&reply.json()["event_ids"]).iter().map(text).collect()
+}
+
+/// A string that must be there.
+#[track_caller]
+pub(crate) fn text(value: &Value) -> String {
+    value.as_str().unwrap_or_else(|| panic!("{value} is no string")).to_owned()
+}
+
+/// An array that must be there.
+#[track_caller]
+pub(crate) fn list(value: &Value) -> Vec<Value> {
+    value.as_array().unwrap_or_else(|| panic!("{value} is no array")).iter().cloned().collect()
+}

@@ -1,0 +1,210 @@
+//! A private PostgreSQL cluster that a test may stop, crash, restart and break.
+
+use std::fs::{self, File};
+use std::net::TcpListener;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicU16, Ordering};
+use std::time::Duration;
+
+use postgres::types::FromSqlOwned;
+use postgres::{Client, NoTls, Row};
+
+use super::process::{bound_command, exit_within, is_root, signal};
+use super::temp::TempDir;
+use super::wait::until;
+
+const MISSING: &str = "these tests need PostgreSQL 14 or later and found none. On Debian: \
+                       apt-get install postgresql (its programs are enough, no cluster needs to run)";
+/// Below the range the kernel takes the ports of outgoing connections from: while the database is down, nobody
+/// else may get its port, and a client that tries to connect may not meet itself.
+const PORTS: std::ops::Range<u16> = 20_000..32_000;
+
+/// The cluster: user `postgres` over a unix socket for the test, user and owner `aurore` of the database `aurore`
+/// over TCP for the server. Nothing is flushed to disk, since no power is cut here.
+pub(crate) struct Postgres {
+    port: u16,
+    process: Option<Child>,
+    dir: TempDir,
+}
+
+impl Postgres {
+    pub(crate) fn start() -> Self {
+        let dir = TempDir::new();
+        if is_root() {
+            run(Command::new("chown").arg("postgres").arg(dir.path()), MISSING);
+        }
+        let mut initdb = bound_command("KILL", user(), program("initdb"));
+        initdb.args(["--no-sync", "--auth=trust", "--username=postgres", "--encoding=UTF8", "--locale=C"]);
+        run(initdb.arg("-D").arg(dir.path().join("data")), "initdb failed");
+        let mut this = Self { port: free_port(), process: None, dir };
+        while !this.launched() {
+            this.port = free_port();
+        }
+        let mut client = this.connect("postgres");
+        client.batch_execute("CREATE ROLE aurore LOGIN").expect("the role can be made");
+        client.batch_execute("CREATE DATABASE aurore OWNER aurore").expect("the database can be made");
+        this
+    }
+
+    /// What the server is told.
+    pub(crate) fn url(&self) -> String {
+        format!("postgresql://aurore@127.0.0.1:{}/aurore", self.port)
+    }
+
+    pub(crate) fn stop_fast(&mut self) {
+        self.stop("INT");
+    }
+
+    /// As a crash does: no checkpoint, connections cut, recovery at the next start.
+    pub(crate) fn stop_immediate(&mut self) {
+        self.stop("QUIT");
+    }
+
+    /// Up again on the same port. The thread that calls this must outlive the database.
+    pub(crate) fn start_again(&mut self) {
+        assert!(self.process.is_none(), "BUG: the database runs already");
+        assert!(self.launched(), "the database does not start again:\n{}", self.log());
+    }
+
+    /// A session of the superuser.
+    pub(crate) fn client(&self) -> Client {
+        self.connect("aurore")
+    }
+
+    #[track_caller]
+    pub(crate) fn execute(&self, sql: &str) {
+        if let Err(error) = self.client().batch_execute(sql) {
+            panic!("{sql}: {error:?}");
+        }
+    }
+
+    #[track_caller]
+    pub(crate) fn rows(&self, sql: &str) -> Vec<Row> {
+        self.client().query(sql, &[]).unwrap_or_else(|error| panic!("{sql}: {error:?}"))
+    }
+
+    /// The one value of a query.
+    #[track_caller]
+    pub(crate) fn value<T: FromSqlOwned>(&self, sql: &str) -> T {
+        let rows = self.rows(sql);
+        assert_eq!(rows.len(), 1, "{sql}");
+        rows[0].get(0)
+    }
+
+    /// How many events lie in the table.
+    #[track_caller]
+    pub(crate) fn stored(&self) -> i64 {
+        self.value("SELECT count(*) FROM events")
+    }
+
+    #[track_caller]
+    pub(crate) fn dead(&self) -> i64 {
+        self.value("SELECT count(*) FROM dead_events")
+    }
+
+    fn connect(&self, database: &str) -> Client {
+        postgres::Config::new()
+            .host_path(self.dir.path())
+            .port(self.port)
+            .user("postgres")
+            .dbname(database)
+            .connect(NoTls)
+            .expect("the test's own session opens")
+    }
+
+    /// Whether it came up; not when its port is taken.
+    fn launched(&mut self) -> bool {
+        let log = File::options().create(true).append(true).open(self.dir.path().join("log"));
+        let log = log.expect("the log can be written");
+        let mut command = bound_command("QUIT", user(), program("postgres"));
+        command.arg("-D").arg(self.dir.path().join("data"));
+        for setting in [
+            "listen_addresses=127.0.0.1",
+            &format!("port={}", self.port),
+            &format!("unix_socket_directories={}", self.dir.path().display()),
+            "fsync=off",
+            "full_page_writes=off",
+            "shared_buffers=32MB",
+            "max_connections=60",
+            "logging_collector=off",
+        ] {
+            command.args(["-c", setting]);
+        }
+        let out = log.try_clone().expect("a file handle can be copied");
+        let mut process = command.stdout(out).stderr(log).spawn().expect("setpriv (util-linux) runs");
+        let mut up = false;
+        until("PostgreSQL answers", || {
+            up = postgres::Config::new()
+                .host_path(self.dir.path())
+                .port(self.port)
+                .user("postgres")
+                .dbname("postgres")
+                .connect(NoTls)
+                .is_ok();
+            up || process.try_wait().expect("a child can be waited for").is_some()
+        });
+        self.process = up.then_some(process);
+        up
+    }
+
+    fn stop(&mut self, how: &str) {
+        let mut process = self.process.take().expect("BUG: the database is stopped already");
+        signal(how, process.id());
+        exit_within(Duration::from_secs(30), "PostgreSQL", &mut process);
+    }
+
+    fn log(&self) -> String {
+        fs::read_to_string(self.dir.path().join("log")).unwrap_or_default()
+    }
+}
+
+impl Drop for Postgres {
+    fn drop(&mut self) {
+        if self.process.is_some() {
+            self.stop("QUIT");
+        }
+    }
+}
+
+fn free_port() -> u16 {
+    static NEXT: AtomicU16 = AtomicU16::new(0);
+    // Tests run as processes of their own: each begins elsewhere.
+    let begin = u16::try_from(std::process::id() % 1200).expect("a remainder of 1,200 fits") * 10;
+    loop {
+        let step = NEXT.fetch_add(1, Ordering::Relaxed);
+        let port = PORTS.start + (begin + step) % (PORTS.end - PORTS.start);
+        if TcpListener::bind(("127.0.0.1", port)).is_ok() {
+            return port;
+        }
+    }
+}
+
+fn user() -> Option<&'static str> {
+    is_root().then_some("postgres")
+}
+
+/// Finds a program of PostgreSQL: in PATH, where `pg_config` says, or where Debian puts them (the newest).
+fn program(name: &str) -> PathBuf {
+    let mut dirs: Vec<PathBuf> =
+        std::env::split_paths(&std::env::var_os("PATH").unwrap_or_default()).collect();
+    if let Ok(output) = Command::new("pg_config").arg("--bindir").stderr(Stdio::null()).output() {
+        dirs.push(PathBuf::from(String::from_utf8_lossy(&output.stdout).trim()));
+    }
+    let mut packaged: Vec<(u32, PathBuf)> = fs::read_dir("/usr/lib/postgresql")
+        .into_iter()
+        .flatten()
+        .flatten()
+        .filter_map(|entry| Some((entry.file_name().to_str()?.parse().ok()?, entry.path().join("bin"))))
+        .collect();
+    packaged.sort_unstable();
+    dirs.extend(packaged.into_iter().rev().map(|(_, dir)| dir));
+    let found = dirs.iter().map(|dir| dir.join(name)).find(|path: &PathBuf| Path::is_file(path));
+    found.unwrap_or_else(|| panic!("{MISSING}"))
+}
+
+fn run(command: &mut Command, otherwise: &str) {
+    let output = command.output().unwrap_or_else(|error| panic!("{command:?}: {error}"));
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{otherwise}\n{command:?}: {stderr}");
+}

@@ -1,0 +1,114 @@
+//! What the server says of itself.
+
+use sonic_rs::JsonValueTrait;
+
+use crate::harness::client::request;
+use crate::harness::events::{id_of, ids_of};
+use crate::harness::{World, event, settle, until};
+
+/// The names of the buffer, the writer, the database and the ledger. Dashboards and alerts rely on them.
+const NAMES: &[&str] = &[
+    "buffer_size",
+    "buffer_capacity",
+    "buffer_utilization_percent",
+    "buffer_health_status",
+    "events_enqueued_total",
+    "events_dropped_total",
+    "events_drop_rate_percent",
+    "events_throughput_per_second",
+    "batches_processed_total",
+    "events_processed_total",
+    "batch_processing_time_ms",
+    "batch_insert_time_ms",
+    "database_connection_status",
+    "circuit_breaker_state",
+    "events_received_total",
+    "events_stored_total",
+    "events_duplicate_total",
+    "events_dead_total",
+];
+
+#[test]
+fn the_server_reports_on_itself() {
+    let world = World::start(&[("DRAIN_INTERVAL", "50")]);
+    let mut client = world.server.client();
+    id_of(&client.post_json(event("s", "m")));
+    ids_of(&client.post_ndjson(&vec![event("s", "m"); 9]));
+    settle(&world.server);
+
+    for path in ["/live", "/ready", "/health"] {
+        assert_eq!(client.get(path).status, 200, "{path}");
+    }
+    assert_eq!(client.get_json("/health")["status"].as_str(), Some("healthy"));
+
+    let reply = client.get("/metrics/prometheus");
+    let kind = reply.header("content-type").unwrap_or_default();
+    assert!(kind.starts_with("text/plain") && kind.contains("version=0.0.4"), "{kind}");
+    let page = reply.text();
+    for name in NAMES {
+        assert!(page.contains(&format!("# TYPE {name} ")), "{name} has no type in:\n{page}");
+        assert!(page.contains(&format!("# HELP {name} ")), "{name} has no help in:\n{page}");
+        assert!(page.lines().any(|line| line.starts_with(name)), "{name} has no value in:\n{page}");
+    }
+    for name in ["batch_processing_time_ms", "batch_insert_time_ms"] {
+        assert!(page.contains(&format!("# TYPE {name} histogram")), "{page}");
+    }
+    for name in
+        ["events_enqueued_total", "events_processed_total", "events_received_total", "events_stored_total"]
+    {
+        assert_eq!(world.server.metric(name), 10, "{name}");
+    }
+    assert_eq!(world.server.metric("buffer_capacity"), 50_000, "the default");
+    assert_eq!(world.server.metric("buffer_health_status"), 2);
+    assert_eq!(world.server.metric("database_connection_status"), 1);
+
+    // JSON unless text is preferred.
+    let json = client.get_json("/metrics");
+    let figures = json.to_string();
+    for name in [
+        "totalEnqueued",
+        "totalDropped",
+        "lastEnqueueTime",
+        "lastDrainTime",
+        "totalBatchesProcessed",
+        "totalEventsProcessed",
+        "totalInsertTimeMs",
+        "averageBatchProcessingTimeMs",
+    ] {
+        assert!(figures.contains(&format!("\"{name}\"")), "{name} is not in {figures}");
+    }
+    for (accept, is_text) in [
+        ("application/json", false),
+        ("*/*", false),
+        ("text/plain", true),
+        ("text/plain;version=0.0.4, */*;q=0.1", true),
+        ("application/openmetrics-text; version=1.0.0, text/plain;q=0.5", true),
+        ("application/json, text/plain;q=0.5", false),
+    ] {
+        let reply = client.exchange(&request("GET", "/metrics", &[("Accept", accept)], b""));
+        assert_eq!(reply.status, 200);
+        assert_eq!(reply.text().contains("# TYPE buffer_size"), is_text, "{accept}");
+    }
+}
+
+#[test]
+fn readiness_needs_the_database_or_room() {
+    let mut world = World::start(&[
+        ("BUFFER_MAX_SIZE", "20"),
+        ("CIRCUIT_BREAKER_TIMEOUT_MS", "100"),
+        ("DRAIN_INTERVAL", "50"),
+    ]);
+    let mut client = world.server.client();
+    world.postgres.stop_fast();
+    until("the database is known to be away", || world.server.metric("database_connection_status") == 0);
+    assert_eq!(client.get("/ready").status, 200, "there is room");
+    ids_of(&client.post_ndjson(&vec![event("s", "m"); 20]));
+    until("it is not ready", || client.get("/ready").status == 503);
+    assert!(!client.get("/ready").body.is_empty(), "it says why");
+    assert_eq!(client.get("/live").status, 200);
+    assert_eq!(world.server.metric("buffer_health_status"), 0);
+    world.postgres.start_again();
+    until("it is ready", || client.get("/ready").status == 200);
+    settle(&world.server);
+    assert_eq!(world.postgres.stored(), 20);
+}

@@ -1,0 +1,70 @@
+//! The server's ids: they begin with the event's time, and a key makes the same event the same id.
+
+use aurore_events::event::{EventId, Timestamp};
+
+use crate::harness::client::{JSON, NDJSON, request};
+use crate::harness::events::{id_of, ids_of, keyed};
+use crate::harness::{World, event_at, now, settle};
+
+#[track_caller]
+fn check(id: &str, time: Timestamp, version: char) {
+    let parsed: EventId = id.parse().unwrap_or_else(|error| panic!("{id}: {error}"));
+    assert_eq!(i64::try_from(parsed.millis()), Ok(time.millis()), "{id}");
+    assert_eq!(id.chars().nth(14), Some(version), "{id}");
+    assert!(matches!(id.chars().nth(19), Some('8' | '9' | 'a' | 'b')), "{id}: the variant of RFC 9562");
+}
+
+#[test]
+fn an_id_begins_with_the_events_time_and_a_key_makes_it_repeatable() {
+    let mut world = World::start(&[]);
+    let time = Timestamp::from_micros(now().micros() - 3_600_000_000);
+    let with_header = |key: &str, kind: &str, body: &str| {
+        request("POST", "/events", &[("Content-Type", kind), ("Idempotency-Key", key)], body.as_bytes())
+    };
+    let pair = [event_at(time, "s", "one"), event_at(time, "s", "two")];
+    let array = format!("[{}]", pair.join(","));
+
+    let mut client = world.server.client();
+    let plain = id_of(&client.post_json(&pair[0]));
+    check(&plain, time, '7');
+    let again = id_of(&client.post_json(&pair[0]));
+    assert_ne!(plain, again, "without a key the same event may happen twice");
+
+    let first = id_of(&client.post_json(keyed(time, "s", "k")));
+    check(&first, time, '8');
+    assert_eq!(id_of(&client.post_json(keyed(time, "s", "k"))), first);
+    // The same key of another service, of another time, and another key: other events.
+    let other_time = Timestamp::from_micros(time.micros() + 1_000);
+    for other in [keyed(time, "t", "k"), keyed(other_time, "s", "k"), keyed(time, "s", "l")] {
+        assert_ne!(id_of(&client.post_json(other)), first);
+    }
+    // Within a batch.
+    let ids =
+        ids_of(&client.post_ndjson(&[keyed(time, "s", "b"), keyed(time, "s", "c"), keyed(time, "s", "b")]));
+    assert_eq!(ids[0], ids[2]);
+    assert_ne!(ids[0], ids[1]);
+    // By the header, for a whole request: the key and the index.
+    let by_header = id_of(&client.exchange(&with_header("h", JSON, &pair[0])));
+    check(&by_header, time, '8');
+    assert_eq!(id_of(&client.exchange(&with_header("h", JSON, &pair[0]))), by_header);
+    let batch = ids_of(&client.exchange(&with_header("hb", JSON, &array)));
+    check(&batch[0], time, '8');
+    assert_ne!(batch[0], batch[1]);
+    assert_eq!(ids_of(&client.exchange(&with_header("hb", NDJSON, &pair.join("\n")))), batch);
+
+    // plain 2; keyed 1 and 3 others; batch 2; header 1 and 2. Sent again: 1, 1, 1, 2.
+    settle(&world.server);
+    assert_eq!(world.postgres.stored(), 11);
+    assert_eq!(world.server.metric("events_stored_total"), 11);
+    assert_eq!(world.server.metric("events_duplicate_total"), 5);
+
+    // A server that knows nothing of the first one's life comes to the same ids, and stores nothing again.
+    world.server.stop();
+    world.server.start_again();
+    let mut client = world.server.client();
+    assert_eq!(id_of(&client.post_json(keyed(time, "s", "k"))), first);
+    assert_eq!(ids_of(&client.exchange(&with_header("hb", JSON, &array))), batch);
+    settle(&world.server);
+    assert_eq!(world.postgres.stored(), 11);
+    assert_eq!(world.server.metric("events_duplicate_total"), 3);
+}

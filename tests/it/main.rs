@@ -1,0 +1,18 @@
+//! The promises of the server, a file each, tried on the real binary and a private PostgreSQL.
+//!
+//! Every test has its own cluster, server and data directory, so they may all run at once. They wait for
+//! conditions, never for a time, and end on their own: a killed test takes its processes with it.
+
+mod harness;
+
+mod answers;
+mod backpressure;
+mod engines;
+mod health;
+mod ids;
+mod outage;
+mod queries;
+mod shutdown;
+mod start;
+mod validation;
+mod verdicts;

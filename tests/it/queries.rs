@@ -1,0 +1,175 @@
+//! What was stored is found again: by service and time, in order, page by page without gaps or repeats, by id.
+
+use aurore_events::event::Timestamp;
+use sonic_rs::{JsonValueTrait, Value};
+
+use crate::harness::events::{id_of, ids_of, list, text};
+use crate::harness::{Client, World, event_at, now, settle, until};
+
+#[track_caller]
+fn messages(page: &Value) -> Vec<String> {
+    list(&page["events"]).iter().map(|event| text(&event["message"])).collect()
+}
+
+/// All pages of a query from first to last.
+#[track_caller]
+fn walk(client: &mut Client, query: &str) -> Vec<String> {
+    let mut all = Vec::new();
+    let mut path = format!("/events?{query}");
+    loop {
+        let page = client.get_json(&path);
+        all.extend(messages(&page));
+        let Some(cursor) = page["page"]["next_cursor"].as_str() else { return all };
+        assert!(
+            cursor.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_.~".contains(&byte)),
+            "{cursor}"
+        );
+        path = format!("/events?{query}&cursor={cursor}");
+    }
+}
+
+#[test]
+fn events_are_found_by_service_and_time_in_order() {
+    let world = World::start(&[]);
+    let mut client = world.server.client();
+    // 1,000 events of a second each ten: times repeat, so order and cursor must tell equal times apart.
+    let base = Timestamp::from_micros(now().micros() / 1_000_000 * 1_000_000 - 3_600_000_000);
+    let at = |second: i64| Timestamp::from_micros(base.micros() + second * 1_000_000);
+    let service = |index: i64| if index % 4 == 0 { "quarter" } else { "rest" };
+    let batch: Vec<String> =
+        (0..1_000).map(|index| event_at(at(index / 10), service(index), &format!("m{index:04}"))).collect();
+    ids_of(&client.post_ndjson(&batch));
+    // Outside of the default window, and another service name that must be taken literally.
+    let old = Timestamp::from_micros(now().micros() - 2 * 86_400_000_000);
+    id_of(&client.post_json(event_at(old, "quarter", "old")));
+    id_of(&client.post_json(event_at(at(0), "a b&c=d%é", "odd")));
+    settle(&world.server);
+
+    pages(&mut client, &world);
+    windows(&mut client, &at, old);
+    bad_parameters(&mut client);
+}
+
+fn pages(client: &mut Client, world: &World) {
+    for order in ["asc", "desc"] {
+        for limit in [7, 250, 1_000] {
+            let found = walk(client, &format!("service=rest&order={order}&limit={limit}"));
+            let wanted: Vec<String> = world
+                .postgres
+                .rows(&format!(
+                    "SELECT message FROM events WHERE service = 'rest' ORDER BY timestamp {order}, event_id {order}"
+                ))
+                .iter()
+                .map(|row| row.get(0))
+                .collect();
+            assert_eq!(wanted.len(), 750);
+            assert_eq!(found, wanted, "{order} by {limit}");
+        }
+    }
+    let mut all = walk(client, "limit=333");
+    all.sort_unstable();
+    let mut wanted: Vec<String> = (0..1_000).map(|index| format!("m{index:04}")).collect();
+    wanted.push("odd".into());
+    assert_eq!(all, wanted);
+
+    // A page that begins before newer events came goes on where it was.
+    let first = client.get_json("/events?service=quarter&limit=10");
+    let cursor = text(&first["page"]["next_cursor"]);
+    id_of(&client.post_json(event_at(now(), "quarter", "newer")));
+    settle(&world.server);
+    let second = client.get_json(&format!("/events?service=quarter&limit=10&cursor={cursor}"));
+    let both: Vec<String> = messages(&first).into_iter().chain(messages(&second)).collect();
+    assert_eq!(both.len(), 20);
+    assert!(!both.contains(&"newer".to_owned()));
+
+    // Newest first and 100 unless told otherwise.
+    let page = client.get_json("/events");
+    assert_eq!(messages(&page).len(), 100);
+    assert_eq!(messages(&page)[0], "newer");
+    assert_eq!(page["page"]["limit"].as_u64(), Some(100));
+    assert_eq!(page["page"]["total"].as_u64(), Some(1_002));
+    let page = client.get_json("/events?service=quarter&count=none&limit=1000");
+    assert!(page["page"]["total"].is_null() || page["page"].get("total").is_none());
+    assert!(page["page"]["next_cursor"].is_null(), "the last page says so");
+    assert_eq!(messages(&page).len(), 251);
+    assert_eq!(messages(&client.get_json("/events?service=a%20b%26c%3Dd%25%C3%A9")), ["odd"]);
+    assert_eq!(messages(&client.get_json("/events?service=nobody")), [""; 0]);
+}
+
+fn windows(client: &mut Client, at: &dyn Fn(i64) -> Timestamp, old: Timestamp) {
+    // `from` belongs to the window, `to` does not.
+    let window = format!("from={}&to={}&order=asc&limit=1000", at(10), at(12));
+    let found = messages(&client.get_json(&format!("/events?{window}")));
+    let wanted: Vec<String> = (100..120).map(|index| format!("m{index:04}")).collect();
+    let mut sorted = found.clone();
+    sorted.sort_unstable();
+    assert_eq!(sorted, wanted);
+    let millis = format!("from={}&to={}&order=asc&limit=1000", at(10).millis(), at(12).millis());
+    assert_eq!(messages(&client.get_json(&format!("/events?{millis}"))), found);
+    // The default window is a day.
+    let from = Timestamp::from_micros(old.micros() - 1);
+    assert_eq!(messages(&client.get_json(&format!("/events?from={from}&order=asc&limit=1")))[0], "old");
+}
+
+fn bad_parameters(client: &mut Client) {
+    for (field, value) in [
+        ("limit", "0"),
+        ("limit", "1001"),
+        ("limit", "-1"),
+        ("limit", "ten"),
+        ("limit", ""),
+        ("from", "yesterday"),
+        ("to", "2026-13-01T00:00:00Z"),
+        ("order", "sideways"),
+        ("count", "maybe"),
+        ("cursor", "nonsense"),
+        ("service", ""),
+        ("service", "%00"),
+        ("service", "%ff"),
+        ("colour", "red"),
+    ] {
+        let reply = client.get(&format!("/events?{field}={value}"));
+        assert_eq!(reply.status, 400, "{field}={value}: {}", reply.text());
+        let errors = list(&reply.json()["errors"]);
+        assert_eq!(text(&errors[0]["field"]), field, "{}", reply.text());
+    }
+}
+
+#[test]
+fn an_event_is_found_by_its_id() {
+    let mut world = World::start(&[("CIRCUIT_BREAKER_TIMEOUT_MS", "100"), ("DRAIN_INTERVAL", "50")]);
+    let mut client = world.server.client();
+    let time = now();
+    let body = format!(
+        r#"{{"timestamp":"{time}","service":"s","message":"m","metadata":{{"a":[1,{{"b":null}}],"c":"é"}}}}"#
+    );
+    let id = id_of(&client.post_json(body));
+    settle(&world.server);
+    let found = client.get_json(&format!("/events/{id}"));
+    assert_eq!(text(&found["event_id"]), id);
+    assert_eq!(text(&found["service"]), "s");
+    assert_eq!(text(&found["message"]), "m");
+    assert_eq!(text(&found["timestamp"]), time.to_string());
+    assert!(found["ingested_at"].is_str());
+    assert_eq!(found["metadata"]["a"][0].as_u64(), Some(1));
+    assert_eq!(found["metadata"]["c"].as_str(), Some("é"));
+    assert_eq!(client.get(&format!("/events/{}", id.to_ascii_uppercase())).status, 200);
+
+    for (path, status) in [
+        ("/events/01234567-89ab-7fff-bfff-ffffffffffff", 404),
+        ("/events/nonsense", 400),
+        ("/events/01234567-89ab-7fff-bfff-fffffffffff", 400),
+        ("/events/", 404),
+    ] {
+        assert_eq!(client.get(path).status, status, "{path}");
+    }
+
+    // The database is away: a query says so at once, and works again when it is back.
+    world.postgres.stop_fast();
+    until("queries say 503", || client.get(&format!("/events/{id}")).status == 503);
+    let reply = client.get("/events");
+    assert_eq!(reply.status, 503);
+    assert!(reply.header("retry-after").is_some());
+    world.postgres.start_again();
+    until("queries work again", || client.get(&format!("/events/{id}")).status == 200);
+}
