@@ -3,9 +3,32 @@
 //! Two engines serve the same handlers: `engine_guarded`, our own, fit to face a network, and
 //! `engine_minihttp`, a thin adapter on `may_minihttp`.
 
+mod accepting;
+#[cfg(test)]
+mod acceptor_tests;
+mod chunked;
+mod connection;
+mod encode;
+pub mod engine_guarded;
+pub mod engine_minihttp;
+mod framing;
+pub mod limits;
+pub mod listener;
+pub mod refusal;
+pub mod remote;
 pub mod request;
 pub mod response;
+pub mod router;
+mod session;
+#[cfg(test)]
+mod session_tests;
+mod target;
+mod wheel;
 
+pub use engine_guarded::{Acceptor, Turn, pin_to_core};
+pub use limits::Limits;
+pub use refusal::{Refusal, problem};
+pub use remote::{Remote, Shared};
 pub use request::{Headers, Method, Request};
 pub use response::{Promise, Response};
 
@@ -27,4 +50,8 @@ pub trait Handler: Send {
 
     /// The engine itself refused a request that it could not read, with this status.
     fn refused(&mut self, _status: u16) {}
+
+    /// A batch of readiness is worked off and the acceptor is about to sleep: the time for what is cheaper once
+    /// than for each request. Runs after every [`Remote::wake`] too.
+    fn turn_ended(&mut self) {}
 }

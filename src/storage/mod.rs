@@ -3,6 +3,10 @@
 //! `postgres/` is the one that serves; `memory` stands in for it in tests. What an error means is decided by the
 //! callers: the writer asks for a verdict, a query for a status.
 
+pub mod breaker;
+pub mod memory;
+pub mod postgres;
+
 use crate::event::{Event, EventId, Timestamp};
 
 /// Stores encoded rows and finds events again. Every call may block, for as long as the timeouts of the

@@ -1,0 +1,307 @@
+//! Where admitted events wait for the writer: one bounded queue (shard) per acceptor, one bound on them all.
+//!
+//! Admission reserves room first, by events and by bytes, so that what is admitted always fits and what does not
+//! fit leaves nothing behind. Room is given back when the events are committed, not when they are taken out: what
+//! the writer holds is still buffered.
+//!
+//! Knows nothing of requests, files or SQL.
+
+mod occupancy;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use crossbeam::queue::ArrayQueue;
+use crossbeam::sync::{Parker, Unparker};
+use crossbeam::utils::CachePadded;
+
+use crate::clock::Moment;
+use crate::metrics::Ledger;
+use crate::row::RowBlock;
+
+pub use occupancy::Occupied;
+use occupancy::Occupancy;
+
+/// The bounds on what waits.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// Events in all, 1 to [`occupancy::ROWS_MAX`].
+    pub rows_max: usize,
+    /// Bytes of encoded rows in all, up to [`occupancy::BYTES_MAX`].
+    pub bytes_max: usize,
+    /// How many waiting events wake the writer before its linger is over.
+    pub batch_rows_max: usize,
+    /// How many bytes do.
+    pub batch_bytes_max: usize,
+}
+
+/// There is no room; nothing was admitted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Full {
+    /// There will be when the writer has caught up.
+    #[error("the buffer is full")]
+    Now,
+    /// The rows exceed the whole buffer.
+    #[error("the batch is larger than the whole buffer")]
+    Always,
+    /// Intake has ended.
+    #[error("the server is shutting down")]
+    Closed,
+}
+
+/// Invariant: a block lies in a shard only while its rows are reserved in `occupancy`, so there are never more
+/// blocks than `rows_max`, which is no more than the places of all shards together.
+#[derive(Debug)]
+pub struct Buffer {
+    shards: Box<[CachePadded<ArrayQueue<RowBlock>>]>,
+    occupancy: CachePadded<Occupancy>,
+    limits: Limits,
+    ledger: Arc<Ledger>,
+    writer: Unparker,
+    last_enqueue: Box<[CachePadded<AtomicU64>]>,
+    last_drain: AtomicU64,
+}
+
+impl Buffer {
+    /// A buffer of `shards` queues, and the parker that the writer sleeps on.
+    pub fn new(limits: Limits, shards: usize, ledger: Arc<Ledger>) -> (Self, Parker) {
+        let places = limits.rows_max.div_ceil(shards);
+        let parker = Parker::new();
+        let buffer = Self {
+            shards: (0..shards).map(|_| CachePadded::new(ArrayQueue::new(places))).collect(),
+            occupancy: CachePadded::new(Occupancy::new(limits.rows_max, limits.bytes_max)),
+            limits,
+            ledger,
+            writer: parker.unparker().clone(),
+            last_enqueue: (0..shards).map(|_| CachePadded::new(AtomicU64::new(0))).collect(),
+            last_drain: AtomicU64::new(0),
+        };
+        (buffer, parker)
+    }
+
+    /// Admits `rows` events of `bytes` bytes in all, or none of them. `blocks` makes their blocks and is only
+    /// asked once there is room. O(1) per block; never blocks.
+    pub fn admit(
+        &self,
+        shard: usize,
+        rows: u32,
+        bytes: usize,
+        blocks: impl Iterator<Item = RowBlock>,
+    ) -> Result<(), Full> {
+        let before = self.occupancy.reserve(rows as usize, bytes)?;
+        // Counted before the writer can see them: the ledger never shows more stored than received.
+        self.ledger.received(shard, u64::from(rows));
+        let mut admitted_at = Moment::ZERO;
+        for block in blocks {
+            admitted_at = block.admitted_at;
+            self.push(shard, block);
+        }
+        self.last_enqueue[shard].store(admitted_at.nanos(), Ordering::Relaxed);
+        let crosses = |before: usize, added: usize, bound: usize| before < bound && before + added >= bound;
+        // The first event starts the linger, a full batch ends it. In between the writer need not know.
+        if before.rows == 0
+            || crosses(before.rows, rows as usize, self.limits.batch_rows_max)
+            || crosses(before.bytes, bytes, self.limits.batch_bytes_max)
+        {
+            self.writer.unpark();
+        }
+        Ok(())
+    }
+
+    /// Pushes into the acceptor's own shard, or the next one with a place.
+    fn push(&self, shard: usize, mut block: RowBlock) {
+        let count = self.shards.len();
+        // Room is reserved, so a place exists; a full round can only miss it while others push and pop.
+        for at in (0..count).cycle() {
+            match self.shards[(shard + at) % count].push(block) {
+                Ok(()) => return,
+                Err(back) => block = back,
+            }
+        }
+    }
+
+    /// Takes out one block, from the shard at `turn` or the next that has one, and moves `turn` on: no shard waits
+    /// for another to run dry. Its room stays reserved until [`Buffer::release`].
+    pub fn take(&self, turn: &mut usize) -> Option<RowBlock> {
+        let count = self.shards.len();
+        for at in 0..count {
+            let shard = (*turn + at) % count;
+            if let Some(block) = self.shards[shard].pop() {
+                *turn = (shard + 1) % count;
+                return Some(block);
+            }
+        }
+        None
+    }
+
+    /// Gives back the room of events that are committed.
+    pub fn release(&self, rows: u32, bytes: usize, now: Moment) {
+        self.occupancy.release(rows as usize, bytes);
+        self.last_drain.store(now.nanos(), Ordering::Relaxed);
+    }
+
+    /// Ends intake: whatever is admitted from here on is refused, and once `occupied` says nothing, nothing will come.
+    pub fn close(&self) {
+        self.occupancy.close();
+    }
+
+    /// Wakes the writer, so that it looks at what else has changed.
+    pub fn wake_writer(&self) {
+        self.writer.unpark();
+    }
+
+    pub fn occupied(&self) -> Occupied {
+        self.occupancy.occupied()
+    }
+
+    pub fn limits(&self) -> Limits {
+        self.limits
+    }
+
+    /// How full it is, by events or by bytes, whichever is more.
+    pub fn utilization_percent(&self) -> f64 {
+        let occupied = self.occupied();
+        let share = |held: usize, max: usize| {
+            #[expect(clippy::cast_precision_loss, reason = "a percentage needs no more than 52 bits")]
+            let share = held as f64 / max as f64;
+            100.0 * share
+        };
+        share(occupied.rows, self.limits.rows_max).max(share(occupied.bytes, self.limits.bytes_max))
+    }
+
+    /// When events last came in and were last committed; `Moment::ZERO` before the first.
+    pub fn last_moments(&self) -> (Moment, Moment) {
+        let enqueue = self.last_enqueue.iter().map(|nanos| nanos.load(Ordering::Relaxed)).max();
+        (
+            Moment::from_nanos(enqueue.unwrap_or(0)),
+            Moment::from_nanos(self.last_drain.load(Ordering::Relaxed)),
+        )
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn buffer(rows_max: usize, shards: usize) -> Buffer {
+        let limits = Limits { rows_max, bytes_max: 1 << 20, batch_rows_max: 10, batch_bytes_max: 1 << 20 };
+        Buffer::new(limits, shards, Arc::new(Ledger::new(shards))).0
+    }
+
+    fn block(rows: u32) -> RowBlock {
+        RowBlock { bytes: Box::new([0; 8]), rows, admitted_at: Moment::ZERO }
+    }
+
+    fn admit(buffer: &Buffer, shard: usize, rows: u32) -> Result<(), Full> {
+        buffer.admit(shard, rows, 8, std::iter::once(block(rows)))
+    }
+
+    #[test]
+    fn one_acceptor_can_use_the_whole_capacity_and_not_one_more() {
+        let buffer = buffer(7, 3);
+        for _ in 0..7 {
+            assert_eq!(admit(&buffer, 1, 1), Ok(()));
+        }
+        assert_eq!(admit(&buffer, 0, 1), Err(Full::Now));
+        assert_eq!(buffer.occupied(), Occupied { rows: 7, bytes: 56 });
+        let taken = buffer.take(&mut 0).unwrap();
+        assert_eq!(admit(&buffer, 0, 1), Err(Full::Now), "what the writer holds is still buffered");
+        buffer.release(taken.rows, taken.bytes.len(), Moment::ZERO);
+        assert_eq!(admit(&buffer, 0, 1), Ok(()));
+    }
+
+    #[test]
+    fn a_batch_that_does_not_fit_whole_is_refused_whole() {
+        let buffer = buffer(10, 2);
+        assert_eq!(admit(&buffer, 0, 8), Ok(()));
+        assert_eq!(admit(&buffer, 0, 3), Err(Full::Now));
+        assert_eq!(admit(&buffer, 0, 11), Err(Full::Always));
+        assert_eq!(admit(&buffer, 0, 2), Ok(()));
+    }
+
+    #[test]
+    fn bytes_are_bounded_as_well() {
+        let buffer = buffer(10, 2);
+        assert_eq!(buffer.admit(0, 1, 1 << 20, std::iter::once(block(1))), Ok(()));
+        assert_eq!(admit(&buffer, 0, 1), Err(Full::Now));
+        assert_eq!(buffer.admit(0, 1, (1 << 20) + 1, std::iter::empty()), Err(Full::Always));
+    }
+
+    #[test]
+    fn a_closed_buffer_refuses_and_keeps_what_it_holds() {
+        let buffer = buffer(10, 2);
+        admit(&buffer, 0, 3).unwrap();
+        buffer.close();
+        assert_eq!(admit(&buffer, 0, 1), Err(Full::Closed));
+        assert_eq!(buffer.occupied().rows, 3);
+        buffer.release(3, 8, Moment::ZERO);
+        assert_eq!(admit(&buffer, 0, 1), Err(Full::Closed));
+    }
+
+    #[test]
+    fn the_writer_takes_from_every_shard_in_turn() {
+        let buffer = buffer(6, 3);
+        for (shard, rows) in [(0, 1), (0, 2), (2, 1)] {
+            admit(&buffer, shard, rows).unwrap();
+        }
+        let mut turn = 0;
+        let taken: Vec<_> = std::iter::from_fn(|| buffer.take(&mut turn)).map(|block| block.rows).collect();
+        assert_eq!(taken, [1, 1, 2]);
+    }
+
+    #[test]
+    fn producers_and_a_writer_side_by_side_lose_nothing() {
+        let buffer = &buffer(50, 2);
+        let taken = std::thread::scope(|scope| {
+            for shard in 0..2 {
+                scope.spawn(move || {
+                    let mut left = 20_000;
+                    while left > 0 {
+                        match admit(buffer, shard, 1) {
+                            Ok(()) => left -= 1,
+                            Err(_) => std::thread::yield_now(),
+                        }
+                    }
+                });
+            }
+            let (mut taken, mut turn) = (0, 0);
+            while taken < 40_000 {
+                match buffer.take(&mut turn) {
+                    Some(block) => {
+                        assert!(buffer.occupied().rows <= 50);
+                        buffer.release(block.rows, block.bytes.len(), Moment::ZERO);
+                        taken += block.rows;
+                    }
+                    None => std::thread::yield_now(),
+                }
+            }
+            taken
+        });
+        assert_eq!((taken, buffer.occupied().rows), (40_000, 0));
+    }
+
+    proptest! {
+        #[test]
+        fn it_admits_exactly_what_a_plain_sum_would(
+            steps in prop::collection::vec((0..3_usize, 1..6_u32, any::<bool>()), 1..200)
+        ) {
+            let buffer = buffer(12, 3);
+            let (mut held, mut turn) = (0, 0);
+            for (shard, rows, take) in steps {
+                if take {
+                    if let Some(block) = buffer.take(&mut turn) {
+                        buffer.release(block.rows, block.bytes.len(), Moment::ZERO);
+                        held -= block.rows;
+                    }
+                } else if admit(&buffer, shard, rows).is_ok() {
+                    held += rows;
+                } else {
+                    prop_assert!(held + rows > 12);
+                }
+                prop_assert_eq!(buffer.occupied().rows, held as usize);
+                prop_assert!(held <= 12);
+            }
+        }
+    }
+}

@@ -1,0 +1,235 @@
+//! The same handlers on `may_minihttp`: for trusted networks, and as the yardstick of the guarded engine.
+//!
+//! What it cannot do, for want of a hold on the library's connections:
+//! - no timeouts of any kind, and no bound on connections, on a header's bytes or on waiting answers;
+//! - more than 16 header fields, or a malformed header, end the connection without an answer;
+//! - no chunked bodies, and a `Content-Length` that is bad, double or far above the bound: the connection ends
+//!   without an answer, since the library would read the body as the next request;
+//! - no `Expect: 100-continue`: the client waits until it sends the body unasked;
+//! - HTTP/1.0 and `Connection: close` are answered, but the connection is left for the client to close;
+//! - HEAD is answered with `Content-Length: 0`;
+//! - a client's address is not known: [`Request::peer`] is `0.0.0.0`, so that limits per address limit all at once;
+//! - header lines have to live for ever: of lines that vary, the first [`LINES_MAX`] are kept, others left out;
+//! - it ends with the process and not before, and [`Handler::turn_ended`] follows each request.
+
+use std::collections::HashMap;
+use std::io::{self, Read};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::sync::{LazyLock, Mutex, PoisonError};
+
+use may::sync::spsc;
+use may_minihttp::{HttpService, HttpServiceFactory};
+
+use super::framing::{self, Body, Fields};
+use super::limits::Limits;
+use super::refusal::{Refusal, problem};
+use super::response::reason;
+use super::{Answer, Handler, Headers, Method, Promise, Request, Response, target};
+
+/// Header lines that are kept for ever: the fixed ones of this server are some twenty, `Retry-After` has a few
+/// dozen values. At 64 bytes a line they come to 64 KiB.
+const LINES_MAX: usize = 1024;
+/// A body up to so many times the bound is read and discarded, so that its sender gets the 413.
+const DISCARDED_TIMES: usize = 4;
+/// Fields that the library leaves room for beside `Content-Type`.
+const HEADERS_MAX: usize = 15;
+
+/// A running server. It ends with the process.
+#[derive(Debug)]
+pub struct Running {
+    handle: may::coroutine::JoinHandle<()>,
+}
+
+impl Running {
+    /// Waits until accepting fails.
+    pub fn wait(self) {
+        self.handle.wait();
+    }
+}
+
+/// Serves `address` on `workers` threads; `make` makes a handler for each connection.
+pub fn start<H, F>(address: SocketAddr, workers: usize, limits: Limits, make: F) -> io::Result<Running>
+where
+    H: Handler + 'static,
+    F: Fn() -> H + Send + 'static,
+{
+    may::config().set_workers(workers);
+    let handle = Factory { make, limits }.start(address)?;
+    Ok(Running { handle })
+}
+
+struct Factory<F> {
+    make: F,
+    limits: Limits,
+}
+
+impl<H, F> HttpServiceFactory for Factory<F>
+where
+    H: Handler + 'static,
+    F: Fn() -> H + Send + 'static,
+{
+    type Service = Service<H>;
+
+    fn new_service(&self, _id: usize) -> Service<H> {
+        Service {
+            handler: (self.make)(),
+            limits: self.limits,
+            response: Response::default(),
+            body: Vec::new(),
+        }
+    }
+}
+
+struct Service<H> {
+    handler: H,
+    limits: Limits,
+    response: Response,
+    body: Vec<u8>,
+}
+
+/// What becomes of a request before a handler sees it.
+enum Judged {
+    Answer,
+    /// Its body has an end, so that the connection goes on behind it.
+    Refuse(Refusal),
+    /// Where it ends is not known.
+    HangUp(Refusal),
+}
+
+impl<H: Handler> HttpService for Service<H> {
+    fn call(
+        &mut self,
+        request: may_minihttp::Request<'_, '_, '_>,
+        answer: &mut may_minihttp::Response<'_>,
+    ) -> io::Result<()> {
+        self.response.clear();
+        self.body.clear();
+        match judge(&request, &self.limits) {
+            Judged::HangUp(refusal) => {
+                self.handler.refused(refusal.status);
+                // The library goes on reading after an error; only the end of its coroutine ends the connection.
+                resume_unwind(Box::new(refusal.detail));
+            }
+            Judged::Refuse(refusal) => {
+                self.handler.refused(refusal.status);
+                refusal.write(&mut self.response);
+                // Dropped, the reader reads the body to its end.
+                drop(request.body());
+            }
+            Judged::Answer => self.answer(request)?,
+        }
+        write(&mut self.response, answer);
+        Ok(())
+    }
+}
+
+impl<H: Handler> Service<H> {
+    fn answer(&mut self, request: may_minihttp::Request<'_, '_, '_>) -> io::Result<()> {
+        // The library gives either the header or the body: the header is copied, being the shorter.
+        let method = Method::parse(request.method());
+        let target = request.path().to_owned();
+        let fields: Vec<(String, Vec<u8>)> =
+            request.headers().iter().map(|field| (field.name.to_owned(), field.value.to_vec())).collect();
+        request.body().read_to_end(&mut self.body)?;
+
+        let fields: Vec<_> =
+            fields.iter().map(|(name, value)| httparse::Header { name: name.as_str(), value }).collect();
+        let (path, query) = match target::parse(method, &target) {
+            Ok(parts) => parts,
+            Err(refusal) => {
+                self.handler.refused(refusal.status);
+                refusal.write(&mut self.response);
+                return Ok(());
+            }
+        };
+        let (sender, receiver) = spsc::channel();
+        let sender = std::cell::Cell::new(Some(sender));
+        let promise = || {
+            let sender = sender.take();
+            Promise::new(move |response| {
+                // Whoever waited for it is gone: nobody is left to be told.
+                if let Some(sender) = sender
+                    && sender.send(response).is_err()
+                {
+                    log::debug!("a late answer found its connection closed");
+                }
+            })
+        };
+        let whole = Request {
+            method,
+            path,
+            query,
+            headers: Headers(&fields),
+            body: &self.body,
+            peer: IpAddr::V4(Ipv4Addr::UNSPECIFIED),
+            promise: &promise,
+        };
+        let handler = &mut self.handler;
+        let response = &mut self.response;
+        let answered = catch_unwind(AssertUnwindSafe(|| {
+            let answered = handler.handle(&whole, response);
+            handler.turn_ended();
+            answered
+        }));
+        match answered {
+            Ok(Answer::Ready) => {}
+            // Blocks this coroutine alone.
+            Ok(Answer::Later) => match receiver.recv() {
+                Ok(late) => self.response = late,
+                Err(_) => problem(&mut self.response, 500, "the request could not be worked on"),
+            },
+            Err(_) => {
+                log::error!("BUG: the handler panicked at {whole:?}");
+                self.response.clear();
+                problem(&mut self.response, 500, "the request could not be worked on");
+            }
+        }
+        Ok(())
+    }
+}
+
+fn judge(request: &may_minihttp::Request<'_, '_, '_>, limits: &Limits) -> Judged {
+    let old = request.version() == 0;
+    let wide = Limits { body_bytes_max: limits.body_bytes_max.saturating_mul(DISCARDED_TIMES), ..*limits };
+    let fields = match Fields::gather(request.headers(), old) {
+        Ok(fields) => fields,
+        Err(refusal) => return Judged::HangUp(refusal),
+    };
+    match fields.body(old, &wide) {
+        Ok(Body::Bytes(length)) if length <= limits.body_bytes_max => Judged::Answer,
+        Ok(Body::Bytes(_)) => Judged::Refuse(framing::TOO_LARGE),
+        Ok(Body::Chunked) => Judged::HangUp(Refusal::new(411, "this engine needs Content-Length")),
+        Err(refusal) => Judged::HangUp(refusal),
+    }
+}
+
+fn write(response: &mut Response, answer: &mut may_minihttp::Response<'_>) {
+    answer.status_code(usize::from(response.status), reason(response.status));
+    if !response.content_type.is_empty()
+        && let Some(line) = kept_line(format!("Content-Type: {}", response.content_type).as_bytes())
+    {
+        answer.header(line);
+    }
+    let lines = response.headers.split(|byte| *byte == b'\n').map(<[u8]>::trim_ascii_end);
+    for line in lines.filter(|line| !line.is_empty()).take(HEADERS_MAX).filter_map(kept_line) {
+        answer.header(line);
+    }
+    answer.body_vec(std::mem::take(&mut response.body));
+}
+
+/// The same line, kept for ever, while there is room for another.
+fn kept_line(line: &[u8]) -> Option<&'static str> {
+    static LINES: LazyLock<Mutex<HashMap<Vec<u8>, &'static str>>> = LazyLock::new(Mutex::default);
+    // Held for a look-up, never across a wait.
+    let mut lines = LINES.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some(kept) = lines.get(line) {
+        return Some(kept);
+    }
+    if lines.len() >= LINES_MAX {
+        return None;
+    }
+    let kept: &'static str = String::from_utf8(line.to_vec()).ok()?.leak();
+    lines.insert(line.to_vec(), kept);
+    Some(kept)
+}

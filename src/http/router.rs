@@ -1,0 +1,173 @@
+//! Which page a request asks for. The one place that knows the paths; it knows nothing of what answers them.
+
+use std::borrow::Cow;
+
+use super::Method;
+use super::refusal::Refusal;
+
+/// A page of this server.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Route<'a> {
+    PostEvents,
+    ListEvents,
+    /// With what stands for the id in the path, percent-decoded.
+    GetEvent(Cow<'a, str>),
+    Live,
+    Ready,
+    Health,
+    HealthBuffer,
+    HealthBusiness,
+    HealthDatabase,
+    HealthDetailed,
+    Metrics,
+    MetricsPrometheus,
+    Console,
+    /// OPTIONS, with the methods of the path: 204 and `Allow`.
+    Options(&'static str),
+}
+
+impl Route<'_> {
+    /// The path as it stands in the documentation: a label of bounded range.
+    pub fn label(&self) -> &'static str {
+        match self {
+            Self::PostEvents | Self::ListEvents => "/events",
+            Self::GetEvent(_) => "/events/{event_id}",
+            Self::Live => "/live",
+            Self::Ready => "/ready",
+            Self::Health => "/health",
+            Self::HealthBuffer => "/health/buffer",
+            Self::HealthBusiness => "/health/business",
+            Self::HealthDatabase => "/health/database",
+            Self::HealthDetailed => "/health/detailed",
+            Self::Metrics => "/metrics",
+            Self::MetricsPrometheus => "/metrics/prometheus",
+            Self::Console => "/",
+            Self::Options(_) => "options",
+        }
+    }
+}
+
+const NOT_FOUND: Refusal = Refusal::new(404, "there is nothing at this path");
+const READ: &str = "GET, HEAD, OPTIONS";
+const READ_AND_POST: &str = "GET, HEAD, POST, OPTIONS";
+
+/// Finds the page. HEAD is routed as GET; the engine leaves the body out.
+pub fn route(method: Method, path: &str) -> Result<Route<'_>, Refusal> {
+    let page = match path {
+        "/events" => return events(method),
+        "/live" => Route::Live,
+        "/ready" => Route::Ready,
+        "/health" => Route::Health,
+        "/health/buffer" => Route::HealthBuffer,
+        "/health/business" => Route::HealthBusiness,
+        "/health/database" => Route::HealthDatabase,
+        "/health/detailed" => Route::HealthDetailed,
+        "/metrics" => Route::Metrics,
+        "/metrics/prometheus" => Route::MetricsPrometheus,
+        "/" => Route::Console,
+        // The server as a whole.
+        "*" => return Ok(Route::Options(READ_AND_POST)),
+        _ => match path.strip_prefix("/events/") {
+            Some(id) if !id.is_empty() && !id.contains('/') => Route::GetEvent(decode(id)?),
+            Some(_) | None => return Err(NOT_FOUND),
+        },
+    };
+    match method {
+        Method::Get | Method::Head => Ok(page),
+        Method::Options => Ok(Route::Options(READ)),
+        Method::Post | Method::Put | Method::Delete | Method::Patch | Method::Other => Err(not_allowed(READ)),
+    }
+}
+
+fn events(method: Method) -> Result<Route<'static>, Refusal> {
+    match method {
+        Method::Post => Ok(Route::PostEvents),
+        Method::Get | Method::Head => Ok(Route::ListEvents),
+        Method::Options => Ok(Route::Options(READ_AND_POST)),
+        Method::Put | Method::Delete | Method::Patch | Method::Other => Err(not_allowed(READ_AND_POST)),
+    }
+}
+
+fn not_allowed(allow: &'static str) -> Refusal {
+    Refusal { status: 405, detail: "this path does not know that method", allow }
+}
+
+/// Takes the percent-encoding off one segment of a path.
+pub fn decode(segment: &str) -> Result<Cow<'_, str>, Refusal> {
+    const BAD: Refusal = Refusal::new(400, "the percent-encoding of the path is not valid");
+    if !segment.contains('%') {
+        return Ok(Cow::Borrowed(segment));
+    }
+    let mut decoded = Vec::with_capacity(segment.len());
+    let mut bytes = segment.bytes();
+    while let Some(byte) = bytes.next() {
+        decoded.push(if byte == b'%' {
+            let mut digit = || bytes.next().and_then(|digit| char::from(digit).to_digit(16)).ok_or(BAD);
+            u8::try_from(digit()? * 16 + digit()?).expect("two hexadecimal digits are a byte")
+        } else {
+            byte
+        });
+    }
+    match String::from_utf8(decoded) {
+        Ok(text) => Ok(Cow::Owned(text)),
+        Err(_) => Err(BAD),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[track_caller]
+    fn check(method: Method, path: &str, expected: &Result<Route<'_>, (u16, &str)>) {
+        let found = route(method, path).map_err(|refusal| (refusal.status, refusal.allow));
+        assert_eq!(&found, expected, "{method:?} {path}");
+    }
+
+    #[test]
+    fn paths_and_methods_lead_to_pages_or_refusals() {
+        use Method::{Delete, Get, Head, Options, Other, Post, Put};
+        check(Post, "/events", &Ok(Route::PostEvents));
+        check(Get, "/events", &Ok(Route::ListEvents));
+        check(Head, "/events", &Ok(Route::ListEvents));
+        check(Options, "/events", &Ok(Route::Options(READ_AND_POST)));
+        check(Put, "/events", &Err((405, READ_AND_POST)));
+        check(Get, "/events/abc", &Ok(Route::GetEvent("abc".into())));
+        check(Get, "/events/a%2Db%20", &Ok(Route::GetEvent("a-b ".into())));
+        check(Get, "/events/%ff", &Err((400, "")));
+        check(Get, "/events/%2", &Err((400, "")));
+        check(Get, "/events/%zz", &Err((400, "")));
+        check(Post, "/events/abc", &Err((405, READ)));
+        check(Get, "/events/", &Err((404, "")));
+        check(Get, "/events/a/b", &Err((404, "")));
+        check(Get, "/eventsx", &Err((404, "")));
+        check(Get, "/", &Ok(Route::Console));
+        check(Head, "/", &Ok(Route::Console));
+        check(Delete, "/live", &Err((405, READ)));
+        check(Other, "/metrics", &Err((405, READ)));
+        check(Other, "/nothing", &Err((404, "")));
+        check(Options, "/nothing", &Err((404, "")));
+        check(Options, "/health/database", &Ok(Route::Options(READ)));
+        check(Options, "*", &Ok(Route::Options(READ_AND_POST)));
+    }
+
+    #[test]
+    fn every_page_is_labelled_with_its_own_path() {
+        for path in [
+            "/events",
+            "/live",
+            "/ready",
+            "/health",
+            "/health/buffer",
+            "/health/business",
+            "/health/database",
+            "/health/detailed",
+            "/metrics",
+            "/metrics/prometheus",
+            "/",
+        ] {
+            assert_eq!(route(Method::Get, path).unwrap().label(), path);
+        }
+        assert_eq!(route(Method::Get, "/events/x").unwrap().label(), "/events/{event_id}");
+    }
+}

@@ -1,0 +1,381 @@
+//! One connection's conversation: bytes in, answers out, in order. Knows the framing and the handler; knows no
+//! socket, so that a test can split and join the bytes as it likes.
+
+use std::mem;
+use std::net::IpAddr;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use super::chunked::Decoder;
+use super::encode::{DateLine, Frame, encode};
+use super::framing::{self, Body, Head, Verdict, judge};
+use super::limits::Limits;
+use super::refusal::{Refusal, problem};
+use super::remote::{Remote, Shared};
+use super::{Answer, Handler, Request, Response};
+use crate::clock::Moment;
+
+/// A header that is looked at again with every packet below this size costs little; above it, a header that
+/// comes byte by byte would cost its square.
+const EAGER_BYTES: usize = 2048;
+/// How much must come, without a line's end, before a longer header is looked at again.
+const STEP_BYTES: usize = 256;
+/// What an answer may leave allocated for the next one.
+const RESPONSE_KEPT_BYTES: usize = 256 * 1024;
+/// What the answers of one turn may leave allocated for the next.
+const OUT_KEPT_BYTES: usize = 512 * 1024;
+
+/// What an acceptor lends to the conversation it is in: everything that connections share.
+#[derive(Debug)]
+pub(super) struct Desk<H> {
+    pub(super) handler: H,
+    pub(super) response: Response,
+    /// The answers of this conversation's turn, in order.
+    pub(super) out: Vec<u8>,
+    pub(super) date: DateLine,
+    pub(super) limits: Limits,
+    pub(super) remote: Remote,
+    pub(super) shared: Arc<Shared>,
+    pub(super) now: Moment,
+    /// The connection this turn is for.
+    pub(super) token: usize,
+    /// Requests that it may still have answered in this turn.
+    pub(super) budget: u32,
+    /// Counts requests over the acceptor's life.
+    pub(super) serial: u64,
+    /// Each answer is its connection's last.
+    pub(super) draining: bool,
+}
+
+impl<H> Desk<H> {
+    /// Makes it ready for a connection's turn.
+    #[inline]
+    pub(super) fn begin(&mut self, token: usize) {
+        self.token = token;
+        self.budget = self.limits.pipelined_max;
+        self.out.clear();
+        if self.out.capacity() > OUT_KEPT_BYTES {
+            self.out = Vec::new();
+        }
+    }
+
+    pub(super) fn token(&self) -> mio::Token {
+        mio::Token(self.token)
+    }
+}
+
+/// What a conversation waits for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Progress {
+    /// More bytes.
+    Hungry,
+    /// The answer that a promise holds.
+    Waiting,
+    /// Another turn: there is more to do than one connection may have done in one.
+    Paused,
+    /// Nothing: the last answer is written, and no further byte is read.
+    Over,
+}
+
+/// The state of the request in hand.
+#[derive(Debug)]
+enum Phase {
+    /// Before or within the header.
+    Head,
+    /// Header known to be good, `bytes` of header and body awaited.
+    Body {
+        bytes: usize,
+    },
+    Chunked(Box<Chunked>),
+    Waiting {
+        serial: u64,
+        frame: Frame,
+    },
+    Over,
+}
+
+#[derive(Debug)]
+struct Chunked {
+    head: Vec<u8>,
+    decoder: Decoder,
+    body: Vec<u8>,
+    /// Bytes of the coding so far, which the minimum rate is about.
+    received: usize,
+}
+
+/// Invariant: `input` holds what has arrived and is not answered, and is not allocated when that is nothing.
+#[derive(Debug)]
+pub(super) struct Session {
+    peer: IpAddr,
+    input: Vec<u8>,
+    phase: Phase,
+    /// Whether `input` may hold a request that can be answered without more bytes.
+    backlog: bool,
+    /// How long `input` was when its header was found unfinished.
+    tried: usize,
+    /// When the request in hand began, or its header ended, or its answer was promised.
+    since: Moment,
+}
+
+impl Session {
+    pub(super) fn new(peer: IpAddr, now: Moment) -> Self {
+        Self { peer, input: Vec::new(), phase: Phase::Head, backlog: false, tried: 0, since: now }
+    }
+
+    /// By when something must have happened; `idle_since` is when it last did.
+    pub(super) fn deadline(&self, idle_since: Moment, limits: &Limits) -> Moment {
+        match &self.phase {
+            Phase::Head if self.input.is_empty() => idle_since.plus(limits.idle_timeout),
+            Phase::Head => self.since.plus(limits.header_timeout),
+            Phase::Body { .. } => self.body_deadline(self.input.len(), limits),
+            Phase::Chunked(chunked) => self.body_deadline(chunked.received, limits),
+            Phase::Waiting { .. } => self.since.plus(limits.answer_timeout),
+            Phase::Over => idle_since.plus(limits.linger_timeout),
+        }
+    }
+
+    fn body_deadline(&self, received: usize, limits: &Limits) -> Moment {
+        let earned = received as u64 * 1_000_000 / u64::from(limits.body_rate_min.max(1));
+        let at_rate = limits.body_grace + std::time::Duration::from_micros(earned);
+        self.since.plus(limits.body_timeout.min(at_rate))
+    }
+
+    /// Between two requests, or before the first.
+    pub(super) fn is_idle(&self) -> bool {
+        matches!(self.phase, Phase::Head) && self.input.iter().all(|byte| matches!(byte, b'\r' | b'\n'))
+    }
+
+    pub(super) fn has_backlog(&self) -> bool {
+        self.backlog
+    }
+
+    /// What it waits for now.
+    pub(super) fn progress(&self) -> Progress {
+        match self.phase {
+            Phase::Waiting { .. } => Progress::Waiting,
+            Phase::Over => Progress::Over,
+            Phase::Head | Phase::Body { .. } | Phase::Chunked(_) if self.backlog => Progress::Paused,
+            Phase::Head | Phase::Body { .. } | Phase::Chunked(_) => Progress::Hungry,
+        }
+    }
+
+    /// Whether the answer to request `serial` of the acceptor is awaited here.
+    pub(super) fn awaits(&self, serial: u64) -> bool {
+        matches!(self.phase, Phase::Waiting { serial: awaited, .. } if awaited == serial)
+    }
+
+    /// Takes `fresh` bytes and answers what they complete.
+    pub(super) fn take<H: Handler>(&mut self, fresh: &[u8], desk: &mut Desk<H>) -> Progress {
+        if self.input.is_empty() {
+            let used = self.run(fresh, desk);
+            self.input = fresh[used..].to_vec();
+        } else if self.still_unfinished(fresh) {
+            self.input.extend_from_slice(fresh);
+        } else {
+            let mut input = mem::take(&mut self.input);
+            input.extend_from_slice(fresh);
+            let used = self.run(&input, desk);
+            self.input = if used == 0 { input } else { input[used..].to_vec() };
+        }
+        self.progress()
+    }
+
+    /// Whether `fresh` cannot complete what `input` begins, so that it need not be looked at.
+    fn still_unfinished(&self, fresh: &[u8]) -> bool {
+        let total = self.input.len() + fresh.len();
+        match self.phase {
+            Phase::Body { bytes } => total < bytes,
+            Phase::Head => {
+                !self.backlog
+                    && total > EAGER_BYTES
+                    && total < self.tried + STEP_BYTES
+                    && !fresh.contains(&b'\n')
+            }
+            // Bytes that may complete nothing yet: they wait with the others.
+            Phase::Waiting { .. } => true,
+            Phase::Chunked(_) | Phase::Over => false,
+        }
+    }
+
+    /// Answers the requests in `input` and says how many bytes are done with.
+    fn run<H: Handler>(&mut self, input: &[u8], desk: &mut Desk<H>) -> usize {
+        let mut at = 0;
+        self.backlog = false;
+        loop {
+            let rest = &input[at..];
+            match &mut self.phase {
+                Phase::Over => return input.len(),
+                Phase::Waiting { .. } => {
+                    self.backlog = !rest.is_empty();
+                    return at;
+                }
+                Phase::Chunked(chunked) => {
+                    match chunked.decoder.feed(rest, &mut chunked.body) {
+                        Ok(used) => {
+                            at += used;
+                            chunked.received += used;
+                            if !chunked.decoder.is_done() {
+                                return at;
+                            }
+                            self.answer_chunked(desk);
+                        }
+                        Err(refusal) => self.refuse(&refusal, desk),
+                    }
+                    continue;
+                }
+                Phase::Head | Phase::Body { .. } => {}
+            }
+            if rest.is_empty() {
+                return at;
+            }
+            if desk.budget == 0 || desk.out.len() > desk.limits.output_bytes_max {
+                self.backlog = true;
+                self.since = desk.now;
+                return at;
+            }
+            let mut slots = framing::slots();
+            match judge(rest, &mut slots, &desk.limits) {
+                Verdict::NeedMore => {
+                    // The time of a header runs from its first byte; those of a second one may just have come.
+                    if self.tried == 0 || at > 0 {
+                        self.since = desk.now;
+                    }
+                    self.tried = rest.len();
+                    return at;
+                }
+                Verdict::Refuse(refusal) => self.refuse(&refusal, desk),
+                Verdict::Head(head) => match head.body {
+                    Body::Bytes(length) => {
+                        let bytes = head.bytes + length;
+                        let Some(body) = rest.get(head.bytes..bytes) else {
+                            self.await_body(&head, rest, desk);
+                            return at;
+                        };
+                        self.answer(&head, body, desk);
+                        at += bytes;
+                    }
+                    Body::Chunked => {
+                        self.await_body(&head, rest, desk);
+                        at += head.bytes;
+                    }
+                },
+            }
+        }
+    }
+
+    fn await_body<H>(&mut self, head: &Head<'_, '_>, rest: &[u8], desk: &mut Desk<H>) {
+        let (header, begun) = rest.split_at(head.bytes);
+        if head.expects_continue && begun.is_empty() && !matches!(self.phase, Phase::Body { .. }) {
+            desk.out.extend_from_slice(b"HTTP/1.1 100 Continue\r\n\r\n");
+        }
+        self.since = desk.now;
+        self.phase = match head.body {
+            Body::Bytes(length) => Phase::Body { bytes: head.bytes + length },
+            Body::Chunked => Phase::Chunked(Box::new(Chunked {
+                head: header.to_vec(),
+                decoder: Decoder::new(desk.limits.body_bytes_max),
+                body: Vec::new(),
+                received: 0,
+            })),
+        };
+    }
+
+    fn answer_chunked<H: Handler>(&mut self, desk: &mut Desk<H>) {
+        let Phase::Chunked(chunked) = mem::replace(&mut self.phase, Phase::Head) else {
+            unreachable!("BUG: only called with a chunked body in hand");
+        };
+        let mut slots = framing::slots();
+        let Verdict::Head(head) = judge(&chunked.head, &mut slots, &desk.limits) else {
+            unreachable!("BUG: the same bytes were a good header before");
+        };
+        self.answer(&head, &chunked.body, desk);
+    }
+
+    fn answer<H: Handler>(&mut self, head: &Head<'_, '_>, body: &[u8], desk: &mut Desk<H>) {
+        desk.serial += 1;
+        desk.budget = desk.budget.saturating_sub(1);
+        desk.response.clear();
+        self.tried = 0;
+        let frame = Frame {
+            head_only: head.method == super::Method::Head,
+            old: head.old,
+            keep_alive: head.keep_alive,
+        };
+        let Desk { handler, response, remote, token, serial, .. } = &mut *desk;
+        let promise = || remote.promise(*token, *serial);
+        let request = Request {
+            method: head.method,
+            path: head.path,
+            query: head.query,
+            headers: head.headers,
+            body,
+            peer: self.peer,
+            promise: &promise,
+        };
+        // A handler's state is its own affair: it is told nothing of its panic and goes on with the next request.
+        match catch_unwind(AssertUnwindSafe(|| handler.handle(&request, response))) {
+            Ok(Answer::Ready) => self.conclude(frame, desk),
+            Ok(Answer::Later) => {
+                self.since = desk.now;
+                self.phase = Phase::Waiting { serial: desk.serial, frame };
+            }
+            Err(_) => {
+                log::error!("BUG: the handler panicked at {request:?}; its connection is closed");
+                desk.shared.panics.fetch_add(1, Ordering::Relaxed);
+                desk.response.clear();
+                problem(&mut desk.response, 500, "the request could not be worked on");
+                self.conclude(Frame { keep_alive: false, ..frame }, desk);
+            }
+        }
+    }
+
+    /// Writes the answer that stands in the desk's response.
+    fn conclude<H>(&mut self, frame: Frame, desk: &mut Desk<H>) {
+        let keep_alive = frame.keep_alive && !desk.response.close && !desk.draining;
+        encode(&mut desk.out, &desk.response, Frame { keep_alive, ..frame }, &desk.date);
+        if desk.response.body.capacity() > RESPONSE_KEPT_BYTES {
+            desk.response.body = Vec::new();
+        }
+        self.phase = if keep_alive { Phase::Head } else { Phase::Over };
+    }
+
+    /// Writes a late answer, which the caller knows to be awaited.
+    pub(super) fn conclude_late<H>(&mut self, response: Response, desk: &mut Desk<H>) {
+        let Phase::Waiting { frame, .. } = self.phase else {
+            unreachable!("BUG: nobody waits for this answer");
+        };
+        desk.response = response;
+        self.backlog = !self.input.is_empty();
+        self.conclude(frame, desk);
+    }
+
+    fn refuse<H: Handler>(&mut self, refusal: &Refusal, desk: &mut Desk<H>) {
+        desk.serial += 1;
+        desk.response.clear();
+        refusal.write(&mut desk.response);
+        desk.handler.refused(refusal.status);
+        self.conclude(Frame { head_only: false, old: false, keep_alive: false }, desk);
+    }
+
+    /// Its time is up: says so where there is somebody to say it to, and ends.
+    pub(super) fn expire<H: Handler>(&mut self, desk: &mut Desk<H>) {
+        match &self.phase {
+            Phase::Head if self.is_idle() => {}
+            Phase::Head => self.refuse(&Refusal::new(408, "the header took too long"), desk),
+            Phase::Body { .. } | Phase::Chunked(_) => {
+                self.refuse(&Refusal::new(408, "the body came too slowly"), desk);
+            }
+            Phase::Waiting { frame, .. } => {
+                let frame = Frame { keep_alive: false, ..*frame };
+                desk.response.clear();
+                problem(&mut desk.response, 503, "the answer took too long");
+                desk.response.header("Retry-After", 1);
+                self.conclude(frame, desk);
+            }
+            Phase::Over => {}
+        }
+        self.phase = Phase::Over;
+        self.input = Vec::new();
+    }
+}

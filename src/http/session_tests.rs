@@ -1,0 +1,239 @@
+//! The conversation without a socket: the corpus, and that no split of the bytes changes an answer.
+
+use std::net::{IpAddr, Ipv4Addr};
+use std::sync::Arc;
+
+use proptest::prelude::*;
+
+use super::encode::DateLine;
+use super::session::{Desk, Progress, Session};
+use super::*;
+use crate::clock::Clock;
+use crate::event::Timestamp;
+
+struct Echo;
+
+impl Handler for Echo {
+    fn handle(&mut self, request: &Request<'_>, response: &mut Response) -> Answer {
+        if request.path == "/nothing" {
+            response.status = 404;
+        }
+        response.body.extend_from_slice(request.body);
+        Answer::Ready
+    }
+}
+
+fn desk() -> Desk<Echo> {
+    let clock = Clock::manual(Timestamp::from_millis(0), 1);
+    let poll = mio::Poll::new().unwrap();
+    Desk {
+        handler: Echo,
+        response: Response::default(),
+        out: Vec::new(),
+        date: DateLine::new(&clock),
+        limits: Limits::default(),
+        remote: Remote::new(poll.registry(), mio::Token(0)).unwrap(),
+        shared: Arc::default(),
+        now: clock.now(),
+        token: 0,
+        budget: 0,
+        serial: 0,
+        draining: false,
+    }
+}
+
+/// The statuses of `out` but for 100, its bytes without them, and whether the conversation is over.
+#[derive(Debug, PartialEq, Eq)]
+struct Outcome {
+    statuses: Vec<u16>,
+    out: String,
+    over: bool,
+}
+
+/// Speaks `pieces` to a fresh session.
+fn speak<'a>(pieces: impl IntoIterator<Item = &'a [u8]>) -> Outcome {
+    let mut desk = desk();
+    let mut session = Session::new(IpAddr::V4(Ipv4Addr::LOCALHOST), desk.now);
+    let mut out = Vec::new();
+    for piece in pieces {
+        let mut piece = piece;
+        loop {
+            desk.begin(0);
+            let progress = session.take(piece, &mut desk);
+            out.extend_from_slice(&desk.out);
+            if progress != Progress::Paused {
+                break;
+            }
+            piece = &[];
+        }
+    }
+    // How long a body takes to come decides about a 100, so that it does not count for the comparison.
+    let out = String::from_utf8_lossy(&out).replace("HTTP/1.1 100 Continue\r\n\r\n", "");
+    let statuses = out
+        .match_indices("HTTP/1.1 ")
+        .filter(|(at, _)| out[*at..].contains("\r\nDate: "))
+        .filter_map(|(at, _)| out[at + 9..at + 12].parse().ok())
+        .collect();
+    Outcome { statuses, out, over: session.progress() == Progress::Over }
+}
+
+struct Case {
+    name: String,
+    request: Vec<u8>,
+    statuses: Vec<u16>,
+    over: bool,
+}
+
+fn corpus() -> Vec<Case> {
+    let mut cases: Vec<Case> = Vec::new();
+    for line in include_str!("../../tests/corpus/http.txt").lines() {
+        if let Some(name) = line.strip_prefix("== ") {
+            cases.push(Case { name: name.into(), request: Vec::new(), statuses: Vec::new(), over: false });
+        } else if let Some(wanted) = line.strip_prefix("->") {
+            let case = cases.last_mut().unwrap();
+            for word in wanted.split_whitespace() {
+                match word {
+                    "open" => case.over = false,
+                    "closed" => case.over = true,
+                    status => case.statuses.push(status.parse().unwrap()),
+                }
+            }
+        } else if !line.is_empty() && !line.starts_with('#') {
+            let request = unescape(line);
+            cases.last_mut().unwrap().request.extend_from_slice(&request);
+        }
+    }
+    cases
+}
+
+fn unescape(text: &str) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    let mut rest = text;
+    while let Some(first) = rest.chars().next() {
+        if let Some(repeated) = rest.strip_prefix('{') {
+            let (inner, after) = repeated.split_once('}').unwrap();
+            let (inner, count) = inner.rsplit_once('*').unwrap();
+            bytes.extend(unescape(inner).repeat(count.parse().unwrap()));
+            rest = after;
+        } else if let Some(escape) = rest.strip_prefix('\\') {
+            let (byte, length) = match escape.as_bytes()[0] {
+                b'r' => (b'\r', 1),
+                b'n' => (b'\n', 1),
+                b't' => (b'\t', 1),
+                b'0' => (0, 1),
+                b'\\' => (b'\\', 1),
+                b'x' => (u8::from_str_radix(&escape[1..3], 16).unwrap(), 3),
+                other => panic!("no escape: {}", char::from(other)),
+            };
+            bytes.push(byte);
+            rest = &escape[length..];
+        } else {
+            bytes.extend_from_slice(first.to_string().as_bytes());
+            rest = &rest[first.len_utf8()..];
+        }
+    }
+    bytes
+}
+
+#[test]
+fn every_case_of_the_corpus_is_answered_as_wanted_whole_and_byte_by_byte() {
+    let cases = corpus();
+    assert!(cases.len() >= 60, "only {} cases", cases.len());
+    for case in &cases {
+        let whole = speak([case.request.as_slice()]);
+        assert_eq!(whole.statuses, case.statuses, "{}: {}", case.name, whole.out);
+        assert_eq!(whole.over, case.over, "{}: {}", case.name, whole.out);
+        assert_eq!(speak(case.request.chunks(1)), whole, "{}, byte by byte", case.name);
+    }
+}
+
+#[test]
+fn every_offset_splits_a_short_case_without_a_change() {
+    for case in corpus().iter().filter(|case| case.request.len() < 300) {
+        let whole = speak([case.request.as_slice()]);
+        for at in 1..case.request.len() {
+            let (head, tail) = case.request.split_at(at);
+            assert_eq!(speak([head, tail]), whole, "{} at {at}", case.name);
+        }
+    }
+}
+
+#[test]
+fn a_body_of_8_mib_is_taken_and_none_above() {
+    let head = b"POST /nothing HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n".as_slice();
+    let chunk = format!("100000\r\n{}\r\n", "x".repeat(1 << 20));
+    let last = b"0\r\n\r\n".as_slice();
+    let full: Vec<&[u8]> = [head].into_iter().chain([chunk.as_bytes(); 8]).chain([last]).collect();
+    assert_eq!(speak(full).statuses, [404]);
+    let above: Vec<&[u8]> =
+        [head].into_iter().chain([chunk.as_bytes(); 8]).chain([b"1\r\nx\r\n".as_slice()]).collect();
+    assert_eq!(speak(above).statuses, [413]);
+}
+
+#[test]
+fn an_idle_session_holds_no_buffer_and_is_small() {
+    assert!(size_of::<Session>() <= 160, "{}", size_of::<Session>());
+    assert!(size_of::<super::connection::Connection>() <= 300);
+}
+
+fn cut(bytes: &[u8], cuts: &[prop::sample::Index]) -> Vec<Vec<u8>> {
+    let mut at: Vec<usize> = cuts.iter().map(|cut| cut.index(bytes.len() + 1)).collect();
+    at.extend([0, bytes.len()]);
+    at.sort_unstable();
+    at.windows(2).map(|pair| bytes[pair[0]..pair[1]].to_vec()).collect()
+}
+
+fn speak_cut(bytes: &[u8], cuts: &[prop::sample::Index]) -> Outcome {
+    let pieces = cut(bytes, cuts);
+    speak(pieces.iter().map(Vec::as_slice))
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(512) })]
+
+    #[test]
+    fn no_split_of_the_corpus_changes_an_answer(
+        which in any::<prop::sample::Index>(),
+        then in any::<prop::sample::Index>(),
+        cuts in prop::collection::vec(any::<prop::sample::Index>(), 0..8),
+    ) {
+        let cases = corpus();
+        let mut bytes = which.get(&cases).request.clone();
+        bytes.extend_from_slice(&then.get(&cases).request);
+        prop_assert_eq!(speak_cut(&bytes, &cuts), speak([bytes.as_slice()]));
+    }
+
+    #[test]
+    fn a_mutated_request_neither_panics_nor_depends_on_its_split(
+        which in any::<prop::sample::Index>(),
+        edits in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..4),
+        cuts in prop::collection::vec(any::<prop::sample::Index>(), 0..8),
+    ) {
+        let cases = corpus();
+        let mut bytes = which.get(&cases).request.clone();
+        for (at, byte) in edits {
+            let at = at.index(bytes.len());
+            bytes[at] = byte;
+        }
+        prop_assert_eq!(speak_cut(&bytes, &cuts), speak([bytes.as_slice()]));
+    }
+
+    #[test]
+    fn arbitrary_bytes_do_not_panic(bytes in prop::collection::vec(any::<u8>(), 0..400)) {
+        prop_assert_eq!(speak(bytes.chunks(1)), speak([bytes.as_slice()]));
+    }
+
+    #[test]
+    fn a_body_comes_out_of_its_chunks_whole(
+        pieces in prop::collection::vec("[ -~]{1,40}", 0..8),
+        cuts in prop::collection::vec(any::<prop::sample::Index>(), 0..12),
+    ) {
+        let mut bytes = b"POST /echo HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n".to_vec();
+        for piece in &pieces {
+            bytes.extend(format!("{:X}\r\n{piece}\r\n", piece.len()).bytes());
+        }
+        bytes.extend_from_slice(b"0\r\n\r\n");
+        let outcome = speak_cut(&bytes, &cuts);
+        prop_assert!(outcome.out.ends_with(&format!("\r\n\r\n{}", pieces.concat())), "{}", outcome.out);
+    }
+}

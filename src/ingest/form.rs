@@ -1,0 +1,176 @@
+//! What a request's headers say of its body: its form, its encoding and the key it carries.
+
+use super::idempotency::HeaderKey;
+use super::problem::{self, ECHO_BYTES_MAX, Errors, FieldError, Kind};
+use super::text;
+use crate::http::{Headers, Response};
+
+/// How a body holds its events.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Form {
+    /// One event object, or an array of them.
+    Json,
+    /// An event object a line.
+    Ndjson,
+}
+
+const TYPES: &str = "application/json, application/x-ndjson";
+/// The codings of `Content-Encoding` that are decoded before a body comes here.
+const ENCODINGS: &str = "identity";
+
+/// A request for ingestion, its headers read.
+#[derive(Clone, Copy, Debug)]
+pub struct Call<'a> {
+    pub form: Form,
+    pub key: Option<HeaderKey<'a>>,
+}
+
+/// Why the headers already refuse the request.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum CallRefused {
+    #[error("the header Content-Type is missing; it must be one of {TYPES}")]
+    NoType,
+    #[error("the content type {0:?} is not supported; it must be one of {TYPES}, in UTF-8")]
+    Type(String),
+    #[error("the content encoding {0:?} is not supported; it must be one of {ENCODINGS}")]
+    Encoding(String),
+    #[error("must stand once and be 1 to {} visible ASCII characters", crate::event::KEY_BYTES_MAX)]
+    Key,
+}
+
+impl<'a> Call<'a> {
+    pub fn read(headers: Headers<'a>) -> Result<Self, CallRefused> {
+        check_encoding(headers)?;
+        let form = Form::read(headers)?;
+        let key = HeaderKey::read(headers).map_err(|_bad_key| CallRefused::Key)?;
+        Ok(Self { form, key })
+    }
+}
+
+impl CallRefused {
+    pub fn answer(&self, response: &mut Response) {
+        match self {
+            Self::NoType | Self::Type(_) => {
+                response.header("Accept-Post", TYPES);
+                problem::answer(response, Kind::UnsupportedType, &self.to_string());
+            }
+            Self::Encoding(_) => {
+                response.header("Accept-Encoding", ENCODINGS);
+                problem::answer(response, Kind::UnsupportedEncoding, &self.to_string());
+            }
+            Self::Key => {
+                let mut errors = Errors::default();
+                errors.push(|| FieldError {
+                    index: None,
+                    field: HeaderKey::NAME.into(),
+                    detail: self.to_string(),
+                });
+                problem::answer_invalid(response, "a header is not valid", &errors);
+            }
+        }
+    }
+}
+
+impl Form {
+    fn read(headers: Headers<'_>) -> Result<Self, CallRefused> {
+        let value = headers.get("Content-Type").ok_or(CallRefused::NoType)?;
+        if value == b"application/json" {
+            return Ok(Self::Json);
+        }
+        Self::parse(value).ok_or_else(|| CallRefused::Type(echo(value)))
+    }
+
+    /// A media type with its parameters, of which only `charset=utf-8` matters: JSON has no other (RFC 8259, 8.1).
+    fn parse(value: &[u8]) -> Option<Self> {
+        let value = str::from_utf8(value).ok()?;
+        let mut parts = value.split(';').map(str::trim);
+        let name = parts.next()?;
+        let is = |wanted: &&str| name.eq_ignore_ascii_case(wanted);
+        let form = if is(&"application/json") {
+            Self::Json
+        } else if ["application/x-ndjson", "application/ndjson", "application/jsonl"].iter().any(is) {
+            Self::Ndjson
+        } else {
+            return None;
+        };
+        let utf8 = parts.filter_map(|parameter| parameter.split_once('=')).all(|(name, value)| {
+            !name.eq_ignore_ascii_case("charset") || value.trim_matches('"').eq_ignore_ascii_case("utf-8")
+        });
+        utf8.then_some(form)
+    }
+}
+
+fn check_encoding(headers: Headers<'_>) -> Result<(), CallRefused> {
+    match headers.all("Content-Encoding").find(|value| !value.eq_ignore_ascii_case(b"identity")) {
+        Some(value) => Err(CallRefused::Encoding(echo(value))),
+        None => Ok(()),
+    }
+}
+
+fn echo(value: &[u8]) -> String {
+    text::shorten(&String::from_utf8_lossy(value), ECHO_BYTES_MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[track_caller]
+    fn check(headers: &[(&str, &str)], wanted: Result<(Form, Option<&str>), u16>) {
+        let headers: Vec<_> =
+            headers.iter().map(|(name, value)| httparse::Header { name, value: value.as_bytes() }).collect();
+        let got = Call::read(Headers(&headers)).map_err(|refused| {
+            let mut response = Response::default();
+            refused.answer(&mut response);
+            assert_eq!(response.content_type, problem::CONTENT_TYPE);
+            assert!(response.body.len() < 600, "an echo is short");
+            response.status
+        });
+        let got = got.map(|call| (call.form, call.key.map(|key| str::from_utf8(key.bytes()).unwrap())));
+        assert_eq!(got, wanted);
+    }
+
+    #[test]
+    fn the_content_type_says_the_form() {
+        for json in [
+            "application/json",
+            "APPLICATION/JSON",
+            "application/json; charset=utf-8",
+            "application/json;charset=\"UTF-8\"",
+            "application/json; profile=x",
+        ] {
+            check(&[("content-type", json)], Ok((Form::Json, None)));
+        }
+        for lines in ["application/x-ndjson", "application/ndjson", "application/jsonl; charset=utf-8"] {
+            check(&[("Content-Type", lines)], Ok((Form::Ndjson, None)));
+        }
+        let long = "x".repeat(5000);
+        for other in
+            ["", "text/plain", "application/json; charset=latin1", "application/jsonp", &long, "\u{ff}"]
+        {
+            check(&[("Content-Type", other)], Err(415));
+        }
+        check(&[], Err(415));
+    }
+
+    #[test]
+    fn an_encoding_that_is_not_decoded_is_refused() {
+        let json = ("Content-Type", "application/json");
+        check(&[json, ("Content-Encoding", "identity")], Ok((Form::Json, None)));
+        check(&[json, ("Content-Encoding", "br")], Err(415));
+        check(&[json, ("Content-Encoding", "identity"), ("Content-Encoding", "gzip")], Err(415));
+    }
+
+    #[test]
+    fn a_header_key_is_short_visible_text() {
+        let json = ("Content-Type", "application/json");
+        let longest = "k".repeat(128);
+        for key in ["k", "a b", "\"8e03978e\"", &longest] {
+            check(&[json, ("idempotency-key", key)], Ok((Form::Json, Some(key))));
+        }
+        for key in ["", " ", "\u{e9}", "a\u{7f}", "a\tb", &"k".repeat(129)] {
+            check(&[json, ("Idempotency-Key", key)], Err(400));
+        }
+        check(&[json, ("Idempotency-Key", "a"), ("Idempotency-Key", "a")], Err(400));
+    }
+}

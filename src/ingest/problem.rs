@@ -1,0 +1,204 @@
+//! Answers that refuse: RFC 9457 `application/problem+json`, one kind a reason, so that a client can tell them
+//! apart by `type` without reading prose. Echoes of what was sent are cut short by whoever makes the text.
+//!
+//! Knows nothing of how requests are read.
+
+use std::borrow::Cow;
+use std::io::Write;
+
+use super::text;
+use crate::http::Response;
+
+pub const CONTENT_TYPE: &str = "application/problem+json";
+
+/// Errors that one answer lists; how many more there are is told as `errors_omitted`.
+pub const ERRORS_LISTED_MAX: usize = 1000;
+
+/// Bytes of a client's own text that an answer repeats.
+pub const ECHO_BYTES_MAX: usize = 64;
+
+/// Why a request is refused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    Invalid,
+    Unauthorized,
+    Forbidden,
+    NotFound,
+    MethodNotAllowed,
+    TooLarge,
+    UnsupportedType,
+    UnsupportedEncoding,
+    BufferFull,
+    RateLimited,
+    Internal,
+    ShuttingDown,
+    JournalUnavailable,
+    QueriesFull,
+    DatabaseUnavailable,
+}
+
+impl Kind {
+    pub fn status(self) -> u16 {
+        self.parts().0
+    }
+
+    /// Status, the last part of `type`, and `title`.
+    fn parts(self) -> (u16, &'static str, &'static str) {
+        match self {
+            Self::Invalid => (400, "invalid", "The request is not valid"),
+            Self::Unauthorized => (401, "unauthorized", "A token is required"),
+            Self::Forbidden => (403, "forbidden", "The token does not allow this"),
+            Self::NotFound => (404, "not-found", "There is nothing here"),
+            Self::MethodNotAllowed => (405, "method-not-allowed", "The method is not allowed here"),
+            Self::TooLarge => (413, "too-large", "The request is too large"),
+            Self::UnsupportedType => (415, "unsupported-type", "The content type is not supported"),
+            Self::UnsupportedEncoding => {
+                (415, "unsupported-encoding", "The content encoding is not supported")
+            }
+            Self::BufferFull => (429, "buffer-full", "The buffer is full"),
+            Self::RateLimited => (429, "rate-limited", "Too many requests"),
+            Self::Internal => (500, "internal", "The server failed"),
+            Self::ShuttingDown => (503, "shutting-down", "The server is shutting down"),
+            Self::JournalUnavailable => (503, "journal-unavailable", "The journal cannot be written"),
+            Self::QueriesFull => (503, "queries-full", "Too many queries are waiting"),
+            Self::DatabaseUnavailable => (503, "database-unavailable", "The database is not available"),
+        }
+    }
+}
+
+/// One thing wrong with one field.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FieldError {
+    /// Which event of the request, from 0. None when it is not about an event.
+    pub index: Option<u32>,
+    pub field: Cow<'static, str>,
+    pub detail: String,
+}
+
+/// What is wrong with a request: a bounded list, and how much more there was.
+#[derive(Clone, Debug, Default)]
+pub struct Errors {
+    list: Vec<FieldError>,
+    omitted: u64,
+}
+
+impl Errors {
+    pub fn clear(&mut self) {
+        self.list.clear();
+        self.omitted = 0;
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.list.is_empty()
+    }
+
+    pub fn listed(&self) -> &[FieldError] {
+        &self.list
+    }
+
+    /// Errors that were counted and not listed.
+    pub fn omitted(&self) -> u64 {
+        self.omitted
+    }
+
+    /// Adds the error that `make` makes, while there is room for it.
+    pub fn push(&mut self, make: impl FnOnce() -> FieldError) {
+        if self.list.len() < ERRORS_LISTED_MAX {
+            self.list.push(make());
+        } else {
+            self.omit();
+        }
+    }
+
+    /// Counts an error without listing it.
+    pub fn omit(&mut self) {
+        self.omitted += 1;
+    }
+
+    pub(super) fn mark(&self) -> (usize, u64) {
+        (self.list.len(), self.omitted)
+    }
+
+    /// Forgets what came after `mark`.
+    pub(super) fn back_to(&mut self, (listed, omitted): (usize, u64)) {
+        self.list.truncate(listed);
+        self.omitted = omitted;
+    }
+
+    /// The members `errors` and, when there is need of it, `errors_omitted`.
+    pub(super) fn write_members(&self, out: &mut Vec<u8>) {
+        out.extend_from_slice(b"\"errors\":[");
+        for (nth, error) in self.list.iter().enumerate() {
+            out.extend_from_slice(if nth == 0 { b"{" } else { b",{" });
+            if let Some(index) = error.index {
+                put(out, format_args!("\"index\":{index},"));
+            }
+            out.extend_from_slice(b"\"field\":");
+            text::quote(out, &error.field);
+            out.extend_from_slice(b",\"detail\":");
+            text::quote(out, &error.detail);
+            out.push(b'}');
+        }
+        out.push(b']');
+        if self.omitted > 0 {
+            put(out, format_args!(",\"errors_omitted\":{}", self.omitted));
+        }
+    }
+}
+
+/// Writes the problem. `detail` is for a person.
+pub fn answer(response: &mut Response, kind: Kind, detail: &str) {
+    write(response, kind, detail, None);
+}
+
+/// Writes the problem with what is wrong, field by field.
+pub fn answer_invalid(response: &mut Response, detail: &str, errors: &Errors) {
+    write(response, Kind::Invalid, detail, Some(errors));
+}
+
+/// Writes a 429 or 503 that says when to come again: never in less than a second.
+pub fn answer_later(response: &mut Response, kind: Kind, detail: &str, retry_after_s: u64) {
+    debug_assert!(matches!(kind.status(), 429 | 503), "BUG: {kind:?} does not pass with time");
+    response.header("Retry-After", retry_after_s.max(1));
+    write(response, kind, detail, None);
+}
+
+/// The buffer has no room for the whole request: nothing of it was kept.
+pub fn buffer_full(response: &mut Response, retry_after_s: u64) {
+    let detail = "the buffer has no room for the whole request; nothing of it was kept";
+    answer_later(response, Kind::BufferFull, detail, retry_after_s);
+}
+
+pub fn shutting_down(response: &mut Response, retry_after_s: u64) {
+    let detail = "the server takes no more events; nothing of the request was kept";
+    answer_later(response, Kind::ShuttingDown, detail, retry_after_s);
+}
+
+pub fn journal_unavailable(response: &mut Response, retry_after_s: u64) {
+    let detail = "the durability asked for cannot be promised now";
+    answer_later(response, Kind::JournalUnavailable, detail, retry_after_s);
+}
+
+fn write(response: &mut Response, kind: Kind, detail: &str, errors: Option<&Errors>) {
+    let (status, slug, title) = kind.parts();
+    response.status = status;
+    response.content_type = CONTENT_TYPE;
+    let out = &mut response.body;
+    out.clear();
+    put(
+        out,
+        format_args!(
+            "{{\"type\":\"urn:aurore-events:problem:{slug}\",\"title\":\"{title}\",\"status\":{status},\"detail\":"
+        ),
+    );
+    text::quote(out, detail);
+    if let Some(errors) = errors {
+        out.push(b',');
+        errors.write_members(out);
+    }
+    out.push(b'}');
+}
+
+pub(super) fn put(out: &mut Vec<u8>, text: std::fmt::Arguments<'_>) {
+    out.write_fmt(text).expect("a vector takes all that is written");
+}

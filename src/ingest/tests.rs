@@ -1,0 +1,489 @@
+//! Bodies and what must become of them.
+
+mod properties;
+
+use rand::SeedableRng;
+
+use super::idempotency::HeaderKey;
+use super::*;
+use crate::row::{self, Row};
+
+const NOW: Timestamp = Timestamp::from_millis(1_795_435_200_000);
+
+fn ingest(rows_per_block_max: u32) -> Ingest {
+    let limits = Limits {
+        clock_skew: Duration::from_mins(5),
+        retention: Duration::from_hours(30 * 24),
+        rows_per_block_max,
+    };
+    Ingest::new(limits, StdRng::seed_from_u64(7))
+}
+
+fn json() -> Call<'static> {
+    Call { form: Form::Json, key: None }
+}
+
+fn ndjson() -> Call<'static> {
+    Call { form: Form::Ndjson, key: None }
+}
+
+/// An event as text, with `field` replaced or added.
+fn with(field: &str, value: &str) -> String {
+    let mut fields = vec![("timestamp", "1795435200000"), ("service", r#""s""#), ("message", r#""m""#)];
+    fields.retain(|(name, _)| *name != field);
+    fields.push((field, value));
+    let fields: Vec<_> = fields.iter().map(|(name, value)| format!("\"{name}\":{value}")).collect();
+    format!("{{{}}}", fields.join(","))
+}
+
+/// A row as it reads: time, service, message, metadata.
+type Read = (i64, String, String, Option<String>);
+
+fn read(row: &Row<'_>) -> Read {
+    let text = |bytes: &[u8]| String::from_utf8(bytes.to_vec()).unwrap();
+    (row.timestamp().micros(), text(row.service()), text(row.message()), row.metadata().map(text))
+}
+
+fn rows_of(decoded: &Decoded<'_>) -> Vec<Read> {
+    let mut read_back = Vec::new();
+    let mut ids = decoded.ids().iter();
+    for (block, rows) in decoded.blocks() {
+        let before = read_back.len();
+        for row in row::rows(block) {
+            row.check().unwrap();
+            assert_eq!(Some(&row.event_id()), ids.next());
+            assert_eq!(row.event_id().millis(), row.timestamp().millis().cast_unsigned());
+            assert_eq!(row.ingested_at(), NOW);
+            read_back.push(read(&row));
+        }
+        assert_eq!(read_back.len() - before, usize::try_from(rows).unwrap());
+    }
+    assert_eq!(ids.next(), None);
+    read_back
+}
+
+/// The status and the body of the answer, which must be JSON.
+fn answered(decoded: &Decoded<'_>) -> (u16, sonic_rs::Value) {
+    let mut response = Response::default();
+    decoded.answer(&mut response);
+    let wanted = if response.status == 202 { "application/json" } else { problem::CONTENT_TYPE };
+    assert_eq!(response.content_type, wanted);
+    (response.status, sonic_rs::from_slice(&response.body).unwrap())
+}
+
+#[track_caller]
+fn check_accepted(body: &str, wanted: (&str, &str, Option<&str>)) {
+    let mut ingest = ingest(5000);
+    let decoded = ingest.decode(json(), body.as_bytes(), NOW);
+    assert_eq!(decoded.errors().listed(), [], "{}", text::shorten(body, 300));
+    let rows = rows_of(&decoded);
+    assert_eq!(rows.len(), 1);
+    let (_, service, message, metadata) = &rows[0];
+    assert_eq!((service.as_str(), message.as_str(), metadata.as_deref()), wanted);
+    let (status, answer) = answered(&decoded);
+    let id = decoded.ids()[0].to_string();
+    assert_eq!(status, 202);
+    assert_eq!(answer, sonic_rs::json!({"event_id": id, "status": "accepted"}));
+}
+
+/// A single event that is refused with these (field, part of the detail).
+#[track_caller]
+fn check_refused(body: &str, wanted: &[(&str, &str)]) {
+    let mut ingest = ingest(5000);
+    let decoded = ingest.decode(json(), body.as_bytes(), NOW);
+    let shown = text::shorten(body, 300);
+    assert_eq!(decoded.accepted(), 0, "{shown}");
+    assert_eq!((decoded.bytes(), decoded.blocks().count()), (0, 0), "a refused event leaves nothing behind");
+    let got: Vec<_> =
+        decoded.errors().listed().iter().map(|e| (e.field.as_ref(), e.detail.as_str())).collect();
+    assert_eq!(got.len(), wanted.len(), "{shown}: {got:?}");
+    for ((field, detail), (wanted_field, part)) in got.iter().zip(wanted) {
+        assert_eq!(field, wanted_field, "{shown}");
+        assert!(detail.contains(part), "{shown}: {detail}");
+        assert!(detail.len() < 300, "echoes are short");
+    }
+    let (status, answer) = answered(&decoded);
+    assert_eq!(status, 400);
+    assert_eq!(sonic_rs::JsonContainerTrait::as_array(&answer["errors"]).unwrap().len(), wanted.len());
+}
+
+#[test]
+fn a_good_event_becomes_its_row() {
+    let body = r#"{"timestamp":"2026-11-23T12:00:00.123Z","service":"checkout","message":"order placed","metadata":{"order":123,"region":"eu"}}"#;
+    check_accepted(body, ("checkout", "order placed", Some(r#"{"order":123,"region":"eu"}"#)));
+    check_accepted(&with("message", r#""m""#), ("s", "m", None));
+    check_accepted(
+        "\r\n\t {\"message\" : \"m\",\n\"service\": \"s\" , \"timestamp\":1795435200000 } \n",
+        ("s", "m", None),
+    );
+    check_accepted(&with("metadata", "{}"), ("s", "m", Some("{}")));
+    check_accepted(&with("metadata", "null"), ("s", "m", None));
+    check_accepted(&with("idempotency_key", "null"), ("s", "m", None));
+    check_accepted(&with("timestamp", r#""2026-11-23T12\u003a00:00Z""#), ("s", "m", None));
+    check_accepted(&with("message", "1").replace("\"message\":1", r#""me\u0073sage":"m""#), ("s", "m", None));
+    check_accepted(&with("metadata", r#"{"a":1,"a":2}"#), ("s", "m", Some(r#"{"a":1,"a":2}"#)));
+    check_accepted(
+        &with("message", r#""a\"\\\/\b\f\n\r\t\u00e9\ud83d\ude00é😀""#),
+        ("s", "a\"\\/\u{8}\u{c}\n\r\té😀é😀", None),
+    );
+    check_accepted(&with("message", "\"\u{7f}\u{2028}\""), ("s", "\u{7f}\u{2028}", None));
+}
+
+#[test]
+fn texts_are_bounded_in_unescaped_bytes() {
+    for (field, max) in [("service", 100), ("message", 65_536), ("idempotency_key", 128)] {
+        let accepted = |text: &str| {
+            let mut ingest = ingest(1);
+            ingest.decode(json(), with(field, &format!("\"{text}\"")).as_bytes(), NOW).accepted() == 1
+        };
+        assert!(!accepted(""), "{field}");
+        assert!(accepted("a"), "{field}");
+        for unit in ["a", "\\n", "\\u0041"] {
+            assert!(accepted(&unit.repeat(max)), "{field}");
+            assert!(!accepted(&unit.repeat(max + 1)), "{field}");
+        }
+        for (unit, bytes) in [("é", 2), ("\\u00e9", 2), ("😀", 4), ("\\ud83d\\ude00", 4)] {
+            assert!(accepted(&unit.repeat(max / bytes)), "{field}");
+            assert!(!accepted(&unit.repeat(max / bytes + 1)), "{field}");
+        }
+    }
+    check_refused(&with("service", "\"\""), &[("service", "must not be empty")]);
+    check_refused(
+        &with("service", &format!("\"{}\"", "x".repeat(101))),
+        &[("service", "at most 100 bytes, not 101")],
+    );
+}
+
+#[test]
+fn metadata_is_bounded_in_bytes_and_depth() {
+    let sized = |bytes: usize| format!("{{\"a\":\"{}\"}}", "x".repeat(bytes - 8));
+    check_accepted(&with("metadata", &sized(65_536)), ("s", "m", Some(&sized(65_536))));
+    check_refused(&with("metadata", &sized(65_537)), &[("metadata", "at most 65536 bytes, not 65537")]);
+    let nested =
+        |depth: usize| format!("{}{}{}{}", "{\"a\":", "[".repeat(depth - 1), "]".repeat(depth - 1), "}");
+    check_accepted(&with("metadata", &nested(64)), ("s", "m", Some(&nested(64))));
+    for depth in [65, 66, 128, 129, 193, 10_000] {
+        check_refused(&with("metadata", &nested(depth)), &[("metadata", "deeper than 64 levels")]);
+    }
+    let mixed = format!("{}1{}", "{\"a\":[".repeat(200), "]}".repeat(200));
+    check_refused(&with("metadata", &mixed), &[("metadata", "deeper than 64 levels")]);
+    let crossed = format!("{}1{}", "{\"a\":[".repeat(200), "]}".repeat(199) + "}]");
+    check_refused(&with("metadata", &crossed), &[("body", "',' or ']' was expected")]);
+}
+
+#[test]
+fn every_flaw_is_named() {
+    check_refused("{}", &[("timestamp", "required"), ("service", "required"), ("message", "required")]);
+    check_refused(&with("colour", "{\"deep\":[1]}"), &[("colour", "colour is not a field of an event")]);
+    check_refused(&with("a", "1").replace("\"a\":1", "\"service\":\"t\""), &[("service", "more than once")]);
+    check_refused(
+        &with("a", "1").replace("\"a\":1", "\"servic\\u0065\":2"),
+        &[("service", "more than once")],
+    );
+    check_refused(&with("service", "1"), &[("service", "must be a string, not a number")]);
+    check_refused(&with("service", "null"), &[("service", "must be a string, not null")]);
+    check_refused(&with("message", "[\"a\"]"), &[("message", "must be a string, not an array")]);
+    check_refused(&with("metadata", "[]"), &[("metadata", "must be an object, not an array")]);
+    check_refused(&with("metadata", "\"{}\""), &[("metadata", "must be an object, not a string")]);
+    check_refused(&with("idempotency_key", "true"), &[("idempotency_key", "not a boolean")]);
+    check_refused(&with("timestamp", "true"), &[("timestamp", "not a boolean")]);
+    check_refused(&with("timestamp", "\"yesterday\""), &[("timestamp", "RFC 3339")]);
+    check_refused(&with("timestamp", "1795435200000.5"), &[("timestamp", "whole number")]);
+    check_refused(&with("timestamp", "1.7954352e12"), &[("timestamp", "whole number")]);
+    check_refused(&with("timestamp", "1795435200"), &[("timestamp", "older than the 30 days")]);
+    check_refused(&with("timestamp", "1795435500001"), &[("timestamp", "more than 300000 ms ahead")]);
+    check_refused(&with("timestamp", "-1"), &[("timestamp", "before 1970")]);
+    check_refused(
+        &with("timestamp", "\"\"").replace("\"s\"", "\"\"").replace("\"m\"", "{}"),
+        &[("service", "empty"), ("message", "not an object"), ("timestamp", "RFC 3339")],
+    );
+    let long = "n".repeat(5000);
+    let shown = format!("{}...", "n".repeat(64));
+    check_refused(&with(&long, "1"), &[(&shown, "is not a field")]);
+    let many: String = (0..100).fold(String::new(), |all, n| all + &format!(",\"f{n}\":0"));
+    let mut ingest = ingest(1);
+    let decoded = ingest.decode(json(), with("x", &format!("0{many}")).as_bytes(), NOW);
+    assert_eq!((decoded.errors().listed().len(), decoded.errors().omitted()), (16, 85));
+}
+
+/// What must never reach PostgreSQL, and the field it is told of.
+const POISON: &[(&str, &str, &str)] = &[
+    ("message", r#""a\u0000b""#, "U+0000"),
+    ("service", r#""\u0000""#, "U+0000"),
+    ("idempotency_key", r#""\u0000""#, "U+0000"),
+    ("metadata", r#"{"\u0000":1}"#, "U+0000"),
+    ("metadata", r#"{"a":["\u0000"]}"#, "U+0000"),
+    ("message", r#""\ud800""#, "surrogate"),
+    ("message", r#""\udfff""#, "surrogate"),
+    ("message", r#""\ude00\ud83d""#, "surrogate"),
+    ("message", r#""\ud83d\u0041""#, "surrogate"),
+    ("message", r#""\ud83d\ud83d\ude00""#, "surrogate"),
+    ("message", r#""\ud83d\n""#, "surrogate"),
+    ("metadata", r#"{"\udc00":1}"#, "surrogate"),
+    ("metadata", r#"{"a":1e400000}"#, "out of range"),
+    ("metadata", r#"{"a":-1e131072}"#, "out of range"),
+    ("metadata", r#"{"a":1e-16384}"#, "out of range"),
+    ("metadata", r#"{"a":1.5e-16383}"#, "out of range"),
+    ("metadata", r#"{"a":0e-16384}"#, "out of range"),
+    ("metadata", r#"{"a":1E99999999999999999999999999999999}"#, "out of range"),
+    ("metadata", r#"{"a":1e-99999999999999999999999999999999}"#, "out of range"),
+    ("metadata", r#"{"a":0e1073741823}"#, "out of range"),
+    ("metadata", r#"{"a":[1e131071,1e131071,1e131071]}"#, "exponents"),
+    ("timestamp", r#""0000-01-01T00:00:00Z""#, "before 1970"),
+    ("timestamp", r#""294277-01-01T00:00:00Z""#, "RFC 3339"),
+    ("timestamp", "9223372036854775807999", "ahead"),
+    ("timestamp", "-9223372036854775807999", "before 1970"),
+];
+
+#[test]
+fn poison_is_told_of_its_field_and_spares_the_batch() {
+    for (field, value, part) in POISON {
+        check_refused(&with(field, value), &[(field, part)]);
+        for bad in [1, 2, 2500, 5000] {
+            let mut events = vec![with(field, value); bad];
+            events.resize(bad + 3, with("message", "\"good\""));
+            events.rotate_left(bad / 2);
+            let mut ingest = ingest(5000);
+            let array = format!("[{}]", events.join(","));
+            let lines = events.join("\n");
+            for (call, body) in [(json(), array), (ndjson(), lines)] {
+                let decoded = ingest.decode(call, body.as_bytes(), NOW);
+                assert_eq!((decoded.accepted(), decoded.rejected()), (3, u32::try_from(bad).unwrap()));
+                let listed = decoded.errors().listed();
+                assert_eq!(listed.len(), bad.min(1000));
+                assert_eq!(decoded.errors().omitted(), bad.saturating_sub(1000) as u64);
+                assert!(listed.iter().all(|error| error.field == *field));
+                assert_eq!(rows_of(&decoded).len(), 3);
+            }
+        }
+    }
+    let long = format!("\"{}\"", "x".repeat(1024 * 1024));
+    check_refused(&with("message", &long), &[("message", "at most 65536 bytes, not 1048576")]);
+    check_refused(&with("service", &long), &[("service", "at most 100 bytes")]);
+}
+
+#[test]
+fn numbers_are_taken_as_postgresql_takes_them() {
+    let nines = |count: usize| "9".repeat(count);
+    let zeros = |count: usize| "0".repeat(count);
+    for good in [
+        "0",
+        "-0",
+        "1",
+        "-1.5",
+        "1e5",
+        "1E+5",
+        "1e-5",
+        "0e999999",
+        "-0.0e5",
+        "0e1073741822",
+        "0e-16383",
+        "1e131071",
+        "10e131070",
+        "0.1e131072",
+        "0.0000001e131078",
+        "1e-16383",
+        "1.5e-16382",
+        &format!("1e{}5", zeros(1000)),
+        &format!("0.{}", nines(16_383)),
+        &format!("0.{}e1", nines(16_384)),
+        &format!("0.{}e1", zeros(16_384)),
+        &format!("0.{}1e60000", zeros(60_000)),
+        &format!("1{}e71071", zeros(60_000)),
+        &nines(60_000),
+    ] {
+        let metadata = format!("{{\"a\":{good}}}");
+        check_accepted(&with("metadata", &metadata), ("s", "m", Some(&metadata)));
+    }
+    for bad in [
+        "10e131071",
+        "99e131071",
+        "0.1e131073",
+        "0.0000001e131079",
+        "12345e131068",
+        &format!("0.{}", nines(16_384)),
+        &format!("0.{}e1", zeros(16_385)),
+        &format!("1{}e-60000", zeros(60_000)),
+        &format!("1{}e71072", zeros(60_000)),
+    ] {
+        check_refused(&with("metadata", &format!("{{\"a\":{bad}}}")), &[("metadata", "out of range")]);
+    }
+}
+
+#[test]
+fn what_is_not_json_refuses_the_body_and_says_where() {
+    for (body, part) in [
+        ("", "no events"),
+        (" \n", "no events"),
+        ("[]", "array is empty"),
+        ("5", "event object or an array"),
+        ("\"a\"", "event object or an array"),
+        ("null", "event object or an array"),
+        ("{", "too early, at byte 1"),
+        ("[", "too early, at byte 1"),
+        ("[{}", "too early, at byte 3"),
+        ("[{}}", "',' or ']' was expected at byte 3"),
+        ("[{},]", "a value was expected at byte 4"),
+        ("[,]", "a value was expected at byte 1"),
+        ("[{}]]", "more follows at byte 4"),
+        ("{} {}", "more follows at byte 3"),
+        ("{,}", "field name in double quotes was expected at byte 1"),
+        ("{\"a\":1,}", "field name in double quotes was expected at byte 7"),
+        ("{\"a\" 1}", "':' was expected at byte 5"),
+        ("{\"a\":1 \"b\":2}", "',' or '}' was expected at byte 7"),
+        ("{a:1}", "field name"),
+        ("{'a':1}", "field name"),
+        ("{\"a\":}", "a value was expected at byte 5"),
+        ("{\"a\":tru}", "a value was expected"),
+        ("{\"a\":nulll}", "',' or '}' was expected"),
+        ("{\"a\":NaN}", "a value was expected"),
+        ("{\"a\":+1}", "a value was expected"),
+        ("{\"a\":01}", "leading zero at byte 5"),
+        ("{\"a\":-}", "a digit was expected"),
+        ("{\"a\":-01}", "leading zero"),
+        ("{\"a\":1.}", "a digit was expected"),
+        ("{\"a\":.5}", "a value was expected"),
+        ("{\"a\":1e}", "a digit was expected"),
+        ("{\"a\":1e+}", "a digit was expected"),
+        ("{\"a\":0x10}", "',' or '}' was expected"),
+        ("{\"a\":\"b}", "too early"),
+        ("{\"a\":\"\\x\"}", "bad escape in a string at byte 6"),
+        ("{\"a\":\"\\u12\"}", "bad escape"),
+        ("{\"a\":\"\\u12g4\"}", "bad escape"),
+        ("{\"a\":\"\\u+123\"}", "bad escape"),
+        ("{\"a\":\"\\", "bad escape"),
+        ("{\"a\":\"\n\"}", "control character in a string, which must be escaped, at byte 6"),
+        ("{\"a\":\"\u{0}\"}", "control character"),
+        ("{\"a\":\"01234567890123456\u{1f}\"}", "control character"),
+        ("{\"a\":[1,]}", "a value was expected at byte 8"),
+        ("{\"a\":{\"b\":1,}}", "a key in double quotes"),
+        ("{\"a\":{1:1}}", "a key in double quotes"),
+        ("{\"a\":[1}}", "',' or ']' was expected"),
+        ("{\"a\":{\"b\":1]}", "',' or '}' was expected"),
+        ("{\"a\":[1 2]}", "',' or ']' was expected"),
+        ("{}\u{0}", "more follows at byte 2"),
+        ("\u{feff}{}", "a value was expected at byte 0"),
+        ("{} // c", "more follows"),
+    ] {
+        check_refused(body, &[("body", part)]);
+    }
+    check_refused(&"[".repeat(1_000_000), &[("body", "too early")]);
+    check_refused(&"{\"a\":".repeat(200_000), &[("body", "too early")]);
+    let mut ingest = ingest(1);
+    let decoded = ingest.decode(json(), b"{\"service\":\"\xff\"}", NOW);
+    assert!(decoded.errors().listed()[0].detail.contains("not UTF-8 at byte 12"));
+}
+
+#[test]
+fn a_batch_keeps_the_good_and_names_the_bad() {
+    let good = with("message", "\"m\"");
+    let body = format!("[{good}, 5 ,{},{good}]", with("message", "\"\""));
+    let mut ingest = ingest(5000);
+    let decoded = ingest.decode(json(), body.as_bytes(), NOW);
+    let ids: Vec<_> = decoded.ids().iter().map(ToString::to_string).collect();
+    let (status, answer) = answered(&decoded);
+    assert_eq!(status, 202);
+    assert_eq!(
+        answer,
+        sonic_rs::json!({"accepted": 2, "rejected": 2, "event_ids": ids, "errors": [
+            {"index": 1, "field": "event", "detail": "an event must be an object, not a number"},
+            {"index": 2, "field": "message", "detail": "message must not be empty"},
+        ]})
+    );
+    let decoded = ingest.decode(json(), b"[{},7]", NOW);
+    let (status, answer) = answered(&decoded);
+    assert_eq!((status, &answer["detail"]), (400, &sonic_rs::json!("none of the 2 events is valid")));
+    assert_eq!(answer["type"], sonic_rs::json!("urn:aurore-events:problem:invalid"));
+    assert_eq!(answer["errors"][3]["index"], sonic_rs::json!(1));
+    let decoded = ingest.decode(json(), format!("[{good}]").as_bytes(), NOW);
+    assert_eq!(answered(&decoded).1["accepted"], sonic_rs::json!(1), "an array of one is a batch");
+}
+
+#[test]
+fn a_bad_line_costs_only_itself() {
+    let good = with("message", "\"m\"");
+    let body = format!("{good}\r\n\n  \r\n{{\"x\":1,\n{good}{good}\n {good} \n{{}}\n5\n{good}");
+    let mut body = body.into_bytes();
+    body.extend_from_slice(b"\n{\"service\":\"\xff\"}\n");
+    let mut ingest = ingest(5000);
+    let decoded = ingest.decode(ndjson(), &body, NOW);
+    assert_eq!(rows_of(&decoded).len(), 3);
+    assert_eq!(decoded.rejected(), 5);
+    let errors: Vec<_> = decoded
+        .errors()
+        .listed()
+        .iter()
+        .map(|e| (e.index.unwrap(), e.field.as_ref(), e.detail.as_str()))
+        .collect();
+    let first = good.len();
+    assert_eq!(
+        errors,
+        [
+            (1, "body", "line 4: it is not JSON: the JSON ends too early, at byte 7 of the line"),
+            (
+                2,
+                "body",
+                &*format!(
+                    "line 5: it is not JSON: the JSON is over and more follows at byte {first} of the line"
+                )
+            ),
+            (4, "timestamp", "timestamp is required"),
+            (4, "service", "service is required"),
+            (4, "message", "message is required"),
+            (5, "event", "an event must be an object, not a number"),
+            (7, "body", "line 10: it is not UTF-8 at byte 12 of the line"),
+        ]
+    );
+    assert_eq!(answered(&ingest.decode(ndjson(), b"\n\r\n", NOW)).0, 400);
+    let one = ingest.decode(ndjson(), good.as_bytes(), NOW);
+    assert_eq!(one.shape(), Shape::Batch, "a line is a batch of one");
+}
+
+#[test]
+fn blocks_hold_at_most_their_rows() {
+    let good = with("message", "\"m\"");
+    let mut ingest = ingest(4);
+    for (events, wanted) in
+        [(1, vec![1]), (3, vec![3]), (4, vec![4]), (5, vec![4, 1]), (8, vec![4, 4]), (9, vec![4, 4, 1])]
+    {
+        let body = format!("[{}]", vec![good.as_str(); events].join(","));
+        let decoded = ingest.decode(json(), body.as_bytes(), NOW);
+        assert_eq!(decoded.blocks().map(|(_, rows)| rows).collect::<Vec<_>>(), wanted);
+        assert_eq!(decoded.blocks().map(|(block, _)| block.len()).sum::<usize>(), decoded.bytes());
+        assert_eq!(rows_of(&decoded).len(), events);
+    }
+}
+
+#[test]
+fn a_key_makes_the_same_id_anywhere_and_chance_never_does() {
+    let ids = |key: Option<&str>, form: Form, body: &str| {
+        let key = key.map(|key| HeaderKey::new(key.as_bytes()).unwrap());
+        ingest(9).decode(Call { form, key }, body.as_bytes(), NOW).ids().to_vec()
+    };
+    let plain = with("message", "\"m\"");
+    let keyed = with("idempotency_key", "\"k\"");
+    let by_field = ids(None, Form::Json, &keyed);
+    assert_eq!(by_field[0].bytes()[6] >> 4, 8);
+    assert_eq!(by_field, ids(Some("other"), Form::Json, &keyed), "the field wins");
+    assert_eq!(by_field, ids(Some("k"), Form::Json, &plain), "one event has no index");
+    assert_eq!(
+        by_field,
+        ids(None, Form::Json, &keyed.replace("\"k\"", "\"\\u006b\"").replace("\"s\"", "\"\\u0073\""))
+    );
+    assert_ne!(by_field, ids(None, Form::Json, &keyed.replace("\"s\"", "\"t\"")));
+    let batch = format!("[{plain},{keyed},5,{plain}]");
+    let by_header = ids(Some("k"), Form::Json, &batch);
+    assert_eq!(by_header.len(), 3);
+    assert_eq!(by_header[1], by_field[0]);
+    assert_ne!(by_header[0], by_header[2], "the index is hashed too");
+    assert_eq!(by_header, ids(Some("k"), Form::Ndjson, &format!("{plain}\n{keyed}\n5\n{plain}\n")));
+    assert_eq!(
+        by_header[2],
+        idempotency::keyed(1_795_435_200_000, b"s", b"k", Some(3)),
+        "rejected events count"
+    );
+    let mut ingest = ingest(9);
+    let decoded = ingest.decode(json(), format!("[{plain},{plain}]").as_bytes(), NOW);
+    assert_ne!(decoded.ids()[0], decoded.ids()[1]);
+    assert!(decoded.ids().iter().all(|id| id.bytes()[6] >> 4 == 7));
+}

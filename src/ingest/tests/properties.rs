@@ -1,0 +1,152 @@
+//! What holds for any body.
+
+use proptest::prelude::*;
+
+use super::*;
+
+/// JSON text of `text` with escapes chosen by `choices`.
+fn escape(text: &str, choices: &mut impl Iterator<Item = u8>) -> String {
+    use std::fmt::Write;
+    let mut out = String::from("\"");
+    for char in text.chars() {
+        let choice = choices.next().unwrap_or(0);
+        let must = char < ' ' || char == '"' || char == '\\';
+        let short = match char {
+            '"' => Some("\\\""),
+            '\\' => Some("\\\\"),
+            '/' => Some("\\/"),
+            '\n' => Some("\\n"),
+            '\t' => Some("\\t"),
+            _ => None,
+        };
+        match short {
+            Some(short) if choice.is_multiple_of(2) => out.push_str(short),
+            _ if must || choice % 7 == 3 => {
+                for unit in char.encode_utf16(&mut [0; 2]) {
+                    write!(out, "\\u{unit:04X}").unwrap();
+                }
+            }
+            _ => out.push(char),
+        }
+    }
+    out + "\""
+}
+
+fn texts(max: usize) -> impl Strategy<Value = String> {
+    prop_oneof!["[a-z /\"\\\\\n\t]{1,40}", "\\PC{1,20}", "[^\u{0}]{1,60}"]
+        .prop_map(move |text| {
+            let end = (0..=max.min(text.len())).rev().find(|&at| text.is_char_boundary(at)).unwrap();
+            text[..end].to_owned()
+        })
+        .prop_filter("not empty", |text| !text.is_empty())
+}
+
+fn metadata() -> impl Strategy<Value = String> {
+    let leaf = prop_oneof![
+        Just("null".to_owned()),
+        Just("true".to_owned()),
+        any::<i64>().prop_map(|n| n.to_string()),
+        (-1e9..1e9).prop_map(|n: f64| format!("{n:e}")),
+        texts(50).prop_map(|text| escape(&text, &mut std::iter::empty())),
+    ];
+    let value = leaf.prop_recursive(6, 40, 5, |inner| {
+        prop_oneof![
+            prop::collection::vec(inner.clone(), 0..5).prop_map(|items| format!("[{}]", items.join(" ,\n"))),
+            prop::collection::vec((texts(9), inner), 0..5).prop_map(object),
+        ]
+    });
+    prop::collection::vec((texts(9), value), 0..5).prop_map(object)
+}
+
+fn object(members: Vec<(String, String)>) -> String {
+    let members: Vec<_> = members
+        .into_iter()
+        .map(|(key, value)| format!("{} : {value}", escape(&key, &mut std::iter::empty())))
+        .collect();
+    format!("{{{}}}", members.join(","))
+}
+
+proptest! {
+    #[test]
+    fn any_event_reads_back_as_it_was(
+        events in prop::collection::vec(
+            (0_i64..2_000_000_000_000, texts(100), texts(300), prop::option::of(metadata()), 0_usize..24), 1..6),
+        choices in prop::collection::vec(any::<u8>(), 0..200),
+        space in prop::sample::select(vec!["", " ", "\t \r"]),
+    ) {
+        let mut choices = choices.into_iter().cycle();
+        let mut bodies = Vec::new();
+        let mut wanted = Vec::new();
+        for (ago, service, message, metadata, order) in events {
+            let time = Timestamp::from_micros(NOW.micros() - ago);
+            let mut fields = vec![
+                ("timestamp", escape(&time.to_string(), &mut choices)),
+                ("service", escape(&service, &mut choices)),
+                ("message", escape(&message, &mut choices)),
+            ];
+            if let Some(metadata) = &metadata {
+                fields.push(("metadata", metadata.clone()));
+            }
+            let count = fields.len();
+            fields.swap(0, order % count);
+            fields.rotate_left(order / 6 % count);
+            let fields: Vec<_> = fields
+                .into_iter()
+                .map(|(name, value)| format!("{}{space}:{space}{value}{space}", escape(name, &mut choices)))
+                .collect();
+            bodies.push(format!("{{{space}{}}}", fields.join(",")));
+            wanted.push((time.micros(), service, message, metadata));
+        }
+        let mut ingest = ingest(2);
+        let array = format!("{space}[{}]{space}", bodies.join(","));
+        let decoded = ingest.decode(json(), array.as_bytes(), NOW);
+        prop_assert_eq!(decoded.errors().listed(), &[]);
+        prop_assert_eq!(rows_of(&decoded), wanted.clone());
+        prop_assert_eq!(decoded.blocks().count(), wanted.len().div_ceil(2));
+        let lines: Vec<_> = bodies.iter().map(|body| body.replace('\n', " ")).collect();
+        let decoded = ingest.decode(ndjson(), lines.join("\r\n").as_bytes(), NOW);
+        let without_feeds: Vec<_> = wanted
+            .into_iter()
+            .map(|(time, service, message, metadata)| (time, service, message, metadata.map(|m| m.replace('\n', " "))))
+            .collect();
+        prop_assert_eq!(rows_of(&decoded), without_feeds);
+    }
+
+    #[test]
+    fn no_bytes_make_it_panic(body in prop::collection::vec(any::<u8>(), 0..200)) {
+        let mut ingest = ingest(3);
+        rows_of(&ingest.decode(json(), &body, NOW));
+        rows_of(&ingest.decode(ndjson(), &body, NOW));
+    }
+
+    #[test]
+    fn what_almost_is_json_is_taken_only_when_it_is_json(
+        body in "[\\[{]?(\\{\"(a|metadata)\":)?[\\[\\]{}:,\"\\\\ud80c0-9eE.+tfn -]{0,30}[}\\]]{0,3}",
+    ) {
+        let mut scanner = json::Scanner::new(body.as_bytes());
+        scanner.next_token();
+        let whole = scanner.value().is_ok_and(|value| {
+            scanner.next_token();
+            scanner.done() && value.fault.is_none()
+        });
+        let theirs = sonic_rs::from_str::<sonic_rs::LazyValue<'_>>(&body);
+        if whole {
+            prop_assert!(theirs.is_ok(), "{}", body);
+            prop_assert!(sonic_rs::from_str::<sonic_rs::Value>(&body).is_ok() || body.contains(['e', 'E', '.']) || body.len() > 18, "{}", body);
+        }
+    }
+
+    #[test]
+    fn a_changed_byte_never_makes_it_panic(at in 0_usize..150, byte in any::<u8>(), cut in 0_usize..200) {
+        let mut body = r#"{"timestamp":"2026-11-23T12:00:00.123Z","service":"check\u00e9\ud83d\ude00","message":"order placed","metadata":{"order":[1.5e3,null],"region":"eu"}}"#.as_bytes().to_vec();
+        let end = body.len();
+        body[at.min(end - 1)] = byte;
+        body.truncate(cut);
+        let mut ingest = ingest(3);
+        for row in rows_of(&ingest.decode(json(), &body, NOW)) {
+            if let Some(metadata) = row.3 {
+                prop_assert!(sonic_rs::from_str::<sonic_rs::Value>(&metadata).is_ok());
+            }
+        }
+    }
+}

@@ -1,0 +1,132 @@
+//! Phases, named threads, and what ends the process: a signal to stop, or a thread that died.
+//!
+//! A thread that panics, or returns while the server still needs it, is never restarted: the process says so and
+//! ends, since what it held can no longer be vouched for.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, Ordering};
+use std::thread::JoinHandle;
+
+use crossbeam::channel::{Receiver, Sender, unbounded};
+
+/// How far the process is in its life. It only goes on, never back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[repr(u8)]
+pub enum Phase {
+    /// Not ready: the database has not been tried yet.
+    Starting,
+    Serving,
+    /// Intake has stopped, the writer empties the buffer.
+    Draining,
+    /// A thread died: nothing can be promised any more.
+    Poisoned,
+}
+
+const PHASES: [Phase; 4] = [Phase::Starting, Phase::Serving, Phase::Draining, Phase::Poisoned];
+
+/// What the main thread waits for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Notice {
+    /// Someone asked the server to stop: drain first. Asked again, it ends at once.
+    Stop,
+    ThreadDied {
+        name: String,
+    },
+}
+
+/// Shared by all that take part in the process's life.
+#[derive(Clone, Debug)]
+pub struct Lifecycle {
+    phase: Arc<AtomicU8>,
+    notices: Sender<Notice>,
+}
+
+impl Lifecycle {
+    pub fn new() -> (Self, Receiver<Notice>) {
+        let (notices, receiver) = unbounded();
+        (Self { phase: Arc::new(AtomicU8::new(Phase::Starting as u8)), notices }, receiver)
+    }
+
+    #[inline]
+    pub fn phase(&self) -> Phase {
+        PHASES[usize::from(self.phase.load(Ordering::Acquire))]
+    }
+
+    /// Goes on to `phase`, unless the process is already past it.
+    pub fn enter(&self, phase: Phase) {
+        self.phase.fetch_max(phase as u8, Ordering::AcqRel);
+    }
+
+    /// Asks the server to stop.
+    pub fn stop(&self) {
+        self.notify(Notice::Stop);
+    }
+
+    /// Starts a thread whose end before the drain is the end of the process. Names show up in `top -H`, which cuts
+    /// them at 15 bytes.
+    pub fn spawn(&self, name: &str, body: impl FnOnce() + Send + 'static) -> std::io::Result<JoinHandle<()>> {
+        let guard = DeathNotice { lifecycle: self.clone(), name: name.to_owned() };
+        std::thread::Builder::new().name(name.to_owned()).spawn(move || {
+            let _guard = guard;
+            body();
+        })
+    }
+
+    fn notify(&self, notice: Notice) {
+        if let Err(lost) = self.notices.send(notice) {
+            log::debug!("nobody is left to be told of {:?}", lost.0);
+        }
+    }
+}
+
+/// Dropped when its thread ends, however it ends.
+struct DeathNotice {
+    lifecycle: Lifecycle,
+    name: String,
+}
+
+impl Drop for DeathNotice {
+    fn drop(&mut self) {
+        if std::thread::panicking() || self.lifecycle.phase() < Phase::Draining {
+            self.lifecycle.enter(Phase::Poisoned);
+            self.lifecycle.notify(Notice::ThreadDied { name: std::mem::take(&mut self.name) });
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::time::Duration;
+
+    const SOON: Duration = Duration::from_secs(10);
+
+    #[test]
+    fn a_thread_that_panics_poisons_the_process_even_while_it_drains() {
+        let (lifecycle, notices) = Lifecycle::new();
+        lifecycle.enter(Phase::Draining);
+        let thread = lifecycle.spawn("doomed", || panic!("on purpose")).unwrap();
+        assert_eq!(notices.recv_timeout(SOON), Ok(Notice::ThreadDied { name: "doomed".into() }));
+        assert!(thread.join().is_err());
+        assert_eq!(lifecycle.phase(), Phase::Poisoned);
+    }
+
+    #[test]
+    fn a_thread_that_leaves_early_is_noticed_and_one_that_leaves_in_time_is_not() {
+        let (lifecycle, notices) = Lifecycle::new();
+        lifecycle.spawn("early", || ()).unwrap().join().unwrap();
+        assert_eq!(notices.recv_timeout(SOON), Ok(Notice::ThreadDied { name: "early".into() }));
+        let (lifecycle, notices) = Lifecycle::new();
+        lifecycle.enter(Phase::Draining);
+        lifecycle.spawn("in time", || ()).unwrap().join().unwrap();
+        assert!(notices.try_recv().is_err());
+    }
+
+    #[test]
+    fn the_phase_never_goes_back() {
+        let (lifecycle, _notices) = Lifecycle::new();
+        lifecycle.enter(Phase::Draining);
+        lifecycle.enter(Phase::Serving);
+        assert_eq!(lifecycle.phase(), Phase::Draining);
+    }
+}

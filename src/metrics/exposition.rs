@@ -1,0 +1,294 @@
+//! The figures as Prometheus reads them (text format 0.0.4) and as JSON.
+//!
+//! The names are a contract with dashboards and alerts; `View` says where each figure comes from.
+
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use prometheus::core::Collector;
+use prometheus::proto::{Bucket, Counter, Gauge, Histogram, LabelPair, Metric, MetricFamily, MetricType};
+use prometheus::{Encoder, TextEncoder};
+use serde::Serialize;
+
+use super::http::{BUCKETS_MS, HttpFigures, Requests};
+use super::ledger::{Balance, Reason};
+use super::rates::{Rates, float};
+use super::writer::WriterFigures;
+use crate::event::Timestamp;
+
+/// All figures at one moment.
+#[derive(Clone, Copy, Debug)]
+pub struct View<'a> {
+    pub wall: Timestamp,
+    pub balance: Balance,
+    /// Events the buffer holds at most.
+    pub capacity: usize,
+    pub bytes: usize,
+    pub bytes_max: usize,
+    pub utilization_percent: f64,
+    pub rates: Rates,
+    /// 2 healthy, 1 degraded, 0 critical.
+    pub buffer_health: u8,
+    pub health: u8,
+    pub database_up: bool,
+    /// 0 closed, 1 half-open, 2 open.
+    pub breaker: u8,
+    pub since_enqueue: Option<Duration>,
+    pub since_drain: Option<Duration>,
+    pub writer: &'a WriterFigures,
+    pub http: &'a HttpFigures,
+}
+
+impl View<'_> {
+    /// Prometheus text format 0.0.4.
+    pub fn text(&self) -> Vec<u8> {
+        let mut families = self.plain();
+        families.push(self.dropped());
+        families.extend(self.writer.processing_ms.collect());
+        families.extend(self.writer.insert_ms.collect());
+        families.extend(self.requests());
+        let mut text = Vec::with_capacity(16 * 1024);
+        TextEncoder::new().encode(&families, &mut text).expect("BUG: every family has a name and a metric");
+        text
+    }
+
+    fn plain(&self) -> Vec<MetricFamily> {
+        let balance = self.balance;
+        let count = |count: u64| Value::Counter(float(count));
+        let loaded = |count: &std::sync::atomic::AtomicU64| Value::Counter(float(count.load(Ordering::Relaxed)));
+        let gauge = Value::Gauge;
+        [
+            ("buffer_size", "Events admitted and not yet committed.", gauge(float(balance.buffered()))),
+            ("buffer_capacity", "Events the buffer holds at most.", gauge(float(self.capacity as u64))),
+            ("buffer_bytes", "Bytes of the events admitted and not yet committed.", gauge(float(self.bytes as u64))),
+            ("buffer_bytes_capacity", "Bytes the buffer holds at most.", gauge(float(self.bytes_max as u64))),
+            (
+                "buffer_utilization_percent",
+                "How full the buffer is, by events or by bytes, whichever is more.",
+                gauge(self.utilization_percent),
+            ),
+            (
+                "buffer_health_status",
+                "Buffer: 2 healthy, 1 degraded (from 80 %), 0 critical (from 95 %).",
+                gauge(f64::from(self.buffer_health)),
+            ),
+            ("events_enqueued_total", "Events put into the buffer.", count(balance.received)),
+            ("events_received_total", "Events admitted. Ledger: received = stored + duplicate + dead + buffered.", count(balance.received)),
+            ("events_stored_total", "Events committed to the table.", count(balance.stored)),
+            ("events_duplicate_total", "Events that were stored already.", count(balance.duplicate)),
+            ("events_dead_total", "Events that PostgreSQL refused, kept as dead letters.", count(balance.dead)),
+            (
+                "events_drop_rate_percent",
+                "Valid events refused for want of room, of all valid ones, over the last 10 s.",
+                gauge(self.rates.drop_percent),
+            ),
+            (
+                "events_throughput_per_second",
+                "Events admitted per second, over the last 10 s.",
+                gauge(self.rates.received),
+            ),
+            ("batches_processed_total", "Batches settled.", loaded(&self.writer.batches)),
+            ("events_processed_total", "Events settled in batches.", loaded(&self.writer.events)),
+            ("batch_retries_total", "Tries at the database that failed and were made again.", loaded(&self.writer.retries)),
+            ("health_status", "The server: 2 healthy, 1 degraded, 0 critical.", gauge(f64::from(self.health))),
+            (
+                "database_connection_status",
+                "Whether the database answered when it was last asked: 1 yes, 0 no.",
+                gauge(f64::from(u8::from(self.database_up))),
+            ),
+            ("circuit_breaker_state", "0 closed, 1 half-open, 2 open.", gauge(f64::from(self.breaker))),
+            (
+                "process_cpu_usage_percent",
+                "CPU time over the last 10 s, in percent of one core.",
+                gauge(self.rates.cpu_percent),
+            ),
+            ("process_memory_usage_bytes", "Resident memory.", gauge(float(self.rates.memory_bytes))),
+        ]
+        .into_iter()
+        .map(|(name, help, value)| family(name, help, vec![(Vec::new(), value)]))
+        .collect()
+    }
+
+    fn dropped(&self) -> MetricFamily {
+        let metrics = Reason::ALL
+            .into_iter()
+            .zip(self.balance.dropped)
+            .map(|(reason, events)| (vec![("reason", reason.label())], Value::Counter(float(events))))
+            .collect();
+        family("events_dropped_total", "Events refused at the edge, by reason.", metrics)
+    }
+
+    fn requests(&self) -> Vec<MetricFamily> {
+        let all = self.http.collect();
+        if all.is_empty() {
+            return Vec::new();
+        }
+        let statuses: Vec<_> = all.iter().map(|(.., status, _)| status_label(*status)).collect();
+        let labelled = |value: fn(&Requests) -> Value| {
+            all.iter()
+                .zip(&statuses)
+                .map(|((method, route, _, requests), status)| {
+                    let labels = vec![("method", method.name()), ("route", *route), ("status", status.as_str())];
+                    (labels, value(requests))
+                })
+                .collect()
+        };
+        vec![
+            family(
+                "http_request_duration_ms",
+                "Milliseconds from a whole request to its answer.",
+                labelled(Value::histogram),
+            ),
+            family(
+                "http_request_total",
+                "Requests answered.",
+                labelled(|requests| Value::Counter(float(requests.count()))),
+            ),
+        ]
+    }
+
+    /// The buffer's and the writer's figures for `GET /metrics`.
+    pub fn json(&self) -> Vec<u8> {
+        let (insert_ms, total_ms) = self.writer.totals_ms();
+        let batches = self.writer.batches.load(Ordering::Relaxed);
+        let mean = |sum: f64| if batches == 0 { 0.0 } else { sum / float(batches) };
+        let ms = |since: Option<Duration>| since.map(|since| since.as_secs_f64() * 1e3);
+        let time = |since: Option<Duration>| {
+            let micros = i64::try_from(since?.as_micros()).ok()?;
+            Some(Timestamp::from_micros(self.wall.micros() - micros).to_string())
+        };
+        let figures = Figures {
+            size: self.balance.buffered(),
+            capacity: self.capacity,
+            bytes: self.bytes,
+            bytes_capacity: self.bytes_max,
+            utilization_percent: self.utilization_percent,
+            health_status: ["critical", "degraded", "healthy"][usize::from(self.buffer_health)],
+            total_enqueued: self.balance.received,
+            total_dropped: self.balance.dropped.iter().sum(),
+            drop_rate_percent: self.rates.drop_percent,
+            throughput_per_second: self.rates.received,
+            last_enqueue_time: time(self.since_enqueue),
+            last_drain_time: time(self.since_drain),
+            time_since_last_enqueue_ms: ms(self.since_enqueue),
+            time_since_last_drain_ms: ms(self.since_drain),
+            total_batches_processed: batches,
+            total_events_processed: self.writer.events.load(Ordering::Relaxed),
+            total_insert_time_ms: insert_ms,
+            total_processing_time_ms: total_ms,
+            average_batch_processing_time_ms: mean(total_ms),
+            average_insert_time_ms: mean(insert_ms),
+            total_retries: self.writer.retries.load(Ordering::Relaxed),
+            ledger: LedgerJson {
+                received: self.balance.received,
+                stored: self.balance.stored,
+                duplicate: self.balance.duplicate,
+                dead: self.balance.dead,
+                buffered: self.balance.buffered(),
+            },
+        };
+        sonic_rs::to_vec(&figures).expect("numbers and words can be written as JSON")
+    }
+}
+
+/// `GET /metrics` as JSON. Times of day are RFC 3339 in UTC, null before the first event.
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Figures {
+    size: u64,
+    capacity: usize,
+    bytes: usize,
+    bytes_capacity: usize,
+    utilization_percent: f64,
+    health_status: &'static str,
+    total_enqueued: u64,
+    total_dropped: u64,
+    drop_rate_percent: f64,
+    throughput_per_second: f64,
+    last_enqueue_time: Option<String>,
+    last_drain_time: Option<String>,
+    time_since_last_enqueue_ms: Option<f64>,
+    time_since_last_drain_ms: Option<f64>,
+    total_batches_processed: u64,
+    total_events_processed: u64,
+    total_insert_time_ms: f64,
+    total_processing_time_ms: f64,
+    average_batch_processing_time_ms: f64,
+    average_insert_time_ms: f64,
+    total_retries: u64,
+    ledger: LedgerJson,
+}
+
+#[derive(Serialize)]
+struct LedgerJson {
+    received: u64,
+    stored: u64,
+    duplicate: u64,
+    dead: u64,
+    buffered: u64,
+}
+
+enum Value {
+    Counter(f64),
+    Gauge(f64),
+    Histogram(Histogram),
+}
+
+impl Value {
+    fn histogram(requests: &Requests) -> Self {
+        let mut histogram = Histogram::default();
+        let mut cumulative = 0;
+        let buckets = BUCKETS_MS.iter().zip(requests.buckets).map(|(bound, count)| {
+            cumulative += count;
+            let mut bucket = Bucket::default();
+            bucket.set_upper_bound(*bound);
+            bucket.set_cumulative_count(cumulative);
+            bucket
+        });
+        histogram.set_bucket(buckets.collect());
+        histogram.set_sample_count(requests.count());
+        histogram.set_sample_sum(float(requests.sum_nanos) / 1e6);
+        Self::Histogram(histogram)
+    }
+}
+
+fn family(name: &str, help: &str, metrics: Vec<(Vec<(&str, &str)>, Value)>) -> MetricFamily {
+    let kind = match metrics.first() {
+        Some((_, Value::Counter(_))) => MetricType::COUNTER,
+        Some((_, Value::Histogram(_))) => MetricType::HISTOGRAM,
+        Some((_, Value::Gauge(_))) | None => MetricType::GAUGE,
+    };
+    let metrics = metrics.into_iter().map(|(labels, value)| {
+        let pairs = labels.into_iter().map(|(name, value)| {
+            let mut pair = LabelPair::default();
+            pair.set_name(name.to_owned());
+            pair.set_value(value.to_owned());
+            pair
+        });
+        let mut metric = Metric::from_label(pairs.collect());
+        match value {
+            Value::Counter(value) => {
+                let mut counter = Counter::default();
+                counter.set_value(value);
+                metric.set_counter(counter);
+            }
+            Value::Gauge(value) => {
+                let mut gauge = Gauge::default();
+                gauge.set_value(value);
+                metric.set_gauge(gauge);
+            }
+            Value::Histogram(histogram) => metric.set_histogram(histogram),
+        }
+        metric
+    });
+    let mut family = MetricFamily::default();
+    family.set_name(name.to_owned());
+    family.set_help(help.to_owned());
+    family.set_field_type(kind);
+    family.set_metric(metrics.collect());
+    family
+}
+
+fn status_label(status: u16) -> String {
+    if status == 0 { "other".to_owned() } else { status.to_string() }
+}

@@ -1,0 +1,472 @@
+//! Every setting: its meaning, unit, default and bounds. The only reader of the environment.
+//!
+//! A setting is an environment variable, or a flag of the same name in lower case with hyphens, or a line
+//! `NAME=value` of the file that `--env-file` names. A flag wins over the environment, the environment over the
+//! file, the file over the default. Mistakes are collected and reported together.
+
+use std::collections::HashMap;
+use std::ffi::OsString;
+use std::net::IpAddr;
+use std::ops::RangeInclusive;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use clap::parser::ValueSource;
+use clap::{Arg, ArgMatches, Command};
+
+/// The settings of a server, checked.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Settings {
+    pub host: IpAddr,
+    /// 0 takes any free port.
+    pub port: u16,
+    pub http_engine: HttpEngine,
+    pub acceptors: usize,
+    pub connections_max: usize,
+    pub body_bytes_max: usize,
+    pub header_timeout: Duration,
+    pub body_timeout: Duration,
+    pub idle_timeout: Duration,
+    pub slow_reader_timeout: Duration,
+    /// None: a private cluster in the data directory.
+    pub database_url: Option<String>,
+    pub db_pool_max: u32,
+    pub data_dir: PathBuf,
+    pub buffer_rows_max: usize,
+    pub buffer_bytes_max: usize,
+    pub batch_rows_max: usize,
+    pub batch_bytes_max: usize,
+    pub linger: Duration,
+    pub retention_days: u32,
+    pub clock_skew_max: Duration,
+    pub query_threads: usize,
+    pub query_line_max: usize,
+    pub breaker_failures: u32,
+    pub breaker_successes: u32,
+    pub breaker_timeout: Duration,
+    pub shutdown_timeout: Duration,
+    pub log_level: log::LevelFilter,
+    pub log_format: LogFormat,
+    /// All of the above as `NAME=value`, in the order of an event's way, fit for a log.
+    pub shown: Vec<String>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum HttpEngine {
+    Guarded,
+    Minihttp,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LogFormat {
+    Logfmt,
+    Json,
+}
+
+/// What the program was asked to do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Task {
+    Serve,
+    CheckConfig,
+    Migrate,
+}
+
+/// Why there are no settings.
+#[derive(Debug, thiserror::Error)]
+pub enum Refused {
+    /// `--help`, `--version`, or flags that clap refuses: its own text.
+    #[error("{0}")]
+    Usage(clap::Error),
+    #[error("{}", .0.join("\n"))]
+    Mistakes(Vec<String>),
+}
+
+struct Setting {
+    name: &'static str,
+    /// None where there is none.
+    default: Option<&'static str>,
+    help: &'static str,
+}
+
+const fn setting(name: &'static str, default: &'static str, help: &'static str) -> Setting {
+    Setting { name, default: Some(default), help }
+}
+
+/// In the order of an event's way. Bounds stand in `Settings::read`, which says them when they are broken.
+const SETTINGS: &[Setting] = &[
+    setting(
+        "HOST",
+        "127.0.0.1",
+        "Address to listen on. Loopback by default: nothing is open to a network unasked",
+    ),
+    setting("PORT", "3000", "Port to listen on; 0 takes any free one [0 to 65535]"),
+    setting(
+        "HTTP_ENGINE",
+        "guarded",
+        "HTTP engine: guarded (fit to face a network) or minihttp (trusted networks only)",
+    ),
+    setting("ACCEPTORS", "0", "Acceptor threads; 0 is one per core [0 to 256]"),
+    setting("MAX_CONNECTIONS", "10000", "Connections open at once, over all acceptors [1 to 1000000]"),
+    setting("MAX_BODY_BYTES", "8388608", "Bytes of a request's body [1024 to 1073741824]"),
+    setting("HEADER_TIMEOUT_MS", "10000", "Milliseconds for a whole request header to arrive [1 to 3600000]"),
+    setting("BODY_TIMEOUT_MS", "30000", "Milliseconds for a whole request body to arrive [1 to 3600000]"),
+    setting("IDLE_TIMEOUT_MS", "75000", "Milliseconds a connection may wait between requests [1 to 3600000]"),
+    setting(
+        "SLOW_READER_TIMEOUT_MS",
+        "30000",
+        "Milliseconds a client may leave an answer unread [1 to 3600000]",
+    ),
+    Setting {
+        name: "DATABASE_URL",
+        default: None,
+        help: "PostgreSQL to store into, as postgres://user@host/database?sslmode=… \
+               Unset: a private cluster in DATA_DIR/postgres, started and stopped with the server",
+    },
+    setting("DB_POOL_MAX", "20", "Connections to PostgreSQL at once [2 to 1000]"),
+    setting("DATA_DIR", "data", "Directory for what the server keeps on disk"),
+    setting("BUFFER_MAX_SIZE", "50000", "Events that may wait for PostgreSQL [1 to 100000000]"),
+    setting(
+        "BUFFER_MAX_BYTES",
+        "268435456",
+        "Bytes of events that may wait for PostgreSQL [1048576 to 34359738367]",
+    ),
+    setting("BATCH_SIZE", "5000", "Events written to PostgreSQL together [1 to 100000]"),
+    setting("BATCH_MAX_BYTES", "33554432", "Bytes written to PostgreSQL together [65536 to 1073741824]"),
+    setting("DRAIN_INTERVAL", "1000", "Milliseconds an event may wait for its batch to fill [1 to 600000]"),
+    setting("RETENTION_DAYS", "30", "Days that events are kept; older ones are refused [1 to 36500]"),
+    setting("MAX_CLOCK_SKEW_MS", "300000", "Milliseconds an event's timestamp may lie ahead [0 to 86400000]"),
+    setting("QUERY_THREADS", "4", "Threads that answer queries [1 to 256]"),
+    setting(
+        "QUERY_LINE_MAX",
+        "128",
+        "Queries that may wait for a thread; more are answered 503 [1 to 100000]",
+    ),
+    setting(
+        "CIRCUIT_BREAKER_FAILURE_THRESHOLD",
+        "5",
+        "Consecutive failures of the database that open the breaker [1 to 1000]",
+    ),
+    setting(
+        "CIRCUIT_BREAKER_SUCCESS_THRESHOLD",
+        "2",
+        "Consecutive successes that close a half-open breaker [1 to 1000]",
+    ),
+    setting(
+        "CIRCUIT_BREAKER_TIMEOUT_MS",
+        "30000",
+        "Milliseconds an open breaker waits before it tries [1 to 3600000]",
+    ),
+    setting(
+        "SHUTDOWN_TIMEOUT_MS",
+        "30000",
+        "Milliseconds to drain the buffer when told to stop [0 to 3600000]",
+    ),
+    setting("LOG_LEVEL", "info", "Least level that is logged: error, warn, info, debug, trace or off"),
+    setting("LOG_FORMAT", "logfmt", "Shape of a log line: logfmt or json"),
+];
+
+impl Settings {
+    /// Reads the command line, the environment and the `--env-file`.
+    pub fn load(args: impl IntoIterator<Item = OsString>) -> Result<(Task, Self), Refused> {
+        let matches = command().try_get_matches_from(args).map_err(Refused::Usage)?;
+        let (task, matches) = match matches.subcommand() {
+            Some(("check-config", of_task)) => (Task::CheckConfig, of_task),
+            Some(("migrate", of_task)) => (Task::Migrate, of_task),
+            Some((_, of_task)) => (Task::Serve, of_task),
+            None => (Task::Serve, &matches),
+        };
+        let mut mistakes = Vec::new();
+        let file = match matches.get_one::<PathBuf>("ENV_FILE") {
+            Some(path) => read_env_file(path, &mut mistakes),
+            None => HashMap::new(),
+        };
+        let mut reader = Reader { matches, file, mistakes: &mut mistakes };
+        let mut settings = Self::read(&mut reader);
+        settings.shown = SETTINGS.iter().map(|setting| reader.shown(setting.name)).collect();
+        if mistakes.is_empty() { Ok((task, settings)) } else { Err(Refused::Mistakes(mistakes)) }
+    }
+
+    fn read(from: &mut Reader<'_>) -> Self {
+        const HOUR_MS: u64 = 3_600_000;
+        let acceptors = match from.number("ACCEPTORS", 0..=256) {
+            0 => std::thread::available_parallelism().map_or(1, std::num::NonZero::get),
+            count => count,
+        };
+        let settings = Self {
+            host: from.parsed("HOST", "an IP address", IpAddr::from([127, 0, 0, 1])),
+            port: from.number("PORT", 0..=65_535),
+            http_engine: from.choice(
+                "HTTP_ENGINE",
+                &[("guarded", HttpEngine::Guarded), ("minihttp", HttpEngine::Minihttp)],
+            ),
+            acceptors,
+            connections_max: from.number("MAX_CONNECTIONS", 1..=1_000_000),
+            body_bytes_max: from.number("MAX_BODY_BYTES", 1024..=1 << 30),
+            header_timeout: from.millis("HEADER_TIMEOUT_MS", 1..=HOUR_MS),
+            body_timeout: from.millis("BODY_TIMEOUT_MS", 1..=HOUR_MS),
+            idle_timeout: from.millis("IDLE_TIMEOUT_MS", 1..=HOUR_MS),
+            slow_reader_timeout: from.millis("SLOW_READER_TIMEOUT_MS", 1..=HOUR_MS),
+            database_url: Some(from.text("DATABASE_URL")).filter(|url| !url.is_empty()),
+            db_pool_max: from.number("DB_POOL_MAX", 2..=1000),
+            data_dir: PathBuf::from(from.text("DATA_DIR")),
+            buffer_rows_max: from.number("BUFFER_MAX_SIZE", 1..=100_000_000),
+            buffer_bytes_max: from.number("BUFFER_MAX_BYTES", 1 << 20..=(1 << 35) - 1),
+            batch_rows_max: from.number("BATCH_SIZE", 1..=100_000),
+            batch_bytes_max: from.number("BATCH_MAX_BYTES", 1 << 16..=1 << 30),
+            linger: from.millis("DRAIN_INTERVAL", 1..=600_000),
+            retention_days: from.number("RETENTION_DAYS", 1..=36_500),
+            clock_skew_max: from.millis("MAX_CLOCK_SKEW_MS", 0..=86_400_000),
+            query_threads: from.number("QUERY_THREADS", 1..=256),
+            query_line_max: from.number("QUERY_LINE_MAX", 1..=100_000),
+            breaker_failures: from.number("CIRCUIT_BREAKER_FAILURE_THRESHOLD", 1..=1000),
+            breaker_successes: from.number("CIRCUIT_BREAKER_SUCCESS_THRESHOLD", 1..=1000),
+            breaker_timeout: from.millis("CIRCUIT_BREAKER_TIMEOUT_MS", 1..=HOUR_MS),
+            shutdown_timeout: from.millis("SHUTDOWN_TIMEOUT_MS", 0..=HOUR_MS),
+            log_level: from.parsed(
+                "LOG_LEVEL",
+                "one of error, warn, info, debug, trace, off",
+                log::LevelFilter::Info,
+            ),
+            log_format: from
+                .choice("LOG_FORMAT", &[("logfmt", LogFormat::Logfmt), ("json", LogFormat::Json)]),
+            shown: Vec::new(),
+        };
+        if settings.data_dir.as_os_str().is_empty() {
+            from.mistakes.push("DATA_DIR is empty: it must name a directory".into());
+        }
+        settings
+    }
+}
+
+fn flag(name: &str) -> String {
+    name.to_ascii_lowercase().replace('_', "-")
+}
+
+fn command() -> Command {
+    let settings = SETTINGS.iter().map(|setting| {
+        let arg = Arg::new(setting.name)
+            .long(flag(setting.name))
+            .env(setting.name)
+            // The environment may hold a database's password: help must not show it.
+            .hide_env_values(true)
+            .value_name("VALUE")
+            .global(true)
+            .help(setting.help);
+        match setting.default {
+            Some(default) => arg.default_value(default),
+            None => arg,
+        }
+    });
+    Command::new("aurore-events")
+        .version(env!("CARGO_PKG_VERSION"))
+        .about("Takes in events over HTTP and gets every acknowledged one into PostgreSQL exactly once")
+        .max_term_width(110)
+        .args(settings)
+        .arg(
+            Arg::new("ENV_FILE")
+                .long("env-file")
+                .value_name("FILE")
+                .global(true)
+                .value_parser(clap::value_parser!(PathBuf))
+                .help("File of NAME=value lines, for what neither flags nor the environment set"),
+        )
+        .subcommand(Command::new("serve").about("Run the server (the default)"))
+        .subcommand(Command::new("check-config").about("Check the settings, print them and exit"))
+        .subcommand(Command::new("migrate").about("Bring the database's schema up to date and exit"))
+}
+
+/// Reads one setting after another, and keeps going when one is wrong.
+struct Reader<'a> {
+    matches: &'a ArgMatches,
+    file: HashMap<String, String>,
+    mistakes: &'a mut Vec<String>,
+}
+
+impl Reader<'_> {
+    fn text(&self, name: &str) -> String {
+        let given = self.matches.get_one::<String>(name).cloned();
+        match self.matches.value_source(name) {
+            Some(ValueSource::CommandLine | ValueSource::EnvVariable) => given,
+            _ => self.file.get(name).cloned().or(given),
+        }
+        .unwrap_or_default()
+    }
+
+    fn shown(&self, name: &str) -> String {
+        let text = self.text(name);
+        let text = if name == "DATABASE_URL" { without_password(&text) } else { text };
+        format!("{name}={text}")
+    }
+
+    fn mistake(&mut self, name: &str, value: &str, wanted: &str) {
+        self.mistakes.push(format!("{name}={value:?} is not {wanted}"));
+    }
+
+    fn number<T: TryFrom<u64> + Default>(&mut self, name: &str, bounds: RangeInclusive<u64>) -> T {
+        let text = self.text(name);
+        let number = text.parse().ok().filter(|number| bounds.contains(number));
+        if let Some(number) = number.and_then(|number| T::try_from(number).ok()) {
+            return number;
+        }
+        self.mistake(name, &text, &format!("a whole number from {} to {}", bounds.start(), bounds.end()));
+        T::default()
+    }
+
+    fn millis(&mut self, name: &str, bounds: RangeInclusive<u64>) -> Duration {
+        Duration::from_millis(self.number(name, bounds))
+    }
+
+    fn parsed<T: std::str::FromStr>(&mut self, name: &str, wanted: &str, otherwise: T) -> T {
+        let text = self.text(name);
+        text.parse().unwrap_or_else(|_| {
+            self.mistake(name, &text, wanted);
+            otherwise
+        })
+    }
+
+    fn choice<T: Copy>(&mut self, name: &str, choices: &[(&str, T)]) -> T {
+        let text = self.text(name);
+        if let Some((_, choice)) = choices.iter().find(|(word, _)| *word == text) {
+            return *choice;
+        }
+        let words: Vec<_> = choices.iter().map(|(word, _)| *word).collect();
+        self.mistake(name, &text, &format!("one of {}", words.join(", ")));
+        choices[0].1
+    }
+}
+
+/// Reads `NAME=value` lines. A name that no setting has is a mistake: it is a typing error more often than not.
+fn read_env_file(path: &Path, mistakes: &mut Vec<String>) -> HashMap<String, String> {
+    let text = match std::fs::read_to_string(path) {
+        Ok(text) => text,
+        Err(error) => {
+            mistakes.push(format!("--env-file {}: {error}", path.display()));
+            return HashMap::new();
+        }
+    };
+    let mut values = HashMap::new();
+    for (number, line) in (1..).zip(text.lines().map(str::trim)) {
+        if line.is_empty() || line.starts_with('#') {
+            continue;
+        }
+        let at = || format!("{}:{number}", path.display());
+        let Some((name, value)) = line.strip_prefix("export ").unwrap_or(line).split_once('=') else {
+            mistakes.push(format!("{}: not of the form NAME=value", at()));
+            continue;
+        };
+        let (name, value) = (name.trim(), unquoted(value.trim()));
+        if !SETTINGS.iter().any(|setting| setting.name == name) {
+            mistakes.push(format!("{}: there is no setting {name}", at()));
+        } else if values.insert(name.to_owned(), value.to_owned()).is_some() {
+            mistakes.push(format!("{}: {name} is set twice", at()));
+        }
+    }
+    values
+}
+
+fn unquoted(value: &str) -> &str {
+    ['"', '\''].iter().find_map(|quote| value.strip_prefix(*quote)?.strip_suffix(*quote)).unwrap_or(value)
+}
+
+/// A connection URL fit for a log.
+pub fn without_password(url: &str) -> String {
+    let Some((scheme, rest)) = url.split_once("://") else {
+        // The key=value form: every word but the password.
+        let words = url.split_whitespace().filter(|word| !word.starts_with("password"));
+        return words.collect::<Vec<_>>().join(" ");
+    };
+    let (authority, path) = rest.split_at(rest.find(['/', '?']).unwrap_or(rest.len()));
+    match authority.rsplit_once('@') {
+        Some((user, host)) => {
+            let user = user.split_once(':').map_or(user, |(name, _password)| name);
+            format!("{scheme}://{user}@{host}{path}")
+        }
+        None => url.to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn load(args: &[&str]) -> Result<(Task, Settings), Refused> {
+        Settings::load(["aurore-events"].iter().chain(args).map(OsString::from))
+    }
+
+    #[test]
+    fn the_defaults_are_those_of_the_contract() {
+        let (task, settings) = load(&[]).unwrap();
+        assert_eq!(task, Task::Serve);
+        assert_eq!(settings.host, IpAddr::from([127, 0, 0, 1]));
+        assert_eq!((settings.port, settings.buffer_rows_max, settings.batch_rows_max), (3000, 50_000, 5000));
+        assert_eq!((settings.buffer_bytes_max, settings.body_bytes_max), (256 << 20, 8 << 20));
+        assert_eq!((settings.linger, settings.retention_days), (Duration::from_secs(1), 30));
+        assert_eq!((settings.breaker_failures, settings.breaker_successes), (5, 2));
+        assert_eq!(settings.http_engine, HttpEngine::Guarded);
+    }
+
+    #[test]
+    fn all_mistakes_are_reported_together_and_name_the_setting_and_its_bounds() {
+        let Err(Refused::Mistakes(mistakes)) = load(&[
+            "--port",
+            "65536",
+            "--batch-size=0",
+            "check-config",
+            "--http-engine",
+            "fast",
+            "--host",
+            "x",
+        ]) else {
+            panic!("wrong settings were accepted");
+        };
+        assert_eq!(
+            mistakes,
+            [
+                "HOST=\"x\" is not an IP address",
+                "PORT=\"65536\" is not a whole number from 0 to 65535",
+                "HTTP_ENGINE=\"fast\" is not one of guarded, minihttp",
+                "BATCH_SIZE=\"0\" is not a whole number from 1 to 100000",
+            ]
+        );
+    }
+
+    #[test]
+    fn an_env_file_gives_way_to_flags_and_its_unknown_names_are_mistakes() {
+        let file = std::env::temp_dir().join(format!("aurore-env-{}", std::process::id()));
+        std::fs::write(&file, "# comment\nPORT=4000\nexport BATCH_SIZE=\"7\"\n").unwrap();
+        let named = format!("--env-file={}", file.display());
+        let (_, settings) = load(&[&named, "--port=5000"]).unwrap();
+        assert_eq!((settings.port, settings.batch_rows_max), (5000, 7));
+        std::fs::write(&file, "PROT=4000\nPORT\n").unwrap();
+        let Err(Refused::Mistakes(mistakes)) = load(&[&named]) else { panic!("a wrong file was accepted") };
+        std::fs::remove_file(&file).unwrap();
+        assert_eq!(mistakes.len(), 2, "{mistakes:?}");
+        assert!(mistakes[0].ends_with(":1: there is no setting PROT"), "{mistakes:?}");
+    }
+
+    #[test]
+    fn bounds_are_inclusive() {
+        #[track_caller]
+        fn check(flag: &str, good: bool) {
+            assert_eq!(load(&[flag]).is_ok(), good, "{flag}");
+        }
+        check("--buffer-max-size=1", true);
+        check("--buffer-max-size=0", false);
+        check("--buffer-max-size=100000000", true);
+        check("--buffer-max-size=100000001", false);
+        check("--port=0", true);
+        check("--port=-1", false);
+        check("--nonsense=1", false);
+    }
+
+    #[test]
+    fn a_password_is_never_shown() {
+        assert_eq!(
+            without_password("postgres://a:s3cret@db:5432/x?sslmode=require"),
+            "postgres://a@db:5432/x?sslmode=require"
+        );
+        assert_eq!(without_password("postgres://a:p@ss@db/x"), "postgres://a@db/x");
+        assert_eq!(without_password("host=db password=s3cret user=a"), "host=db user=a");
+        assert_eq!(without_password("postgres://db/x"), "postgres://db/x");
+    }
+}

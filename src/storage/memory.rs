@@ -1,0 +1,292 @@
+//! A repository in memory, for the tests of others. It judges rows as PostgreSQL would and fails as it is told to.
+//!
+//! Not for service: it forgets everything and scans for every query.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::fmt;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use crate::event::{Event, EventId, Timestamp};
+use crate::row::{self, Row};
+use crate::storage::{
+    DeadLetter, EventRepository, Filter, Found, Order, Page, StoreError, StorePath, Stored,
+};
+
+/// What was asked of the repository, in order.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Call {
+    Prepare,
+    Store { rows: usize, dead: usize, path: StorePath },
+    Page,
+    Count,
+    Find,
+    Ping,
+}
+
+/// What happens to a coming call, instead of what was asked or after it.
+#[derive(Clone, Debug)]
+pub enum Fault {
+    /// Nothing is done.
+    Fail(StoreError),
+    /// All is done, and the answer is lost: as when the connection breaks during COMMIT.
+    FailAfter(StoreError),
+    Panic,
+}
+
+/// Whether a row is refused, and with which SQLSTATE.
+type Refusal = Box<dyn Fn(&Row<'_>) -> Option<&'static str> + Send>;
+
+#[derive(Default)]
+pub struct MemoryRepository(Mutex<Inner>);
+
+#[derive(Default)]
+struct Inner {
+    events: BTreeMap<EventId, Event>,
+    dead: BTreeMap<EventId, (String, String)>,
+    faults: VecDeque<Fault>,
+    /// Lasts until it is taken back.
+    outage: Option<StoreError>,
+    refusal: Option<Refusal>,
+    names_the_row: bool,
+    calls: Vec<Call>,
+}
+
+impl fmt::Debug for MemoryRepository {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let inner = self.lock();
+        f.debug_struct("MemoryRepository")
+            .field("events", &inner.events.len())
+            .field("dead", &inner.dead.len())
+            .field("faults", &inner.faults)
+            .finish_non_exhaustive()
+    }
+}
+
+impl MemoryRepository {
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// The coming calls of any kind meet these faults, one each, before all goes well again.
+    pub fn meet(&self, faults: impl IntoIterator<Item = Fault>) {
+        self.lock().faults.extend(faults);
+    }
+
+    /// Every call fails with `error`, until this is called with None.
+    pub fn set_outage(&self, error: Option<StoreError>) {
+        self.lock().outage = error;
+    }
+
+    /// Rows for which `refusal` gives a SQLSTATE are refused, as a whole batch with them. The error names the first
+    /// such row if `names_the_row`.
+    pub fn refuse(
+        &self,
+        names_the_row: bool,
+        refusal: impl Fn(&Row<'_>) -> Option<&'static str> + Send + 'static,
+    ) {
+        let mut inner = self.lock();
+        inner.names_the_row = names_the_row;
+        inner.refusal = Some(Box::new(refusal));
+    }
+
+    pub fn events(&self) -> Vec<Event> {
+        self.lock().events.values().cloned().collect()
+    }
+
+    /// The dead, with SQLSTATE and reason.
+    pub fn dead(&self) -> Vec<(EventId, String, String)> {
+        self.lock().dead.iter().map(|(id, (state, reason))| (*id, state.clone(), reason.clone())).collect()
+    }
+
+    pub fn calls(&self) -> Vec<Call> {
+        self.lock().calls.clone()
+    }
+
+    /// A panic that was asked for poisons the lock and leaves nothing half done.
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn call<T>(
+        &self,
+        call: Call,
+        work: impl FnOnce(&mut Inner) -> Result<T, StoreError>,
+    ) -> Result<T, StoreError> {
+        let mut inner = self.lock();
+        inner.calls.push(call);
+        if let Some(error) = &inner.outage {
+            return Err(error.clone());
+        }
+        match inner.faults.pop_front() {
+            None => work(&mut inner),
+            Some(Fault::Fail(error)) => Err(error),
+            Some(Fault::FailAfter(error)) => work(&mut inner).and(Err(error)),
+            Some(Fault::Panic) => {
+                drop(inner);
+                panic!("a test asked for this panic");
+            }
+        }
+    }
+}
+
+impl Inner {
+    fn store(
+        &mut self,
+        runs: &[&[u8]],
+        dead: &[DeadLetter<'_>],
+        path: StorePath,
+    ) -> Result<Stored, StoreError> {
+        let mut fresh = BTreeMap::new();
+        let mut duplicate = 0;
+        for (index, row) in runs.iter().flat_map(|run| row::rows(run)).enumerate() {
+            if let Some(state) = self.refusal.as_ref().and_then(|refusal| refusal(&row)) {
+                return Err(refused(state, self.names_the_row.then_some(index), None));
+            }
+            let id = row.event_id();
+            let known = self.events.contains_key(&id) || fresh.contains_key(&id);
+            match path {
+                StorePath::Copy if known => {
+                    return Err(refused("23505", Some(index), Some("events_pkey".to_owned())));
+                }
+                StorePath::Stage if known => duplicate += 1,
+                StorePath::Copy | StorePath::Stage => {
+                    fresh.insert(id, decoded(&row));
+                }
+            }
+        }
+        let stored = fresh.len() as u64;
+        self.events.extend(fresh);
+        let mut buried = BTreeSet::new();
+        for letter in dead {
+            let id = letter.row.event_id();
+            if !self.dead.contains_key(&id) {
+                self.dead.insert(id, (letter.sqlstate.clone(), letter.reason.clone()));
+                buried.insert(id);
+            }
+        }
+        Ok(Stored { stored, duplicate, dead: buried.len() as u64 })
+    }
+
+    fn matching(&self, filter: &Filter) -> impl Iterator<Item = &Event> {
+        self.events.values().filter(move |event| {
+            (filter.from..filter.to).contains(&event.timestamp)
+                && filter.service.as_ref().is_none_or(|service| *service == event.service)
+        })
+    }
+
+    fn page(&self, page: &Page) -> Vec<Event> {
+        let key = |event: &Event| (event.timestamp, event.event_id);
+        let mut events: Vec<_> = self.matching(&page.filter).cloned().collect();
+        events.sort_unstable_by_key(key);
+        if page.order == Order::Desc {
+            events.reverse();
+        }
+        if let Some(after) = page.after {
+            events.retain(|event| match page.order {
+                Order::Desc => key(event) < after,
+                Order::Asc => key(event) > after,
+            });
+        }
+        events.truncate(usize::from(page.limit));
+        events
+    }
+
+    fn find(&self, id: EventId) -> Option<Found> {
+        if let Some(event) = self.events.get(&id) {
+            return Some(Found::Stored(event.clone()));
+        }
+        let (sqlstate, reason) = self.dead.get(&id)?.clone();
+        Some(Found::Dead { sqlstate, reason })
+    }
+}
+
+fn refused(sqlstate: &str, row: Option<usize>, constraint: Option<String>) -> StoreError {
+    StoreError {
+        sqlstate: Some(sqlstate.to_owned()),
+        message: format!("refused as the test asked ({sqlstate})"),
+        row,
+        constraint,
+        column: None,
+        in_doubt: false,
+    }
+}
+
+fn decoded(row: &Row<'_>) -> Event {
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    Event {
+        event_id: row.event_id(),
+        timestamp: row.timestamp(),
+        service: text(row.service()),
+        message: text(row.message()),
+        metadata: row.metadata().map(text),
+        ingested_at: row.ingested_at(),
+    }
+}
+
+impl EventRepository for MemoryRepository {
+    fn prepare(&self, _now: Timestamp) -> Result<(), StoreError> {
+        self.call(Call::Prepare, |_| Ok(()))
+    }
+
+    fn store(&self, runs: &[&[u8]], dead: &[DeadLetter<'_>], path: StorePath) -> Result<Stored, StoreError> {
+        let rows = runs.iter().flat_map(|run| row::rows(run)).count();
+        self.call(Call::Store { rows, dead: dead.len(), path }, |inner| inner.store(runs, dead, path))
+    }
+
+    fn page(&self, page: &Page) -> Result<Vec<Event>, StoreError> {
+        self.call(Call::Page, |inner| Ok(inner.page(page)))
+    }
+
+    fn count(&self, filter: &Filter) -> Result<u64, StoreError> {
+        self.call(Call::Count, |inner| Ok(inner.matching(filter).count() as u64))
+    }
+
+    fn find(&self, id: EventId) -> Result<Option<Found>, StoreError> {
+        self.call(Call::Find, |inner| Ok(inner.find(id)))
+    }
+
+    fn ping(&self) -> Result<(), StoreError> {
+        self.call(Call::Ping, |_| Ok(()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn row(id: u64, message: &str) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        let time = Timestamp::from_millis(i64::try_from(id).unwrap());
+        row::begin(&mut bytes, EventId::floor(id), time, time);
+        row::text(&mut bytes, b"s");
+        row::text(&mut bytes, message.as_bytes());
+        row::metadata(&mut bytes, None);
+        bytes
+    }
+
+    #[test]
+    fn duplicates_fail_a_copy_and_are_counted_by_the_stage() {
+        let repository = MemoryRepository::new();
+        let (one, two) = (row(1, "m"), row(2, "m"));
+        assert_eq!(repository.store(&[&one], &[], StorePath::Copy).unwrap().stored, 1);
+        let error = repository.store(&[&two, &one], &[], StorePath::Copy).unwrap_err();
+        assert_eq!((error.sqlstate.as_deref(), error.row), (Some("23505"), Some(1)));
+        let stored = repository.store(&[&two, &one, &two], &[], StorePath::Stage).unwrap();
+        assert_eq!(stored, Stored { stored: 1, duplicate: 2, dead: 0 });
+    }
+
+    #[test]
+    fn it_fails_as_it_is_told_to_and_then_goes_on() {
+        let repository = MemoryRepository::new();
+        let down = StoreError::unreachable("down");
+        repository.meet([Fault::Fail(down.clone()), Fault::FailAfter(down)]);
+        assert!(repository.store(&[&row(1, "m")], &[], StorePath::Copy).is_err());
+        assert_eq!(repository.events().len(), 0);
+        assert!(repository.store(&[&row(1, "m")], &[], StorePath::Copy).is_err());
+        assert_eq!(repository.events().len(), 1);
+        repository.refuse(true, |row| (row.message() == b"bad").then_some("22P02"));
+        let error = repository.store(&[&row(2, "m"), &row(3, "bad")], &[], StorePath::Stage).unwrap_err();
+        assert_eq!((error.sqlstate.as_deref(), error.row), (Some("22P02"), Some(1)));
+        assert_eq!((repository.events().len(), repository.calls().len()), (1, 3));
+    }
+}

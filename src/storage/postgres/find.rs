@@ -1,0 +1,254 @@
+//! Questions about stored events. Every one is bounded by a statement timeout and touches the partitions that its
+//! range of time lies in and no others.
+//!
+//! An id begins with the milliseconds of its event's timestamp. So a range of time is a range of ids too, which the
+//! planner prunes partitions by, and the order of ids is the order of time down to the millisecond.
+
+use postgres::types::{ToSql, Type};
+use postgres::{Client, Row};
+
+use super::error;
+use super::types::{Time, Uuid};
+use crate::event::{Event, EventId, Timestamp};
+use crate::storage::{Filter, Found, Order, Page, StoreError};
+
+const COLUMNS: &str = "event_id, timestamp, ingested_at, service, message, metadata::text";
+const HOUR_MICROS: i64 = 3_600_000_000;
+/// One past the last millisecond that an id can begin with.
+const MILLIS_END: i64 = 1 << 48;
+
+/// A range of time, as timestamps and as ids.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Span {
+    from: Timestamp,
+    to: Timestamp,
+    low: EventId,
+    high: EventId,
+}
+
+impl Span {
+    /// No event lies outside of what ids can begin with.
+    fn new(from: Timestamp, to: Timestamp) -> Self {
+        let from = from.clamp(Timestamp::default(), Timestamp::from_millis(MILLIS_END));
+        let to = to.clamp(from, Timestamp::from_millis(MILLIS_END));
+        let high =
+            if to == from { from.millis() } else { Timestamp::from_micros(to.micros() - 1).millis() + 1 };
+        Self { from, to, low: floor(from.millis()), high: floor(high) }
+    }
+
+    fn of(filter: &Filter) -> Self {
+        Self::new(filter.from, filter.to)
+    }
+
+    fn is_empty(self) -> bool {
+        self.from == self.to
+    }
+
+    /// What is left of it after an event, whose own microsecond stays in.
+    fn after(self, order: Order, timestamp: Timestamp) -> Self {
+        match order {
+            Order::Desc => Self::new(
+                self.from,
+                self.to.min(Timestamp::from_micros(timestamp.micros().saturating_add(1))),
+            ),
+            Order::Asc => Self::new(self.from.max(timestamp), self.to.max(timestamp)),
+        }
+    }
+}
+
+fn floor(millis: i64) -> EventId {
+    if millis >= MILLIS_END {
+        return EventId::from_bytes([0xff; 16]);
+    }
+    EventId::floor(u64::try_from(millis).unwrap_or(0))
+}
+
+pub(super) fn page(client: &mut Client, page: &Page) -> Result<Vec<Event>, StoreError> {
+    let mut span = Span::of(&page.filter);
+    if let Some((timestamp, _)) = page.after {
+        span = span.after(page.order, timestamp);
+    }
+    if span.is_empty() || page.limit == 0 {
+        return Ok(Vec::new());
+    }
+    let (direction, beyond) = match page.order {
+        Order::Desc => ("DESC", "<"),
+        Order::Asc => ("ASC", ">"),
+    };
+    let mut condition = IN_SPAN.to_owned();
+    if page.filter.service.is_some() {
+        condition.push_str(" AND service = $5");
+    }
+    if page.after.is_some() {
+        condition.push_str(" AND (timestamp, event_id) ");
+        condition.push_str(beyond);
+        condition.push_str(" ($6, $7)");
+    }
+    if page.filter.service.is_none() {
+        // No index has the order asked for, but the primary key has it down to the millisecond. So the last event of
+        // the page by id is looked up, and what is sorted is what lies up to the end of its millisecond.
+        let edge = ask(
+            client,
+            &format!(
+                "SELECT event_id FROM events WHERE {condition} ORDER BY event_id {direction} OFFSET $8 - 1 LIMIT 1"
+            ),
+            span,
+            page,
+        )?;
+        if let Some(row) = edge.first() {
+            let millis = i64::try_from(row.get::<_, Uuid>(0).0.millis()).unwrap_or(MILLIS_END);
+            match page.order {
+                Order::Desc => span.low = floor(millis),
+                Order::Asc => span.high = floor(millis + 1),
+            }
+        }
+    }
+    let rows = ask(
+        client,
+        &format!(
+            "SELECT {COLUMNS} FROM events WHERE {condition} \
+             ORDER BY timestamp {direction}, event_id {direction} LIMIT $8"
+        ),
+        span,
+        page,
+    )?;
+    Ok(rows.iter().map(event).collect())
+}
+
+const IN_SPAN: &str = "event_id >= $1 AND event_id < $2 AND timestamp >= $3 AND timestamp < $4";
+
+/// All parameters are given each time, whether the statement speaks of them or not.
+fn ask(client: &mut Client, statement: &str, span: Span, page: &Page) -> Result<Vec<Row>, StoreError> {
+    let (low, high) = (Uuid(span.low), Uuid(span.high));
+    let (from, to) = (Time(span.from), Time(span.to));
+    let (timestamp, id) = page.after.unwrap_or((span.from, span.low));
+    let (timestamp, id) = (Time(timestamp), Uuid(id));
+    let limit = i64::from(page.limit);
+    let params: [(&(dyn ToSql + Sync), Type); 8] = [
+        (&low, Type::UUID),
+        (&high, Type::UUID),
+        (&from, Type::TIMESTAMPTZ),
+        (&to, Type::TIMESTAMPTZ),
+        (&page.filter.service, Type::TEXT),
+        (&timestamp, Type::TIMESTAMPTZ),
+        (&id, Type::UUID),
+        (&limit, Type::INT8),
+    ];
+    client.query_typed(statement, &params).map_err(|error| error::of("reading events", &error))
+}
+
+/// Whole hours are added up from `event_counts`; only what sticks out at both ends is counted event by event. All in
+/// one statement, so that both are of the same moment.
+pub(super) fn count(client: &mut Client, filter: &Filter) -> Result<u64, StoreError> {
+    let span = Span::of(filter);
+    if span.is_empty() {
+        return Ok(0);
+    }
+    let first = hour_at_or_after(span.from);
+    let last = hour_at_or_before(span.to).max(first);
+    // Without a whole hour between them the ends meet, and the first is all there is.
+    let (head, tail) = if first < last {
+        (Span::new(span.from, first), Span::new(last, span.to))
+    } else {
+        (span, Span::new(span.to, span.to))
+    };
+    let service = if filter.service.is_some() { "AND service = $9" } else { "" };
+    let statement = format!(
+        "SELECT (SELECT count(*) FROM events WHERE {IN_SPAN} {service}) \
+         + (SELECT count(*) FROM events WHERE event_id >= $5 AND event_id < $6 \
+                AND timestamp >= $7 AND timestamp < $8 {service}) \
+         + (SELECT coalesce(sum(count), 0)::bigint FROM event_counts WHERE hour >= $10 AND hour < $11 {service})"
+    );
+    let ids = [head.low, head.high, tail.low, tail.high].map(Uuid);
+    let times = [head.from, head.to, tail.from, tail.to, first, last].map(Time);
+    let params: [(&(dyn ToSql + Sync), Type); 11] = [
+        (&ids[0], Type::UUID),
+        (&ids[1], Type::UUID),
+        (&times[0], Type::TIMESTAMPTZ),
+        (&times[1], Type::TIMESTAMPTZ),
+        (&ids[2], Type::UUID),
+        (&ids[3], Type::UUID),
+        (&times[2], Type::TIMESTAMPTZ),
+        (&times[3], Type::TIMESTAMPTZ),
+        (&filter.service, Type::TEXT),
+        (&times[4], Type::TIMESTAMPTZ),
+        (&times[5], Type::TIMESTAMPTZ),
+    ];
+    let row =
+        client.query_typed_one(&statement, &params).map_err(|error| error::of("counting events", &error))?;
+    Ok(u64::try_from(row.get::<_, i64>(0)).unwrap_or(0))
+}
+
+fn hour_at_or_before(time: Timestamp) -> Timestamp {
+    Timestamp::from_micros(time.micros().div_euclid(HOUR_MICROS) * HOUR_MICROS)
+}
+
+fn hour_at_or_after(time: Timestamp) -> Timestamp {
+    hour_at_or_before(Timestamp::from_micros(time.micros() + HOUR_MICROS - 1))
+}
+
+pub(super) fn find(client: &mut Client, id: EventId) -> Result<Option<Found>, StoreError> {
+    let params: [(&(dyn ToSql + Sync), Type); 1] = [(&Uuid(id), Type::UUID)];
+    let rows = client
+        .query_typed(&format!("SELECT {COLUMNS} FROM events WHERE event_id = $1"), &params)
+        .map_err(|error| error::of("finding an event", &error))?;
+    if let Some(row) = rows.first() {
+        return Ok(Some(Found::Stored(event(row))));
+    }
+    let rows = client
+        .query_typed("SELECT sqlstate, reason FROM dead_events WHERE event_id = $1", &params)
+        .map_err(|error| error::of("finding a dead event", &error))?;
+    Ok(rows.first().map(|row| Found::Dead { sqlstate: row.get(0), reason: row.get(1) }))
+}
+
+fn event(row: &Row) -> Event {
+    Event {
+        event_id: row.get::<_, Uuid>(0).0,
+        timestamp: row.get::<_, Time>(1).0,
+        ingested_at: row.get::<_, Time>(2).0,
+        service: row.get(3),
+        message: row.get(4),
+        metadata: row.get(5),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn span(from: i64, to: i64) -> Span {
+        Span::new(Timestamp::from_micros(from), Timestamp::from_micros(to))
+    }
+
+    #[test]
+    fn a_span_of_time_is_the_narrowest_span_of_ids() {
+        let check = |from, to, low, high| {
+            let span = span(from, to);
+            assert_eq!((span.low, span.high), (EventId::floor(low), EventId::floor(high)), "{from}..{to}");
+        };
+        check(1000, 2000, 1, 2);
+        check(1999, 2001, 1, 3);
+        check(1500, 1501, 1, 2);
+        check(-5, 1, 0, 1);
+    }
+
+    #[test]
+    fn a_span_may_be_empty_reversed_or_all_of_time() {
+        assert!(span(5, 5).is_empty());
+        assert!(span(6, 5).is_empty());
+        assert!(span(i64::MIN, 0).is_empty());
+        let all = span(i64::MIN, i64::MAX);
+        assert_eq!((all.low, all.high), (EventId::floor(0), EventId::from_bytes([0xff; 16])));
+        assert!(span(i64::MAX, i64::MAX).is_empty());
+    }
+
+    #[test]
+    fn the_span_after_an_event_keeps_its_microsecond() {
+        let whole = span(1_000_000, 2_000_000);
+        let at = Timestamp::from_micros(1_500_000);
+        assert_eq!(whole.after(Order::Desc, at), span(1_000_000, 1_500_001));
+        assert_eq!(whole.after(Order::Asc, at), span(1_500_000, 2_000_000));
+        assert!(whole.after(Order::Desc, Timestamp::from_micros(0)).is_empty());
+        assert!(whole.after(Order::Asc, Timestamp::from_micros(3_000_000)).is_empty());
+    }
+}

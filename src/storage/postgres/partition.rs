@@ -1,0 +1,204 @@
+//! Partitions: a day of events each, made before their day begins, and the default partition emptied into them.
+//!
+//! The day of an event is the day of its id, which begins with its time. Names and bounds come from days alone.
+//! Dropping partitions is retention's business.
+
+use std::collections::BTreeSet;
+
+use postgres::Client;
+use postgres::types::Type;
+
+use super::connect::Connections;
+use super::error;
+use super::types::Uuid;
+use crate::event::{EventId, Timestamp};
+use crate::storage::StoreError;
+
+/// Days before and after today that have a partition: events may be late and clocks may be ahead, and a server that
+/// cannot reach its database for a week finds partitions when it can again.
+const DAYS_BEFORE: i64 = 1;
+const DAYS_AFTER: i64 = 7;
+
+/// Days that one call empties out of the default partition. The rest waits for the next call.
+const MOVED_DAYS_MAX: usize = 64;
+
+const DAY_MILLIS: i64 = 24 * 60 * 60 * 1000;
+/// The last day whose milliseconds fit the 48 bits of an id.
+const LAST_DAY: i64 = ((1 << 48) - 1) / DAY_MILLIS;
+
+/// The key of the advisory lock under which one server at a time makes partitions.
+const LOCK: i64 = 0x6175_726f_7265_0002;
+
+/// Attaching waits for queries that read the default partition, and everybody else waits behind it: not for long.
+const BEGIN: &str = "BEGIN; SET LOCAL lock_timeout = '2s'; SET LOCAL statement_timeout = '60s'";
+
+/// The columns of `events`, for moving rows unchanged.
+const MOVED: &str = "id, event_id, timestamp, ingested_at, created_at, service, message, metadata";
+
+/// A day in UTC, counted from 1970-01-01.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Day(i64);
+
+impl Day {
+    pub(super) fn of(time: Timestamp) -> Self {
+        Self(time.millis().div_euclid(DAY_MILLIS).clamp(0, LAST_DAY))
+    }
+
+    fn of_id(id: EventId) -> Self {
+        Self(i64::try_from(id.millis()).map_or(LAST_DAY, |millis| millis / DAY_MILLIS))
+    }
+
+    pub(super) fn number(self) -> i64 {
+        self.0
+    }
+
+    /// `events_YYYYMMDD`. Digits and nothing else, so that it may stand in a statement.
+    fn table(self) -> String {
+        let date = chrono::DateTime::from_timestamp_millis(self.0 * DAY_MILLIS)
+            .expect("a day within 48 bits of milliseconds is a date");
+        format!("events_{}", date.format("%Y%m%d")).replace('+', "")
+    }
+
+    fn floor(self) -> EventId {
+        EventId::floor(u64::try_from(self.0 * DAY_MILLIS).unwrap_or(0))
+    }
+
+    /// The bounds as they stand in a statement. There is none above the last day.
+    fn bounds(self) -> (String, String) {
+        let to =
+            if self.0 < LAST_DAY { format!("'{}'", Self(self.0 + 1).floor()) } else { "MAXVALUE".to_owned() };
+        (format!("'{}'", self.floor()), to)
+    }
+}
+
+/// The days around `now` that should have a partition.
+fn needed(now: Timestamp) -> impl Iterator<Item = Day> {
+    let today = Day::of(now).0;
+    (today - DAYS_BEFORE..=today + DAYS_AFTER).filter(|day| (0..=LAST_DAY).contains(day)).map(Day)
+}
+
+/// Makes the partitions around `now` that are missing.
+pub(super) fn ensure(connections: &Connections, now: Timestamp) -> Result<(), StoreError> {
+    let existing = connections.transaction(BEGIN, existing)?;
+    for day in needed(now).filter(|day| !existing.contains(&day.table())) {
+        make(connections, day)?;
+    }
+    Ok(())
+}
+
+/// Gives every day of which rows lie in the default partition a partition of its own.
+pub(super) fn empty_default(connections: &Connections) -> Result<(), StoreError> {
+    for _ in 0..MOVED_DAYS_MAX {
+        let first = connections.transaction(BEGIN, |client| {
+            let rows = client
+                .query_typed("SELECT event_id FROM events_default ORDER BY event_id LIMIT 1", &[])
+                .map_err(|error| error::of("looking into the default partition", &error))?;
+            Ok(rows.first().map(|row| row.get::<_, Uuid>(0).0))
+        })?;
+        match first {
+            Some(id) if make(connections, Day::of_id(id))? => {}
+            Some(_) | None => break,
+        }
+    }
+    Ok(())
+}
+
+fn existing(client: &mut Client) -> Result<BTreeSet<String>, StoreError> {
+    let rows = client
+        .query_typed(
+            "SELECT c.relname::text FROM pg_inherits i JOIN pg_class c ON c.oid = i.inhrelid \
+             WHERE i.inhparent = 'events'::regclass",
+            &[],
+        )
+        .map_err(|error| error::of("listing partitions", &error))?;
+    Ok(rows.iter().map(|row| row.get(0)).collect())
+}
+
+/// Makes the partition of `day`, moving what the default partition holds of it, in one transaction. False when there
+/// is a table of that name which is not attached: somebody took it out, and that is left alone.
+fn make(connections: &Connections, day: Day) -> Result<bool, StoreError> {
+    let table = day.table();
+    let (from, to) = day.bounds();
+    let told = |error: postgres::Error| error::of(&format!("making the partition {table}"), &error);
+    connections.transaction(BEGIN, |client| {
+        client
+            .batch_execute(&format!("SELECT pg_advisory_xact_lock({LOCK})"))
+            .map_err(told)?;
+        if existing(client)?.contains(&table) {
+            return Ok(true);
+        }
+        let name = &table;
+        let taken: bool = client
+            .query_typed_one("SELECT to_regclass($1) IS NOT NULL", &[(name, Type::TEXT)])
+            .map_err(told)?
+            .get(0);
+        if taken {
+            log::warn!(table = table.as_str(); "a detached table stands where a partition should be made");
+            return Ok(false);
+        }
+        // A table made beside and attached holds up nobody who uses other partitions; PARTITION OF would lock all.
+        // The order of the locks is the one in which a COPY takes them.
+        client
+            .batch_execute(&format!(
+                "LOCK TABLE events IN SHARE UPDATE EXCLUSIVE MODE; \
+                 LOCK TABLE events_default IN ACCESS EXCLUSIVE MODE; \
+                 CREATE TABLE {table} (LIKE events INCLUDING DEFAULTS INCLUDING STORAGE)"
+            ))
+            .map_err(told)?;
+        let upper = if to == "MAXVALUE" { String::new() } else { format!(" AND event_id < {to}") };
+        let moved = client
+            .execute_typed(
+                &format!(
+                    "WITH moved AS (DELETE FROM events_default WHERE event_id >= {from}{upper} RETURNING {MOVED}) \
+                     INSERT INTO {table} ({MOVED}) SELECT {MOVED} FROM moved"
+                ),
+                &[],
+            )
+            .map_err(told)?;
+        client
+            .batch_execute(&format!("ALTER TABLE events ATTACH PARTITION {table} FOR VALUES FROM ({from}) TO ({to})"))
+            .map_err(told)?;
+        if moved > 0 {
+            log::info!(partition = table.as_str(), rows = moved; "partition made from the default partition");
+        }
+        Ok(true)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const NOON: Timestamp = Timestamp::from_millis(1_767_268_800_000); // 2026-01-01T12:00:00Z
+
+    #[test]
+    fn the_days_from_yesterday_to_a_week_ahead_are_needed() {
+        let tables: Vec<_> = needed(NOON).map(Day::table).collect();
+        assert_eq!(tables.len(), 9);
+        assert_eq!(tables[0], "events_20251231");
+        assert_eq!(tables[1], "events_20260101");
+        assert_eq!(tables[8], "events_20260108");
+    }
+
+    #[test]
+    fn a_day_begins_at_its_first_millisecond_in_utc() {
+        let day = Day::of(NOON);
+        let midnight = Timestamp::from_millis(1_767_225_600_000);
+        assert_eq!(Day::of(midnight), day);
+        assert_eq!(Day::of(Timestamp::from_micros(midnight.micros() - 1)), Day(day.0 - 1));
+        assert_eq!(day.floor(), EventId::floor(1_767_225_600_000));
+        assert_eq!(Day::of_id(EventId::keyed(1_767_225_600_000, [0; 10])), day);
+        assert_eq!(Day::of_id(EventId::keyed(1_767_225_599_999, [0xff; 10])), Day(day.0 - 1));
+    }
+
+    #[test]
+    fn the_ends_of_time_have_days_too() {
+        let last = Day::of(Timestamp::from_micros(i64::MAX));
+        assert_eq!((last, last.bounds().1.as_str()), (Day(LAST_DAY), "MAXVALUE"));
+        assert_eq!(last.table(), "events_108890802");
+        assert_eq!(Day::of_id(EventId::from_bytes([0xff; 16])), last);
+        let first = Day::of(Timestamp::from_micros(i64::MIN));
+        assert_eq!((first, first.table().as_str()), (Day(0), "events_19700101"));
+        assert_eq!(needed(Timestamp::from_micros(0)).count(), 8);
+    }
+}

@@ -1,0 +1,188 @@
+use super::*;
+use crate::event::Event;
+use crate::storage::{Filter, Found, Order, Page};
+
+fn filter(service: Option<&str>, from: u64, to: u64) -> Filter {
+    Filter {
+        service: service.map(str::to_owned),
+        from: Timestamp::from_micros(i64::try_from(from).unwrap()),
+        to: Timestamp::from_micros(i64::try_from(to).unwrap()),
+    }
+}
+
+/// Events over three days: many in one millisecond, some in one microsecond, some on edges.
+fn filled() -> (Database, super::super::PostgresRepository, Vec<(u64, u8, &'static str)>) {
+    let (database, repository) = prepared();
+    let start = NOON * 1000;
+    let mut all = Vec::new();
+    for index in 0..120_u8 {
+        let micros = match index % 4 {
+            0 => start + u64::from(index / 20),
+            1 => start + 999,
+            2 => start + u64::from(index) * 1_000_000_000,
+            _ => start - 86_400_000_000 + u64::from(index % 7) * 250,
+        };
+        all.push((micros, index.wrapping_mul(91), if index % 3 == 0 { "a" } else { "b" }));
+    }
+    let rows: Vec<_> = all
+        .iter()
+        .map(|(micros, tail, service)| event(*micros, *tail, service, &format!("{micros}")))
+        .collect();
+    let runs: Vec<&[u8]> = rows.iter().map(Vec::as_slice).collect();
+    store(&repository, &runs, StorePath::Copy, (120, 0));
+    (database, repository, all)
+}
+
+fn key(event: &Event) -> (Timestamp, EventId) {
+    (event.timestamp, event.event_id)
+}
+
+#[test]
+fn pages_of_any_size_walk_through_all_events_in_both_orders() {
+    let (_database, repository, all) = filled();
+    let start = NOON * 1000;
+    for service in [None, Some("a"), Some("b"), Some("none")] {
+        for (from, to) in [
+            (0, u64::MAX >> 1),
+            (start, start + 1),
+            (start + 1, start + 999),
+            (start, start + 1_000_000_000_000),
+        ] {
+            let mut expected: Vec<_> = all
+                .iter()
+                .filter(|(micros, _, of)| {
+                    (from..to).contains(micros) && service.is_none_or(|service| service == *of)
+                })
+                .map(|(micros, tail, _)| {
+                    (Timestamp::from_micros(i64::try_from(*micros).unwrap()), id(micros / 1000, *tail))
+                })
+                .collect();
+            expected.sort_unstable();
+            let filter = filter(service, from, to);
+            assert_eq!(repository.count(&filter).unwrap(), expected.len() as u64, "{filter:?}");
+            for order in [Order::Asc, Order::Desc] {
+                for limit in [1, 7, 1001] {
+                    let mut page = Page { filter: filter.clone(), order, limit, after: None };
+                    let mut found = Vec::new();
+                    loop {
+                        let events = repository.page(&page).unwrap();
+                        assert!(events.len() <= usize::from(limit));
+                        found.extend(events.iter().map(key));
+                        match events.last() {
+                            Some(last) if events.len() == usize::from(limit) => page.after = Some(key(last)),
+                            _ => break,
+                        }
+                    }
+                    assert_eq!(found, expected, "{service:?} {from}..{to} {order:?} {limit}");
+                }
+                expected.reverse();
+            }
+        }
+    }
+}
+
+#[test]
+fn a_cursor_stays_where_it_is_while_events_arrive() {
+    let (_database, repository, _) = filled();
+    let filter = filter(None, 0, u64::MAX >> 1);
+    let page = Page { filter, order: Order::Desc, limit: 10, after: None };
+    let first = repository.page(&page).unwrap();
+    let next = Page { after: Some(key(&first[9])), ..page.clone() };
+    let before = repository.page(&next).unwrap();
+    store(&repository, &[&event(NOON * 1000 + 500_000_000_000, 1, "a", "later")], StorePath::Copy, (1, 0));
+    assert_eq!(repository.page(&next).unwrap(), before);
+}
+
+#[test]
+fn from_is_inclusive_and_to_exclusive_to_the_microsecond() {
+    let (_database, repository) = prepared();
+    let at = NOON * 1000 + 500;
+    let rows: Vec<u8> =
+        (0..3).flat_map(|step| event(at + step, 1 + u8::try_from(step).unwrap(), "a", "m")).collect();
+    store(&repository, &[&rows], StorePath::Copy, (3, 0));
+    for (from, to, expected) in [
+        (at, at + 3, 3),
+        (at, at + 2, 2),
+        (at + 1, at + 3, 2),
+        (at, at, 0),
+        (at + 2, at + 3, 1),
+        (at + 3, at, 0),
+    ] {
+        let filter = filter(None, from, to);
+        assert_eq!(repository.count(&filter).unwrap(), expected, "{filter:?}");
+        let page = Page { filter, order: Order::Asc, limit: 10, after: None };
+        assert_eq!(repository.page(&page).unwrap().len() as u64, expected, "{page:?}");
+    }
+}
+
+#[test]
+fn counts_of_hours_and_of_their_edges_add_up() {
+    let (_database, repository) = prepared();
+    let hour = 3_600_000_000;
+    let mut rows = Vec::new();
+    for index in 0..100_u64 {
+        rows.extend(event(NOON * 1000 + index * hour / 10, 1, if index % 2 == 0 { "a" } else { "b" }, "m"));
+    }
+    store(&repository, &[&rows], StorePath::Copy, (100, 0));
+    let at = NOON * 1000;
+    for (from, to) in [
+        (at, at + 10 * hour),
+        (at + 1, at + 10 * hour),
+        (at + hour / 2, at + 3 * hour + hour / 2),
+        (at + hour / 2, at + hour + hour / 2),
+        (at + hour / 4, at + hour / 2),
+        (at + hour, at + 2 * hour),
+        (at + hour, at + 2 * hour - 1),
+    ] {
+        for service in [None, Some("a")] {
+            let expected = (0..100_u64)
+                .filter(|index| (from..to).contains(&(at + index * hour / 10)))
+                .filter(|index| service.is_none() || index % 2 == 0)
+                .count();
+            assert_eq!(
+                repository.count(&filter(service, from, to)).unwrap(),
+                expected as u64,
+                "{service:?} {from}..{to}"
+            );
+        }
+    }
+}
+
+#[test]
+fn an_event_is_found_by_its_id_whole() {
+    let (_database, repository) = prepared();
+    store(&repository, &[&event(NOON * 1000 + 123_456, 1, "svc", "héllo")], StorePath::Copy, (1, 0));
+    let expected = Event {
+        event_id: id(NOON + 123, 1),
+        timestamp: Timestamp::from_micros(i64::try_from(NOON * 1000 + 123_456).unwrap()),
+        service: "svc".to_owned(),
+        message: "héllo".to_owned(),
+        metadata: Some(r#"{"k": 1}"#.to_owned()),
+        ingested_at: now(),
+    };
+    assert_eq!(repository.find(expected.event_id).unwrap(), Some(Found::Stored(expected)));
+    assert_eq!(repository.find(id(NOON, 9)).unwrap(), None);
+    repository.ping().unwrap();
+}
+
+#[test]
+fn a_query_looks_into_the_partitions_of_its_range_only() {
+    let (database, _repository) = prepared();
+    let plan: Vec<String> = database
+        .client()
+        .query(
+            &format!(
+                "EXPLAIN SELECT * FROM events WHERE event_id >= '{}' AND event_id < '{}'",
+                EventId::floor(NOON),
+                EventId::floor(NOON + 1000)
+            ),
+            &[],
+        )
+        .unwrap()
+        .iter()
+        .map(|row| row.get(0))
+        .collect();
+    let plan = plan.join("\n");
+    assert!(plan.contains("events_20260101") && !plan.contains("events_20260102"), "{plan}");
+    assert!(!plan.contains("events_default"), "{plan}");
+}

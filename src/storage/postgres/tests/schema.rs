@@ -1,0 +1,135 @@
+use super::*;
+
+#[test]
+fn four_servers_may_prepare_an_empty_database_at_once() {
+    let database = Database::new();
+    std::thread::scope(|scope| {
+        for _ in 0..4 {
+            scope.spawn(|| {
+                let repository = database.repository();
+                repository.prepare(now()).unwrap();
+                repository.prepare(now()).unwrap();
+            });
+        }
+    });
+    assert_eq!(database.number("SELECT count(*) FROM pg_inherits WHERE inhparent = 'events'::regclass"), 10);
+    assert_eq!(database.number("SELECT count(*) FROM refinery_schema_history"), 1);
+    let (session_locks, table) =
+        ("SELECT count(*) FROM pg_locks WHERE locktype = 'advisory'", "events_20260108");
+    assert_eq!(database.number(session_locks), 0);
+    store(
+        &database.repository(),
+        &[&event((NOON + 7 * 86_400_000) * 1000, 1, "a", "m")],
+        StorePath::Copy,
+        (1, 0),
+    );
+    assert_eq!(database.number(&format!("SELECT count(*) FROM {table}")), 1);
+}
+
+#[test]
+fn each_day_and_its_edges_fall_into_their_partition() {
+    let (database, repository) = prepared();
+    let midnight = 1_767_225_600_000_000;
+    let rows = [
+        event(midnight - 1, 0xff, "a", "m"),
+        event(midnight, 0, "a", "m"),
+        event(midnight + 86_399_999_999, 0xff, "a", "m"),
+    ];
+    let runs: Vec<&[u8]> = rows.iter().map(Vec::as_slice).collect();
+    store(&repository, &runs, StorePath::Copy, (3, 0));
+    assert_eq!(database.number("SELECT count(*) FROM events_20251231"), 1);
+    assert_eq!(database.number("SELECT count(*) FROM events_20260101"), 2);
+    assert_eq!(database.number("SELECT count(*) FROM events_default"), 0);
+}
+
+#[test]
+fn the_default_partition_takes_the_rest_and_is_emptied_into_partitions() {
+    let (database, repository) = prepared();
+    let day = 86_400_000_000;
+    let rows = [
+        event(NOON * 1000 - 20 * day, 1, "a", "old"),
+        event(NOON * 1000 - 20 * day + 5, 2, "a", "old"),
+        event(NOON * 1000 - 25 * day, 3, "b", "older"),
+        event(NOON * 1000 + 9 * day, 4, "b", "early"),
+    ];
+    let runs: Vec<&[u8]> = rows.iter().map(Vec::as_slice).collect();
+    store(&repository, &runs, StorePath::Copy, (4, 0));
+    assert_eq!(database.number("SELECT count(*) FROM events_default"), 4);
+    let before: String = database
+        .client()
+        .query_one("SELECT string_agg(e::text, '|' ORDER BY event_id) FROM events e", &[])
+        .unwrap()
+        .get(0);
+    repository.prepare(now()).unwrap();
+    assert_eq!(database.number("SELECT count(*) FROM events_default"), 0);
+    assert_eq!(database.number("SELECT count(*) FROM events_20251212"), 2);
+    let after: String = database
+        .client()
+        .query_one("SELECT string_agg(e::text, '|' ORDER BY event_id) FROM events e", &[])
+        .unwrap()
+        .get(0);
+    assert_eq!(before, after, "moved unchanged");
+    store(&repository, &runs, StorePath::Stage, (0, 4));
+    // Moved rows and new ones are found by the partition's own index and key.
+    assert_eq!(database.number("SELECT count(*) FROM pg_indexes WHERE tablename = 'events_20251212'"), 2);
+}
+
+#[test]
+fn a_detached_table_is_left_alone_and_its_day_goes_to_the_default() {
+    let (database, repository) = prepared();
+    database.execute("ALTER TABLE events DETACH PARTITION events_20260103");
+    store(&repository, &[&event((NOON + 2 * 86_400_000) * 1000, 1, "a", "m")], StorePath::Copy, (1, 0));
+    repository.prepare(now()).unwrap();
+    database.repository().prepare(now()).unwrap();
+    assert_eq!(database.number("SELECT count(*) FROM events_default"), 1);
+}
+
+#[test]
+fn partitions_can_be_made_while_rows_stream_in() {
+    let (database, repository) = prepared();
+    let day = 86_400_000_000;
+    std::thread::scope(|scope| {
+        let storing = scope.spawn(|| {
+            let mut retried = 0;
+            for index in 0..40_u64 {
+                let rows: Vec<u8> = (1..=8)
+                    .flat_map(|days| event(NOON * 1000 - days * 2 * day + index * 1000, 7, "s", "m"))
+                    .collect();
+                loop {
+                    match repository.store(&[&rows], &[], StorePath::Copy) {
+                        Ok(_) => break,
+                        Err(error)
+                            if matches!(error.sqlstate.as_deref(), Some("40001" | "40P01" | "55P03")) =>
+                        {
+                            retried += 1
+                        }
+                        Err(error) => panic!("{error:?}"),
+                    }
+                }
+            }
+            retried
+        });
+        let other = database.repository();
+        while !storing.is_finished() {
+            other.prepare(now()).unwrap();
+        }
+        assert!(storing.join().unwrap() < 40);
+    });
+    repository.prepare(now()).unwrap();
+    assert_eq!(database.number("SELECT count(*) FROM events"), 320);
+    assert_eq!(database.number("SELECT count(*) FROM events_default"), 0);
+    assert_eq!(database.number("SELECT sum(count)::bigint FROM event_counts"), 320);
+}
+
+#[test]
+fn a_new_day_gets_its_partition_and_missing_tables_are_noticed() {
+    let (database, repository) = prepared();
+    repository.prepare(Timestamp::from_millis(now().millis() + 3 * 86_400_000)).unwrap();
+    assert_eq!(database.number("SELECT count(*) FROM events_20260111"), 0);
+    let one = event(NOON * 1000, 1, "a", "m");
+    database.execute("DROP TABLE events, event_counts, dead_events, refinery_schema_history");
+    let error = repository.store(&[&one], &[], StorePath::Copy).unwrap_err();
+    assert_eq!(error.sqlstate.as_deref(), Some("42P01"));
+    repository.prepare(now()).unwrap();
+    store(&repository, &[&one], StorePath::Copy, (1, 0));
+}

@@ -1,0 +1,109 @@
+//! Events that are written together. Knows nothing of threads or databases.
+
+use std::time::Duration;
+
+use crate::clock::Moment;
+use crate::row::{Row, RowBlock, rows};
+
+/// The bounds on a batch. Whichever is reached first closes it.
+#[derive(Clone, Copy, Debug)]
+pub struct BatchLimits {
+    pub rows_max: usize,
+    pub bytes_max: usize,
+    /// How long the first event may wait for company.
+    pub linger: Duration,
+}
+
+/// Blocks in the order they were taken.
+#[derive(Debug)]
+pub struct Batch {
+    limits: BatchLimits,
+    blocks: Vec<RowBlock>,
+    rows: usize,
+    bytes: usize,
+}
+
+impl Batch {
+    pub fn new(limits: BatchLimits) -> Self {
+        Self { limits, blocks: Vec::new(), rows: 0, bytes: 0 }
+    }
+
+    pub fn limits(&self) -> BatchLimits {
+        self.limits
+    }
+
+    /// Whether `block` may join. An empty batch takes any block, however large, since otherwise one above the bounds
+    /// could never be written at all.
+    pub fn admits(&self, block: &RowBlock) -> bool {
+        self.rows == 0
+            || (self.rows + block.rows as usize <= self.limits.rows_max
+                && self.bytes + block.bytes.len() <= self.limits.bytes_max)
+    }
+
+    pub fn push(&mut self, block: RowBlock) {
+        self.rows += block.rows as usize;
+        self.bytes += block.bytes.len();
+        self.blocks.push(block);
+    }
+
+    pub fn is_full(&self) -> bool {
+        self.rows >= self.limits.rows_max || self.bytes >= self.limits.bytes_max
+    }
+
+    pub fn count(&self) -> usize {
+        self.rows
+    }
+
+    /// When the first event has waited long enough. None for an empty batch.
+    pub fn due(&self) -> Option<Moment> {
+        self.blocks.iter().map(|block| block.admitted_at).min().map(|first| first.plus(self.limits.linger))
+    }
+
+    /// The rows as runs, for one COPY.
+    pub fn runs(&self) -> Vec<&[u8]> {
+        self.blocks.iter().map(|block| &*block.bytes).collect()
+    }
+
+    /// The rows one by one, for finding the one at fault.
+    pub fn rows(&self) -> Vec<Row<'_>> {
+        self.blocks.iter().flat_map(|block| rows(&block.bytes)).collect()
+    }
+
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LIMITS: BatchLimits =
+        BatchLimits { rows_max: 10, bytes_max: 100, linger: Duration::from_millis(5) };
+
+    fn block(rows: u32, bytes: usize, at_ms: u64) -> RowBlock {
+        let admitted_at = Moment::ZERO.plus(Duration::from_millis(at_ms));
+        RowBlock { bytes: vec![0; bytes].into(), rows, admitted_at }
+    }
+
+    #[test]
+    fn rows_and_bytes_close_a_batch_at_their_bounds() {
+        let mut batch = Batch::new(LIMITS);
+        batch.push(block(9, 10, 0));
+        assert!(!batch.is_full() && batch.admits(&block(1, 90, 0)));
+        assert!(!batch.admits(&block(2, 10, 0)) && !batch.admits(&block(1, 91, 0)));
+        batch.push(block(1, 10, 0));
+        assert!(batch.is_full());
+    }
+
+    #[test]
+    fn an_empty_batch_takes_any_block() {
+        assert!(Batch::new(LIMITS).admits(&block(11, 101, 0)));
+    }
+
+    #[test]
+    fn it_is_due_by_its_oldest_event() {
+        let mut batch = Batch::new(LIMITS);
+        assert_eq!(batch.due(), None);
+        batch.push(block(1, 1, 7));
+        batch.push(block(1, 1, 3));
+        assert_eq!(batch.due(), Some(Moment::ZERO.plus(Duration::from_millis(8))));
+    }
+}
