@@ -97,6 +97,14 @@ body() {
 
 requests_per_second() { awk '/Requests\/sec:/ { print $2; exit }' "$work/report"; }
 
+# Requests that were answered.
+requests() {
+  case $TOOL in
+    wrk) awk '/ requests in / { print $1 }' "$work/report" ;;
+    oha) awk '$1 ~ /^\[[0-9]+\]$/ { sum += $2 } END { print sum + 0 }' "$work/report" ;;
+  esac
+}
+
 # Answers that were no 202, as the tool counts them.
 refused() {
   case $TOOL in
