@@ -6,27 +6,32 @@ use std::net::{SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use crossbeam::channel::{Receiver, bounded, never, select};
+use crossbeam::channel::{Receiver, RecvTimeoutError, bounded, select};
 
-use crate::api::{Api, ROUTES};
+use crate::api::Api;
 use crate::buffer::{self, Buffer};
-use crate::clock::{Clock, Moment};
+use crate::clock::Clock;
 use crate::health::{Database, Probe};
-use crate::http::{self, Acceptor, Remote, Shared};
+use crate::http::router::LABELS;
+use crate::http::{self, Acceptor, Remote, Shared, engine_minihttp, listener, pin_to_core};
 use crate::ingest;
 use crate::lifecycle::{Lifecycle, Notice, Phase};
 use crate::metrics::{HttpFigures, Ledger, Process, Sampler, WriterFigures};
-use crate::query::Readers;
-use crate::settings::{HttpEngine, Settings, without_password};
+use crate::query::readers::{self, Line, ReaderLimits};
+use crate::settings::{HttpEngine, Settings};
 use crate::status::Status;
-use crate::storage::{Breaker, BreakerLimits, EventRepository, PostgresRepository};
-use crate::storage::{Cluster, ClusterError, StoreError, TargetError};
+use crate::storage::postgres::embedded::{Cluster, ClusterError, ClusterLimits};
+use crate::storage::postgres::{Limits as StoreLimits, PostgresRepository, Target, TargetError};
+use crate::storage::{Breaker, BreakerLimits, EventRepository, StoreError};
 use crate::writer::{BatchLimits, Drain, Links, Writer};
 
 /// How long acceptors may take to finish the requests they have begun, at most.
 const ACCEPTORS_FINISH: Duration = Duration::from_secs(5);
+/// How long a query may wait for a reader.
+const QUERY_WAIT_MAX: Duration = Duration::from_secs(10);
 const SAMPLE_EVERY: Duration = Duration::from_secs(1);
 
 /// Why the server ended, other than by being told to.
@@ -40,11 +45,13 @@ pub enum Failed {
     Listen { address: SocketAddr, error: io::Error },
     #[error("cannot start a thread: {0}")]
     Thread(io::Error),
+    #[error("cannot make a readiness loop: {0}")]
+    Acceptor(io::Error),
     #[error("cannot handle signals: {0}")]
     Signals(String),
-    #[error("DATABASE_URL: {0}")]
+    #[error("{0}")]
     Target(#[from] TargetError),
-    #[error("the private PostgreSQL cluster: {0}")]
+    #[error("{0}")]
     Cluster(#[from] ClusterError),
     #[error("the database could not be brought up to date: {0}")]
     Migrate(#[from] StoreError),
@@ -67,6 +74,7 @@ impl Failed {
             | Self::DataDirInUse(_)
             | Self::Listen { .. }
             | Self::Thread(_)
+            | Self::Acceptor(_)
             | Self::Signals(_)
             | Self::Cluster(_)
             | Self::Migrate(_)
@@ -76,32 +84,34 @@ impl Failed {
     }
 }
 
+fn stop(cluster: Option<Cluster>) {
+    if let Some(Err(error)) = cluster.map(Cluster::stop) {
+        log::error!("the private PostgreSQL cluster did not stop: {error}");
+    }
+}
+
 /// `aurore-events serve`.
-pub fn run(settings: Settings, clock: Clock) -> Result<(), Failed> {
+pub fn run(settings: &Settings, clock: &Clock) -> Result<(), Failed> {
     let _lock = lock_data_dir(&settings.data_dir)?;
     // Before the cluster is started, so that a second server fails at once and touches nothing.
-    let address = SocketAddr::new(settings.host, settings.port);
-    let listeners = http::listener::bind(address, settings.acceptors)
+    let address = settings.address();
+    let listeners = listener::bind(address, settings.acceptors)
         .map_err(|error| Failed::Listen { address, error })?;
     let (lifecycle, notices) = Lifecycle::new();
     notice_signals(&lifecycle)?;
-    let (repository, cluster) = open_database(&settings)?;
-    let served = serve(&settings, listeners, repository, &lifecycle, &notices, &clock);
-    if let Some(cluster) = cluster {
-        cluster.stop();
-    }
+    let (repository, cluster) = open_database(settings, clock)?;
+    let served = serve(settings, listeners, repository, &lifecycle, &notices, clock);
+    stop(cluster);
     served
 }
 
 /// `aurore-events migrate`.
 pub fn migrate(settings: &Settings, clock: &Clock) -> Result<(), Failed> {
     let _lock = if settings.database_url.is_none() { Some(lock_data_dir(&settings.data_dir)?) } else { None };
-    let (repository, cluster) = open_database(settings)?;
+    let (repository, cluster) = open_database(settings, clock)?;
     let migrated = repository.prepare(clock.wall());
     drop(repository);
-    if let Some(cluster) = cluster {
-        cluster.stop();
-    }
+    stop(cluster);
     migrated?;
     log::info!("the database is up to date");
     Ok(())
@@ -139,27 +149,20 @@ fn notice_signals(lifecycle: &Lifecycle) -> Result<(), Failed> {
 }
 
 /// The database that the settings name, or a private cluster. Neither has to answer yet.
-fn open_database(settings: &Settings) -> Result<(Arc<dyn EventRepository>, Option<Cluster>), Failed> {
-    let (url, cluster) = match &settings.database_url {
-        Some(url) => {
-            log::info!(database = without_password(url).as_str(); "storing into PostgreSQL");
-            (url.clone(), None)
-        }
+fn open_database(
+    settings: &Settings,
+    clock: &Clock,
+) -> Result<(Arc<dyn EventRepository>, Option<Cluster>), Failed> {
+    let (target, cluster) = match &settings.database_url {
+        Some(url) => (Target::parse(url)?, None),
         None => {
-            let cluster = Cluster::start(&settings.data_dir)?;
-            log::info!(directory:% = settings.data_dir.join("postgres").display(); "a private PostgreSQL cluster runs");
-            (cluster.url(), Some(cluster))
+            let cluster = Cluster::start(&settings.data_dir, ClusterLimits::default(), clock)?;
+            (cluster.target(), Some(cluster))
         }
     };
-    match PostgresRepository::new(&url, settings.db_pool_max) {
-        Ok(repository) => Ok((Arc::new(repository), cluster)),
-        Err(error) => {
-            if let Some(cluster) = cluster {
-                cluster.stop();
-            }
-            Err(error.into())
-        }
-    }
+    log::info!(embedded = cluster.is_some(); "storing into {}", target.describe());
+    let limits = StoreLimits { connections_max: settings.db_pool_max, ..StoreLimits::default() };
+    Ok((Arc::new(PostgresRepository::new(&target, limits)), cluster))
 }
 
 /// Serves until a notice says to stop. The listeners are bound; their count is that of the acceptors.
@@ -182,8 +185,8 @@ pub fn serve(
     let (buffer, parker) = Buffer::new(limits, acceptors, ledger.clone());
     let buffer = Arc::new(buffer);
     let breaker = Arc::new(Breaker::new(BreakerLimits {
-        failures: settings.breaker_failures,
-        successes: settings.breaker_successes,
+        failure_threshold: settings.breaker_failures,
+        success_threshold: settings.breaker_successes,
         timeout: settings.breaker_timeout,
     }));
     let status = Arc::new(Status {
@@ -191,7 +194,7 @@ pub fn serve(
         ledger: ledger.clone(),
         sampler: Arc::new(Sampler::default()),
         writer: Arc::new(WriterFigures::default()),
-        http: Arc::new(HttpFigures::new(acceptors, ROUTES)),
+        http: Arc::new(HttpFigures::new(acceptors, &LABELS)),
         database: Arc::new(Database::default()),
         breaker: breaker.clone(),
         lifecycle: lifecycle.clone(),
@@ -214,15 +217,9 @@ pub fn serve(
         bytes_max: settings.batch_bytes_max,
         linger: settings.linger,
     };
-    let (written, writer_ended) = bounded::<()>(0);
-    let mut writer = Writer::new(links, parker, batch);
-    spawn(lifecycle, "writer", move || {
-        writer.run();
-        drop(written);
-    })?;
-
+    let writer_ended = start_writer(Writer::new(links, parker, batch), lifecycle)?;
     let (stop_helpers, helpers_stop) = bounded::<()>(0);
-    spawn_sampler(lifecycle, status.clone(), helpers_stop.clone())?;
+    start_sampler(lifecycle, status.clone(), helpers_stop.clone())?;
     let probe = Probe {
         database: status.database.clone(),
         repository: repository.clone(),
@@ -230,15 +227,17 @@ pub fn serve(
         clock: clock.clone(),
     };
     spawn(lifecycle, "probe", move || probe.run(&helpers_stop))?;
-    let readers = Arc::new(start_readers(settings, repository, &breaker, lifecycle, clock)?);
+    let line = start_readers(settings, repository, breaker, lifecycle, clock)?;
 
-    let api = |acceptor: usize| {
-        Api::new(acceptor, ingest_limits(settings), status.clone(), readers.clone(), clock)
+    let address = listeners[0].local_addr().map_err(|error| Failed::Listen { address: settings.address(), error })?;
+    let limits = ingest_limits(settings);
+    let api = {
+        let (status, clock) = (status.clone(), clock.clone());
+        move |acceptor: usize| Api::new(acceptor, limits, clock.rng(), status.clone(), line.clone())
     };
-    let address = listeners[0].local_addr().map_err(Failed::Thread)?;
     let (remotes, acceptors_ended) = match settings.http_engine {
         HttpEngine::Guarded => start_acceptors(settings, listeners, &api, lifecycle, clock)?,
-        HttpEngine::Minihttp => start_minihttp(settings, listeners, &api)?,
+        HttpEngine::Minihttp => start_minihttp(settings, listeners, api)?,
     };
     log::info!(acceptors = acceptors, engine:? = settings.http_engine; "listening on http://{address}");
 
@@ -281,6 +280,114 @@ pub fn serve(
     match buffer.occupied().rows {
         0 => Ok(()),
         left => Err(Failed::Undrained(left)),
+    }
+}
+
+/// Starts the writer. The channel is closed when it has ended.
+fn start_writer(mut writer: Writer, lifecycle: &Lifecycle) -> Result<Receiver<()>, Failed> {
+    let (running, ended) = bounded::<()>(0);
+    spawn(lifecycle, "writer", move || {
+        writer.run();
+        drop(running);
+    })?;
+    Ok(ended)
+}
+
+/// Takes a sample of the figures every second, until the other end of `stop` is dropped.
+fn start_sampler(lifecycle: &Lifecycle, status: Arc<Status>, stop: Receiver<()>) -> Result<(), Failed> {
+    spawn(lifecycle, "sampler", move || {
+        let process = Process::new();
+        loop {
+            status.sampler.sample(status.clock.now(), status.ledger.balance(), &process);
+            if stop.recv_timeout(SAMPLE_EVERY) == Err(RecvTimeoutError::Disconnected) {
+                return;
+            }
+        }
+    })
+}
+
+fn start_readers(
+    settings: &Settings,
+    repository: Arc<dyn EventRepository>,
+    breaker: Arc<Breaker>,
+    lifecycle: &Lifecycle,
+    clock: &Clock,
+) -> Result<Line, Failed> {
+    let limits = ReaderLimits { jobs_max: settings.query_line_max, wait_max: QUERY_WAIT_MAX };
+    let (line, readers) = readers::line(limits, repository, breaker, clock.clone());
+    for nth in 0..settings.query_threads {
+        let readers = readers.clone();
+        spawn(lifecycle, &format!("reader-{nth}"), move || readers.run())?;
+    }
+    Ok(line)
+}
+
+/// Starts an acceptor a listener, each pinned to a core. The channel is closed when all have ended.
+fn start_acceptors(
+    settings: &Settings,
+    listeners: Vec<TcpListener>,
+    api: &impl Fn(usize) -> Api,
+    lifecycle: &Lifecycle,
+    clock: &Clock,
+) -> Result<(Vec<Remote>, Receiver<()>), Failed> {
+    let shared = Arc::new(Shared::default());
+    let (running, ended) = bounded::<()>(0);
+    let mut remotes = Vec::with_capacity(listeners.len());
+    for (nth, listener) in listeners.into_iter().enumerate() {
+        let limits = http_limits(settings);
+        let mut acceptor = Acceptor::new(listener, limits, clock.clone(), shared.clone(), |_| api(nth))
+            .map_err(Failed::Acceptor)?;
+        remotes.push(acceptor.remote());
+        let running = running.clone();
+        spawn(lifecycle, &format!("acceptor-{nth}"), move || {
+            if !pin_to_core(nth) {
+                log::debug!("acceptor {nth} could not be pinned to a core");
+            }
+            if let Err(error) = acceptor.run() {
+                panic!("the readiness loop of acceptor {nth} failed: {error}");
+            }
+            drop(running);
+        })?;
+    }
+    Ok((remotes, ended))
+}
+
+/// Starts the engine for trusted networks. It cannot be drained: the buffer, once closed, refuses in its place.
+fn start_minihttp(
+    settings: &Settings,
+    listeners: Vec<TcpListener>,
+    api: impl Fn(usize) -> Api + Send + 'static,
+) -> Result<(Vec<Remote>, Receiver<()>), Failed> {
+    let failed = |error| Failed::Listen { address: settings.address(), error };
+    let address = listeners[0].local_addr().map_err(failed)?;
+    let acceptors = listeners.len();
+    // The library binds for itself.
+    drop(listeners);
+    let connections = AtomicUsize::new(0);
+    let make = move || api(connections.fetch_add(1, Ordering::Relaxed) % acceptors);
+    engine_minihttp::start(address, acceptors, http_limits(settings), make).map_err(failed)?;
+    log::warn!("HTTP_ENGINE=minihttp is for trusted networks only: it has no timeouts and no limits on connections");
+    let (_, ended) = bounded(0);
+    Ok((Vec::new(), ended))
+}
+
+fn ingest_limits(settings: &Settings) -> ingest::Limits {
+    ingest::Limits {
+        clock_skew: settings.clock_skew_max,
+        retention: Duration::from_hours(24 * u64::from(settings.retention_days)),
+        rows_per_block_max: u32::try_from(settings.batch_rows_max).unwrap_or(u32::MAX),
+    }
+}
+
+fn http_limits(settings: &Settings) -> http::Limits {
+    http::Limits {
+        body_bytes_max: settings.body_bytes_max,
+        connections_max: settings.connections_max,
+        header_timeout: settings.header_timeout,
+        body_timeout: settings.body_timeout,
+        idle_timeout: settings.idle_timeout,
+        slow_reader_timeout: settings.slow_reader_timeout,
+        ..http::Limits::default()
     }
 }
 

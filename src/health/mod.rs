@@ -8,7 +8,7 @@ use serde::Serialize;
 pub use probe::{Database, Probe};
 
 use crate::lifecycle::Phase;
-use crate::storage::BreakerState;
+use crate::storage::breaker::State as BreakerState;
 
 /// One word for a figure that has grown too far.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]

@@ -141,6 +141,14 @@ impl Machine {
         }
     }
 
+    /// When the next probe is let through; None unless it is open.
+    pub fn retry_at(&self) -> Option<Moment> {
+        match self.phase {
+            Phase::Open { since } => Some(since.plus(self.limits.timeout)),
+            Phase::Closed { .. } | Phase::HalfOpen { .. } => None,
+        }
+    }
+
     pub fn transitions(&self) -> u64 {
         self.transitions
     }
@@ -178,6 +186,11 @@ impl Breaker {
 
     pub fn state(&self) -> State {
         self.lock().state()
+    }
+
+    /// When the next probe is let through; None unless it is open.
+    pub fn retry_at(&self) -> Option<Moment> {
+        self.lock().retry_at()
     }
 
     /// How often it has changed its state.
