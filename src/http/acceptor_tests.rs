@@ -390,6 +390,7 @@ fn one_connection_too_many_is_turned_away_until_another_ends() {
     let head = third.head();
     assert!(head.starts_with("HTTP/1.1 503 ") && head.contains("Retry-After: 1\r\n"), "{head}");
     assert_eq!(server.shared.turned_away(), 1);
+    third.say(&GET.repeat(100));
     drop(first);
     await_that(|| server.shared.connections() == 1);
     assert_eq!(server.say(GET).status(), 200);

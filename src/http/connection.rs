@@ -49,6 +49,8 @@ pub(super) struct Connection {
     pub(super) queued: bool,
     /// All is said and the sending side shut; so many bytes are still read, and discarded.
     lingering: Option<usize>,
+    /// It is one too many: not counted, only told so.
+    pub(super) guest: bool,
 }
 
 impl Connection {
@@ -65,6 +67,7 @@ impl Connection {
             watches_writable: false,
             queued: false,
             lingering: None,
+            guest: false,
         }
     }
 
@@ -174,9 +177,8 @@ impl Connection {
             return Ok(true);
         }
         let count = write_some(&mut self.stream, &desk.out)?;
-        if count > 0 {
-            self.active = desk.now;
-        }
+        // Also when it took nothing: the time of a slow reader begins with the answer, not with its request.
+        self.active = desk.now;
         if count == desk.out.len() {
             return Ok(true);
         }

@@ -358,6 +358,15 @@ impl Session {
         self.conclude(Frame { head_only: false, old: false, keep_alive: false }, desk);
     }
 
+    /// Answers before anything is asked that there is no room, and ends.
+    pub(super) fn turn_away<H: Handler>(&mut self, desk: &mut Desk<H>) {
+        desk.response.clear();
+        problem(&mut desk.response, 503, "there are too many connections");
+        desk.response.header("Retry-After", 1);
+        desk.handler.refused(503);
+        self.conclude(Frame { head_only: false, old: false, keep_alive: false }, desk);
+    }
+
     /// Its time is up: says so where there is somebody to say it to, and ends.
     pub(super) fn expire<H: Handler>(&mut self, desk: &mut Desk<H>) {
         match &self.phase {
