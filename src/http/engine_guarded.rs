@@ -19,7 +19,7 @@ use super::connection::{Connection, Next};
 use super::encode::DateLine;
 use super::limits::Limits;
 use super::remote::{Order, Remote, Shared};
-use super::session::{Desk, Session};
+use super::session::{Desk, Progress, Session};
 use super::{Handler, Response};
 use crate::clock::Clock;
 
@@ -100,6 +100,7 @@ impl<H: Handler> Acceptor<H> {
                 token: 0,
                 budget: 0,
                 serial: 0,
+                held: 0,
                 draining: false,
             },
             clock,
@@ -209,6 +210,15 @@ impl<H: Handler> Acceptor<H> {
                 return;
             }
         }
+        let held = connection.held();
+        self.desk.held = self.desk.held - connection.counted + held;
+        connection.counted = held;
+        if held > Limits::HELD_FREE && self.desk.held > self.desk.limits.held_bytes_max.saturating_mul(2) {
+            log::warn!("a connection is dropped: too much waits for clients that do not read");
+            self.desk.shared.turned_away.fetch_add(1, Ordering::Relaxed);
+            self.close(token);
+            return;
+        }
         self.wheel.ensure(token, connection.deadline(&self.desk.limits));
     }
 
@@ -226,7 +236,9 @@ impl<H: Handler> Acceptor<H> {
     }
 
     fn close(&mut self, token: usize) {
-        if self.connections.remove(token).guest {
+        let connection = self.connections.remove(token);
+        self.desk.held -= connection.counted;
+        if connection.guest {
             self.guests -= 1;
         } else {
             self.desk.shared.connections.fetch_sub(1, Ordering::Relaxed);
@@ -281,7 +293,7 @@ impl<H: Handler> Acceptor<H> {
         }
         if guest {
             self.desk.begin(token);
-            connection.session.turn_away(&mut self.desk);
+            connection.session.turn_away("there are too many connections", &mut self.desk);
             self.drive(token);
             return;
         }
@@ -299,7 +311,8 @@ impl<H: Handler> Acceptor<H> {
                 self.wheel.ensure(token, deadline);
                 continue;
             }
-            if !connection.is_idle() {
+            let slow = matches!(connection.session.progress(), Progress::Hungry | Progress::Paused);
+            if slow && !connection.is_idle() {
                 self.desk.shared.timeouts.fetch_add(1, Ordering::Relaxed);
             }
             if connection.is_past_words() || connection.is_idle() {

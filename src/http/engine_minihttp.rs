@@ -178,11 +178,15 @@ impl<H: Handler> Service<H> {
         }));
         match answered {
             Ok(Answer::Ready) => {}
-            // Blocks this coroutine alone.
-            Ok(Answer::Later) => match receiver.recv() {
-                Ok(late) => self.response = late,
-                Err(_) => problem(&mut self.response, 500, "the request could not be worked on"),
-            },
+            Ok(Answer::Later) => {
+                // If no promise was made, none can be kept: the end of the channel says so.
+                drop(sender.take());
+                // Blocks this coroutine alone.
+                match receiver.recv() {
+                    Ok(late) => self.response = late,
+                    Err(_) => problem(&mut self.response, 500, "the request could not be worked on"),
+                }
+            }
             Err(_) => {
                 log::error!("BUG: the handler panicked at {whole:?}");
                 self.response.clear();
@@ -262,6 +266,7 @@ mod tests {
                     drop(request.promise());
                     return Answer::Later;
                 }
+                "/unpromised" => return Answer::Later,
                 "/busy" => {
                     response.status = 503;
                     response.header("Retry-After", 7);
@@ -325,6 +330,7 @@ mod tests {
         );
         check("GET /later HTTP/1.1\r\nHost: a\r\n\r\n", &["202"], "");
         check("GET /dropped HTTP/1.1\r\nHost: a\r\n\r\n", &["500"], "");
+        check("GET /unpromised HTTP/1.1\r\nHost: a\r\n\r\n", &["500"], "");
         check("GET /panic HTTP/1.1\r\nHost: a\r\n\r\n", &["500"], "");
         check("GET x HTTP/1.1\r\nHost: a\r\n\r\nGET / HTTP/1.1\r\nHost: a\r\n\r\n", &["400", "200"], "");
     }
