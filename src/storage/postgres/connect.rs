@@ -31,7 +31,7 @@ pub(super) struct Connections {
 
 #[derive(Debug)]
 enum Connector {
-    Plain(PostgresConnectionManager<NoTls>),
+    Plain(Box<PostgresConnectionManager<NoTls>>),
     Tls(Box<PostgresConnectionManager<TlsConnector>>),
 }
 
@@ -91,7 +91,7 @@ impl Connector {
     fn new(target: &Target) -> Self {
         let config = target.config.clone();
         match &target.tls {
-            Tls::Off => Self::Plain(PostgresConnectionManager::new(config, NoTls)),
+            Tls::Off => Self::Plain(Box::new(PostgresConnectionManager::new(config, NoTls))),
             Tls::On { config: tls, .. } => {
                 let tls = TlsConnector(MakeRustlsConnect::new(rustls::ClientConfig::clone(tls)));
                 Self::Tls(Box::new(PostgresConnectionManager::new(config, tls)))
@@ -128,13 +128,12 @@ impl Link {
                 Err(_died_idle) => None,
             },
         };
-        let client = match pooled {
-            Some(client) => client,
-            None => {
-                let mut client = connector.connect()?;
-                client.batch_execute(begin).map_err(|error| error::of("BEGIN", &error))?;
-                client
-            }
+        let client = if let Some(client) = pooled {
+            client
+        } else {
+            let mut client = connector.connect()?;
+            client.batch_execute(begin).map_err(|error| error::of("BEGIN", &error))?;
+            client
         };
         Ok(self.client.insert(client))
     }

@@ -57,7 +57,7 @@ pub struct ClusterLimits {
 
 impl Default for ClusterLimits {
     fn default() -> Self {
-        Self { start_timeout: Duration::from_secs(120), stop_timeout: Duration::from_secs(20) }
+        Self { start_timeout: Duration::from_mins(2), stop_timeout: Duration::from_secs(20) }
     }
 }
 
@@ -122,7 +122,7 @@ impl Cluster {
         }
         let mut cluster = Self { home, programs, limits, child: None, running: true };
         let mut client = cluster.await_answer(clock)?;
-        cluster.create_database(&mut client)?;
+        create_database(&mut client)?;
         Ok(cluster)
     }
 
@@ -222,16 +222,15 @@ impl Cluster {
     fn connect(&self, database: &str) -> Result<Client, postgres::Error> {
         Target::socket(self.home.socket_dir(), USER, database).config.connect(NoTls)
     }
+}
 
-    fn create_database(&self, client: &mut Client) -> Result<(), ClusterError> {
-        let told = |error: postgres::Error| ClusterError::Database(chain(&error));
-        let found =
-            client.query("SELECT 1 FROM pg_database WHERE datname = $1", &[&DATABASE]).map_err(told)?;
-        if found.is_empty() {
-            client.batch_execute(&format!("CREATE DATABASE {DATABASE}")).map_err(told)?;
-        }
-        Ok(())
+fn create_database(client: &mut Client) -> Result<(), ClusterError> {
+    let told = |error: postgres::Error| ClusterError::Database(chain(&error));
+    let found = client.query("SELECT 1 FROM pg_database WHERE datname = $1", &[&DATABASE]).map_err(told)?;
+    if found.is_empty() {
+        client.batch_execute(&format!("CREATE DATABASE {DATABASE}")).map_err(told)?;
     }
+    Ok(())
 }
 
 impl Drop for Cluster {

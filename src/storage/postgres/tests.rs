@@ -4,6 +4,7 @@ mod embedded;
 mod faults;
 mod queries;
 mod schema;
+mod speed;
 mod storing;
 
 use super::testing::Database;
