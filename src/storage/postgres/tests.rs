@@ -2,6 +2,7 @@
 
 mod embedded;
 mod faults;
+mod network;
 mod queries;
 mod schema;
 mod speed;
