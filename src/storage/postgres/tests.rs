@@ -7,6 +7,7 @@ mod queries;
 mod schema;
 mod speed;
 mod storing;
+mod tls;
 
 use super::testing::Database;
 use crate::event::{EventId, Timestamp};
