@@ -307,10 +307,6 @@ mod tests {
             let before = state;
             match (state, *step) {
                 (_, Step::Wait(seconds)) => now += seconds,
-                (_, Step::Trip) => {
-                    state = State::Open;
-                    entered = now;
-                }
                 (State::Closed, Step::Admit) => admitted = Some(true),
                 (State::Open, Step::Admit) => {
                     admitted = Some(now >= entered + 10);
@@ -334,7 +330,7 @@ mod tests {
                         entered = now;
                     }
                 }
-                (State::HalfOpen, Step::Fail) => {
+                (_, Step::Trip) | (State::HalfOpen, Step::Fail) => {
                     state = State::Open;
                     entered = now;
                 }
