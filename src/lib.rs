@@ -6,5 +6,6 @@ pub mod clock;
 pub mod event;
 pub mod http;
 pub mod ingest;
+pub mod query;
 pub mod row;
 pub mod storage;
