@@ -451,6 +451,8 @@ fn blocks_hold_at_most_their_rows() {
         assert_eq!(decoded.blocks().map(|(_, rows)| rows).collect::<Vec<_>>(), wanted);
         assert_eq!(decoded.blocks().map(|(block, _)| block.len()).sum::<usize>(), decoded.bytes());
         assert_eq!(rows_of(&decoded).len(), events);
+        let joined: Vec<u8> = decoded.row_blocks(Moment::ZERO).flat_map(|block| block.bytes).collect();
+        assert_eq!(rows_of(&decoded), row::rows(&joined).map(|row| read(&row)).collect::<Vec<_>>());
     }
 }
 
