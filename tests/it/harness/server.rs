@@ -3,7 +3,7 @@
 use std::fs;
 use std::io::{BufRead, BufReader, Read};
 use std::net::SocketAddr;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
@@ -194,9 +194,7 @@ impl Drop for Server {
 
 /// The process of the cluster that a server keeps in its data directory.
 pub(crate) fn embedded_postmaster(data: &Path) -> Option<u32> {
-    let candidates: [PathBuf; 2] =
-        [data.join("postgres/postmaster.pid"), data.join("postgres/data/postmaster.pid")];
-    let text = candidates.iter().find_map(|path| fs::read_to_string(path).ok())?;
+    let text = fs::read_to_string(data.join("postgres/postmaster.pid")).ok()?;
     text.lines().next()?.trim().parse().ok()
 }
 

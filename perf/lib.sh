@@ -1,0 +1,116 @@
+# shellcheck shell=bash
+# What the measurements share. Sourced, not run. Only loopback is used, and every load has an end.
+
+PERF_DIR=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+export PERF_DIR
+. "$PERF_DIR/../scripts/lib.sh"
+TARGET=${CARGO_TARGET_DIR:-$PERF_DIR/../target}/release
+PORT=${PORT:-3998}
+URL=http://127.0.0.1:$PORT
+work=
+server=
+
+need_tools() {
+  need_compiler
+  need_postgres
+  command -v "$TOOL" >/dev/null || { [ "$TOOL" = wrk ] && install_packages wrk; } || die "please install $TOOL"
+  command -v curl >/dev/null || install_packages curl ca-certificates
+  (cd "$PERF_DIR/.." && cargo build --release --locked --bin aurore-events --example bare)
+  # A directory that the embedded cluster's user can reach.
+  work=$(mktemp -d)
+  chmod 755 "$work"
+  trap 'stop; rm -rf "$work"' EXIT
+}
+
+# start PATH COMMAND...: starts a server and waits until it answers PATH.
+start() {
+  local path=$1
+  shift
+  "$@" >>"$work/log" 2>&1 &
+  server=$!
+  for _ in $(seq 300); do
+    if curl -sf -o /dev/null "$URL$path"; then return; fi
+    kill -0 "$server" 2>/dev/null || { tail -n 20 "$work/log" >&2; die "it does not start"; }
+    sleep 0.1
+  done
+  die "it is not ready"
+}
+
+start_server() { start /ready env PORT="$PORT" HOST=127.0.0.1 DATA_DIR="$work/data" "$@" "$TARGET/aurore-events" serve; }
+
+stop() {
+  [ -n "$server" ] || return 0
+  kill -TERM "$server" 2>/dev/null || true
+  wait "$server" 2>/dev/null || true
+  server=
+}
+
+# CPU milliseconds a process and the children it has waited for have used. The fields after the name in brackets.
+cpu_ms() {
+  awk -v hz="$(getconf CLK_TCK)" '{ sub(/^.*[)] /, ""); print ($12 + $13 + $14 + $15) * 1000 / hz }' "/proc/$1/stat"
+}
+
+# The same of the embedded cluster: the postmaster and what it has running.
+postgres_cpu_ms() {
+  local postmaster pid sum=0
+  postmaster=$(head -n 1 "$work/data/postgres/postmaster.pid" 2>/dev/null) || { echo 0; return; }
+  for pid in "$postmaster" $(cat "/proc/$postmaster/task/$postmaster/children"); do
+    sum=$((sum + $(cpu_ms "$pid" 2>/dev/null || echo 0)))
+  done
+  echo "$sum"
+}
+
+figure() { curl -fsS "$URL/metrics/prometheus" | awk -v name="$1" '$1 == name { print $2 }'; }
+
+# Waits until everything accepted is in the table.
+drained() {
+  for _ in $(seq 1200); do
+    [ "$(figure buffer_size)" != 0 ] || return 0
+    sleep 0.1
+  done
+  die "the buffer does not empty"
+}
+
+# load FORM SECONDS CONNECTIONS: sends at full speed, leaves the tool's report in $work/report.
+load() {
+  case $TOOL in
+    wrk) wrk -t 2 -c "$3" -d "$2s" --latency -s "$PERF_DIR/$1.lua" "$URL/events" >"$work/report" ;;
+    oha)
+      body "$1" >"$work/body"
+      oha --no-tui -z "$2s" -c "$3" -m POST -D "$work/body" -T "$(content_type "$1")" "$URL/events" >"$work/report"
+      ;;
+  esac
+}
+
+content_type() { if [ "$1" = single ]; then echo application/json; else echo application/x-ndjson; fi; }
+
+# The same event as in single.lua, for tools that read a body from a file.
+body() {
+  local count=1
+  [ "$1" = single ] || count=100
+  for _ in $(seq "$count"); do
+    printf '{"timestamp":"%s","service":"checkout","message":"payment accepted in 128 ms for order 4711",' \
+      "$(date -u +%FT%TZ)"
+    printf '"metadata":{"region":"eu-west-1","attempt":1,"trace":"4bf92f3577b34da6a3ce929d0e0e4736"}}\n'
+  done
+}
+
+requests_per_second() { awk '/Requests\/sec:/ { print $2; exit }' "$work/report"; }
+
+# Requests that were answered.
+requests() {
+  case $TOOL in
+    wrk) awk '/ requests in / { print $1 }' "$work/report" ;;
+    oha) awk '$1 ~ /^\[[0-9]+\]$/ { sum += $2 } END { print sum + 0 }' "$work/report" ;;
+  esac
+}
+
+# Answers that were no 202, as the tool counts them.
+refused() {
+  case $TOOL in
+    wrk) awk '/Non-2xx or 3xx responses:/ { print $NF; found = 1 } END { if (!found) print 0 }' "$work/report" ;;
+    oha) awk '$1 ~ /^\[[0-9]+\]$/ && $1 != "[202]" { sum += $2 } END { print sum + 0 }' "$work/report" ;;
+  esac
+}
+
+median() { sort -n | awk '{ value[NR] = $1 } END { print NR % 2 ? value[(NR + 1) / 2] : (value[NR / 2] + value[NR / 2 + 1]) / 2 }'; }
