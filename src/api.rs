@@ -15,7 +15,6 @@ use crate::ingest::{Call, Ingest, Limits, problem};
 use crate::lifecycle::Phase;
 use crate::metrics::{HttpFigures, Reason};
 use crate::query::Line;
-use crate::row::RowBlock;
 use crate::status::{Part, Status};
 
 /// Seconds after which another server, or this one restarted, may take what a stopping one refused.
@@ -33,13 +32,7 @@ pub struct Api {
 }
 
 impl Api {
-    pub fn new(
-        acceptor: usize,
-        limits: Limits,
-        rng: StdRng,
-        status: Arc<Status>,
-        line: Line,
-    ) -> Self {
+    pub fn new(acceptor: usize, limits: Limits, rng: StdRng, status: Arc<Status>, line: Line) -> Self {
         Self {
             acceptor,
             ingest: Ingest::new(limits, rng),
@@ -48,6 +41,27 @@ impl Api {
             clock: status.clock.clone(),
             status,
             line,
+        }
+    }
+
+    /// Answers what needs no database.
+    fn answer(&mut self, route: &Route<'_>, request: &Request<'_>, response: &mut Response) {
+        match route {
+            Route::PostEvents => self.post_events(request, response),
+            Route::ListEvents | Route::GetEvent(_) => unreachable!("BUG: these wait for the database"),
+            Route::Live => Status::live(response),
+            Route::Ready => self.status.ready(response),
+            Route::Health => self.status.health(Part::Overall, response),
+            Route::HealthBuffer => self.status.health(Part::Buffer, response),
+            Route::HealthDatabase => self.status.health(Part::Database, response),
+            Route::HealthDetailed => self.status.health(Part::Detailed, response),
+            Route::Metrics => self.metrics(request, response),
+            Route::MetricsPrometheus => self.status.metrics_text(response),
+            Route::Console => index_page(response),
+            Route::Options(allow) => {
+                response.status = 204;
+                response.header("Allow", allow);
+            }
         }
     }
 
@@ -70,8 +84,7 @@ impl Api {
             return decoded.answer(response);
         }
         let admitted_at = self.clock.now();
-        let blocks =
-            decoded.blocks().map(|(bytes, rows)| RowBlock { bytes: bytes.into(), rows, admitted_at });
+        let blocks = decoded.row_blocks(admitted_at);
         match self.buffer.admit(self.acceptor, rows, decoded.bytes(), blocks) {
             Ok(()) => decoded.answer(response),
             Err(Full::Now) => {
@@ -129,27 +142,13 @@ impl Handler for Api {
         };
         let index = route.index();
         let promise = || self.counted_promise(request, index, started);
-        let answer = match route {
-            Route::PostEvents => {
-                self.post_events(request, response);
-                Answer::Ready
-            }
-            Route::ListEvents => self.line.list(request.query, self.clock.wall(), promise, response),
-            Route::GetEvent(id) => self.line.find(&id, promise, response),
-            Route::Live => ready(Status::live(response)),
-            Route::Ready => ready(self.status.ready(response)),
-            Route::Health => ready(self.status.health(Part::Overall, response)),
-            Route::HealthBuffer => ready(self.status.health(Part::Buffer, response)),
-            Route::HealthDatabase => ready(self.status.health(Part::Database, response)),
-            Route::HealthDetailed => ready(self.status.health(Part::Detailed, response)),
-            Route::Metrics => ready(self.metrics(request, response)),
-            Route::MetricsPrometheus => ready(self.status.metrics_text(response)),
-            Route::Console => ready(index_page(response)),
-            Route::Options(allow) => {
-                response.status = 204;
-                response.header("Allow", allow);
-                Answer::Ready
-            }
+        let answer = if let Route::ListEvents = route {
+            self.line.list(request.query, self.clock.wall(), promise, response)
+        } else if let Route::GetEvent(id) = &route {
+            self.line.find(id, promise, response)
+        } else {
+            self.answer(&route, request, response);
+            Answer::Ready
         };
         if answer == Answer::Ready {
             self.count(request.method, index, response.status, started);
@@ -161,10 +160,6 @@ impl Handler for Api {
     fn refused(&mut self, status: u16) {
         self.count(Method::Other, router::OTHER, status, self.clock.now());
     }
-}
-
-fn ready((): ()) -> Answer {
-    Answer::Ready
 }
 
 /// `GET /`: what there is, for whoever opens the address in a browser.

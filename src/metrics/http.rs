@@ -44,8 +44,8 @@ const METHODS: [Method; 8] = [
 
 /// The statuses that have a cell; the last stands for all others.
 const STATUSES: [u16; 25] = [
-    200, 202, 204, 304, 400, 401, 403, 404, 405, 406, 408, 409, 411, 413, 414, 415, 417, 421, 429, 431, 500, 501,
-    503, 505, 0,
+    200, 202, 204, 304, 400, 401, 403, 404, 405, 406, 408, 409, 411, 413, 414, 415, 417, 421, 429, 431, 500,
+    501, 503, 505, 0,
 ];
 
 /// What was counted under one method, route and status.

@@ -12,4 +12,4 @@ pub mod receipt;
 mod join;
 
 pub use params::{Count, Query};
-pub use readers::{Gate, Line, Open, ReaderLimits, Readers, line};
+pub use readers::{Line, ReaderLimits, Readers, line};

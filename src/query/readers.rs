@@ -1,9 +1,8 @@
 //! The threads that wait for the database on behalf of queries, and the bounded line before them. An acceptor only
 //! ever puts a job in the line, or refuses at once when the line is full or the breaker is open.
 //!
-//! Knows the breaker as a [`Gate`] and storage as its trait.
+//! Knows storage as its trait and the breaker before it.
 
-use std::fmt::Debug;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
@@ -18,24 +17,13 @@ use crate::clock::{Clock, Moment};
 use crate::event::{EventId, Timestamp};
 use crate::http::{Answer, Promise, Response};
 use crate::ingest::problem::{self, Errors, FieldError, Kind};
-use crate::storage::{EventRepository, Filter, Page, StoreError};
+use crate::logging::Thinned;
+use crate::storage::{Breaker, EventRepository, Filter, Page, StoreError};
 
 /// When a client may come again that was refused for the length of the line: queries take milliseconds.
 const LINE_RETRY_S: u64 = 1;
-
-/// What lets queries through to the database, or not: the circuit breaker.
-pub trait Gate: Send + Sync + Debug {
-    /// Asked on an acceptor, once a request. Who is let through reports what came of it.
-    fn admit(&self, now: Moment) -> Result<(), Open>;
-    fn succeeded(&self, now: Moment);
-    fn failed(&self, now: Moment);
-}
-
-/// The gate is shut until then.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Open {
-    pub retry_at: Moment,
-}
+/// How often the failures of queries are logged.
+const COMPLAIN_EVERY: Duration = Duration::from_secs(5);
 
 #[derive(Clone, Copy, Debug)]
 pub struct ReaderLimits {
@@ -51,7 +39,7 @@ pub struct Line {
     jobs: Sender<Job>,
     waiting: Arc<AtomicUsize>,
     limits: ReaderLimits,
-    gate: Arc<dyn Gate>,
+    breaker: Arc<Breaker>,
     clock: Clock,
 }
 
@@ -62,7 +50,8 @@ pub struct Readers {
     waiting: Arc<AtomicUsize>,
     wait_max: Duration,
     repository: Arc<dyn EventRepository>,
-    gate: Arc<dyn Gate>,
+    breaker: Arc<Breaker>,
+    complaint: Arc<Thinned>,
     clock: Clock,
 }
 
@@ -84,7 +73,7 @@ enum Task {
 pub fn line(
     limits: ReaderLimits,
     repository: Arc<dyn EventRepository>,
-    gate: Arc<dyn Gate>,
+    breaker: Arc<Breaker>,
     clock: Clock,
 ) -> (Line, Readers) {
     let (sender, receiver) = bounded(limits.jobs_max);
@@ -94,10 +83,11 @@ pub fn line(
         waiting: Arc::clone(&waiting),
         wait_max: limits.wait_max,
         repository,
-        gate: Arc::clone(&gate),
+        breaker: Arc::clone(&breaker),
+        complaint: Arc::new(Thinned::new(COMPLAIN_EVERY)),
         clock: clock.clone(),
     };
-    (Line { jobs: sender, waiting, limits, gate, clock }, readers)
+    (Line { jobs: sender, waiting, limits, breaker, clock }, readers)
 }
 
 impl Line {
@@ -156,16 +146,15 @@ impl Line {
     /// Takes places in the line for all jobs of a request or for none, and says since when they wait; or writes
     /// the refusal.
     fn enter(&self, jobs: usize, response: &mut Response) -> Option<Moment> {
+        let now = self.clock.now();
+        // Only looked at: who is admitted must report, and a job may yet be skipped.
+        if let Some(retry_at) = self.breaker.retry_at().filter(|&retry_at| now < retry_at) {
+            unavailable(response, retry_at.since(now));
+            return None;
+        }
         let room = |waiting: usize| Some(waiting + jobs).filter(|&total| total <= self.limits.jobs_max);
         if self.waiting.fetch_update(Ordering::AcqRel, Ordering::Acquire, room).is_err() {
             queries_full(response);
-            return None;
-        }
-        let now = self.clock.now();
-        // Last, since what the gate admits must report to it.
-        if let Err(open) = self.gate.admit(now) {
-            self.waiting.fetch_sub(jobs, Ordering::AcqRel);
-            unavailable(response, open.retry_at.since(now));
             return None;
         }
         Some(now)
@@ -213,19 +202,25 @@ impl Readers {
         }
     }
 
-    /// Asks the database and tells the gate what came of it.
+    /// Asks the database, unless the breaker is open, and tells the breaker what came of it.
     fn ask<T>(&self, what: &str, call: impl FnOnce() -> Result<T, StoreError>) -> Result<T, Failure> {
+        let now = self.clock.now();
+        if let Err(open) = self.breaker.admit(now) {
+            return Err(Failure::Unavailable { retry_in: open.retry_at.since(now) });
+        }
         let result = call();
         let now = self.clock.now();
-        result.inspect(|_value| self.gate.succeeded(now)).map_err(|error| {
+        result.inspect(|_value| self.breaker.succeeded(now)).map_err(|error| {
             let failure = Failure::of(&error);
             match failure {
-                Failure::Unavailable => self.gate.failed(now),
-                // The database answered, and that is all the gate is about.
-                Failure::Query => self.gate.succeeded(now),
+                Failure::Unavailable { .. } => self.breaker.failed(now),
+                // The database answered, and that is all the breaker is about.
+                Failure::TooSlow | Failure::Query => self.breaker.succeeded(now),
             }
-            let sqlstate = error.sqlstate.as_deref().unwrap_or("none");
-            log::warn!(query = what, sqlstate; "a query failed: {error}");
+            if let Some(held_back) = self.complaint.due(now) {
+                let sqlstate = error.sqlstate.as_deref().unwrap_or("none");
+                log::warn!(query = what, sqlstate, held_back; "a query failed: {error}");
+            }
             failure
         })
     }
@@ -235,23 +230,30 @@ impl Readers {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Failure {
     /// The database is not able to, now: the same query may succeed later.
-    Unavailable,
+    Unavailable { retry_in: Duration },
+    /// It took longer than a query may. That must not open the breaker, or a few dear questions would stop the writer.
+    TooSlow,
     /// This query is at fault: ours, since the parameters were checked.
     Query,
 }
 
 impl Failure {
     fn of(error: &StoreError) -> Self {
-        match error.sqlstate.as_deref().map(|state| state.get(..2).unwrap_or(state)) {
+        match error.sqlstate.as_deref().map(|state| (state, state.get(..2).unwrap_or(state))) {
+            Some(("57014", _)) => Self::TooSlow,
             // Data, syntax of a value, limits of a statement.
-            Some("22" | "23" | "21" | "54") => Self::Query,
-            Some(_) | None => Self::Unavailable,
+            Some((_, "22" | "23" | "21" | "54")) => Self::Query,
+            Some(_) | None => Self::Unavailable { retry_in: Duration::ZERO },
         }
     }
 
     fn answer(self, response: &mut Response) {
         match self {
-            Self::Unavailable => unavailable(response, Duration::ZERO),
+            Self::Unavailable { retry_in } => unavailable(response, retry_in),
+            Self::TooSlow => {
+                let detail = "the query took too long; ask for less time, or for count=none";
+                problem::answer_later(response, Kind::DatabaseUnavailable, detail, LINE_RETRY_S);
+            }
             Self::Query => problem::answer(response, Kind::Internal, "the query failed; the log says why"),
         }
     }

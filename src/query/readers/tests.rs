@@ -5,7 +5,8 @@ use std::sync::{Barrier, Mutex, mpsc};
 use super::*;
 use crate::event::Event;
 use crate::query::cursor::Cursor;
-use crate::storage::{DeadLetter, Found, Order as Direction, StorePath, Stored};
+use crate::storage::breaker::State;
+use crate::storage::{BreakerLimits, DeadLetter, Found, Order as Direction, StorePath, Stored};
 
 const NOW: Timestamp = Timestamp::from_millis(1_795_435_200_000);
 
@@ -56,46 +57,27 @@ impl EventRepository for Fake {
     }
 }
 
-#[derive(Debug, Default)]
-struct FakeGate {
-    open_until: Option<Moment>,
-    told: Mutex<Vec<&'static str>>,
-}
-
-impl Gate for FakeGate {
-    fn admit(&self, _now: Moment) -> Result<(), Open> {
-        self.open_until.map_or(Ok(()), |retry_at| Err(Open { retry_at }))
-    }
-
-    fn succeeded(&self, _now: Moment) {
-        self.told.lock().unwrap().push("succeeded");
-    }
-
-    fn failed(&self, _now: Moment) {
-        self.told.lock().unwrap().push("failed");
-    }
-}
-
 /// A line with its readers, none of which runs by itself, and where the answers come.
 struct Bench {
     line: Line,
     readers: Readers,
     fake: Arc<Fake>,
-    gate: Arc<FakeGate>,
+    breaker: Arc<Breaker>,
     clock: Clock,
     sender: mpsc::Sender<Response>,
     answers: mpsc::Receiver<Response>,
 }
 
 impl Bench {
-    fn new(fake: Fake, gate: FakeGate) -> Self {
-        let (fake, gate) = (Arc::new(fake), Arc::new(gate));
+    fn new(fake: Fake) -> Self {
+        // The first failure opens it.
+        let limits = BreakerLimits { failure_threshold: 1, ..BreakerLimits::default() };
+        let (fake, breaker) = (Arc::new(fake), Arc::new(Breaker::new(limits)));
         let clock = Clock::manual(NOW, 1);
         let limits = ReaderLimits { jobs_max: 3, wait_max: Duration::from_secs(5) };
-        let (line, readers) =
-            line(limits, Arc::clone(&fake) as Arc<_>, Arc::clone(&gate) as Arc<_>, clock.clone());
+        let (line, readers) = line(limits, Arc::clone(&fake) as Arc<_>, Arc::clone(&breaker), clock.clone());
         let (sender, answers) = mpsc::channel();
-        Self { line, readers, fake, gate, clock, sender, answers }
+        Self { line, readers, fake, breaker, clock, sender, answers }
     }
 
     fn promise(&self) -> Promise {
@@ -136,10 +118,6 @@ impl Bench {
     fn asked(&self) -> Vec<&'static str> {
         self.fake.asked.lock().unwrap().clone()
     }
-
-    fn told(&self) -> Vec<&'static str> {
-        self.gate.told.lock().unwrap().clone()
-    }
 }
 
 fn event(nth: u64) -> Event {
@@ -168,7 +146,6 @@ fn check_later(response: &Response, status: u16, retry: &str) {
 fn a_page_and_its_total_answer_together() {
     let bench = Bench::new(
         Fake { events: vec![event(1), event(2), event(3)], ..Fake::default() },
-        FakeGate::default(),
     );
     assert!(bench.list("limit=2").is_none());
     bench.work();
@@ -183,18 +160,17 @@ fn a_page_and_its_total_answer_together() {
             r#"{{"events":[{{"event_id":"00000000-0001-8000-8000-000000000000","timestamp":"2023-11-14T22:13:20.123456Z","service":"check\"out","message":"a\nb\u0001\\é","metadata":{{"a": [1, null]}},"ingested_at":"2026-11-23T12:00:00.000000Z"}},{{"event_id":"00000000-0002-8000-8000-000000000000","timestamp":"2023-11-14T22:13:20.123456Z","service":"check\"out","message":"a\nb\u0001\\é","metadata":null,"ingested_at":"2026-11-23T12:00:00.000000Z"}}],"page":{{"limit":2,"next_cursor":"{cursor}","total":42}}}}"#
         )
     );
-    assert_eq!(bench.told(), ["succeeded", "succeeded"]);
 }
 
 #[test]
 fn the_last_page_has_no_cursor_and_without_count_no_total() {
-    let bench = Bench::new(Fake { events: vec![event(1)], ..Fake::default() }, FakeGate::default());
+    let bench = Bench::new(Fake { events: vec![event(1)], ..Fake::default() });
     assert!(bench.list("limit=1&count=none").is_none());
     bench.work();
     let body = String::from_utf8(bench.answer().body).unwrap();
     assert!(body.ends_with(r#""page":{"limit":1,"next_cursor":null,"total":null}}"#), "{body}");
     assert_eq!(bench.asked(), ["page"]);
-    let bench = Bench::new(Fake::default(), FakeGate::default());
+    let bench = Bench::new(Fake::default());
     assert!(bench.list("").is_none());
     bench.work();
     let body = String::from_utf8(bench.answer().body).unwrap();
@@ -203,7 +179,7 @@ fn the_last_page_has_no_cursor_and_without_count_no_total() {
 
 #[test]
 fn page_and_count_run_at_the_same_time() {
-    let bench = Bench::new(Fake { meeting: Some(Barrier::new(2)), ..Fake::default() }, FakeGate::default());
+    let bench = Bench::new(Fake { meeting: Some(Barrier::new(2)), ..Fake::default() });
     let threads = [(); 2].map(|()| {
         let readers = bench.readers.clone();
         std::thread::Builder::new().spawn(move || readers.run()).unwrap()
@@ -222,7 +198,7 @@ fn page_and_count_run_at_the_same_time() {
 
 #[test]
 fn a_full_line_refuses_at_once_and_whole() {
-    let bench = Bench::new(Fake::default(), FakeGate::default());
+    let bench = Bench::new(Fake::default());
     assert!(bench.list("").is_none());
     check_later(&bench.list("").unwrap(), 503, "1");
     assert_eq!(bench.line.waiting(), 2, "the refused query took no place");
@@ -235,32 +211,51 @@ fn a_full_line_refuses_at_once_and_whole() {
 
 #[test]
 fn an_open_breaker_refuses_at_once_and_says_until_when() {
-    let until = |wait| FakeGate { open_until: Some(Moment::ZERO.plus(wait)), ..FakeGate::default() };
-    for (wait, retry) in
-        [(Duration::from_millis(29_001), "30"), (Duration::ZERO, "1"), (Duration::from_secs(2), "2")]
-    {
-        let bench = Bench::new(Fake::default(), until(wait));
+    for (elapsed, retry) in [(999, "30"), (29_000, "1"), (28_000, "2")] {
+        let bench = Bench::new(Fake::default());
+        bench.breaker.failed(bench.clock.now());
+        bench.clock.advance(Duration::from_millis(elapsed));
         check_later(&bench.list("").unwrap(), 503, retry);
         assert_eq!((bench.line.waiting(), bench.asked().len()), (0, 0));
     }
 }
 
 #[test]
+fn a_query_is_the_probe_of_a_breaker_whose_time_is_over() {
+    let bench = Bench::new(Fake::default());
+    bench.breaker.failed(bench.clock.now());
+    bench.clock.advance(Duration::from_secs(30));
+    for state in [State::HalfOpen, State::Closed] {
+        assert!(bench.list("count=none").is_none());
+        bench.work();
+        assert_eq!((bench.answer().status, bench.breaker.state()), (200, state));
+    }
+}
+
+#[test]
+fn a_query_that_takes_too_long_is_503_and_leaves_the_breaker_alone() {
+    let bench = Bench::new(Fake { error: Some(error(Some("57014"))), ..Fake::default() });
+    assert!(bench.list("count=none").is_none());
+    bench.work();
+    check_later(&bench.answer(), 503, "1");
+    assert_eq!(bench.breaker.state(), State::Closed);
+}
+
+#[test]
 fn a_database_in_trouble_is_503_and_feeds_the_breaker() {
-    for sqlstate in [None, Some("08006"), Some("53300"), Some("57014"), Some("42P01"), Some("x")] {
-        let bench = Bench::new(Fake { error: Some(error(sqlstate)), ..Fake::default() }, FakeGate::default());
+    for sqlstate in [None, Some("08006"), Some("53300"), Some("57P01"), Some("42P01"), Some("x")] {
+        let bench = Bench::new(Fake { error: Some(error(sqlstate)), ..Fake::default() });
         assert!(bench.list("").is_none());
         bench.work();
         check_later(&bench.answer(), 503, "1");
         assert_eq!(bench.asked(), ["count"], "the other half is spared");
-        assert_eq!(bench.told(), ["failed"]);
+        assert_eq!(bench.breaker.state(), State::Open);
     }
 }
 
 #[test]
 fn a_query_at_fault_is_500_and_leaves_the_breaker_alone() {
-    let bench =
-        Bench::new(Fake { error: Some(error(Some("22008"))), ..Fake::default() }, FakeGate::default());
+    let bench = Bench::new(Fake { error: Some(error(Some("22008"))), ..Fake::default() });
     assert!(bench.list("count=none").is_none());
     bench.work();
     let answer = bench.answer();
@@ -269,12 +264,12 @@ fn a_query_at_fault_is_500_and_leaves_the_breaker_alone() {
         !String::from_utf8(answer.body).unwrap().contains("it broke"),
         "the client does not see the chain"
     );
-    assert_eq!(bench.told(), ["succeeded"]);
+    assert_eq!(bench.breaker.state(), State::Closed);
 }
 
 #[test]
 fn a_job_that_waited_too_long_is_refused() {
-    let bench = Bench::new(Fake::default(), FakeGate::default());
+    let bench = Bench::new(Fake::default());
     assert!(bench.list("").is_none());
     bench.clock.advance(Duration::from_millis(5001));
     bench.work();
@@ -284,7 +279,7 @@ fn a_job_that_waited_too_long_is_refused() {
 
 #[test]
 fn mistakes_are_answered_without_the_line() {
-    let bench = Bench::new(Fake::default(), FakeGate::default());
+    let bench = Bench::new(Fake::default());
     for response in [bench.list("limit=0"), bench.find("nonsense"), bench.find("")] {
         let response = response.unwrap();
         assert_eq!((response.status, response.content_type), (400, problem::CONTENT_TYPE));
@@ -295,7 +290,7 @@ fn mistakes_are_answered_without_the_line() {
 #[test]
 fn a_receipt_says_what_became_of_an_event() {
     let receipt = |found| {
-        let bench = Bench::new(Fake { found, ..Fake::default() }, FakeGate::default());
+        let bench = Bench::new(Fake { found, ..Fake::default() });
         assert!(bench.find("00000000-0001-8000-8000-000000000000").is_none());
         bench.work();
         let answer = bench.answer();
@@ -317,7 +312,7 @@ fn a_receipt_says_what_became_of_an_event() {
 
 #[test]
 fn when_the_readers_have_ended_the_answer_is_500() {
-    let Bench { line, readers, sender, answers, .. } = Bench::new(Fake::default(), FakeGate::default());
+    let Bench { line, readers, sender, answers, .. } = Bench::new(Fake::default());
     drop(readers);
     let promise = || Promise::new(move |response| sender.send(response).unwrap());
     assert_eq!(line.list("", NOW, promise, &mut Response::default()), Answer::Later);
