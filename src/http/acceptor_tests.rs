@@ -200,6 +200,19 @@ fn a_client_that_only_writes_is_held_back_and_loses_nothing() {
 }
 
 #[test]
+fn every_case_of_the_corpus_is_answered_as_wanted_over_a_socket() {
+    let server = Server::start(Limits::default());
+    for case in session_tests::corpus() {
+        let mut client = server.say(&case.request);
+        client.0.shutdown(Shutdown::Write).unwrap();
+        let mut out = Vec::new();
+        client.0.read_to_end(&mut out).unwrap();
+        let out = String::from_utf8_lossy(&out);
+        assert_eq!(session_tests::statuses(&out), case.statuses, "{}: {out}", case.name);
+    }
+}
+
+#[test]
 fn a_large_body_arrives_whole() {
     let server = Server::start(Limits::default());
     let body = "abcdefgh".repeat(1 << 17);

@@ -70,22 +70,23 @@ fn speak<'a>(pieces: impl IntoIterator<Item = &'a [u8]>) -> Outcome {
     }
     // How long a body takes to come decides about a 100, so that it does not count for the comparison.
     let out = String::from_utf8_lossy(&out).replace("HTTP/1.1 100 Continue\r\n\r\n", "");
-    let statuses = out
-        .match_indices("HTTP/1.1 ")
-        .filter(|(at, _)| out[*at..].contains("\r\nDate: "))
-        .filter_map(|(at, _)| out[at + 9..at + 12].parse().ok())
-        .collect();
-    Outcome { statuses, out, over: session.progress() == Progress::Over }
+    Outcome { statuses: statuses(&out), out, over: session.progress() == Progress::Over }
 }
 
-struct Case {
-    name: String,
-    request: Vec<u8>,
-    statuses: Vec<u16>,
+/// The statuses of the answers in `out`; an echoed request line is none.
+pub(super) fn statuses(out: &str) -> Vec<u16> {
+    let answers = out.match_indices("HTTP/1.1 ").filter(|(at, _)| out[*at..].contains("\r\nDate: "));
+    answers.filter_map(|(at, _)| out.get(at + 9..at + 12)?.parse().ok()).collect()
+}
+
+pub(super) struct Case {
+    pub(super) name: String,
+    pub(super) request: Vec<u8>,
+    pub(super) statuses: Vec<u16>,
     over: bool,
 }
 
-fn corpus() -> Vec<Case> {
+pub(super) fn corpus() -> Vec<Case> {
     let mut cases: Vec<Case> = Vec::new();
     for line in include_str!("../../tests/corpus/http.txt").lines() {
         if let Some(name) = line.strip_prefix("== ") {
