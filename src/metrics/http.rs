@@ -128,7 +128,7 @@ mod tests {
     #[test]
     fn requests_are_summed_over_acceptors_and_fall_into_inclusive_buckets() {
         let figures = HttpFigures::new(2, &["/a", "/b"]);
-        figures.record(0, Method::Post, 1, 202, Duration::from_nanos(5_000));
+        figures.record(0, Method::Post, 1, 202, Duration::from_micros(5));
         figures.record(1, Method::Post, 1, 202, Duration::from_nanos(5_001));
         figures.record(1, Method::Get, 0, 599, Duration::from_mins(1));
         let all = figures.collect();

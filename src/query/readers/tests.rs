@@ -144,9 +144,7 @@ fn check_later(response: &Response, status: u16, retry: &str) {
 
 #[test]
 fn a_page_and_its_total_answer_together() {
-    let bench = Bench::new(
-        Fake { events: vec![event(1), event(2), event(3)], ..Fake::default() },
-    );
+    let bench = Bench::new(Fake { events: vec![event(1), event(2), event(3)], ..Fake::default() });
     assert!(bench.list("limit=2").is_none());
     bench.work();
     let cursor =
