@@ -7,14 +7,14 @@ use std::sync::Arc;
 use rand::rngs::StdRng;
 
 use crate::buffer::{Buffer, Full};
-use crate::clock::Clock;
+use crate::clock::{Clock, Moment};
 use crate::http::accept::preferred;
-use crate::http::{Answer, Handler, Method, Promise, Request, Response, Route, route};
+use crate::http::router::{self, Route};
+use crate::http::{Answer, Handler, Method, Promise, Request, Response};
 use crate::ingest::{Call, Ingest, Limits, problem};
 use crate::lifecycle::Phase;
 use crate::metrics::{HttpFigures, Reason};
-use crate::query::Readers;
-use crate::row::RowBlock;
+use crate::query::Line;
 use crate::status::{Part, Status};
 
 /// Seconds after which another server, or this one restarted, may take what a stopping one refused.
@@ -26,19 +26,13 @@ pub struct Api {
     ingest: Ingest,
     buffer: Arc<Buffer>,
     status: Arc<Status>,
-    readers: Arc<Readers>,
+    line: Line,
     figures: Arc<HttpFigures>,
     clock: Clock,
 }
 
 impl Api {
-    pub fn new(
-        acceptor: usize,
-        limits: Limits,
-        rng: StdRng,
-        status: Arc<Status>,
-        readers: Arc<Readers>,
-    ) -> Self {
+    pub fn new(acceptor: usize, limits: Limits, rng: StdRng, status: Arc<Status>, line: Line) -> Self {
         Self {
             acceptor,
             ingest: Ingest::new(limits, rng),
@@ -46,7 +40,28 @@ impl Api {
             figures: status.http.clone(),
             clock: status.clock.clone(),
             status,
-            readers,
+            line,
+        }
+    }
+
+    /// Answers what needs no database.
+    fn answer(&mut self, route: &Route<'_>, request: &Request<'_>, response: &mut Response) {
+        match route {
+            Route::PostEvents => self.post_events(request, response),
+            Route::ListEvents | Route::GetEvent(_) => unreachable!("BUG: these wait for the database"),
+            Route::Live => Status::live(response),
+            Route::Ready => self.status.ready(response),
+            Route::Health => self.status.health(Part::Overall, response),
+            Route::HealthBuffer => self.status.health(Part::Buffer, response),
+            Route::HealthDatabase => self.status.health(Part::Database, response),
+            Route::HealthDetailed => self.status.health(Part::Detailed, response),
+            Route::Metrics => self.metrics(request, response),
+            Route::MetricsPrometheus => self.status.metrics_text(response),
+            Route::Console => index_page(response),
+            Route::Options(allow) => {
+                response.status = 204;
+                response.header("Allow", allow);
+            }
         }
     }
 
@@ -69,8 +84,7 @@ impl Api {
             return decoded.answer(response);
         }
         let admitted_at = self.clock.now();
-        let blocks =
-            decoded.blocks().map(|(bytes, rows)| RowBlock { bytes: bytes.into(), rows, admitted_at });
+        let blocks = decoded.row_blocks(admitted_at);
         match self.buffer.admit(self.acceptor, rows, decoded.bytes(), blocks) {
             Ok(()) => decoded.answer(response),
             Err(Full::Now) => {
@@ -89,6 +103,20 @@ impl Api {
         }
     }
 
+    fn count(&self, method: Method, route: usize, status: u16, started: Moment) {
+        self.figures.record(self.acceptor, method, route, status, self.clock.now().since(started));
+    }
+
+    /// A promise that counts its answer when it is kept.
+    fn counted_promise(&self, request: &Request<'_>, route: usize, started: Moment) -> Promise {
+        let (promise, method) = (request.promise(), request.method);
+        let (figures, acceptor, clock) = (self.figures.clone(), self.acceptor, self.clock.clone());
+        Promise::new(move |response| {
+            figures.record(acceptor, method, route, response.status, clock.now().since(started));
+            promise.fulfil(response);
+        })
+    }
+
     fn metrics(&self, request: &Request<'_>, response: &mut Response) {
         const OFFERS: [&str; 3] = ["application/json", "text/plain", "application/openmetrics-text"];
         let accept = request.headers.get("Accept").and_then(|accept| str::from_utf8(accept).ok());
@@ -99,4 +127,51 @@ impl Api {
             self.status.metrics_json(response);
         }
     }
+}
+
+impl Handler for Api {
+    fn handle(&mut self, request: &Request<'_>, response: &mut Response) -> Answer {
+        let started = self.clock.now();
+        let route = match router::route(request.method, request.path) {
+            Ok(route) => route,
+            Err(refusal) => {
+                refusal.write(response);
+                self.count(request.method, router::OTHER, response.status, started);
+                return Answer::Ready;
+            }
+        };
+        let index = route.index();
+        let promise = || self.counted_promise(request, index, started);
+        let answer = if let Route::ListEvents = route {
+            self.line.list(request.query, self.clock.wall(), promise, response)
+        } else if let Route::GetEvent(id) = &route {
+            self.line.find(id, promise, response)
+        } else {
+            self.answer(&route, request, response);
+            Answer::Ready
+        };
+        if answer == Answer::Ready {
+            self.count(request.method, index, response.status, started);
+        }
+        answer
+    }
+
+    /// The engine refused a request that never came to be one.
+    fn refused(&mut self, status: u16) {
+        self.count(Method::Other, router::OTHER, status, self.clock.now());
+    }
+}
+
+/// `GET /`: what there is, for whoever opens the address in a browser.
+fn index_page(response: &mut Response) {
+    response.content_type = "text/plain; charset=utf-8";
+    response.body.extend_from_slice(
+        b"aurore-events\n\n\
+          POST /events               one event, an array of them, or NDJSON\n\
+          GET  /events               stored events, by service and time\n\
+          GET  /events/{event_id}    one event, or what became of it\n\
+          GET  /live /ready          for whoever supervises the process\n\
+          GET  /health               in one word; more under /health/buffer, /health/database, /health/detailed\n\
+          GET  /metrics              figures in JSON; /metrics/prometheus for Prometheus\n",
+    );
 }

@@ -3,12 +3,32 @@
 //! It is one process with one dependency, PostgreSQL. It is not a broker: nobody subscribes, and what is stored is read
 //! by query. The modules stand in the order of an event's way from socket to table.
 
+pub mod settings;
+
 pub mod clock;
-pub mod event;
-pub mod http;
-pub mod ingest;
 pub mod lifecycle;
 pub mod logging;
+pub mod server;
+
+pub mod event;
 pub mod row;
-pub mod settings;
+
+pub mod http;
+
+pub mod api;
+
+pub mod ingest;
+
+pub mod buffer;
+
+pub mod writer;
+
 pub mod storage;
+
+pub mod query;
+
+pub mod metrics;
+
+pub mod health;
+
+pub mod status;

@@ -132,9 +132,8 @@ impl Thinned {
     pub fn due(&self, now: Moment) -> Option<u64> {
         let last = self.last.load(Ordering::Acquire);
         let early = last != 0 && now.since(Moment::from_nanos(last - 1)) < self.every;
-        let ours = || {
-            self.last.compare_exchange(last, now.nanos() + 1, Ordering::AcqRel, Ordering::Relaxed).is_ok()
-        };
+        let ours =
+            || self.last.compare_exchange(last, now.nanos() + 1, Ordering::AcqRel, Ordering::Relaxed).is_ok();
         if !early && ours() {
             Some(self.held_back.swap(0, Ordering::AcqRel))
         } else {

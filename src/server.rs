@@ -1,107 +1,64 @@
 //! The wiring: builds the stages of an event's way, starts their threads, and stops them in the order data flows.
 
+mod failed;
+mod stages;
+
 use std::fs::{File, TryLockError};
-use std::io;
-use std::net::{SocketAddr, TcpListener};
-use std::path::{Path, PathBuf};
-use std::process::ExitCode;
+use std::net::TcpListener;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crossbeam::channel::{Receiver, bounded, never, select};
+use crossbeam::channel::{Receiver, RecvError, bounded, select};
 
-use crate::api::{Api, ROUTES};
+pub use failed::Failed;
+
+use crate::api::Api;
 use crate::buffer::{self, Buffer};
-use crate::clock::{Clock, Moment};
+use crate::clock::Clock;
 use crate::health::{Database, Probe};
-use crate::http::{self, Acceptor, Remote, Shared};
-use crate::ingest;
+use crate::http::router::LABELS;
+use crate::http::{Remote, listener};
 use crate::lifecycle::{Lifecycle, Notice, Phase};
-use crate::metrics::{HttpFigures, Ledger, Process, Sampler, WriterFigures};
-use crate::query::Readers;
-use crate::settings::{HttpEngine, Settings, without_password};
+use crate::metrics::{HttpFigures, Ledger, Sampler, WriterFigures};
+use crate::settings::{HttpEngine, Settings};
 use crate::status::Status;
-use crate::storage::{Breaker, BreakerLimits, EventRepository, PostgresRepository};
-use crate::storage::{Cluster, ClusterError, StoreError, TargetError};
+use crate::storage::postgres::embedded::{Cluster, ClusterLimits};
+use crate::storage::postgres::{Limits as StoreLimits, PostgresRepository, Target};
+use crate::storage::{Breaker, BreakerLimits, EventRepository};
 use crate::writer::{BatchLimits, Drain, Links, Writer};
 
 /// How long acceptors may take to finish the requests they have begun, at most.
 const ACCEPTORS_FINISH: Duration = Duration::from_secs(5);
-const SAMPLE_EVERY: Duration = Duration::from_secs(1);
 
-/// Why the server ended, other than by being told to.
-#[derive(Debug, thiserror::Error)]
-pub enum Failed {
-    #[error("cannot use DATA_DIR {path}: {error}")]
-    DataDir { path: PathBuf, error: io::Error },
-    #[error("DATA_DIR {0} is in use by another aurore-events")]
-    DataDirInUse(PathBuf),
-    #[error("cannot listen on {address}: {error}")]
-    Listen { address: SocketAddr, error: io::Error },
-    #[error("cannot start a thread: {0}")]
-    Thread(io::Error),
-    #[error("cannot handle signals: {0}")]
-    Signals(String),
-    #[error("DATABASE_URL: {0}")]
-    Target(#[from] TargetError),
-    #[error("the private PostgreSQL cluster: {0}")]
-    Cluster(#[from] ClusterError),
-    #[error("the database could not be brought up to date: {0}")]
-    Migrate(#[from] StoreError),
-    #[error("the thread {0} died: what it held can no longer be vouched for")]
-    ThreadDied(String),
-    #[error("stopped at once, as asked; {0} acknowledged events were not stored")]
-    Interrupted(usize),
-    #[error("the time to shut down is over; {0} acknowledged events were not stored")]
-    Undrained(usize),
-}
-
-impl Failed {
-    pub fn exit_code(&self) -> ExitCode {
-        match self {
-            // As for wrong settings, since that is what it is.
-            Self::Target(_) => ExitCode::from(2),
-            // EX_SOFTWARE of sysexits(3).
-            Self::ThreadDied(_) => ExitCode::from(70),
-            Self::DataDir { .. }
-            | Self::DataDirInUse(_)
-            | Self::Listen { .. }
-            | Self::Thread(_)
-            | Self::Signals(_)
-            | Self::Cluster(_)
-            | Self::Migrate(_)
-            | Self::Interrupted(_)
-            | Self::Undrained(_) => ExitCode::FAILURE,
-        }
+fn stop(cluster: Option<Cluster>) {
+    if let Some(Err(error)) = cluster.map(Cluster::stop) {
+        log::error!("the private PostgreSQL cluster did not stop: {error}");
     }
 }
 
 /// `aurore-events serve`.
-pub fn run(settings: Settings, clock: Clock) -> Result<(), Failed> {
+pub fn run(settings: &Settings, clock: &Clock) -> Result<(), Failed> {
     let _lock = lock_data_dir(&settings.data_dir)?;
     // Before the cluster is started, so that a second server fails at once and touches nothing.
-    let address = SocketAddr::new(settings.host, settings.port);
-    let listeners = http::listener::bind(address, settings.acceptors)
-        .map_err(|error| Failed::Listen { address, error })?;
+    let address = settings.address();
+    let listeners =
+        listener::bind(address, settings.acceptors).map_err(|error| Failed::Listen { address, error })?;
     let (lifecycle, notices) = Lifecycle::new();
     notice_signals(&lifecycle)?;
-    let (repository, cluster) = open_database(&settings)?;
-    let served = serve(&settings, listeners, repository, &lifecycle, &notices, &clock);
-    if let Some(cluster) = cluster {
-        cluster.stop();
-    }
+    let (repository, cluster) = open_database(settings, clock)?;
+    let served = serve(settings, listeners, repository, &lifecycle, &notices, clock);
+    stop(cluster);
     served
 }
 
 /// `aurore-events migrate`.
 pub fn migrate(settings: &Settings, clock: &Clock) -> Result<(), Failed> {
     let _lock = if settings.database_url.is_none() { Some(lock_data_dir(&settings.data_dir)?) } else { None };
-    let (repository, cluster) = open_database(settings)?;
+    let (repository, cluster) = open_database(settings, clock)?;
     let migrated = repository.prepare(clock.wall());
     drop(repository);
-    if let Some(cluster) = cluster {
-        cluster.stop();
-    }
+    stop(cluster);
     migrated?;
     log::info!("the database is up to date");
     Ok(())
@@ -139,27 +96,19 @@ fn notice_signals(lifecycle: &Lifecycle) -> Result<(), Failed> {
 }
 
 /// The database that the settings name, or a private cluster. Neither has to answer yet.
-fn open_database(settings: &Settings) -> Result<(Arc<dyn EventRepository>, Option<Cluster>), Failed> {
-    let (url, cluster) = match &settings.database_url {
-        Some(url) => {
-            log::info!(database = without_password(url).as_str(); "storing into PostgreSQL");
-            (url.clone(), None)
-        }
-        None => {
-            let cluster = Cluster::start(&settings.data_dir)?;
-            log::info!(directory:% = settings.data_dir.join("postgres").display(); "a private PostgreSQL cluster runs");
-            (cluster.url(), Some(cluster))
-        }
+fn open_database(
+    settings: &Settings,
+    clock: &Clock,
+) -> Result<(Arc<dyn EventRepository>, Option<Cluster>), Failed> {
+    let (target, cluster) = if let Some(url) = &settings.database_url {
+        (Target::parse(url)?, None)
+    } else {
+        let cluster = Cluster::start(&settings.data_dir, ClusterLimits::default(), clock)?;
+        (cluster.target(), Some(cluster))
     };
-    match PostgresRepository::new(&url, settings.db_pool_max) {
-        Ok(repository) => Ok((Arc::new(repository), cluster)),
-        Err(error) => {
-            if let Some(cluster) = cluster {
-                cluster.stop();
-            }
-            Err(error.into())
-        }
-    }
+    log::info!(embedded = cluster.is_some(); "storing into {}", target.describe());
+    let limits = StoreLimits { connections_max: settings.db_pool_max, ..StoreLimits::default() };
+    Ok((Arc::new(PostgresRepository::new(&target, limits)), cluster))
 }
 
 /// Serves until a notice says to stop. The listeners are bound; their count is that of the acceptors.
@@ -182,8 +131,8 @@ pub fn serve(
     let (buffer, parker) = Buffer::new(limits, acceptors, ledger.clone());
     let buffer = Arc::new(buffer);
     let breaker = Arc::new(Breaker::new(BreakerLimits {
-        failures: settings.breaker_failures,
-        successes: settings.breaker_successes,
+        failure_threshold: settings.breaker_failures,
+        success_threshold: settings.breaker_successes,
         timeout: settings.breaker_timeout,
     }));
     let status = Arc::new(Status {
@@ -191,7 +140,7 @@ pub fn serve(
         ledger: ledger.clone(),
         sampler: Arc::new(Sampler::default()),
         writer: Arc::new(WriterFigures::default()),
-        http: Arc::new(HttpFigures::new(acceptors, ROUTES)),
+        http: Arc::new(HttpFigures::new(acceptors, &LABELS)),
         database: Arc::new(Database::default()),
         breaker: breaker.clone(),
         lifecycle: lifecycle.clone(),
@@ -214,77 +163,92 @@ pub fn serve(
         bytes_max: settings.batch_bytes_max,
         linger: settings.linger,
     };
-    let (written, writer_ended) = bounded::<()>(0);
-    let mut writer = Writer::new(links, parker, batch);
-    spawn(lifecycle, "writer", move || {
-        writer.run();
-        drop(written);
-    })?;
-
+    let writer_ended = stages::start_writer(Writer::new(links, parker, batch), lifecycle)?;
     let (stop_helpers, helpers_stop) = bounded::<()>(0);
-    spawn_sampler(lifecycle, status.clone(), helpers_stop.clone())?;
+    stages::start_sampler(lifecycle, status.clone(), helpers_stop.clone())?;
     let probe = Probe {
         database: status.database.clone(),
         repository: repository.clone(),
         breaker: breaker.clone(),
         clock: clock.clone(),
     };
-    spawn(lifecycle, "probe", move || probe.run(&helpers_stop))?;
-    let readers = Arc::new(start_readers(settings, repository, &breaker, lifecycle, clock)?);
+    stages::spawn(lifecycle, "probe", move || probe.run(&helpers_stop))?;
+    let line = stages::start_readers(settings, repository, breaker, lifecycle, clock)?;
 
-    let api = |acceptor: usize| {
-        Api::new(acceptor, ingest_limits(settings), status.clone(), readers.clone(), clock)
+    let address =
+        listeners[0].local_addr().map_err(|error| Failed::Listen { address: settings.address(), error })?;
+    let limits = stages::ingest_limits(settings);
+    let api = {
+        let (status, clock) = (status.clone(), clock.clone());
+        move |acceptor: usize| Api::new(acceptor, limits, clock.rng(), status.clone(), line.clone())
     };
-    let address = listeners[0].local_addr().map_err(Failed::Thread)?;
     let (remotes, acceptors_ended) = match settings.http_engine {
-        HttpEngine::Guarded => start_acceptors(settings, listeners, &api, lifecycle, clock)?,
-        HttpEngine::Minihttp => start_minihttp(settings, listeners, &api)?,
+        HttpEngine::Guarded => stages::start_acceptors(settings, listeners, &api, lifecycle, clock)?,
+        HttpEngine::Minihttp => stages::start_minihttp(settings, listeners, api)?,
     };
     log::info!(acceptors = acceptors, engine:? = settings.http_engine; "listening on http://{address}");
 
-    // The two ways to end at once.
-    let ended = |notice: Option<Notice>| match notice {
-        Some(Notice::ThreadDied { name }) => Failed::ThreadDied(name),
-        Some(Notice::Stop) | None => Failed::Interrupted(buffer.occupied().rows),
-    };
-    if let Ok(notice @ Notice::ThreadDied { .. }) = notices.recv() {
-        remotes.iter().for_each(Remote::end);
-        return Err(ended(Some(notice)));
-    }
-    log::info!(buffered = buffer.occupied().rows; "stopping: no more requests are accepted");
-    lifecycle.enter(Phase::Draining);
-    let deadline = clock.now().plus(settings.shutdown_timeout);
-    remotes.iter().for_each(Remote::drain);
-    let finish = settings.shutdown_timeout.min(ACCEPTORS_FINISH);
-    select! {
-        recv(acceptors_ended) -> _ => {}
-        recv(notices) -> notice => return Err(ended(notice.ok())),
-        default(finish) => remotes.iter().for_each(Remote::end),
-    }
-    buffer.close();
-    drain.by(deadline);
-    buffer.wake_writer();
-    // A statement that is on its way when the deadline passes is given its answer.
-    let patience = deadline.since(clock.now()) + ACCEPTORS_FINISH;
-    select! {
-        recv(writer_ended) -> _ => {}
-        recv(notices) -> notice => return Err(ended(notice.ok())),
-        default(patience) => {}
-    }
+    let running = Running { status, drain, remotes, acceptors_ended, writer_ended, notices };
+    let stopped = running.until_stopped(settings.shutdown_timeout);
     drop(stop_helpers);
-    let balance = status.ledger.balance();
-    log::info!(
-        received = balance.received, stored = balance.stored, duplicate = balance.duplicate,
-        dead = balance.dead, buffered = balance.buffered();
-        "stopped"
-    );
-    match buffer.occupied().rows {
-        0 => Ok(()),
-        left => Err(Failed::Undrained(left)),
-    }
+    stopped
 }
 
-fn spawn(lifecycle: &Lifecycle, name: &str, body: impl FnOnce() + Send + 'static) -> Result<(), Failed> {
-    // The lifecycle tells when it dies; nobody joins it.
-    lifecycle.spawn(name, body).map(drop).map_err(Failed::Thread)
+/// The stages at work, and what tells of their end.
+struct Running<'a> {
+    status: Arc<Status>,
+    drain: Arc<Drain>,
+    remotes: Vec<Remote>,
+    acceptors_ended: Receiver<()>,
+    writer_ended: Receiver<()>,
+    notices: &'a Receiver<Notice>,
+}
+
+impl Running<'_> {
+    /// Waits for a notice, and stops the stages in the order data flows: no more requests, then no more events, then
+    /// the writer.
+    fn until_stopped(self, timeout: Duration) -> Result<(), Failed> {
+        let (buffer, clock) = (&self.status.buffer, &self.status.clock);
+        if let Ok(notice @ Notice::ThreadDied { .. }) = self.notices.recv() {
+            self.remotes.iter().for_each(Remote::end);
+            return Err(self.at_once(Ok(notice)));
+        }
+        log::info!(buffered = buffer.occupied().rows; "stopping: no more requests are accepted");
+        self.status.lifecycle.enter(Phase::Draining);
+        let deadline = clock.now().plus(timeout);
+        self.remotes.iter().for_each(Remote::drain);
+        select! {
+            recv(self.acceptors_ended) -> _ => {}
+            recv(self.notices) -> notice => return Err(self.at_once(notice)),
+            default(timeout.min(ACCEPTORS_FINISH)) => self.remotes.iter().for_each(Remote::end),
+        }
+        buffer.close();
+        self.drain.by(deadline);
+        buffer.wake_writer();
+        // A statement that is on its way when the deadline passes is given its answer.
+        let patience = deadline.since(clock.now()) + ACCEPTORS_FINISH;
+        select! {
+            recv(self.writer_ended) -> _ => {}
+            recv(self.notices) -> notice => return Err(self.at_once(notice)),
+            default(patience) => {}
+        }
+        let balance = self.status.ledger.balance();
+        log::info!(
+            received = balance.received, stored = balance.stored, duplicate = balance.duplicate,
+            dead = balance.dead, buffered = balance.buffered();
+            "stopped"
+        );
+        match buffer.occupied().rows {
+            0 => Ok(()),
+            left => Err(Failed::Undrained(left)),
+        }
+    }
+
+    /// The two ways to end without a drain: a thread died, or a second signal came.
+    fn at_once(&self, notice: Result<Notice, RecvError>) -> Failed {
+        match notice {
+            Ok(Notice::ThreadDied { name }) => Failed::ThreadDied(name),
+            Ok(Notice::Stop) | Err(RecvError) => Failed::Interrupted(self.status.buffer.occupied().rows),
+        }
+    }
 }

@@ -6,7 +6,7 @@
 
 use std::collections::HashMap;
 use std::ffi::OsString;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -184,6 +184,10 @@ impl Settings {
         let mut settings = Self::read(&mut reader);
         settings.shown = SETTINGS.iter().map(|setting| reader.shown(setting.name)).collect();
         if mistakes.is_empty() { Ok((task, settings)) } else { Err(Refused::Mistakes(mistakes)) }
+    }
+
+    pub fn address(&self) -> SocketAddr {
+        SocketAddr::new(self.host, self.port)
     }
 
     fn read(from: &mut Reader<'_>) -> Self {

@@ -2,6 +2,7 @@
 //! at once, from memory.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use serde::Serialize;
 
@@ -11,7 +12,8 @@ use crate::health::{Condition, Database, Facts};
 use crate::http::Response;
 use crate::lifecycle::Lifecycle;
 use crate::metrics::{HttpFigures, Ledger, Sampler, View, WriterFigures, retry_after};
-use crate::storage::{Breaker, BreakerState};
+use crate::storage::Breaker;
+use crate::storage::breaker::State;
 
 /// Everything that can be asked about.
 #[derive(Debug)]
@@ -147,10 +149,8 @@ impl Status {
 
     /// Seconds that a producer refused for want of room is told to wait.
     pub fn retry_after(&self) -> u64 {
-        let stalled = match self.breaker.retry_in(self.clock.now()) {
-            Some(wait) => wait,
-            None => std::time::Duration::from_secs(1),
-        };
+        let retry_at = self.breaker.retry_at();
+        let stalled = retry_at.map_or(Duration::ZERO, |retry_at| retry_at.since(self.clock.now()));
         let settled = self.sampler.rates().settled;
         retry_after(self.buffer.occupied().rows, self.buffer.limits().rows_max, settled, stalled)
     }
@@ -196,9 +196,9 @@ impl Status {
             health: facts.overall() as u8,
             database_up: facts.database_up,
             breaker: match facts.breaker {
-                BreakerState::Closed => 0,
-                BreakerState::HalfOpen => 1,
-                BreakerState::Open => 2,
+                State::Closed => 0,
+                State::HalfOpen => 1,
+                State::Open => 2,
             },
             since_enqueue: since(enqueue),
             since_drain: since(drain),
@@ -212,11 +212,7 @@ fn database_health(facts: &Facts) -> DatabaseHealth {
     DatabaseHealth {
         status: facts.database(),
         connected: facts.database_up,
-        circuit_breaker: match facts.breaker {
-            BreakerState::Closed => "closed",
-            BreakerState::HalfOpen => "half-open",
-            BreakerState::Open => "open",
-        },
+        circuit_breaker: facts.breaker.name(),
     }
 }
 

@@ -19,8 +19,8 @@ use crate::clock::Moment;
 use crate::metrics::Ledger;
 use crate::row::RowBlock;
 
-pub use occupancy::Occupied;
 use occupancy::Occupancy;
+pub use occupancy::Occupied;
 
 /// The bounds on what waits.
 #[derive(Clone, Copy, Debug)]

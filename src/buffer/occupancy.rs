@@ -47,7 +47,8 @@ impl Occupancy {
             .fetch_update(Ordering::AcqRel, Ordering::Relaxed, |held| {
                 let now = unpack(held);
                 let fits = held & CLOSED == 0
-                    && now.rows + rows <= self.rows_max && now.bytes + bytes <= self.bytes_max;
+                    && now.rows + rows <= self.rows_max
+                    && now.bytes + bytes <= self.bytes_max;
                 fits.then(|| held + pack(rows, bytes))
             })
             .map(unpack)

@@ -8,7 +8,7 @@ use serde::Serialize;
 pub use probe::{Database, Probe};
 
 use crate::lifecycle::Phase;
-use crate::storage::BreakerState;
+use crate::storage::breaker::State as BreakerState;
 
 /// One word for a figure that has grown too far.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
@@ -68,7 +68,9 @@ impl Facts {
     pub fn database(&self) -> Condition {
         match (self.database_up, self.breaker) {
             (true, BreakerState::Closed) => Condition::Healthy,
-            (true, BreakerState::HalfOpen | BreakerState::Open) | (false, BreakerState::Closed) => Condition::Degraded,
+            (true, BreakerState::HalfOpen | BreakerState::Open) | (false, BreakerState::Closed) => {
+                Condition::Degraded
+            }
             (false, BreakerState::HalfOpen | BreakerState::Open) => Condition::Critical,
         }
     }
@@ -97,12 +99,10 @@ mod tests {
     #[test]
     fn the_buffer_is_degraded_from_80_and_critical_from_95_percent() {
         let of = Condition::of_utilization;
-        assert_eq!([of(79.99), of(80.0), of(94.99), of(95.0)], [
-            Condition::Healthy,
-            Condition::Degraded,
-            Condition::Degraded,
-            Condition::Critical
-        ]);
+        assert_eq!(
+            [of(79.99), of(80.0), of(94.99), of(95.0)],
+            [Condition::Healthy, Condition::Degraded, Condition::Degraded, Condition::Critical]
+        );
     }
 
     #[test]

@@ -34,6 +34,8 @@ pub(super) struct Accepting {
     /// A descriptor held in reserve: with it one waiting client can be told, instead of none.
     spare: Option<File>,
     paused_until: Option<Moment>,
+    /// Failures since it last worked. The first is logged, and the end of them.
+    failures: u64,
     /// Connections may wait: the edge was reported and the queue not seen empty since.
     pending: bool,
 }
@@ -47,7 +49,7 @@ impl Accepting {
         listener.set_nonblocking(true)?;
         let mut listener = TcpListener::from_std(listener);
         registry.register(&mut listener, token, Interest::READABLE)?;
-        Ok(Self { listener: Some(listener), spare: spare(), paused_until: None, pending: true })
+        Ok(Self { listener: Some(listener), spare: spare(), paused_until: None, failures: 0, pending: true })
     }
 
     pub(super) fn announced(&mut self) {
@@ -80,7 +82,13 @@ impl Accepting {
         let Some(listener) = &self.listener else { return Arrival::Nobody };
         loop {
             match listener.accept() {
-                Ok((stream, peer)) => return Arrival::Connection(stream, peer.ip().to_canonical()),
+                Ok((stream, peer)) => {
+                    if self.failures > 0 {
+                        log::info!("connections are accepted again after {} failures", self.failures);
+                        self.failures = 0;
+                    }
+                    return Arrival::Connection(stream, peer.ip().to_canonical());
+                }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                     self.pending = false;
                     return Arrival::Nobody;
@@ -97,7 +105,10 @@ impl Accepting {
     }
 
     fn fail(&mut self, error: &io::Error, now: Moment) {
-        log::error!("connections cannot be accepted, next try in {} ms: {error}", PAUSE.as_millis());
+        if self.failures == 0 {
+            log::error!("connections cannot be accepted, a try every {} ms: {error}", PAUSE.as_millis());
+        }
+        self.failures += 1;
         self.paused_until = Some(now.plus(PAUSE));
         let out = error.raw_os_error().is_some_and(|code| OUT_OF_DESCRIPTORS.contains(&code));
         if out && self.spare.take().is_some() {

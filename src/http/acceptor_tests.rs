@@ -200,6 +200,19 @@ fn a_client_that_only_writes_is_held_back_and_loses_nothing() {
 }
 
 #[test]
+fn every_case_of_the_corpus_is_answered_as_wanted_over_a_socket() {
+    let server = Server::start(Limits::default());
+    for case in session_tests::corpus() {
+        let mut client = server.say(&case.request);
+        client.0.shutdown(Shutdown::Write).unwrap();
+        let mut out = Vec::new();
+        client.0.read_to_end(&mut out).unwrap();
+        let out = String::from_utf8_lossy(&out);
+        assert_eq!(session_tests::statuses(&out), case.statuses, "{}: {out}", case.name);
+    }
+}
+
+#[test]
 fn a_large_body_arrives_whole() {
     let server = Server::start(Limits::default());
     let body = "abcdefgh".repeat(1 << 17);
@@ -287,6 +300,17 @@ fn a_late_answer_comes_before_those_asked_after_it_and_holds_up_nobody_else() {
 }
 
 #[test]
+fn no_late_answer_is_left_lying_while_the_acceptor_sleeps() {
+    let server = Server::start(Limits::default());
+    let mut client = server.connect();
+    for _ in 0..3000 {
+        client.say(b"GET /later HTTP/1.1\r\nHost: a\r\n\r\n");
+        server.promises.recv().unwrap().fulfil(Response::default());
+        assert_eq!(client.status(), 200);
+    }
+}
+
+#[test]
 fn a_late_answer_to_a_connection_that_is_gone_reaches_nobody() {
     let server = Server::start(Limits::default());
     let client = server.say(b"GET /later HTTP/1.1\r\nHost: a\r\n\r\n");
@@ -340,7 +364,7 @@ fn who_is_too_slow_is_told_so() {
         assert_eq!(client.status(), status, "{bytes}");
         client.closed();
     }
-    assert!(server.shared.timeouts() >= 4);
+    assert!(server.shared.timeouts() == 3);
 }
 
 #[test]
@@ -390,6 +414,7 @@ fn one_connection_too_many_is_turned_away_until_another_ends() {
     let head = third.head();
     assert!(head.starts_with("HTTP/1.1 503 ") && head.contains("Retry-After: 1\r\n"), "{head}");
     assert_eq!(server.shared.turned_away(), 1);
+    third.say(&GET.repeat(100));
     drop(first);
     await_that(|| server.shared.connections() == 1);
     assert_eq!(server.say(GET).status(), 200);

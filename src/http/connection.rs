@@ -49,6 +49,10 @@ pub(super) struct Connection {
     pub(super) queued: bool,
     /// All is said and the sending side shut; so many bytes are still read, and discarded.
     lingering: Option<usize>,
+    /// What it is counted with in the acceptor's sum of bytes held.
+    pub(super) counted: usize,
+    /// It is one too many: not counted, only told so.
+    pub(super) guest: bool,
 }
 
 impl Connection {
@@ -65,6 +69,8 @@ impl Connection {
             watches_writable: false,
             queued: false,
             lingering: None,
+            counted: 0,
+            guest: false,
         }
     }
 
@@ -86,6 +92,12 @@ impl Connection {
     /// Its client does not take what it asked for, or has had its time to read the last answer.
     pub(super) fn is_past_words(&self) -> bool {
         self.lingering.is_some() || !self.output.is_empty()
+    }
+
+    /// Bytes allocated for what is unfinished.
+    #[inline]
+    pub(super) fn held(&self) -> usize {
+        self.session.held() + self.output.capacity()
     }
 
     /// Nothing is asked and nothing is left to say.
@@ -174,9 +186,8 @@ impl Connection {
             return Ok(true);
         }
         let count = write_some(&mut self.stream, &desk.out)?;
-        if count > 0 {
-            self.active = desk.now;
-        }
+        // Also when it took nothing: the time of a slow reader begins with the answer, not with its request.
+        self.active = desk.now;
         if count == desk.out.len() {
             return Ok(true);
         }

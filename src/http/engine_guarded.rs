@@ -19,7 +19,7 @@ use super::connection::{Connection, Next};
 use super::encode::DateLine;
 use super::limits::Limits;
 use super::remote::{Order, Remote, Shared};
-use super::session::{Desk, Session};
+use super::session::{Desk, Progress, Session};
 use super::{Handler, Response};
 use crate::clock::Clock;
 
@@ -27,6 +27,10 @@ const LISTENER: Token = Token(usize::MAX);
 const WAKER: Token = Token(usize::MAX - 1);
 /// Readiness events taken at once.
 const EVENTS_MAX: usize = 1024;
+/// Connections beyond the bound that are told so and given the time to read it. Others are told if they read fast.
+const GUESTS_MAX: usize = 64;
+/// Rounds of accepting when draining: with [`ACCEPTS_MAX`] they empty the listener's queue, whatever still comes.
+const LAST_ACCEPTS_MAX: usize = 64;
 /// Connections accepted in one turn, before those that are there have theirs.
 const ACCEPTS_MAX: usize = 64;
 /// A read takes as much; a request within it is parsed and handled where it lies.
@@ -50,6 +54,8 @@ pub struct Acceptor<H> {
     connections: Slab<Connection>,
     /// Connections with something to do though their socket says nothing.
     ready: VecDeque<usize>,
+    /// Of the connections, those that are one too many and only stay to be told so.
+    guests: usize,
     wheel: super::wheel::Wheel,
     due: Vec<usize>,
     scratch: Box<[u8]>,
@@ -78,6 +84,7 @@ impl<H: Handler> Acceptor<H> {
             address,
             connections: Slab::new(),
             ready: VecDeque::new(),
+            guests: 0,
             wheel: super::wheel::Wheel::new(now),
             due: Vec::new(),
             scratch: vec![0; SCRATCH_BYTES].into_boxed_slice(),
@@ -93,6 +100,7 @@ impl<H: Handler> Acceptor<H> {
                 token: 0,
                 budget: 0,
                 serial: 0,
+                held: 0,
                 draining: false,
             },
             clock,
@@ -202,6 +210,15 @@ impl<H: Handler> Acceptor<H> {
                 return;
             }
         }
+        let held = connection.held();
+        self.desk.held = self.desk.held - connection.counted + held;
+        connection.counted = held;
+        if held > Limits::HELD_FREE && self.desk.held > self.desk.limits.held_bytes_max.saturating_mul(2) {
+            log::warn!("a connection is dropped: too much waits for clients that do not read");
+            self.desk.shared.turned_away.fetch_add(1, Ordering::Relaxed);
+            self.close(token);
+            return;
+        }
         self.wheel.ensure(token, connection.deadline(&self.desk.limits));
     }
 
@@ -219,8 +236,13 @@ impl<H: Handler> Acceptor<H> {
     }
 
     fn close(&mut self, token: usize) {
-        self.connections.remove(token);
-        self.desk.shared.connections.fetch_sub(1, Ordering::Relaxed);
+        let connection = self.connections.remove(token);
+        self.desk.held -= connection.counted;
+        if connection.guest {
+            self.guests -= 1;
+        } else {
+            self.desk.shared.connections.fetch_sub(1, Ordering::Relaxed);
+        }
     }
 
     fn accept(&mut self) {
@@ -243,11 +265,15 @@ impl<H: Handler> Acceptor<H> {
     fn open(&mut self, stream: mio::net::TcpStream, peer: std::net::IpAddr) {
         let shared = &self.desk.shared;
         shared.accepted.fetch_add(1, Ordering::Relaxed);
-        if shared.connections.fetch_add(1, Ordering::Relaxed) >= self.desk.limits.connections_max {
+        let guest = shared.connections.fetch_add(1, Ordering::Relaxed) >= self.desk.limits.connections_max;
+        if guest {
             shared.connections.fetch_sub(1, Ordering::Relaxed);
             shared.turned_away.fetch_add(1, Ordering::Relaxed);
-            turn_away(stream);
-            return;
+            if self.guests == GUESTS_MAX {
+                turn_away(stream);
+                return;
+            }
+            self.guests += 1;
         }
         // It is inherited from the listener on Linux; elsewhere it is not, and costs an answer its promptness only.
         if cfg!(not(target_os = "linux"))
@@ -259,9 +285,16 @@ impl<H: Handler> Acceptor<H> {
         let token = entry.key();
         let session = Session::new(peer, self.desk.now);
         let connection = entry.insert(Connection::new(stream, session, self.desk.now));
+        connection.guest = guest;
         if let Err(error) = connection.register(self.poll.registry(), token) {
             log::error!("a connection could not be watched and is closed: {error}");
             self.close(token);
+            return;
+        }
+        if guest {
+            self.desk.begin(token);
+            connection.session.turn_away("there are too many connections", &mut self.desk);
+            self.drive(token);
             return;
         }
         // Whatever is already there is reported by the registration.
@@ -278,7 +311,8 @@ impl<H: Handler> Acceptor<H> {
                 self.wheel.ensure(token, deadline);
                 continue;
             }
-            if !connection.is_idle() {
+            let slow = matches!(connection.session.progress(), Progress::Hungry | Progress::Paused);
+            if slow && !connection.is_idle() {
                 self.desk.shared.timeouts.fetch_add(1, Ordering::Relaxed);
             }
             if connection.is_past_words() || connection.is_idle() {
@@ -330,7 +364,7 @@ impl<H: Handler> Acceptor<H> {
     fn drain(&mut self) {
         self.desk.draining = true;
         self.accepting.announced();
-        while self.accepting.is_pending() {
+        for _ in 0..LAST_ACCEPTS_MAX {
             self.accept();
         }
         self.accepting.close();
@@ -350,7 +384,7 @@ impl<H: Handler> Acceptor<H> {
 
 impl<H> Drop for Acceptor<H> {
     fn drop(&mut self) {
-        self.desk.shared.connections.fetch_sub(self.connections.len(), Ordering::Relaxed);
+        self.desk.shared.connections.fetch_sub(self.connections.len() - self.guests, Ordering::Relaxed);
     }
 }
 

@@ -31,6 +31,10 @@ pub struct Limits {
     pub pipelined_max: u32,
     /// Bytes of answers that wait for a client; no further request is taken up above it.
     pub output_bytes_max: usize,
+    /// Bytes of unfinished requests and unread answers that one acceptor holds over all its connections. Beyond
+    /// it a request of more than [`Limits::HELD_FREE`] is answered 503; beyond twice as much, whoever does not read
+    /// is dropped.
+    pub held_bytes_max: usize,
     /// How long a closing connection goes on reading, so that its client gets to read the last answer.
     pub linger_timeout: Duration,
     /// Bytes that a closing connection reads and discards at most.
@@ -40,6 +44,8 @@ pub struct Limits {
 impl Limits {
     /// The room for header fields on the stack.
     pub const HEADERS_CAP: usize = 100;
+    /// Bytes that a connection may hold however much the others do: an ordinary request gets through.
+    pub const HELD_FREE: usize = 16 * 1024;
 }
 
 impl Default for Limits {
@@ -58,6 +64,7 @@ impl Default for Limits {
             answer_timeout: Duration::from_mins(1),
             pipelined_max: 32,
             output_bytes_max: 256 * 1024,
+            held_bytes_max: 256 * 1024 * 1024,
             linger_timeout: Duration::from_secs(2),
             linger_bytes_max: 16 * 1024 * 1024,
         }

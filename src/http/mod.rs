@@ -3,6 +3,7 @@
 //! Two engines serve the same handlers: `engine_guarded`, our own, fit to face a network, and
 //! `engine_minihttp`, a thin adapter on `may_minihttp`.
 
+pub mod accept;
 mod accepting;
 #[cfg(test)]
 mod acceptor_tests;

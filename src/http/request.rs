@@ -76,7 +76,8 @@ pub struct Request<'a> {
     pub headers: Headers<'a>,
     pub body: &'a [u8],
     pub peer: IpAddr,
-    pub(super) promise: &'a dyn Fn() -> Promise,
+    /// Makes the promise of its answer: the engine's, or what a test puts in its place.
+    pub promise: &'a dyn Fn() -> Promise,
 }
 
 impl Request<'_> {

@@ -32,11 +32,14 @@ impl Response {
         self.close = false;
     }
 
-    /// Adds a header line. Neither part may hold CR or LF, whatever a request said.
+    /// Adds a header line. A control character in `value`, which could end the line and begin another, is a
+    /// mistake of the caller and becomes a space.
     pub fn header(&mut self, name: &'static str, value: impl fmt::Display) {
         let start = self.headers.len();
         write!(self.headers, "{name}: {value}").expect("a vector takes all that is written");
-        debug_assert!(!self.headers[start..].iter().any(u8::is_ascii_control), "BUG: control in {name}");
+        for byte in self.headers[start..].iter_mut().filter(|byte| byte.is_ascii_control()) {
+            *byte = b' ';
+        }
         self.headers.extend_from_slice(b"\r\n");
     }
 }

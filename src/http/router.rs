@@ -16,7 +16,6 @@ pub enum Route<'a> {
     Ready,
     Health,
     HealthBuffer,
-    HealthBusiness,
     HealthDatabase,
     HealthDetailed,
     Metrics,
@@ -26,23 +25,41 @@ pub enum Route<'a> {
     Options(&'static str),
 }
 
+/// The pages as they stand in the documentation: a label of bounded range. The last is for what is no page.
+pub const LABELS: [&str; 13] = [
+    "/events",
+    "/events/{event_id}",
+    "/live",
+    "/ready",
+    "/health",
+    "/health/buffer",
+    "/health/database",
+    "/health/detailed",
+    "/metrics",
+    "/metrics/prometheus",
+    "/",
+    "options",
+    "other",
+];
+/// The place of the label for requests that no page answers.
+pub const OTHER: usize = LABELS.len() - 1;
+
 impl Route<'_> {
-    /// The path as it stands in the documentation: a label of bounded range.
-    pub fn label(&self) -> &'static str {
+    /// The place of its label in [`LABELS`].
+    pub fn index(&self) -> usize {
         match self {
-            Self::PostEvents | Self::ListEvents => "/events",
-            Self::GetEvent(_) => "/events/{event_id}",
-            Self::Live => "/live",
-            Self::Ready => "/ready",
-            Self::Health => "/health",
-            Self::HealthBuffer => "/health/buffer",
-            Self::HealthBusiness => "/health/business",
-            Self::HealthDatabase => "/health/database",
-            Self::HealthDetailed => "/health/detailed",
-            Self::Metrics => "/metrics",
-            Self::MetricsPrometheus => "/metrics/prometheus",
-            Self::Console => "/",
-            Self::Options(_) => "options",
+            Self::PostEvents | Self::ListEvents => 0,
+            Self::GetEvent(_) => 1,
+            Self::Live => 2,
+            Self::Ready => 3,
+            Self::Health => 4,
+            Self::HealthBuffer => 5,
+            Self::HealthDatabase => 6,
+            Self::HealthDetailed => 7,
+            Self::Metrics => 8,
+            Self::MetricsPrometheus => 9,
+            Self::Console => 10,
+            Self::Options(_) => 11,
         }
     }
 }
@@ -59,7 +76,6 @@ pub fn route(method: Method, path: &str) -> Result<Route<'_>, Refusal> {
         "/ready" => Route::Ready,
         "/health" => Route::Health,
         "/health/buffer" => Route::HealthBuffer,
-        "/health/business" => Route::HealthBusiness,
         "/health/database" => Route::HealthDatabase,
         "/health/detailed" => Route::HealthDetailed,
         "/metrics" => Route::Metrics,
@@ -159,15 +175,16 @@ mod tests {
             "/ready",
             "/health",
             "/health/buffer",
-            "/health/business",
             "/health/database",
             "/health/detailed",
             "/metrics",
             "/metrics/prometheus",
             "/",
         ] {
-            assert_eq!(route(Method::Get, path).unwrap().label(), path);
+            assert_eq!(LABELS[route(Method::Get, path).unwrap().index()], path);
         }
-        assert_eq!(route(Method::Get, "/events/x").unwrap().label(), "/events/{event_id}");
+        assert_eq!(LABELS[route(Method::Get, "/events/x").unwrap().index()], "/events/{event_id}");
+        assert_eq!(LABELS[route(Method::Options, "*").unwrap().index()], "options");
+        assert_eq!(LABELS[OTHER], "other");
     }
 }

@@ -44,6 +44,8 @@ pub(super) struct Desk<H> {
     pub(super) budget: u32,
     /// Counts requests over the acceptor's life.
     pub(super) serial: u64,
+    /// Bytes that the acceptor's connections hold, that of this turn as it was before.
+    pub(super) held: usize,
     /// Each answer is its connection's last.
     pub(super) draining: bool,
 }
@@ -146,6 +148,16 @@ impl Session {
         matches!(self.phase, Phase::Head) && self.input.iter().all(|byte| matches!(byte, b'\r' | b'\n'))
     }
 
+    /// Bytes allocated for the request in hand.
+    #[inline]
+    pub(super) fn held(&self) -> usize {
+        let chunked = match &self.phase {
+            Phase::Chunked(chunked) => chunked.head.capacity() + chunked.body.capacity(),
+            Phase::Head | Phase::Body { .. } | Phase::Waiting { .. } | Phase::Over => 0,
+        };
+        self.input.capacity() + chunked
+    }
+
     pub(super) fn has_backlog(&self) -> bool {
         self.backlog
     }
@@ -177,6 +189,14 @@ impl Session {
             input.extend_from_slice(fresh);
             let used = self.run(&input, desk);
             self.input = if used == 0 { input } else { input[used..].to_vec() };
+        }
+        let held = self.held();
+        if held > Limits::HELD_FREE
+            && desk.held + held > desk.limits.held_bytes_max
+            && self.progress() == Progress::Hungry
+        {
+            self.turn_away("there is no room for the body now", desk);
+            self.input = Vec::new();
         }
         self.progress()
     }
@@ -355,6 +375,15 @@ impl Session {
         desk.response.clear();
         refusal.write(&mut desk.response);
         desk.handler.refused(refusal.status);
+        self.conclude(Frame { head_only: false, old: false, keep_alive: false }, desk);
+    }
+
+    /// Answers that there is no room, before it has been asked anything, or all of it, and ends.
+    pub(super) fn turn_away<H: Handler>(&mut self, detail: &str, desk: &mut Desk<H>) {
+        desk.response.clear();
+        problem(&mut desk.response, 503, detail);
+        desk.response.header("Retry-After", 1);
+        desk.handler.refused(503);
         self.conclude(Frame { head_only: false, old: false, keep_alive: false }, desk);
     }
 

@@ -26,8 +26,10 @@ use rand::rngs::StdRng;
 
 pub use form::{Call, CallRefused, Form};
 
+use crate::clock::Moment;
 use crate::event::{EventId, Timestamp};
 use crate::http::Response;
+use crate::row::RowBlock;
 use decode::{Context, Within};
 use json::{Scanner, Syntax};
 use problem::FieldError;
@@ -97,6 +99,11 @@ impl Ingest {
         });
         self.sink.cut();
         Decoded { sink: &self.sink, shape }
+    }
+
+    /// Gives back what a large request took, for an acceptor that has nothing else to do.
+    pub fn release(&mut self) {
+        self.sink.clear();
     }
 
     fn json(&mut self, context: Context<'_>, body: &[u8]) -> Result<Shape, Unreadable> {
@@ -232,6 +239,11 @@ impl<'a> Decoded<'a> {
             *start = cut.end;
             Some((block, cut.rows))
         })
+    }
+
+    /// The blocks as they go into the buffer, an allocation each.
+    pub fn row_blocks(&self, admitted_at: Moment) -> impl Iterator<Item = RowBlock> + use<'a> {
+        self.blocks().map(move |(bytes, rows)| RowBlock { bytes: bytes.into(), rows, admitted_at })
     }
 
     /// Writes the answer of a request whose rows were all kept, or of one that has none to keep.

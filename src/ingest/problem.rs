@@ -202,3 +202,53 @@ fn write(response: &mut Response, kind: Kind, detail: &str, errors: Option<&Erro
 pub(super) fn put(out: &mut Vec<u8>, text: std::fmt::Arguments<'_>) {
     out.write_fmt(text).expect("a vector takes all that is written");
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn body(response: &Response) -> &str {
+        str::from_utf8(&response.body).unwrap()
+    }
+
+    #[test]
+    fn a_problem_has_its_members_and_what_was_written_before_is_gone() {
+        let mut response = Response { body: b"half an answer".to_vec(), ..Response::default() };
+        answer(&mut response, Kind::NotFound, "no \"such\" thing");
+        assert_eq!((response.status, response.content_type), (404, CONTENT_TYPE));
+        assert_eq!(
+            body(&response),
+            r#"{"type":"urn:aurore-events:problem:not-found","title":"There is nothing here","status":404,"detail":"no \"such\" thing"}"#
+        );
+    }
+
+    #[test]
+    fn what_passes_with_time_says_when_to_come_again() {
+        let retry = |write: fn(&mut Response, u64), after_s| {
+            let mut response = Response::default();
+            write(&mut response, after_s);
+            (response.status, String::from_utf8(response.headers).unwrap())
+        };
+        assert_eq!(retry(buffer_full, 0), (429, "Retry-After: 1\r\n".to_owned()));
+        assert_eq!(retry(buffer_full, 17), (429, "Retry-After: 17\r\n".to_owned()));
+        assert_eq!(retry(shutting_down, 2).0, 503);
+        assert_eq!(retry(journal_unavailable, 2).0, 503);
+    }
+
+    #[test]
+    fn the_list_is_bounded_and_says_how_many_more() {
+        let error = || FieldError { index: Some(1), field: "f".into(), detail: "d".to_owned() };
+        let mut errors = Errors::default();
+        for (count, more) in [(ERRORS_LISTED_MAX, None), (1, Some("\"errors_omitted\":1}"))] {
+            (0..count).for_each(|_| errors.push(error));
+            let mut response = Response::default();
+            answer_invalid(&mut response, "", &errors);
+            assert_eq!(
+                body(&response).matches("{\"index\":1,\"field\":\"f\",\"detail\":\"d\"}").count(),
+                1000
+            );
+            assert_eq!(body(&response).contains("errors_omitted"), more.is_some());
+            assert!(body(&response).ends_with(more.unwrap_or("]}")));
+        }
+    }
+}

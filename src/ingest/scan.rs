@@ -74,3 +74,38 @@ pub(super) fn find_line_feed(bytes: &[u8]) -> usize {
     let rest = &bytes[at..];
     at + rest.iter().position(|&byte| byte == b'\n').unwrap_or(rest.len())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn every_byte_is_told_apart_at_every_place() {
+        for byte in 0..=255 {
+            for at in 0..100 {
+                let mut bytes = [b'a'; 100];
+                bytes[at] = byte;
+                let wanted = if byte < 0x20 || byte == b'"' || byte == b'\\' { at } else { 100 };
+                assert_eq!(find_special(&bytes, 0), wanted, "{byte} at {at}");
+                assert_eq!(find_line_feed(&bytes), if byte == b'\n' { at } else { 100 });
+            }
+        }
+        assert_eq!(find_special(&[], 0), 0);
+    }
+
+    proptest! {
+        #[test]
+        fn the_search_finds_what_a_plain_one_finds(
+            bytes in prop::collection::vec(prop_oneof![5 => 0x20_u8.., 1 => any::<u8>()], 0..120),
+            from in 0_usize..120,
+        ) {
+            let from = from.min(bytes.len());
+            let plain = |wanted: fn(u8) -> bool, from: usize| {
+                (from..bytes.len()).find(|&at| wanted(bytes[at])).unwrap_or(bytes.len())
+            };
+            prop_assert_eq!(find_special(&bytes, from), plain(|byte| byte < 0x20 || byte == b'"' || byte == b'\\', from));
+            prop_assert_eq!(find_line_feed(&bytes), plain(|byte| byte == b'\n', 0));
+        }
+    }
+}

@@ -94,3 +94,30 @@ fn unit(bytes: &[u8]) -> Option<u32> {
     let digits = bytes.get(..6)?.strip_prefix(b"\\u")?;
     digits.iter().try_fold(0, |unit, &digit| Some(unit << 4 | char::from(digit).to_digit(16)?))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn an_echo_is_cut_between_characters() {
+        assert_eq!(shorten("abc", 3), "abc");
+        assert_eq!(shorten("abcd", 3), "abc...");
+        assert_eq!(shorten("ab\u{e9}", 3), "ab...");
+        assert_eq!(shorten("\u{1f600}", 3), "...");
+        assert_eq!(shorten("", 0), "");
+    }
+
+    proptest! {
+        #[test]
+        fn any_text_is_quoted_and_reads_back(text in any::<String>()) {
+            let mut quoted = Vec::new();
+            quote(&mut quoted, &text);
+            prop_assert_eq!(sonic_rs::from_slice::<String>(&quoted).unwrap(), text.clone());
+            let mut back = Vec::new();
+            unescape(&mut back, &quoted[1..quoted.len() - 1]);
+            prop_assert_eq!(back, text.into_bytes());
+        }
+    }
+}

@@ -55,12 +55,17 @@ impl View<'_> {
     fn plain(&self) -> Vec<MetricFamily> {
         let balance = self.balance;
         let count = |count: u64| Value::Counter(float(count));
-        let loaded = |count: &std::sync::atomic::AtomicU64| Value::Counter(float(count.load(Ordering::Relaxed)));
+        let loaded =
+            |count: &std::sync::atomic::AtomicU64| Value::Counter(float(count.load(Ordering::Relaxed)));
         let gauge = Value::Gauge;
         [
             ("buffer_size", "Events admitted and not yet committed.", gauge(float(balance.buffered()))),
             ("buffer_capacity", "Events the buffer holds at most.", gauge(float(self.capacity as u64))),
-            ("buffer_bytes", "Bytes of the events admitted and not yet committed.", gauge(float(self.bytes as u64))),
+            (
+                "buffer_bytes",
+                "Bytes of the events admitted and not yet committed.",
+                gauge(float(self.bytes as u64)),
+            ),
             ("buffer_bytes_capacity", "Bytes the buffer holds at most.", gauge(float(self.bytes_max as u64))),
             (
                 "buffer_utilization_percent",
@@ -73,10 +78,18 @@ impl View<'_> {
                 gauge(f64::from(self.buffer_health)),
             ),
             ("events_enqueued_total", "Events put into the buffer.", count(balance.received)),
-            ("events_received_total", "Events admitted. Ledger: received = stored + duplicate + dead + buffered.", count(balance.received)),
+            (
+                "events_received_total",
+                "Events admitted. Ledger: received = stored + duplicate + dead + buffered.",
+                count(balance.received),
+            ),
             ("events_stored_total", "Events committed to the table.", count(balance.stored)),
             ("events_duplicate_total", "Events that were stored already.", count(balance.duplicate)),
-            ("events_dead_total", "Events that PostgreSQL refused, kept as dead letters.", count(balance.dead)),
+            (
+                "events_dead_total",
+                "Events that PostgreSQL refused, kept as dead letters.",
+                count(balance.dead),
+            ),
             (
                 "events_drop_rate_percent",
                 "Valid events refused for want of room, of all valid ones, over the last 10 s.",
@@ -89,8 +102,16 @@ impl View<'_> {
             ),
             ("batches_processed_total", "Batches settled.", loaded(&self.writer.batches)),
             ("events_processed_total", "Events settled in batches.", loaded(&self.writer.events)),
-            ("batch_retries_total", "Tries at the database that failed and were made again.", loaded(&self.writer.retries)),
-            ("health_status", "The server: 2 healthy, 1 degraded, 0 critical.", gauge(f64::from(self.health))),
+            (
+                "batch_retries_total",
+                "Tries at the database that failed and were made again.",
+                loaded(&self.writer.retries),
+            ),
+            (
+                "health_status",
+                "The server: 2 healthy, 1 degraded, 0 critical.",
+                gauge(f64::from(self.health)),
+            ),
             (
                 "database_connection_status",
                 "Whether the database answered when it was last asked: 1 yes, 0 no.",
@@ -128,7 +149,8 @@ impl View<'_> {
             all.iter()
                 .zip(&statuses)
                 .map(|((method, route, _, requests), status)| {
-                    let labels = vec![("method", method.name()), ("route", *route), ("status", status.as_str())];
+                    let labels =
+                        vec![("method", method.name()), ("route", *route), ("status", status.as_str())];
                     (labels, value(requests))
                 })
                 .collect()

@@ -5,6 +5,7 @@
 
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use crate::http::Method;
 
@@ -43,8 +44,8 @@ const METHODS: [Method; 8] = [
 
 /// The statuses that have a cell; the last stands for all others.
 const STATUSES: [u16; 25] = [
-    200, 202, 204, 304, 400, 401, 403, 404, 405, 406, 408, 409, 411, 413, 414, 415, 417, 421, 429, 431, 500, 501,
-    503, 505, 0,
+    200, 202, 204, 304, 400, 401, 403, 404, 405, 406, 408, 409, 411, 413, 414, 415, 417, 421, 429, 431, 500,
+    501, 503, 505, 0,
 ];
 
 /// What was counted under one method, route and status.
@@ -86,7 +87,8 @@ impl HttpFigures {
     }
 
     #[inline]
-    pub fn record(&self, acceptor: usize, method: Method, route: usize, status: u16, nanos: u64) {
+    pub fn record(&self, acceptor: usize, method: Method, route: usize, status: u16, took: Duration) {
+        let nanos = u64::try_from(took.as_nanos()).unwrap_or(u64::MAX);
         let status = STATUSES.iter().position(|known| *known == status).unwrap_or(STATUSES.len() - 1);
         let at = (method as usize * self.routes.len() + route) * STATUSES.len() + status;
         let cell = self.acceptors[acceptor][at].get_or_init(Box::default);
@@ -126,9 +128,9 @@ mod tests {
     #[test]
     fn requests_are_summed_over_acceptors_and_fall_into_inclusive_buckets() {
         let figures = HttpFigures::new(2, &["/a", "/b"]);
-        figures.record(0, Method::Post, 1, 202, 5_000);
-        figures.record(1, Method::Post, 1, 202, 5_001);
-        figures.record(1, Method::Get, 0, 599, u64::MAX / 2);
+        figures.record(0, Method::Post, 1, 202, Duration::from_micros(5));
+        figures.record(1, Method::Post, 1, 202, Duration::from_nanos(5_001));
+        figures.record(1, Method::Get, 0, 599, Duration::from_mins(1));
         let all = figures.collect();
         assert_eq!(all.len(), 2);
         let (method, route, status, requests) = all[0];

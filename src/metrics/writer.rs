@@ -44,10 +44,7 @@ impl Default for WriterFigures {
                 "batch_processing_time_ms",
                 "Milliseconds from taking a batch out of the buffer to its commit.",
             ),
-            insert_ms: histogram(
-                "batch_insert_time_ms",
-                "Milliseconds a batch took within the database.",
-            ),
+            insert_ms: histogram("batch_insert_time_ms", "Milliseconds a batch took within the database."),
             retries: AtomicU64::new(0),
         }
     }
@@ -57,10 +54,7 @@ impl WriterFigures {
     pub fn batch(&self, events: u64, times: BatchTimes) {
         self.batches.fetch_add(1, Ordering::Relaxed);
         self.events.fetch_add(events, Ordering::Relaxed);
-        for (total, time) in [
-            (&self.insert_nanos, times.insert),
-            (&self.total_nanos, times.total),
-        ] {
+        for (total, time) in [(&self.insert_nanos, times.insert), (&self.total_nanos, times.total)] {
             total.fetch_add(u64::try_from(time.as_nanos()).unwrap_or(u64::MAX), Ordering::Relaxed);
         }
         self.processing_ms.observe(times.total.as_secs_f64() * 1e3);

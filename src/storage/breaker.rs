@@ -141,6 +141,14 @@ impl Machine {
         }
     }
 
+    /// When the next probe is let through; None unless it is open.
+    pub fn retry_at(&self) -> Option<Moment> {
+        match self.phase {
+            Phase::Open { since } => Some(since.plus(self.limits.timeout)),
+            Phase::Closed { .. } | Phase::HalfOpen { .. } => None,
+        }
+    }
+
     pub fn transitions(&self) -> u64 {
         self.transitions
     }
@@ -178,6 +186,11 @@ impl Breaker {
 
     pub fn state(&self) -> State {
         self.lock().state()
+    }
+
+    /// When the next probe is let through; None unless it is open.
+    pub fn retry_at(&self) -> Option<Moment> {
+        self.lock().retry_at()
     }
 
     /// How often it has changed its state.
@@ -294,10 +307,6 @@ mod tests {
             let before = state;
             match (state, *step) {
                 (_, Step::Wait(seconds)) => now += seconds,
-                (_, Step::Trip) => {
-                    state = State::Open;
-                    entered = now;
-                }
                 (State::Closed, Step::Admit) => admitted = Some(true),
                 (State::Open, Step::Admit) => {
                     admitted = Some(now >= entered + 10);
@@ -321,7 +330,7 @@ mod tests {
                         entered = now;
                     }
                 }
-                (State::HalfOpen, Step::Fail) => {
+                (_, Step::Trip) | (State::HalfOpen, Step::Fail) => {
                     state = State::Open;
                     entered = now;
                 }

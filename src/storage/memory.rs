@@ -2,7 +2,8 @@
 //!
 //! Not for service: it forgets everything and scans for every query.
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::btree_map::Entry;
+use std::collections::{BTreeMap, VecDeque};
 use std::fmt;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -156,15 +157,14 @@ impl Inner {
         }
         let stored = fresh.len() as u64;
         self.events.extend(fresh);
-        let mut buried = BTreeSet::new();
+        let mut buried = 0;
         for letter in dead {
-            let id = letter.row.event_id();
-            if !self.dead.contains_key(&id) {
-                self.dead.insert(id, (letter.sqlstate.clone(), letter.reason.clone()));
-                buried.insert(id);
+            if let Entry::Vacant(place) = self.dead.entry(letter.row.event_id()) {
+                place.insert((letter.sqlstate.clone(), letter.reason.clone()));
+                buried += 1;
             }
         }
-        Ok(Stored { stored, duplicate, dead: buried.len() as u64 })
+        Ok(Stored { stored, duplicate, dead: buried })
     }
 
     fn matching(&self, filter: &Filter) -> impl Iterator<Item = &Event> {

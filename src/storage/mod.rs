@@ -7,6 +7,8 @@ pub mod breaker;
 pub mod memory;
 pub mod postgres;
 
+pub use breaker::{Breaker, BreakerLimits};
+
 use crate::event::{Event, EventId, Timestamp};
 
 /// Stores encoded rows and finds events again. Every call may block, for as long as the timeouts of the

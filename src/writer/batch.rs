@@ -68,7 +68,6 @@ impl Batch {
     pub fn rows(&self) -> Vec<Row<'_>> {
         self.blocks.iter().flat_map(|block| rows(&block.bytes)).collect()
     }
-
 }
 
 #[cfg(test)]

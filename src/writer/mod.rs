@@ -300,7 +300,10 @@ impl Writer {
                 Ok(()) => return Ok(()),
                 Err(open) => {
                     let drain = self.links.drain.deadline();
-                    self.wait(|writer, now| now >= open.retry_at || writer.links.drain.deadline() != drain, open.retry_at)?;
+                    self.wait(
+                        |writer, now| now >= open.retry_at || writer.links.drain.deadline() != drain,
+                        open.retry_at,
+                    )?;
                 }
             }
         }

@@ -39,7 +39,9 @@ impl Verdict {
             Some("21" | "22" | "23" | "54") => Self::Split,
             // Authorisation, catalogue and schema names, syntax and access rules: configuration. A feature that is not
             // there, or an object in the wrong state, does not come with time either.
-            Some("0A" | "28" | "3D" | "3F" | "42" | "55") if sqlstate != "55P03" && sqlstate != "55006" => Self::Halt,
+            Some("0A" | "28" | "3D" | "3F" | "42" | "55") if sqlstate != "55P03" && sqlstate != "55006" => {
+                Self::Halt
+            }
             // Connection, resources, locks, shutdown, rollback, read-only, and what nobody foresaw: keep everything.
             _ => Self::Retry,
         }
@@ -68,8 +70,8 @@ mod tests {
     #[test]
     fn what_time_heals_is_tried_again() {
         for sqlstate in [
-            "08006", "08001", "53100", "53200", "53300", "55P03", "55006", "57014", "57P01", "57P02", "57P03",
-            "58030", "40001", "40P01", "25006", "25P02", "XX000", "F0000", "54001",
+            "08006", "08001", "53100", "53200", "53300", "55P03", "55006", "57014", "57P01", "57P02",
+            "57P03", "58030", "40001", "40P01", "25006", "25P02", "XX000", "F0000", "54001",
         ] {
             check(sqlstate, Verdict::Retry);
         }

@@ -9,35 +9,38 @@ use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
 
+use postgres::config::{Host, SslMode, SslNegotiation};
 use postgres::{Client, NoTls};
 use r2d2::ManageConnection;
 use r2d2_postgres::PostgresConnectionManager;
 use tokio_postgres_rustls::MakeRustlsConnect;
 
 use super::error;
+use super::patience::{Pace, Patiently};
 use super::target::Target;
 use super::tls::Tls;
 use crate::storage::StoreError;
 
 /// How long a caller waits for one of the pool's connections to come free.
 const CHECKOUT_TIMEOUT: Duration = Duration::from_secs(5);
+/// A migration may have to wait for another server's, and may take its time.
+const APART_PATIENCE: Duration = Duration::from_mins(10);
 
 /// A bounded set of connections to one database.
 #[derive(Debug)]
 pub(super) struct Connections {
     pool: r2d2::Pool<Lazy>,
-    connector: Arc<Connector>,
+    connector: Connector,
 }
 
+/// What a transaction begins with and how long it may be kept waiting.
 #[derive(Debug)]
-enum Connector {
-    Plain(PostgresConnectionManager<NoTls>),
-    Tls(Box<PostgresConnectionManager<TlsConnector>>),
+pub(super) struct Terms {
+    /// BEGIN and settings that are `SET LOCAL`, in one message.
+    pub(super) begin: String,
+    /// The longest silence of the database: more than its own timeouts in `begin`, which it normally keeps.
+    pub(super) patience: Duration,
 }
-
-/// `MakeRustlsConnect` with a `Debug` of its own.
-#[derive(Clone)]
-struct TlsConnector(MakeRustlsConnect);
 
 impl Connections {
     pub(super) fn new(target: &Target, connections_max: u32) -> Self {
@@ -48,18 +51,20 @@ impl Connections {
             .test_on_check_out(false)
             .connection_timeout(CHECKOUT_TIMEOUT)
             .build_unchecked(Lazy);
-        Self { pool, connector: Arc::new(Connector::new(target)) }
+        Self { pool, connector: Connector(target.clone()) }
     }
 
     /// A connection outside the pool, for what needs two at once.
     pub(super) fn apart(&self) -> Result<Client, StoreError> {
-        self.connector.connect()
+        let (client, pace) = self.connector.connect()?;
+        pace.begin(APART_PATIENCE);
+        Ok(client)
     }
 
-    /// Runs `work` between `begin` (which begins with BEGIN) and COMMIT. When it fails nothing of it remains.
+    /// Runs `work` between BEGIN and COMMIT. When it fails nothing of it remains.
     pub(super) fn transaction<T>(
         &self,
-        begin: &str,
+        terms: &Terms,
         work: impl FnOnce(&mut Client) -> Result<T, StoreError>,
     ) -> Result<T, StoreError> {
         let mut link = self.pool.get().map_err(|_timeout| {
@@ -69,7 +74,7 @@ impl Connections {
                 self.pool.max_size()
             ))
         })?;
-        let client = link.begin(&self.connector, begin)?;
+        let client = link.begin(&self.connector, terms)?;
         match work(client) {
             Ok(value) => match client.batch_execute("COMMIT") {
                 Ok(()) => {
@@ -87,56 +92,68 @@ impl Connections {
     }
 }
 
-impl Connector {
-    fn new(target: &Target) -> Self {
-        let config = target.config.clone();
-        match &target.tls {
-            Tls::Off => Self::Plain(PostgresConnectionManager::new(config, NoTls)),
-            Tls::On { config: tls, .. } => {
-                let tls = TlsConnector(MakeRustlsConnect::new(rustls::ClientConfig::clone(tls)));
-                Self::Tls(Box::new(PostgresConnectionManager::new(config, tls)))
-            }
-        }
-    }
+#[derive(Debug)]
+struct Connector(Target);
 
-    fn connect(&self) -> Result<Client, StoreError> {
-        match self {
-            Self::Plain(manager) => manager.connect(),
-            Self::Tls(manager) => manager.connect(),
-        }
-        .map_err(|error| error::of("connecting", &error))
+impl Connector {
+    /// Over TCP the crate hands the fresh socket to [`Patiently`], which negotiates encryption itself; that is what
+    /// `Direct` and `Require` mean to the crate, whatever the URL says of encryption.
+    fn connect(&self) -> Result<(Client, Arc<Pace>), StoreError> {
+        let Target { config, tls } = &self.0;
+        let pace = Arc::new(Pace::new(config.get_connect_timeout().copied().unwrap_or(CHECKOUT_TIMEOUT)));
+        let over_tcp = !config.get_hosts().is_empty()
+            && config.get_hosts().iter().all(|host| matches!(host, Host::Tcp(_)));
+        let client = if over_tcp {
+            let direct_tls = config.get_ssl_negotiation() == SslNegotiation::Direct;
+            let mut config = config.clone();
+            config.ssl_mode(SslMode::Require).ssl_negotiation(SslNegotiation::Direct);
+            let patiently = Patiently::new(tls.clone(), direct_tls, Arc::clone(&pace));
+            PostgresConnectionManager::new(config, patiently).connect()
+        } else {
+            match tls {
+                Tls::On { config: tls, .. } => {
+                    let tls = MakeRustlsConnect::new(rustls::ClientConfig::clone(tls));
+                    PostgresConnectionManager::new(config.clone(), tls).connect()
+                }
+                Tls::Off => PostgresConnectionManager::new(config.clone(), NoTls).connect(),
+            }
+        };
+        client.map(|client| (client, pace)).map_err(|error| error::of("connecting", &error))
     }
 }
 
 /// A place for a connection. A client that is `busy` has an open transaction.
 #[derive(Default)]
 struct Link {
-    client: Option<Client>,
+    client: Option<(Client, Arc<Pace>)>,
     busy: bool,
 }
 
 impl Link {
     /// Begins a transaction. A pooled connection may have died while it lay idle, which only shows when it is used:
     /// then nothing has happened yet, and a new one takes its place.
-    fn begin(&mut self, connector: &Connector, begin: &str) -> Result<&mut Client, StoreError> {
+    fn begin(&mut self, connector: &Connector, terms: &Terms) -> Result<&mut Client, StoreError> {
         self.busy = true;
-        let pooled = match self.client.take() {
-            None => None,
-            Some(mut client) => match client.batch_execute(begin) {
-                Ok(()) => Some(client),
+        let begin = |client: &mut Client, pace: &Pace| {
+            pace.begin(terms.patience);
+            client.batch_execute(&terms.begin)
+        };
+        let mut pooled = self.client.take();
+        if let Some((client, pace)) = &mut pooled {
+            match begin(client, pace) {
+                Ok(()) => {}
                 Err(error) if error::is_answer(&error) => return Err(error::of("BEGIN", &error)),
-                Err(_died_idle) => None,
-            },
-        };
-        let client = match pooled {
-            Some(client) => client,
-            None => {
-                let mut client = connector.connect()?;
-                client.batch_execute(begin).map_err(|error| error::of("BEGIN", &error))?;
-                client
+                Err(_died_idle) => pooled = None,
             }
+        }
+        let link = if let Some(link) = pooled {
+            link
+        } else {
+            let (mut client, pace) = connector.connect()?;
+            begin(&mut client, &pace).map_err(|error| error::of("BEGIN", &error))?;
+            (client, pace)
         };
-        Ok(self.client.insert(client))
+        Ok(&mut self.client.insert(link).0)
     }
 }
 
@@ -159,33 +176,5 @@ impl ManageConnection for Lazy {
     /// One in whose transaction something went wrong, or a panic passed through. An empty place is as good as new.
     fn has_broken(&self, link: &mut Link) -> bool {
         link.busy
-    }
-}
-
-mod glue {
-    //! What the traits of the crates ask for, without a thought of our own.
-
-    use std::fmt;
-
-    use postgres::Socket;
-    use postgres::tls::MakeTlsConnect;
-    use tokio_postgres_rustls::MakeRustlsConnect;
-
-    use super::TlsConnector;
-
-    impl fmt::Debug for TlsConnector {
-        fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-            f.write_str("TlsConnector")
-        }
-    }
-
-    impl MakeTlsConnect<Socket> for TlsConnector {
-        type Stream = <MakeRustlsConnect as MakeTlsConnect<Socket>>::Stream;
-        type TlsConnect = <MakeRustlsConnect as MakeTlsConnect<Socket>>::TlsConnect;
-        type Error = <MakeRustlsConnect as MakeTlsConnect<Socket>>::Error;
-
-        fn make_tls_connect(&mut self, domain: &str) -> Result<Self::TlsConnect, Self::Error> {
-            MakeTlsConnect::<Socket>::make_tls_connect(&mut self.0, domain)
-        }
     }
 }

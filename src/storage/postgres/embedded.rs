@@ -57,7 +57,7 @@ pub struct ClusterLimits {
 
 impl Default for ClusterLimits {
     fn default() -> Self {
-        Self { start_timeout: Duration::from_secs(120), stop_timeout: Duration::from_secs(20) }
+        Self { start_timeout: Duration::from_mins(2), stop_timeout: Duration::from_secs(20) }
     }
 }
 
@@ -107,6 +107,7 @@ pub struct Cluster {
     home: Home,
     programs: Programs,
     limits: ClusterLimits,
+    settings: &'static [&'static str],
     /// The postmaster when we started it; None when we took it over, or stopped it.
     child: Option<Child>,
     running: bool,
@@ -115,14 +116,24 @@ pub struct Cluster {
 impl Cluster {
     /// Makes the cluster in `data_dir`/postgres when there is none, and starts it or takes it over.
     pub fn start(data_dir: &Path, limits: ClusterLimits, clock: &Clock) -> Result<Self, ClusterError> {
+        Self::start_with(data_dir, limits, clock, SETTINGS)
+    }
+
+    /// Which settings it runs with is for tests to vary.
+    pub(super) fn start_with(
+        data_dir: &Path,
+        limits: ClusterLimits,
+        clock: &Clock,
+        settings: &'static [&'static str],
+    ) -> Result<Self, ClusterError> {
         let home = Home::prepare(data_dir)?;
         let programs = Programs::find(&home)?;
         if !home.exists() {
             initialize(&home, &programs)?;
         }
-        let mut cluster = Self { home, programs, limits, child: None, running: true };
+        let mut cluster = Self { home, programs, limits, settings, child: None, running: true };
         let mut client = cluster.await_answer(clock)?;
-        cluster.create_database(&mut client)?;
+        create_database(&mut client)?;
         Ok(cluster)
     }
 
@@ -211,7 +222,7 @@ impl Cluster {
         let err = out.try_clone().map_err(ClusterError::io("opening", log))?;
         let mut command = self.home.command(&self.programs.path("postgres"));
         command.arg("-D").arg(self.home.cluster()).arg("-k").arg(self.home.socket_dir());
-        for setting in SETTINGS {
+        for setting in self.settings {
             command.args(["-c", setting]);
         }
         // A process group of its own: Ctrl-C in a terminal is for the server, which stops the cluster in good order.
@@ -222,16 +233,15 @@ impl Cluster {
     fn connect(&self, database: &str) -> Result<Client, postgres::Error> {
         Target::socket(self.home.socket_dir(), USER, database).config.connect(NoTls)
     }
+}
 
-    fn create_database(&self, client: &mut Client) -> Result<(), ClusterError> {
-        let told = |error: postgres::Error| ClusterError::Database(chain(&error));
-        let found =
-            client.query("SELECT 1 FROM pg_database WHERE datname = $1", &[&DATABASE]).map_err(told)?;
-        if found.is_empty() {
-            client.batch_execute(&format!("CREATE DATABASE {DATABASE}")).map_err(told)?;
-        }
-        Ok(())
+fn create_database(client: &mut Client) -> Result<(), ClusterError> {
+    let told = |error: postgres::Error| ClusterError::Database(chain(&error));
+    let found = client.query("SELECT 1 FROM pg_database WHERE datname = $1", &[&DATABASE]).map_err(told)?;
+    if found.is_empty() {
+        client.batch_execute(&format!("CREATE DATABASE {DATABASE}")).map_err(told)?;
     }
+    Ok(())
 }
 
 impl Drop for Cluster {

@@ -9,6 +9,7 @@ mod error;
 mod find;
 mod migrate;
 mod partition;
+mod patience;
 mod store;
 mod target;
 #[cfg(test)]
@@ -23,7 +24,7 @@ use std::time::Duration;
 
 pub use target::{Target, TargetError};
 
-use self::connect::Connections;
+use self::connect::{Connections, Terms};
 use self::partition::Day;
 use crate::event::{Event, EventId, Timestamp};
 use crate::storage::{DeadLetter, EventRepository, Filter, Found, Page, StoreError, StorePath, Stored};
@@ -39,6 +40,9 @@ pub struct Limits {
     pub lock_timeout: Duration,
     /// Longest that a query may take.
     pub query_timeout: Duration,
+    /// How long an answer may be on its way: a database that is silent for longer than the timeouts above and this
+    /// counts as lost.
+    pub grace: Duration,
 }
 
 impl Default for Limits {
@@ -48,9 +52,13 @@ impl Default for Limits {
             store_timeout: Duration::from_secs(30),
             lock_timeout: Duration::from_secs(5),
             query_timeout: Duration::from_secs(5),
+            grace: Duration::from_secs(5),
         }
     }
 }
+
+/// The slowest network over which a batch is still worth sending. Its time is added to that of the statement.
+const BYTES_PER_SECOND_MIN: u64 = 8 * 1024;
 
 /// Not prepared for any day.
 const NEVER: i64 = -1;
@@ -58,8 +66,8 @@ const NEVER: i64 = -1;
 #[derive(Debug)]
 pub struct PostgresRepository {
     connections: Connections,
-    begin_store: String,
-    begin_query: String,
+    limits: Limits,
+    query_terms: Terms,
     /// The day for which tables and partitions are known to be there.
     prepared: AtomicI64,
 }
@@ -67,22 +75,31 @@ pub struct PostgresRepository {
 impl PostgresRepository {
     /// Connects to nothing yet: a server starts, and takes events in, while its database is down.
     pub fn new(target: &Target, limits: Limits) -> Self {
-        // `SET LOCAL` ends with the transaction, and rides along with BEGIN in one message. A server that died in the
-        // middle of a batch must not hold locks for ever, so a transaction that lies idle is ended too.
-        let begin_store = format!(
-            "BEGIN; SET LOCAL statement_timeout = {0}; SET LOCAL lock_timeout = {1}; \
-             SET LOCAL idle_in_transaction_session_timeout = {0}",
-            limits.store_timeout.as_millis(),
-            limits.lock_timeout.as_millis(),
-        );
         let begin_query =
             format!("BEGIN READ ONLY; SET LOCAL statement_timeout = {}", limits.query_timeout.as_millis());
         Self {
             connections: Connections::new(target, limits.connections_max),
-            begin_store,
-            begin_query,
+            limits,
+            query_terms: Terms { begin: begin_query, patience: limits.query_timeout + limits.grace },
             prepared: AtomicI64::new(NEVER),
         }
+    }
+
+    /// `SET LOCAL` ends with the transaction, and rides along with BEGIN in one message. A COPY's time is that of its
+    /// bytes on their way too, so that a batch gets through a slow network at last. A server that died in the middle
+    /// of a batch must not hold locks for ever, so a transaction that lies idle is ended too.
+    fn store_terms(&self, runs: &[&[u8]]) -> Terms {
+        let bytes: u64 = runs.iter().map(|run| run.len() as u64).sum();
+        let timeout = self.limits.store_timeout + Duration::from_secs(bytes / BYTES_PER_SECOND_MIN);
+        let begin = format!(
+            "BEGIN; SET LOCAL statement_timeout = {}; SET LOCAL lock_timeout = {}; \
+             SET LOCAL idle_in_transaction_session_timeout = {}",
+            timeout.as_millis(),
+            self.limits.lock_timeout.as_millis(),
+            self.limits.store_timeout.as_millis(),
+        );
+        // Bytes that the network takes are no silence.
+        Terms { begin, patience: self.limits.store_timeout + self.limits.grace }
     }
 
     /// When tables or the database are missing, what `prepare` found is no longer so.
@@ -110,22 +127,22 @@ impl EventRepository for PostgresRepository {
     }
 
     fn store(&self, runs: &[&[u8]], dead: &[DeadLetter<'_>], path: StorePath) -> Result<Stored, StoreError> {
-        self.noting(store::store(&self.connections, &self.begin_store, runs, dead, path))
+        self.noting(store::store(&self.connections, &self.store_terms(runs), runs, dead, path))
     }
 
     fn page(&self, page: &Page) -> Result<Vec<Event>, StoreError> {
-        self.noting(self.connections.transaction(&self.begin_query, |client| find::page(client, page)))
+        self.noting(self.connections.transaction(&self.query_terms, |client| find::page(client, page)))
     }
 
     fn count(&self, filter: &Filter) -> Result<u64, StoreError> {
-        self.noting(self.connections.transaction(&self.begin_query, |client| find::count(client, filter)))
+        self.noting(self.connections.transaction(&self.query_terms, |client| find::count(client, filter)))
     }
 
     fn find(&self, id: EventId) -> Result<Option<Found>, StoreError> {
-        self.noting(self.connections.transaction(&self.begin_query, |client| find::find(client, id)))
+        self.noting(self.connections.transaction(&self.query_terms, |client| find::find(client, id)))
     }
 
     fn ping(&self) -> Result<(), StoreError> {
-        self.connections.transaction(&self.begin_query, |_client| Ok(()))
+        self.connections.transaction(&self.query_terms, |_client| Ok(()))
     }
 }

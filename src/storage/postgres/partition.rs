@@ -4,11 +4,12 @@
 //! Dropping partitions is retention's business.
 
 use std::collections::BTreeSet;
+use std::time::Duration;
 
 use postgres::Client;
 use postgres::types::Type;
 
-use super::connect::Connections;
+use super::connect::{Connections, Terms};
 use super::error;
 use super::types::Uuid;
 use crate::event::{EventId, Timestamp};
@@ -30,7 +31,10 @@ const LAST_DAY: i64 = ((1 << 48) - 1) / DAY_MILLIS;
 const LOCK: i64 = 0x6175_726f_7265_0002;
 
 /// Attaching waits for queries that read the default partition, and everybody else waits behind it: not for long.
-const BEGIN: &str = "BEGIN; SET LOCAL lock_timeout = '2s'; SET LOCAL statement_timeout = '60s'";
+fn terms() -> Terms {
+    let begin = "BEGIN; SET LOCAL lock_timeout = '2s'; SET LOCAL statement_timeout = '60s'".to_owned();
+    Terms { begin, patience: Duration::from_secs(70) }
+}
 
 /// The columns of `events`, for moving rows unchanged.
 const MOVED: &str = "id, event_id, timestamp, ingested_at, created_at, service, message, metadata";
@@ -79,7 +83,7 @@ fn needed(now: Timestamp) -> impl Iterator<Item = Day> {
 
 /// Makes the partitions around `now` that are missing.
 pub(super) fn ensure(connections: &Connections, now: Timestamp) -> Result<(), StoreError> {
-    let existing = connections.transaction(BEGIN, existing)?;
+    let existing = connections.transaction(&terms(), existing)?;
     for day in needed(now).filter(|day| !existing.contains(&day.table())) {
         make(connections, day)?;
     }
@@ -89,7 +93,7 @@ pub(super) fn ensure(connections: &Connections, now: Timestamp) -> Result<(), St
 /// Gives every day of which rows lie in the default partition a partition of its own.
 pub(super) fn empty_default(connections: &Connections) -> Result<(), StoreError> {
     for _ in 0..MOVED_DAYS_MAX {
-        let first = connections.transaction(BEGIN, |client| {
+        let first = connections.transaction(&terms(), |client| {
             let rows = client
                 .query_typed("SELECT event_id FROM events_default ORDER BY event_id LIMIT 1", &[])
                 .map_err(|error| error::of("looking into the default partition", &error))?;
@@ -120,7 +124,7 @@ fn make(connections: &Connections, day: Day) -> Result<bool, StoreError> {
     let table = day.table();
     let (from, to) = day.bounds();
     let told = |error: postgres::Error| error::of(&format!("making the partition {table}"), &error);
-    connections.transaction(BEGIN, |client| {
+    connections.transaction(&terms(), |client| {
         client
             .batch_execute(&format!("SELECT pg_advisory_xact_lock({LOCK})"))
             .map_err(told)?;

@@ -9,7 +9,7 @@ use std::io::Write as _;
 use postgres::Client;
 use postgres::types::Type;
 
-use super::connect::Connections;
+use super::connect::{Connections, Terms};
 use super::error;
 use super::types::{Time, Uuid};
 use crate::event::Timestamp;
@@ -55,17 +55,17 @@ const DEAD: &str = "\
 
 pub(super) fn store(
     connections: &Connections,
-    begin: &str,
+    terms: &Terms,
     runs: &[&[u8]],
     dead: &[DeadLetter<'_>],
     path: StorePath,
 ) -> Result<Stored, StoreError> {
     let tally = Tally::of(runs, path);
     let begin = match path {
-        StorePath::Copy => begin.to_owned(),
-        StorePath::Stage => format!("{begin}; {STAGE}"),
+        StorePath::Copy => terms.begin.clone(),
+        StorePath::Stage => format!("{}; {STAGE}", terms.begin),
     };
-    connections.transaction(&begin, |client| {
+    connections.transaction(&Terms { begin, ..*terms }, |client| {
         let stored = if tally.rows == 0 {
             0
         } else {

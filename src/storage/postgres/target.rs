@@ -3,7 +3,7 @@
 //! The `postgres` crate reads most of the URL; it does not know `verify-ca`, `verify-full` and `sslrootcert`, so
 //! those are taken out first. No message from here holds a value of the URL: one of them is the password.
 
-use std::fmt::Write as _;
+use std::fmt::{self, Write as _};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -52,10 +52,16 @@ const NOT_SUPPORTED: &[&str] = &[
 ];
 
 /// A database that can be connected to.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Target {
     pub(super) config: Config,
     pub(super) tls: Tls,
+}
+
+impl fmt::Debug for Target {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Target").field(&self.describe()).finish()
+    }
 }
 
 /// Why `DATABASE_URL` is no use.
@@ -76,6 +82,10 @@ pub enum TargetError {
 impl Target {
     /// Reads a URL or a list of `key=value`. Connects to nothing; reads the file of `sslrootcert`.
     pub fn parse(text: &str) -> Result<Self, TargetError> {
+        let text = text.trim();
+        if text.is_empty() {
+            return Err(TargetError::Form);
+        }
         let (rest, options) = if text.starts_with("postgres://") || text.starts_with("postgresql://") {
             split_url(text)?
         } else {

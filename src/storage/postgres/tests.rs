@@ -2,9 +2,12 @@
 
 mod embedded;
 mod faults;
+mod network;
 mod queries;
 mod schema;
+mod speed;
 mod storing;
+mod tls;
 
 use super::testing::Database;
 use crate::event::{EventId, Timestamp};

@@ -164,7 +164,7 @@ impl Home {
         // Anybody may make directories there: this one must be ours, no link, and shut to others.
         let metadata = fs::symlink_metadata(&path).map_err(ClusterError::io("reading", &path))?;
         let owner = self.user.as_ref().map_or(us, |user| user.uid);
-        let ours = metadata.is_dir() && metadata.uid() == owner && metadata.mode() & 0o077 == 0;
+        let ours = metadata.is_dir() && metadata.uid() == owner && metadata.mode() & 0o777 == 0o700;
         if ours { Ok(path) } else { Err(ClusterError::SocketDirectory(path)) }
     }
 }

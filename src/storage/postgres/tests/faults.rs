@@ -116,7 +116,7 @@ fn connections_are_bounded_and_shared() {
         for tail in 0..8 {
             let repository = &repository;
             scope.spawn(move || {
-                store(repository, &[&event(NOON * 1000, tail, "a", "m")], StorePath::Stage, (1, 0))
+                store(repository, &[&event(NOON * 1000, tail, "a", "m")], StorePath::Stage, (1, 0));
             });
         }
     });

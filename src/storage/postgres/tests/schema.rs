@@ -14,8 +14,11 @@ fn four_servers_may_prepare_an_empty_database_at_once() {
     });
     assert_eq!(database.number("SELECT count(*) FROM pg_inherits WHERE inhparent = 'events'::regclass"), 10);
     assert_eq!(database.number("SELECT count(*) FROM refinery_schema_history"), 1);
-    let (session_locks, table) =
-        ("SELECT count(*) FROM pg_locks WHERE locktype = 'advisory'", "events_20260108");
+    let (session_locks, table) = (
+        "SELECT count(*) FROM pg_locks l JOIN pg_database d ON d.oid = l.database \
+         WHERE locktype = 'advisory' AND datname = current_database()",
+        "events_20260108",
+    );
     assert_eq!(database.number(session_locks), 0);
     store(
         &database.repository(),
@@ -101,7 +104,7 @@ fn partitions_can_be_made_while_rows_stream_in() {
                         Err(error)
                             if matches!(error.sqlstate.as_deref(), Some("40001" | "40P01" | "55P03")) =>
                         {
-                            retried += 1
+                            retried += 1;
                         }
                         Err(error) => panic!("{error:?}"),
                     }

@@ -1,0 +1,67 @@
+//! Events as JSON, alone and by the page.
+
+use super::cursor::Cursor;
+use crate::event::{Event, EventId};
+use crate::http::Response;
+use crate::ingest::text::quote;
+use crate::storage::Order;
+
+/// What the answer needs to know of the query beside the events.
+#[derive(Clone, Copy, Debug)]
+pub struct Shown {
+    pub limit: u16,
+    pub order: Order,
+}
+
+/// Writes `{"events":[…],"page":{…}}`. An event beyond the limit is not shown: it says that there is a next page.
+pub fn answer(response: &mut Response, shown: Shown, events: &[Event], total: Option<u64>) {
+    response.status = 200;
+    response.content_type = "application/json";
+    let out = &mut response.body;
+    let limit = usize::from(shown.limit);
+    let on_page = &events[..events.len().min(limit)];
+    out.clear();
+    out.reserve(on_page.iter().map(|event| 256 + event.message.len() + metadata(event).len()).sum());
+    out.extend_from_slice(b"{\"events\":[");
+    for (nth, event) in on_page.iter().enumerate() {
+        out.extend_from_slice(if nth == 0 { b"{" } else { b",{" });
+        write_id(out, event.event_id);
+        write_members(out, event);
+        out.push(b'}');
+    }
+    let next = on_page.last().filter(|_last| events.len() > limit).map(|last| {
+        Cursor { order: shown.order, timestamp: last.timestamp, event_id: last.event_id }.encode()
+    });
+    out.extend_from_slice(format!("],\"page\":{{\"limit\":{limit},\"next_cursor\":").as_bytes());
+    match next {
+        Some(cursor) => quote(out, &cursor),
+        None => out.extend_from_slice(b"null"),
+    }
+    out.extend_from_slice(b",\"total\":");
+    match total {
+        Some(total) => out.extend_from_slice(total.to_string().as_bytes()),
+        None => out.extend_from_slice(b"null"),
+    }
+    out.extend_from_slice(b"}}");
+}
+
+pub(super) fn write_id(out: &mut Vec<u8>, id: EventId) {
+    out.extend_from_slice(b"\"event_id\":\"");
+    out.extend_from_slice(&id.text());
+    out.push(b'"');
+}
+
+/// The members of an event after its id.
+pub(super) fn write_members(out: &mut Vec<u8>, event: &Event) {
+    out.extend_from_slice(format!(",\"timestamp\":\"{}\",\"service\":", event.timestamp).as_bytes());
+    quote(out, &event.service);
+    out.extend_from_slice(b",\"message\":");
+    quote(out, &event.message);
+    out.extend_from_slice(b",\"metadata\":");
+    out.extend_from_slice(metadata(event).as_bytes());
+    out.extend_from_slice(format!(",\"ingested_at\":\"{}\"", event.ingested_at).as_bytes());
+}
+
+fn metadata(event: &Event) -> &str {
+    event.metadata.as_deref().unwrap_or("null")
+}

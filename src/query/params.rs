@@ -1,0 +1,330 @@
+//! The query string of `GET /events`. All mistakes are reported together, each with its parameter's name; a
+//! parameter that is not known or stands twice is a mistake, since a filter that is ignored shows the wrong events.
+
+use std::time::Duration;
+
+use super::cursor::Cursor;
+use crate::event::{EventId, SERVICE_BYTES_MAX, Timestamp};
+use crate::ingest::problem::{ECHO_BYTES_MAX, Errors, FieldError};
+use crate::ingest::text;
+use crate::ingest::timestamp::{self, TimestampFault};
+use crate::storage::{Filter, Order, Page};
+
+pub const LIMIT_MAX: u16 = 1000;
+pub const LIMIT_DEFAULT: u16 = 100;
+/// How far back a query goes that does not say.
+const SPAN_DEFAULT: Duration = Duration::from_hours(24);
+/// Ids keep 48 bits of milliseconds, so no event is later.
+pub(super) const MILLIS_END: i64 = 1 << 48;
+
+/// Whether the answer tells how many events match in all.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Count {
+    Exact,
+    None,
+}
+
+/// A query for a page of events.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Query {
+    pub filter: Filter,
+    pub order: Order,
+    /// 1 to [`LIMIT_MAX`].
+    pub limit: u16,
+    pub after: Option<(Timestamp, EventId)>,
+    pub count: Count,
+}
+
+impl Query {
+    /// Reads what follows the `?`.
+    pub fn parse(query: &str, now: Timestamp) -> Result<Self, Errors> {
+        let mut params = Params::default();
+        for pair in query.split('&').filter(|pair| !pair.is_empty()) {
+            params.pair(pair);
+        }
+        params.finish(now)
+    }
+
+    /// What to ask storage for: one event more than is shown tells whether there is a next page.
+    pub fn page(&self) -> Page {
+        Page { filter: self.filter.clone(), order: self.order, limit: self.limit + 1, after: self.after }
+    }
+}
+
+/// The parameters as far as they have been read.
+#[derive(Default)]
+struct Params {
+    errors: Errors,
+    seen: Vec<&'static str>,
+    service: Option<String>,
+    from: Option<Timestamp>,
+    to: Option<Timestamp>,
+    limit: Option<u16>,
+    cursor: Option<Cursor>,
+    order: Option<Order>,
+    count: Option<Count>,
+}
+
+const NAMES: [&str; 7] = ["service", "from", "to", "limit", "cursor", "order", "count"];
+
+impl Params {
+    fn pair(&mut self, pair: &str) {
+        let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
+        let decoded = percent_decode(name);
+        let Some(&name) = NAMES.iter().find(|known| decoded.as_deref() == Some(**known)) else {
+            let shown = text::shorten(decoded.as_deref().unwrap_or(name), ECHO_BYTES_MAX);
+            let detail = format!("{shown} is not a parameter; there are {}", NAMES.join(", "));
+            self.errors.push(|| FieldError { index: None, field: shown.into(), detail });
+            return;
+        };
+        if self.seen.contains(&name) {
+            self.wrong(name, "stands more than once");
+            return;
+        }
+        self.seen.push(name);
+        let Some(value) = percent_decode(value) else {
+            self.wrong(name, "is not percent-encoded UTF-8");
+            return;
+        };
+        if let Err(detail) = self.set(name, value) {
+            self.wrong(name, &detail);
+        }
+    }
+
+    fn set(&mut self, name: &'static str, value: String) -> Result<(), String> {
+        match name {
+            "service" => self.service = Some(service(value)?),
+            "from" => self.from = Some(time(value)?),
+            "to" => self.to = Some(time(value)?),
+            "limit" => self.limit = Some(limit(&value)?),
+            "cursor" => self.cursor = Some(Cursor::decode(&value).map_err(|error| error.to_string())?),
+            "order" => self.order = Some(one_of(&value, ("desc", Order::Desc), ("asc", Order::Asc))?),
+            "count" => self.count = Some(one_of(&value, ("exact", Count::Exact), ("none", Count::None))?),
+            _ => unreachable!("BUG: {name} is in NAMES and nowhere else"),
+        }
+        Ok(())
+    }
+
+    fn wrong(&mut self, name: &'static str, detail: &str) {
+        let detail = format!("{name} {detail}");
+        self.errors.push(|| FieldError { index: None, field: name.into(), detail });
+    }
+
+    fn finish(mut self, now: Timestamp) -> Result<Query, Errors> {
+        let span = i64::try_from(SPAN_DEFAULT.as_micros()).unwrap_or(i64::MAX);
+        let to = self.to.unwrap_or(now);
+        // The last day before `to`, which is now unless it was given.
+        let from = self.from.unwrap_or_else(|| Timestamp::from_micros((to.micros() - span).max(0)));
+        if from >= to && !["from", "to"].iter().any(|name| self.failed(name)) {
+            self.wrong("from", &format!("must be before to, which is {to}"));
+        }
+        let order = match (self.order, self.cursor) {
+            (Some(order), Some(cursor)) if order != cursor.order => {
+                self.wrong("cursor", "belongs to a query in the other order");
+                order
+            }
+            (Some(order), _) => order,
+            (None, Some(cursor)) => cursor.order,
+            (None, None) => Order::Desc,
+        };
+        if !self.errors.is_empty() {
+            return Err(self.errors);
+        }
+        Ok(Query {
+            filter: Filter { service: self.service, from, to },
+            order,
+            limit: self.limit.unwrap_or(LIMIT_DEFAULT),
+            after: self.cursor.map(|cursor| (cursor.timestamp, cursor.event_id)),
+            count: self.count.unwrap_or(Count::Exact),
+        })
+    }
+
+    fn failed(&self, name: &str) -> bool {
+        self.errors.listed().iter().any(|error| error.field == name)
+    }
+}
+
+fn service(value: String) -> Result<String, String> {
+    if value.is_empty() || value.len() > SERVICE_BYTES_MAX || value.contains('\0') {
+        return Err(format!("must be 1 to {SERVICE_BYTES_MAX} bytes without NUL"));
+    }
+    Ok(value)
+}
+
+fn time(value: String) -> Result<Timestamp, String> {
+    let mut bytes = value.into_bytes();
+    let number =
+        bytes.iter().all(|byte| byte.is_ascii_digit() || *byte == b'-') && bytes.first() != Some(&b'0');
+    let read = if number || bytes == b"0" {
+        timestamp::epoch_millis(&bytes).map_err(|_fault| TimestampFault::NotATime)
+    } else {
+        // A `+` that was not encoded as %2B arrives as a space. Before an offset there is no other.
+        if let Some(sign) = bytes.len().checked_sub(6)
+            && sign > 10
+            && bytes[sign] == b' '
+        {
+            bytes[sign] = b'+';
+        }
+        timestamp::rfc3339(&bytes)
+    };
+    match read {
+        Ok(time) if time.micros() < 0 => Err("is before 1970".to_owned()),
+        Ok(time) if time.millis() >= MILLIS_END => Err("is after the year 10889".to_owned()),
+        Ok(time) => Ok(time),
+        Err(fault) => Err(fault.to_string()),
+    }
+}
+
+fn limit(value: &str) -> Result<u16, String> {
+    let digits = !value.is_empty() && value.bytes().all(|byte| byte.is_ascii_digit());
+    value
+        .parse()
+        .ok()
+        .filter(|limit| digits && (1..=LIMIT_MAX).contains(limit))
+        .ok_or_else(|| format!("must be a whole number from 1 to {LIMIT_MAX}"))
+}
+
+fn one_of<T>(value: &str, one: (&str, T), other: (&str, T)) -> Result<T, String> {
+    if value == one.0 {
+        Ok(one.1)
+    } else if value == other.0 {
+        Ok(other.1)
+    } else {
+        Err(format!("must be {} or {}", one.0, other.0))
+    }
+}
+
+/// Undoes `%XX` and `+`. None when an escape is cut off or wrong, or the bytes are not UTF-8.
+fn percent_decode(value: &str) -> Option<String> {
+    let mut out = Vec::with_capacity(value.len());
+    let mut bytes = value.bytes();
+    while let Some(byte) = bytes.next() {
+        out.push(match byte {
+            b'+' => b' ',
+            b'%' => {
+                let high = char::from(bytes.next()?).to_digit(16)?;
+                let low = char::from(bytes.next()?).to_digit(16)?;
+                u8::try_from(high << 4 | low).ok()?
+            }
+            _ => byte,
+        });
+    }
+    String::from_utf8(out).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    const NOW: Timestamp = Timestamp::from_millis(1_795_435_200_000);
+
+    #[track_caller]
+    fn check(query: &str, change: impl FnOnce(&mut Query)) {
+        let day = Timestamp::from_micros(NOW.micros() - 86_400_000_000);
+        let mut wanted = Query {
+            filter: Filter { service: None, from: day, to: NOW },
+            order: Order::Desc,
+            limit: 100,
+            after: None,
+            count: Count::Exact,
+        };
+        change(&mut wanted);
+        assert_eq!(
+            Query::parse(query, NOW).map_err(|errors| errors.listed().to_vec()),
+            Ok(wanted),
+            "{query}"
+        );
+    }
+
+    #[track_caller]
+    fn check_refused(query: &str, wanted: &[(&str, &str)]) {
+        let errors = Query::parse(query, NOW).unwrap_err();
+        let got: Vec<_> = errors.listed().iter().map(|e| (e.field.as_ref(), e.detail.as_str())).collect();
+        assert_eq!(got.len(), wanted.len(), "{query}: {got:?}");
+        for ((field, detail), (wanted_field, part)) in got.iter().zip(wanted) {
+            assert_eq!(field, wanted_field, "{query}");
+            assert!(detail.contains(part), "{query}: {detail}");
+        }
+    }
+
+    #[test]
+    fn every_parameter_is_read() {
+        let hour = Timestamp::from_millis(1_795_435_200_000 - 3_600_000);
+        check("", |_| {});
+        check("&&", |_| {});
+        check("service=a%20b+%C3%A9%26", |q| q.filter.service = Some("a b é&".to_owned()));
+        check("%73ervice=s", |q| q.filter.service = Some("s".to_owned()));
+        check("from=1795431600000", |q| q.filter.from = hour);
+        check("from=2026-11-23T11:00:00Z&to=2026-11-23T11:00:00.000001Z", |q| {
+            q.filter.from = hour;
+            q.filter.to = Timestamp::from_micros(hour.micros() + 1);
+        });
+        check("from=2026-11-23T13:00:00%2B02:00", |q| q.filter.from = hour);
+        check("from=2026-11-23T13:00:00+02:00", |q| q.filter.from = hour);
+        check("from=2026-11-23+11:00:00Z", |q| q.filter.from = hour);
+        check("from=0", |q| q.filter.from = Timestamp::from_micros(0));
+        check("to=1795431600000", |q| {
+            q.filter.from = Timestamp::from_micros(hour.micros() - 86_400_000_000);
+            q.filter.to = hour;
+        });
+        check("limit=1", |q| q.limit = 1);
+        check("limit=1000", |q| q.limit = 1000);
+        check("order=asc&count=none", |q| {
+            q.order = Order::Asc;
+            q.count = Count::None;
+        });
+        let cursor = Cursor { order: Order::Asc, timestamp: hour, event_id: EventId::floor(5) };
+        for order in ["", "&order=asc"] {
+            check(&format!("cursor={}{order}", cursor.encode()), |q| {
+                q.order = Order::Asc;
+                q.after = Some((hour, EventId::floor(5)));
+            });
+        }
+        check_refused(&format!("order=desc&cursor={}", cursor.encode()), &[("cursor", "other order")]);
+    }
+
+    #[test]
+    fn all_mistakes_are_told_together() {
+        check_refused("limit=0", &[("limit", "from 1 to 1000")]);
+        for limit in ["", "1001", "-1", "%2B5", "1.0", "99999999999", "ten"] {
+            check_refused(&format!("limit={limit}"), &[("limit", "from 1 to 1000")]);
+        }
+        check_refused("limit", &[("limit", "from 1 to 1000")]);
+        check_refused("service=", &[("service", "1 to 100 bytes")]);
+        check_refused("service=a%00", &[("service", "without NUL")]);
+        check_refused(&format!("service={}", "s".repeat(101)), &[("service", "1 to 100 bytes")]);
+        check_refused("service=%ff", &[("service", "percent-encoded")]);
+        check_refused("service=%4", &[("service", "percent-encoded")]);
+        check_refused("service=%zz", &[("service", "percent-encoded")]);
+        check_refused("order=down", &[("order", "desc or asc")]);
+        check_refused("count=some", &[("count", "exact or none")]);
+        check_refused("cursor=abc", &[("cursor", "next_cursor")]);
+        check_refused("from=yesterday", &[("from", "RFC 3339")]);
+        check_refused("from=-1", &[("from", "before 1970")]);
+        check_refused("from=1969-12-31T23:59:59Z", &[("from", "before 1970")]);
+        check_refused("to=281474976710656", &[("to", "10889")]);
+        check_refused("to=99999999999999999999", &[("to", "10889")]);
+        check_refused("from=1795435200000", &[("from", "before to")]);
+        check_refused("from=1795435200000&to=1", &[("from", "before to")]);
+        check_refused("limit=1&limit=1", &[("limit", "more than once")]);
+        check_refused("Limit=1", &[("Limit", "not a parameter")]);
+        check_refused("%zz=1", &[("%zz", "not a parameter")]);
+        check_refused("=", &[("", "not a parameter")]);
+        check_refused(
+            "from=x&to=y&limit=z&user=u",
+            &[("from", "RFC"), ("to", "RFC"), ("limit", "1000"), ("user", "not a parameter")],
+        );
+        let long = "n".repeat(9000);
+        check_refused(&long, &[(&format!("{}...", "n".repeat(64)), "not a parameter")]);
+    }
+
+    proptest! {
+        #[test]
+        fn no_query_makes_it_panic(query in "((service|from|to|limit|cursor|order|count)?[=&%+0-9A-Fa-f:TZ.-]{0,30}){0,4}\\PC{0,9}") {
+            if let Ok(query) = Query::parse(&query, NOW) {
+                prop_assert!(query.filter.from < query.filter.to && (1..=1000).contains(&query.limit));
+            }
+        }
+    }
+}

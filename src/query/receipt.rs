@@ -1,0 +1,37 @@
+//! `GET /events/{event_id}`: what became of an event.
+//!
+//! A stored event is its fields and `"status":"stored"`; a dead one its `reason` and `sqlstate`. An event that is
+//! still buffered is not known here yet: the answer is 404 until it is stored.
+
+use super::page::{write_id, write_members};
+use crate::event::EventId;
+use crate::http::Response;
+use crate::ingest::problem::{self, Kind};
+use crate::ingest::text::quote;
+use crate::storage::Found;
+
+pub fn answer(response: &mut Response, id: EventId, found: Option<&Found>) {
+    let Some(found) = found else {
+        problem::answer(response, Kind::NotFound, "there is no event of this id");
+        return;
+    };
+    response.status = 200;
+    response.content_type = "application/json";
+    let out = &mut response.body;
+    out.clear();
+    out.push(b'{');
+    write_id(out, id);
+    match found {
+        Found::Stored(event) => {
+            out.extend_from_slice(b",\"status\":\"stored\"");
+            write_members(out, event);
+        }
+        Found::Dead { sqlstate, reason } => {
+            out.extend_from_slice(b",\"status\":\"dead\",\"reason\":");
+            quote(out, reason);
+            out.extend_from_slice(b",\"sqlstate\":");
+            quote(out, sqlstate);
+        }
+    }
+    out.push(b'}');
+}

@@ -1,0 +1,148 @@
+//! Starts the threads of each stage, with the bounds that the settings give it.
+
+use std::net::TcpListener;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use crossbeam::channel::{Receiver, RecvTimeoutError, bounded};
+
+use super::Failed;
+use crate::api::Api;
+use crate::clock::Clock;
+use crate::http::{self, Acceptor, Remote, Shared, engine_minihttp, pin_to_core};
+use crate::ingest;
+use crate::lifecycle::Lifecycle;
+use crate::metrics::Process;
+use crate::query::{self, Line, ReaderLimits};
+use crate::settings::Settings;
+use crate::status::Status;
+use crate::storage::{Breaker, EventRepository};
+use crate::writer::Writer;
+
+/// How long a query may wait for a reader.
+const QUERY_WAIT_MAX: Duration = Duration::from_secs(10);
+const SAMPLE_EVERY: Duration = Duration::from_secs(1);
+
+/// Starts the writer. The channel is closed when it has ended.
+pub(super) fn start_writer(mut writer: Writer, lifecycle: &Lifecycle) -> Result<Receiver<()>, Failed> {
+    let (running, ended) = bounded::<()>(0);
+    spawn(lifecycle, "writer", move || {
+        writer.run();
+        drop(running);
+    })?;
+    Ok(ended)
+}
+
+/// Takes a sample of the figures every second, until the other end of `stop` is dropped.
+pub(super) fn start_sampler(
+    lifecycle: &Lifecycle,
+    status: Arc<Status>,
+    stop: Receiver<()>,
+) -> Result<(), Failed> {
+    spawn(lifecycle, "sampler", move || {
+        let process = Process::new();
+        loop {
+            status.sampler.sample(status.clock.now(), status.ledger.balance(), &process);
+            if stop.recv_timeout(SAMPLE_EVERY) == Err(RecvTimeoutError::Disconnected) {
+                return;
+            }
+        }
+    })
+}
+
+pub(super) fn start_readers(
+    settings: &Settings,
+    repository: Arc<dyn EventRepository>,
+    breaker: Arc<Breaker>,
+    lifecycle: &Lifecycle,
+    clock: &Clock,
+) -> Result<Line, Failed> {
+    let limits = ReaderLimits { jobs_max: settings.query_line_max, wait_max: QUERY_WAIT_MAX };
+    let (line, readers) = query::line(limits, repository, breaker, clock.clone());
+    for nth in 0..settings.query_threads {
+        let readers = readers.clone();
+        spawn(lifecycle, &format!("reader-{nth}"), move || readers.run())?;
+    }
+    Ok(line)
+}
+
+/// Starts an acceptor a listener, each pinned to a core. The channel is closed when all have ended.
+pub(super) fn start_acceptors(
+    settings: &Settings,
+    listeners: Vec<TcpListener>,
+    api: &impl Fn(usize) -> Api,
+    lifecycle: &Lifecycle,
+    clock: &Clock,
+) -> Result<(Vec<Remote>, Receiver<()>), Failed> {
+    let shared = Arc::new(Shared::default());
+    let (running, ended) = bounded::<()>(0);
+    let mut remotes = Vec::with_capacity(listeners.len());
+    for (nth, listener) in listeners.into_iter().enumerate() {
+        let limits = http_limits(settings);
+        let mut acceptor = Acceptor::new(listener, limits, clock.clone(), shared.clone(), |_| api(nth))
+            .map_err(Failed::Acceptor)?;
+        remotes.push(acceptor.remote());
+        let running = running.clone();
+        spawn(lifecycle, &format!("acceptor-{nth}"), move || {
+            if !pin_to_core(nth) {
+                log::debug!("acceptor {nth} could not be pinned to a core");
+            }
+            if let Err(error) = acceptor.run() {
+                panic!("the readiness loop of acceptor {nth} failed: {error}");
+            }
+            drop(running);
+        })?;
+    }
+    Ok((remotes, ended))
+}
+
+/// Starts the engine for trusted networks. It cannot be drained: the buffer, once closed, refuses in its place.
+pub(super) fn start_minihttp(
+    settings: &Settings,
+    listeners: Vec<TcpListener>,
+    api: impl Fn(usize) -> Api + Send + 'static,
+) -> Result<(Vec<Remote>, Receiver<()>), Failed> {
+    let failed = |error| Failed::Listen { address: settings.address(), error };
+    let address = listeners[0].local_addr().map_err(failed)?;
+    let acceptors = listeners.len();
+    // The library binds for itself.
+    drop(listeners);
+    let connections = AtomicUsize::new(0);
+    let make = move || api(connections.fetch_add(1, Ordering::Relaxed) % acceptors);
+    engine_minihttp::start(address, acceptors, http_limits(settings), make).map_err(failed)?;
+    log::warn!(
+        "HTTP_ENGINE=minihttp is for trusted networks only: it has no timeouts and no limits on connections"
+    );
+    let (_, ended) = bounded(0);
+    Ok((Vec::new(), ended))
+}
+
+pub(super) fn ingest_limits(settings: &Settings) -> ingest::Limits {
+    ingest::Limits {
+        clock_skew: settings.clock_skew_max,
+        retention: Duration::from_hours(24 * u64::from(settings.retention_days)),
+        rows_per_block_max: u32::try_from(settings.batch_rows_max).unwrap_or(u32::MAX),
+    }
+}
+
+fn http_limits(settings: &Settings) -> http::Limits {
+    http::Limits {
+        body_bytes_max: settings.body_bytes_max,
+        connections_max: settings.connections_max,
+        header_timeout: settings.header_timeout,
+        body_timeout: settings.body_timeout,
+        idle_timeout: settings.idle_timeout,
+        slow_reader_timeout: settings.slow_reader_timeout,
+        ..http::Limits::default()
+    }
+}
+
+pub(super) fn spawn(
+    lifecycle: &Lifecycle,
+    name: &str,
+    body: impl FnOnce() + Send + 'static,
+) -> Result<(), Failed> {
+    // The lifecycle tells when it dies; nobody joins it.
+    lifecycle.spawn(name, body).map(drop).map_err(Failed::Thread)
+}
