@@ -10,7 +10,7 @@ use crate::buffer::{Buffer, Full};
 use crate::clock::{Clock, Moment};
 use crate::http::accept::preferred;
 use crate::http::router::{self, Route};
-use crate::http::{Answer, Handler, Method, Promise, Request, Response};
+use crate::http::{Answer, Handler, Headers, Method, Promise, Request, Response};
 use crate::ingest::{Call, Ingest, Limits, problem};
 use crate::lifecycle::Phase;
 use crate::metrics::{HttpFigures, Reason};
@@ -70,6 +70,13 @@ impl Api {
         let ledger = &self.status.ledger;
         if self.status.lifecycle.phase() > Phase::Serving {
             return problem::shutting_down(response, RESTART_S);
+        }
+        if request.body.is_empty() && !is_framed(request.headers) {
+            return problem::answer(
+                response,
+                problem::Kind::LengthRequired,
+                "a POST says how long its body is",
+            );
         }
         let call = match Call::read(request.headers) {
             Ok(call) => call,
@@ -160,6 +167,11 @@ impl Handler for Api {
     fn refused(&mut self, status: u16) {
         self.count(Method::Other, router::OTHER, status, self.clock.now());
     }
+}
+
+/// Whether the request said that it has a body, be it an empty one.
+fn is_framed(headers: Headers<'_>) -> bool {
+    headers.get("Content-Length").is_some() || headers.get("Transfer-Encoding").is_some()
 }
 
 /// `GET /`: what there is, for whoever opens the address in a browser.

@@ -25,6 +25,7 @@ pub enum Kind {
     Forbidden,
     NotFound,
     MethodNotAllowed,
+    LengthRequired,
     TooLarge,
     UnsupportedType,
     UnsupportedEncoding,
@@ -50,6 +51,7 @@ impl Kind {
             Self::Forbidden => (403, "forbidden", "The token does not allow this"),
             Self::NotFound => (404, "not-found", "There is nothing here"),
             Self::MethodNotAllowed => (405, "method-not-allowed", "The method is not allowed here"),
+            Self::LengthRequired => (411, "length-required", "The length of the body is required"),
             Self::TooLarge => (413, "too-large", "The request is too large"),
             Self::UnsupportedType => (415, "unsupported-type", "The content type is not supported"),
             Self::UnsupportedEncoding => {
