@@ -76,8 +76,12 @@ pub struct PostgresRepository {
 impl PostgresRepository {
     /// Connects to nothing yet: a server starts, and takes events in, while its database is down.
     pub fn new(target: &Target, limits: Limits) -> Self {
-        let begin_query =
-            format!("BEGIN READ ONLY; SET LOCAL statement_timeout = {}", limits.query_timeout.as_millis());
+        // Compiling a query takes longer than any of ours, and the price that the planner puts on a forbidden sort
+        // would make it compile each page.
+        let begin_query = format!(
+            "BEGIN READ ONLY; SET LOCAL statement_timeout = {}; SET LOCAL jit = off",
+            limits.query_timeout.as_millis()
+        );
         // The planner knows too little of a day that is still being filled: it takes its newest hours for empty and
         // would sort all of them to find the first hundred. An index has the order that a page needs.
         let begin_page = format!("{begin_query}; SET LOCAL enable_sort = off");
