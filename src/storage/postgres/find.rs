@@ -137,25 +137,28 @@ fn ask(client: &mut Client, statement: &str, span: Span, page: &Page) -> Result<
     client.query_typed(statement, &params).map_err(|error| error::of("reading events", &error))
 }
 
-/// Whole hours are added up from `event_counts`; only what sticks out at both ends is counted event by event. All in
-/// one statement, so that both are of the same moment.
+/// Hours are added up from `event_counts`, from the one that begins nearest to `from` to the one that ends nearest to
+/// `to`. What that leaves out or has too much at either end, half an hour at most, is counted event by event. All in
+/// one statement, so that everything is of the same moment.
 pub(super) fn count(client: &mut Client, filter: &Filter) -> Result<u64, StoreError> {
     let span = Span::of(filter);
     if span.is_empty() {
         return Ok(0);
     }
-    let first = hour_at_or_after(span.from);
-    let last = hour_at_or_before(span.to).max(first);
-    // Without a whole hour between them the ends meet, and the first is all there is.
-    let (head, tail) = if first < last {
-        (Span::new(span.from, first), Span::new(last, span.to))
+    let (first, last) = (nearest_hour(span.from), nearest_hour(span.to));
+    // Without an hour between them there is only the span itself.
+    let (first, last, head, tail) = if first < last {
+        let head = Span::new(span.from.min(first), span.from.max(first));
+        (first, last, head, Span::new(span.to.min(last), span.to.max(last)))
     } else {
-        (span, Span::new(span.to, span.to))
+        (span.to, span.to, span, Span::new(span.to, span.to))
     };
+    let head_sign = if first < span.from { "-" } else { "+" };
+    let tail_sign = if last > span.to { "-" } else { "+" };
     let service = if filter.service.is_some() { "AND service = $9" } else { "" };
     let statement = format!(
-        "SELECT (SELECT count(*) FROM events WHERE {IN_SPAN} {service}) \
-         + (SELECT count(*) FROM events WHERE event_id >= $5 AND event_id < $6 \
+        "SELECT 0 {head_sign} (SELECT count(*) FROM events WHERE {IN_SPAN} {service}) \
+         {tail_sign} (SELECT count(*) FROM events WHERE event_id >= $5 AND event_id < $6 \
                 AND timestamp >= $7 AND timestamp < $8 {service}) \
          + (SELECT coalesce(sum(count), 0)::bigint FROM event_counts WHERE hour >= $10 AND hour < $11 {service})"
     );
@@ -179,12 +182,8 @@ pub(super) fn count(client: &mut Client, filter: &Filter) -> Result<u64, StoreEr
     Ok(u64::try_from(row.get::<_, i64>(0)).unwrap_or(0))
 }
 
-fn hour_at_or_before(time: Timestamp) -> Timestamp {
-    Timestamp::from_micros(time.micros().div_euclid(HOUR_MICROS) * HOUR_MICROS)
-}
-
-fn hour_at_or_after(time: Timestamp) -> Timestamp {
-    hour_at_or_before(Timestamp::from_micros(time.micros() + HOUR_MICROS - 1))
+fn nearest_hour(time: Timestamp) -> Timestamp {
+    Timestamp::from_micros((time.micros() + HOUR_MICROS / 2).div_euclid(HOUR_MICROS) * HOUR_MICROS)
 }
 
 pub(super) fn find(client: &mut Client, id: EventId) -> Result<Option<Found>, StoreError> {

@@ -68,6 +68,7 @@ pub struct PostgresRepository {
     connections: Connections,
     limits: Limits,
     query_terms: Terms,
+    page_terms: Terms,
     /// The day for which tables and partitions are known to be there.
     prepared: AtomicI64,
 }
@@ -75,12 +76,21 @@ pub struct PostgresRepository {
 impl PostgresRepository {
     /// Connects to nothing yet: a server starts, and takes events in, while its database is down.
     pub fn new(target: &Target, limits: Limits) -> Self {
-        let begin_query =
-            format!("BEGIN READ ONLY; SET LOCAL statement_timeout = {}", limits.query_timeout.as_millis());
+        // Compiling a query takes longer than any of ours, and the price that the planner puts on a forbidden sort
+        // would make it compile each page.
+        let begin_query = format!(
+            "BEGIN READ ONLY; SET LOCAL statement_timeout = {}; SET LOCAL jit = off",
+            limits.query_timeout.as_millis()
+        );
+        // The planner knows too little of a day that is still being filled: it takes its newest hours for empty and
+        // would sort all of them to find the first hundred. An index has the order that a page needs.
+        let begin_page = format!("{begin_query}; SET LOCAL enable_sort = off");
+        let patience = limits.query_timeout + limits.grace;
         Self {
             connections: Connections::new(target, limits.connections_max),
             limits,
-            query_terms: Terms { begin: begin_query, patience: limits.query_timeout + limits.grace },
+            query_terms: Terms { begin: begin_query, patience },
+            page_terms: Terms { begin: begin_page, patience },
             prepared: AtomicI64::new(NEVER),
         }
     }
@@ -131,7 +141,7 @@ impl EventRepository for PostgresRepository {
     }
 
     fn page(&self, page: &Page) -> Result<Vec<Event>, StoreError> {
-        self.noting(self.connections.transaction(&self.query_terms, |client| find::page(client, page)))
+        self.noting(self.connections.transaction(&self.page_terms, |client| find::page(client, page)))
     }
 
     fn count(&self, filter: &Filter) -> Result<u64, StoreError> {

@@ -38,6 +38,9 @@ struct Shared {
     _directory: TempDir,
 }
 
+/// Without fsync: the last checkpoint would sync the files of dozens of databases that are about to be removed.
+const SETTINGS: &[&str] = &["listen_addresses=", "fsync=off"];
+
 /// A database in the shared cluster.
 #[derive(Debug)]
 pub(super) struct Database {
@@ -54,7 +57,8 @@ impl Database {
             let mut running = SHARED.lock().unwrap_or_else(PoisonError::into_inner);
             running.upgrade().unwrap_or_else(|| {
                 let directory = TempDir::new("cluster");
-                let cluster = match Cluster::start(&directory.0, ClusterLimits::default(), &Clock::system()) {
+                let (limits, clock) = (ClusterLimits::default(), Clock::system());
+                let cluster = match Cluster::start_with(&directory.0, limits, &clock, SETTINGS) {
                     Ok(cluster) => cluster,
                     Err(error) => panic!("this test needs PostgreSQL: {error}"),
                 };

@@ -133,6 +133,12 @@ fn counts_of_hours_and_of_their_edges_add_up() {
         (at + hour / 4, at + hour / 2),
         (at + hour, at + 2 * hour),
         (at + hour, at + 2 * hour - 1),
+        (at + hour / 4, at + 3 * hour + hour / 4),
+        (at + 3 * hour / 4, at + 3 * hour + 3 * hour / 4),
+        (at + 3 * hour / 4, at + hour + hour / 4),
+        (at + hour / 4, at + 3 * hour / 4),
+        (at + hour / 2 - 1, at + hour / 2),
+        (at + hour / 2 - 1, at + 2 * hour + hour / 2),
     ] {
         for service in [None, Some("a")] {
             let expected = (0..100_u64)

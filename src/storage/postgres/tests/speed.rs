@@ -105,3 +105,70 @@ fn speed() {
         }
     }
 }
+
+#[test]
+#[ignore = "a measurement"]
+fn speed_of_queries() {
+    use crate::storage::{Filter, Order, Page};
+    const FILL: u64 = 400;
+
+    let (database, repository) = prepared();
+    // Two million events over 20 hours.
+    let bytes_per_batch = |number: u64| {
+        let mut bytes = Vec::new();
+        for index in 0..ROWS {
+            let at = NOON * 1000 + (number * ROWS + index) * 36_000 - 36_000_000_000;
+            let chance = (number * ROWS + index).wrapping_mul(0x9e37_79b9_7f4a_7c15).to_be_bytes();
+            let id = EventId::random(at / 1000, std::array::from_fn(|byte| chance[byte % 8]));
+            row::begin(&mut bytes, id, Timestamp::from_micros(i64::try_from(at).unwrap()), now());
+            row::text(&mut bytes, format!("service-{}", index * index % 97).as_bytes());
+            row::text(&mut bytes, b"something happened that is worth a line");
+            row::metadata(&mut bytes, None);
+        }
+        bytes
+    };
+    for number in 0..FILL {
+        store(&repository, &[&bytes_per_batch(number)], StorePath::Copy, (ROWS, 0));
+    }
+    let begin = i64::try_from(NOON * 1000).unwrap() - 36_000_000_000;
+    let at = |index: u64| Timestamp::from_micros(begin + i64::try_from(index * 36_000).unwrap());
+    for analyzed in [false, true] {
+        if analyzed {
+            database.execute("VACUUM ANALYZE");
+        }
+        for service in [None, Some("service-4"), Some("none")] {
+            let filter = Filter {
+                service: service.map(str::to_owned),
+                from: Timestamp::from_micros(begin - 4_321_000_000),
+                to: at(FILL * ROWS - 12_345),
+            };
+            let newest = Page { filter: filter.clone(), order: Order::Desc, limit: 101, after: None };
+            let middle = Page { after: Some((at(1_000_000), EventId::floor(0))), ..newest.clone() };
+            let oldest = Page { order: Order::Asc, ..newest.clone() };
+            let time = |work: &dyn Fn()| {
+                let mut times: Vec<_> = (0..100)
+                    .map(|_| {
+                        #[expect(clippy::disallowed_methods, reason = "a measurement")]
+                        let begin = Instant::now();
+                        work();
+                        begin.elapsed()
+                    })
+                    .collect();
+                times.sort_unstable();
+                (times[50], times[98])
+            };
+            for (name, page) in [("newest", &newest), ("middle", &middle), ("oldest", &oldest)] {
+                let found = repository.page(page).unwrap().len();
+                println!(
+                    "analyzed {analyzed}, {service:?}, {name}: {found} in {:?}",
+                    time(&|| drop(repository.page(page)))
+                );
+            }
+            println!(
+                "   count {}: {:?}",
+                repository.count(&filter).unwrap(),
+                time(&|| drop(repository.count(&filter)))
+            );
+        }
+    }
+}
