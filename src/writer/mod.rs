@@ -31,8 +31,8 @@ use crate::row::RowBlock;
 use crate::storage::{Breaker, DeadLetter, EventRepository, StoreError, StorePath, Stored};
 use retry::Backoff;
 
-/// How often the partitions ahead are seen to. A partition is made a week ahead, so an hour is often.
-const PREPARE_EVERY: Duration = Duration::from_hours(1);
+/// How often the partitions are seen to: those ahead, and the late events that wait for one of their own.
+const PREPARE_EVERY: Duration = Duration::from_mins(1);
 
 /// Asks the writer to empty the buffer and end, by a deadline.
 #[derive(Debug, Default)]

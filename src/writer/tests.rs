@@ -96,7 +96,7 @@ impl Bench {
 }
 
 const SOON: Duration = Duration::from_secs(30);
-const NEVER: Duration = Duration::from_secs(600);
+const NEVER: Duration = Duration::from_mins(10);
 
 fn id(number: u64) -> EventId {
     EventId::keyed(number, [0; 10])
