@@ -9,9 +9,9 @@ const BYTES_BITS: u32 = 36;
 const BYTES_MASK: u64 = (1 << BYTES_BITS) - 1;
 const CLOSED: u64 = 1 << 63;
 
-/// The highest bounds that the word can hold, with room to spare for one sum.
-pub(super) const BYTES_MAX: usize = (1 << (BYTES_BITS - 1)) - 1;
-pub(super) const ROWS_MAX: usize = (1 << (62 - BYTES_BITS)) - 1;
+/// The highest bounds that the word can hold.
+pub(super) const BYTES_MAX: usize = (1 << BYTES_BITS) - 1;
+pub(super) const ROWS_MAX: usize = (1 << (63 - BYTES_BITS)) - 1;
 
 /// What is held.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -76,4 +76,24 @@ fn pack(rows: usize, bytes: usize) -> u64 {
 
 fn unpack(held: u64) -> Occupied {
     Occupied { rows: ((held & !CLOSED) >> BYTES_BITS) as usize, bytes: (held & BYTES_MASK) as usize }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_highest_bounds_can_be_used_to_the_last() {
+        let occupancy = Occupancy::new(ROWS_MAX, BYTES_MAX);
+        assert_eq!(occupancy.reserve(ROWS_MAX - 1, BYTES_MAX - 1), Ok(Occupied::default()));
+        assert_eq!(occupancy.reserve(2, 0), Err(Full::Now));
+        assert_eq!(occupancy.reserve(0, 2), Err(Full::Now));
+        assert!(occupancy.reserve(1, 1).is_ok());
+        assert_eq!(occupancy.reserve(1, 0), Err(Full::Now));
+        assert_eq!(occupancy.occupied(), Occupied { rows: ROWS_MAX, bytes: BYTES_MAX });
+        occupancy.close();
+        assert_eq!(occupancy.reserve(0, 0), Err(Full::Closed));
+        occupancy.release(ROWS_MAX, BYTES_MAX);
+        assert_eq!(occupancy.occupied(), Occupied::default());
+    }
 }
