@@ -11,7 +11,7 @@ use crate::clock::{Clock, Moment};
 use crate::http::accept::preferred;
 use crate::http::router::{self, Route};
 use crate::http::{Answer, Handler, Headers, Method, Promise, Request, Response};
-use crate::ingest::{Call, Ingest, Limits, problem};
+use crate::ingest::{self, Call, Form, Ingest, Limits, problem};
 use crate::lifecycle::Phase;
 use crate::metrics::{HttpFigures, Reason};
 use crate::query::Line;
@@ -82,6 +82,12 @@ impl Api {
             Ok(call) => call,
             Err(refused) => return refused.answer(response),
         };
+        // Under overload most batches are turned away: not to read them leaves the time to the writer. Only lines can be
+        // counted without reading them.
+        if call.form == Form::Ndjson && self.buffer.is_full() {
+            ledger.dropped(Reason::BufferFull, ingest::count_lines(request.body));
+            return problem::buffer_full(response, self.status.retry_after());
+        }
         let decoded = self.ingest.decode(call, request.body, self.clock.wall());
         if decoded.rejected() > 0 {
             ledger.dropped(Reason::Invalid, u64::from(decoded.rejected()));

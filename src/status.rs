@@ -170,12 +170,11 @@ impl Status {
     }
 
     fn facts(&self) -> Facts {
-        let (occupied, limits) = (self.buffer.occupied(), self.buffer.limits());
         let breaker = self.breaker.state();
         Facts {
             phase: self.lifecycle.phase(),
             utilization_percent: self.buffer.utilization_percent(),
-            room: occupied.rows < limits.rows_max && occupied.bytes < limits.bytes_max,
+            room: !self.buffer.is_full(),
             // The writer notices sooner than the probe.
             database_up: self.database.is_up() && breaker != State::Open,
             breaker,

@@ -154,6 +154,13 @@ impl Buffer {
         self.occupancy.occupied()
     }
 
+    /// Whether not even one more event would be admitted now.
+    #[inline]
+    pub fn is_full(&self) -> bool {
+        let occupied = self.occupied();
+        occupied.rows >= self.limits.rows_max || occupied.bytes >= self.limits.bytes_max
+    }
+
     pub fn limits(&self) -> Limits {
         self.limits
     }

@@ -147,16 +147,9 @@ impl Ingest {
         if scanner.done() { Ok(()) } else { Err(scanner.error("the JSON is over and more follows").into()) }
     }
 
-    fn lines(&mut self, context: &Context<'_>, mut body: &[u8]) -> Result<Shape, Unreadable> {
+    fn lines(&mut self, context: &Context<'_>, body: &[u8]) -> Result<Shape, Unreadable> {
         let all_utf8 = str::from_utf8(body).is_ok();
-        let mut number = 0_u64;
-        while !body.is_empty() {
-            number += 1;
-            let (line, rest) = body.split_at(scan::find_line_feed(body));
-            body = rest.get(1..).unwrap_or_default();
-            if line.trim_ascii().is_empty() {
-                continue;
-            }
+        for (number, line) in scan::lines(body) {
             let mark = self.sink.errors.mark();
             if let Err(unreadable) = self.line(context, line, all_utf8) {
                 self.sink.errors.back_to(mark);
@@ -186,6 +179,11 @@ impl Ingest {
         });
         self.sink.reject();
     }
+}
+
+/// How many events NDJSON holds, good or bad, without reading them.
+pub fn count_lines(body: &[u8]) -> u64 {
+    scan::lines(body).count() as u64
 }
 
 /// Why a body, or a line of it, has no events in it.

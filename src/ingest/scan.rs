@@ -75,6 +75,16 @@ pub(super) fn find_line_feed(bytes: &[u8]) -> usize {
     at + rest.iter().position(|&byte| byte == b'\n').unwrap_or(rest.len())
 }
 
+/// The lines of `bytes` that are not blank, each with its number from 1.
+pub(super) fn lines(mut bytes: &[u8]) -> impl Iterator<Item = (u64, &[u8])> {
+    let all = std::iter::from_fn(move || {
+        let (line, rest) = (!bytes.is_empty()).then(|| bytes.split_at(find_line_feed(bytes)))?;
+        bytes = rest.get(1..).unwrap_or_default();
+        Some(line)
+    });
+    (1..).zip(all).filter(|(_, line)| !line.trim_ascii().is_empty())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
