@@ -19,6 +19,7 @@ use crate::buffer::{self, Buffer};
 use crate::clock::Clock;
 use crate::health::{Database, Probe};
 use crate::http::router::LABELS;
+use crate::http::tls::Identity;
 use crate::http::{Remote, listener};
 use crate::lifecycle::{Lifecycle, Notice, Phase};
 use crate::metrics::{HttpFigures, Ledger, Sampler, WriterFigures};
@@ -43,12 +44,13 @@ pub fn run(settings: &Settings, clock: &Clock) -> Result<(), Failed> {
     let _lock = lock_data_dir(&settings.data_dir)?;
     // Before the cluster is started, so that a second server fails at once and touches nothing.
     let address = settings.address();
+    let (lifecycle, notices) = Lifecycle::new();
+    let identity = stages::identity(settings, &lifecycle)?;
     let listeners =
         listener::bind(address, settings.acceptors).map_err(|error| Failed::Listen { address, error })?;
-    let (lifecycle, notices) = Lifecycle::new();
     notice_signals(&lifecycle)?;
     let (repository, cluster) = open_database(settings, clock)?;
-    let served = serve(settings, listeners, repository, &lifecycle, &notices, clock);
+    let served = serve(settings, listeners, identity.as_ref(), repository, &lifecycle, &notices, clock);
     stop(cluster);
     served
 }
@@ -116,6 +118,7 @@ fn open_database(
 pub fn serve(
     settings: &Settings,
     listeners: Vec<TcpListener>,
+    identity: Option<&Arc<Identity>>,
     repository: Arc<dyn EventRepository>,
     lifecycle: &Lifecycle,
     notices: &Receiver<Notice>,
@@ -184,10 +187,13 @@ pub fn serve(
         move |acceptor: usize| Api::new(acceptor, limits, clock.rng(), status.clone(), line.clone())
     };
     let (remotes, acceptors_ended) = match settings.http_engine {
-        HttpEngine::Guarded => stages::start_acceptors(settings, listeners, &api, lifecycle, clock)?,
+        HttpEngine::Guarded => {
+            stages::start_acceptors(settings, listeners, identity, &api, lifecycle, clock)?
+        }
         HttpEngine::Minihttp => stages::start_minihttp(settings, listeners, api)?,
     };
-    log::info!(acceptors = acceptors, engine:? = settings.http_engine; "listening on http://{address}");
+    let scheme = if identity.is_some() { "https" } else { "http" };
+    log::info!(acceptors = acceptors, engine:? = settings.http_engine; "listening on {scheme}://{address}");
 
     let running = Running { status, drain, remotes, acceptors_ended, writer_ended, notices };
     let stopped = running.until_stopped(settings.shutdown_timeout);
