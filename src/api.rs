@@ -9,6 +9,7 @@ use rand::rngs::StdRng;
 use crate::buffer::{Buffer, Full};
 use crate::clock::{Clock, Moment};
 use crate::http::accept::preferred;
+use crate::http::gzip;
 use crate::http::router::{self, Route};
 use crate::http::{Answer, Handler, Headers, Method, Promise, Request, Response};
 use crate::ingest::{self, Call, Form, Ingest, Limits, problem};
@@ -124,7 +125,12 @@ impl Api {
     fn counted_promise(&self, request: &Request<'_>, route: usize, started: Moment) -> Promise {
         let (promise, method) = (request.promise(), request.method);
         let (figures, acceptor, clock) = (self.figures.clone(), self.acceptor, self.clock.clone());
-        Promise::new(move |response| {
+        let gzipped = gzip::is_accepted(request.headers);
+        Promise::new(move |mut response| {
+            if gzipped {
+                // On the reader's thread, which may take its time.
+                gzip::compress(&mut response, usize::MAX);
+            }
             figures.record(acceptor, method, route, response.status, clock.now().since(started));
             promise.fulfil(response);
         })
@@ -161,6 +167,9 @@ impl Handler for Api {
             self.line.find(id, promise, response)
         } else {
             self.answer(&route, request, response);
+            if request.method == Method::Get && gzip::is_accepted(request.headers) {
+                gzip::compress(response, gzip::ON_ACCEPTOR_MAX);
+            }
             Answer::Ready
         };
         if answer == Answer::Ready {

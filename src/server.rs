@@ -10,6 +10,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crossbeam::channel::{Receiver, RecvError, bounded, select};
+use signal_hook::consts::{SIGHUP, SIGTERM};
 
 pub use failed::Failed;
 
@@ -18,6 +19,7 @@ use crate::buffer::{self, Buffer};
 use crate::clock::Clock;
 use crate::health::{Database, Probe};
 use crate::http::router::LABELS;
+use crate::http::tls::Identity;
 use crate::http::{Remote, listener};
 use crate::lifecycle::{Lifecycle, Notice, Phase};
 use crate::metrics::{HttpFigures, Ledger, Sampler, WriterFigures};
@@ -42,12 +44,13 @@ pub fn run(settings: &Settings, clock: &Clock) -> Result<(), Failed> {
     let _lock = lock_data_dir(&settings.data_dir)?;
     // Before the cluster is started, so that a second server fails at once and touches nothing.
     let address = settings.address();
+    let (lifecycle, notices) = Lifecycle::new();
+    let identity = stages::identity(settings, &lifecycle)?;
     let listeners =
         listener::bind(address, settings.acceptors).map_err(|error| Failed::Listen { address, error })?;
-    let (lifecycle, notices) = Lifecycle::new();
     notice_signals(&lifecycle)?;
     let (repository, cluster) = open_database(settings, clock)?;
-    let served = serve(settings, listeners, repository, &lifecycle, &notices, clock);
+    let served = serve(settings, listeners, identity.as_ref(), repository, &lifecycle, &notices, clock);
     stop(cluster);
     served
 }
@@ -76,19 +79,19 @@ fn lock_data_dir(path: &Path) -> Result<File, Failed> {
     }
 }
 
-/// SIGTERM and SIGINT ask the server to stop; asked again, it ends at once.
+/// SIGTERM and SIGINT ask the server to stop; asked again, it ends at once. SIGHUP has files read again.
 fn notice_signals(lifecycle: &Lifecycle) -> Result<(), Failed> {
     let failed = |error: &dyn std::error::Error| Failed::Signals(error.to_string());
     let stop = lifecycle.clone();
     ctrlc::set_handler(move || stop.stop()).map_err(|error| failed(&error))?;
     // ctrlc's feature for SIGTERM would take SIGHUP with it, which is not a reason to stop.
-    let mut signals = signal_hook::iterator::Signals::new([signal_hook::consts::SIGTERM])
-        .map_err(|error| failed(&error))?;
-    let stop = lifecycle.clone();
+    let mut signals =
+        signal_hook::iterator::Signals::new([SIGTERM, SIGHUP]).map_err(|error| failed(&error))?;
+    let told = lifecycle.clone();
     lifecycle
         .spawn("signals", move || {
-            for _ in signals.forever() {
-                stop.stop();
+            for signal in signals.forever() {
+                if signal == SIGHUP { told.reload() } else { told.stop() }
             }
         })
         .map_err(Failed::Thread)?;
@@ -115,6 +118,7 @@ fn open_database(
 pub fn serve(
     settings: &Settings,
     listeners: Vec<TcpListener>,
+    identity: Option<&Arc<Identity>>,
     repository: Arc<dyn EventRepository>,
     lifecycle: &Lifecycle,
     notices: &Receiver<Notice>,
@@ -183,10 +187,13 @@ pub fn serve(
         move |acceptor: usize| Api::new(acceptor, limits, clock.rng(), status.clone(), line.clone())
     };
     let (remotes, acceptors_ended) = match settings.http_engine {
-        HttpEngine::Guarded => stages::start_acceptors(settings, listeners, &api, lifecycle, clock)?,
+        HttpEngine::Guarded => {
+            stages::start_acceptors(settings, listeners, identity, &api, lifecycle, clock)?
+        }
         HttpEngine::Minihttp => stages::start_minihttp(settings, listeners, api)?,
     };
-    log::info!(acceptors = acceptors, engine:? = settings.http_engine; "listening on http://{address}");
+    let scheme = if identity.is_some() { "https" } else { "http" };
+    log::info!(acceptors = acceptors, engine:? = settings.http_engine; "listening on {scheme}://{address}");
 
     let running = Running { status, drain, remotes, acceptors_ended, writer_ended, notices };
     let stopped = running.until_stopped(settings.shutdown_timeout);
