@@ -18,6 +18,8 @@ pub use edge::Edge;
 use clap::parser::ValueSource;
 use clap::{Arg, ArgMatches, Command};
 
+use crate::journal::Level;
+
 /// The settings of a server, checked.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Settings {
@@ -37,6 +39,10 @@ pub struct Settings {
     pub database_url: Option<String>,
     pub db_pool_max: u32,
     pub data_dir: PathBuf,
+    pub durability: Level,
+    pub journal_write: Duration,
+    pub journal_sync: Duration,
+    pub journal_segment_bytes: u64,
     pub buffer_rows_max: usize,
     pub buffer_bytes_max: usize,
     pub batch_rows_max: usize,
@@ -74,6 +80,7 @@ pub enum Task {
     Serve,
     CheckConfig,
     Migrate,
+    JournalInspect,
 }
 
 /// Why there are no settings.
@@ -129,6 +136,23 @@ const SETTINGS: &[Setting] = &[
     },
     setting("DB_POOL_MAX", "20", "Connections to PostgreSQL at once [2 to 1000]"),
     setting("DATA_DIR", "data", "Directory for what the server keeps on disk"),
+    setting(
+        "DURABILITY",
+        "memory",
+        "What a 202 means unless the request's header Durability says: memory (in the buffer), \
+         written (handed to the kernel: survives kill -9) or synced (on disk: survives a power cut)",
+    ),
+    setting("JOURNAL_WRITE_MS", "10", "Milliseconds until an event is in the journal's file [1 to 60000]"),
+    setting(
+        "CHECKPOINT_INTERVAL_MS",
+        "5000",
+        "Milliseconds until the journal is synced to disk, unless someone waits for it [1 to 600000]",
+    ),
+    setting(
+        "JOURNAL_SEGMENT_BYTES",
+        "67108864",
+        "Bytes after which the journal goes on in another file [4096 to 4294967296]",
+    ),
     setting("BUFFER_MAX_SIZE", "50000", "Events that may wait for PostgreSQL [1 to 100000000]"),
     setting(
         "BUFFER_MAX_BYTES",
@@ -182,6 +206,10 @@ impl Settings {
         let (task, matches) = match matches.subcommand() {
             Some(("check-config", of_task)) => (Task::CheckConfig, of_task),
             Some(("migrate", of_task)) => (Task::Migrate, of_task),
+            Some(("journal", of_task)) => match of_task.subcommand() {
+                Some((_, of_inspect)) => (Task::JournalInspect, of_inspect),
+                None => (Task::JournalInspect, of_task),
+            },
             Some((_, of_task)) => (Task::Serve, of_task),
             None => (Task::Serve, &matches),
         };
@@ -224,6 +252,10 @@ impl Settings {
             database_url: Some(from.text("DATABASE_URL")).filter(|url| !url.is_empty()),
             db_pool_max: from.number("DB_POOL_MAX", 2..=1000),
             data_dir: PathBuf::from(from.text("DATA_DIR")),
+            durability: from.choice("DURABILITY", &Level::ALL.map(|level| (level.name(), level))),
+            journal_write: from.millis("JOURNAL_WRITE_MS", 1..=60_000),
+            journal_sync: from.millis("CHECKPOINT_INTERVAL_MS", 1..=600_000),
+            journal_segment_bytes: from.number("JOURNAL_SEGMENT_BYTES", 4096..=1 << 32),
             buffer_rows_max: from.number("BUFFER_MAX_SIZE", 1..=100_000_000),
             buffer_bytes_max: from.number("BUFFER_MAX_BYTES", 1 << 20..=(1 << 35) - 1),
             batch_rows_max: from.number("BATCH_SIZE", 1..=100_000),
@@ -290,6 +322,12 @@ fn command() -> Command {
         )
         .subcommand(Command::new("serve").about("Run the server (the default)"))
         .subcommand(Command::new("check-config").about("Check the settings, print them and exit"))
+        .subcommand(
+            Command::new("journal")
+                .about("Look at the journal in DATA_DIR")
+                .subcommand_required(true)
+                .subcommand(Command::new("inspect").about("Say what lies in each segment; touch nothing")),
+        )
         .subcommand(Command::new("migrate").about("Bring the database's schema up to date and exit"))
 }
 

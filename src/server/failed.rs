@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use crate::http::tls::IdentityError;
+use crate::journal::StartFailed;
 use crate::storage::StoreError;
 use crate::storage::postgres::TargetError;
 use crate::storage::postgres::embedded::ClusterError;
@@ -33,12 +34,20 @@ pub enum Failed {
     Cluster(#[from] ClusterError),
     #[error("the database could not be brought up to date: {0}")]
     Migrate(#[from] StoreError),
+    #[error("{0}")]
+    Journal(#[from] StartFailed),
+    #[error("the journal is damaged")]
+    JournalDamaged,
     #[error("the thread {0} died: what it held can no longer be vouched for")]
     ThreadDied(String),
-    #[error("stopped at once, as asked; {0} acknowledged events were not stored")]
-    Interrupted(usize),
-    #[error("the time to shut down is over; {0} acknowledged events were not stored")]
-    Undrained(usize),
+    #[error(
+        "stopped at once, as asked; {0} acknowledged events are not stored, and wait in the journal for the next start"
+    )]
+    Interrupted(u64),
+    #[error(
+        "the time to shut down is over and the journal does not work; {0} acknowledged events are not stored"
+    )]
+    Undrained(u64),
 }
 
 impl Failed {
@@ -56,6 +65,8 @@ impl Failed {
             | Self::Signals(_)
             | Self::Cluster(_)
             | Self::Migrate(_)
+            | Self::Journal(_)
+            | Self::JournalDamaged
             | Self::Interrupted(_)
             | Self::Undrained(_) => ExitCode::FAILURE,
         }

@@ -13,6 +13,7 @@ use crate::clock::Clock;
 use crate::http::tls::{Identity, IdentityError};
 use crate::http::{self, Acceptor, Remote, Shared, engine_minihttp, pin_to_core};
 use crate::ingest;
+use crate::journal::Checkpoint;
 use crate::lifecycle::Lifecycle;
 use crate::metrics::Process;
 use crate::query::{self, Line, ReaderLimits};
@@ -30,6 +31,19 @@ pub(super) fn start_writer(mut writer: Writer, lifecycle: &Lifecycle) -> Result<
     let (running, ended) = bounded::<()>(0);
     spawn(lifecycle, "writer", move || {
         writer.run();
+        drop(running);
+    })?;
+    Ok(ended)
+}
+
+/// Starts the checkpoint thread. The channel is closed when it has ended.
+pub(super) fn start_checkpoint(
+    mut checkpoint: Checkpoint,
+    lifecycle: &Lifecycle,
+) -> Result<Receiver<()>, Failed> {
+    let (running, ended) = bounded::<()>(0);
+    spawn(lifecycle, "checkpoint", move || {
+        checkpoint.run();
         drop(running);
     })?;
     Ok(ended)
