@@ -176,7 +176,7 @@ impl Status {
             utilization_percent: self.buffer.utilization_percent(),
             room: !self.buffer.is_full(),
             // The writer notices sooner than the probe.
-            database_up: self.database.is_up() && breaker != State::Open,
+            database_up: self.database.is_up(self.clock.now()) && breaker != State::Open,
             breaker,
         }
     }
