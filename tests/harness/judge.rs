@@ -31,25 +31,62 @@ pub(crate) fn settle_within(most: Duration, server: &Server) {
     );
 }
 
+/// What the judge found.
+#[derive(Debug)]
+pub(crate) struct Findings {
+    pub(crate) acknowledged: usize,
+    /// Ids that were acknowledged and have not come to rest as they were sent.
+    pub(crate) lost: Vec<String>,
+    /// Messages or ids that lie there more than once.
+    pub(crate) twice: usize,
+    /// Messages that lie there and were never sent.
+    pub(crate) strangers: usize,
+}
+
+impl Findings {
+    pub(crate) fn of(tally: &Tally, postgres: &Postgres) -> Self {
+        let mut resting: HashMap<String, String> = HashMap::new();
+        let mut messages: HashSet<String> = HashSet::new();
+        let (mut twice, mut strangers) = (0, 0);
+        for (id, message) in resting_events(postgres) {
+            strangers += usize::from(!tally.sent.contains(&message));
+            let fresh = messages.insert(message.clone());
+            let known = resting.insert(id, message).is_some();
+            twice += usize::from(known || !fresh);
+        }
+        let is_lost = |(id, message): &(&String, &String)| resting.get(*id) != Some(message);
+        let lost = tally.acknowledged.iter().filter(is_lost).map(|(id, _)| id.clone()).collect();
+        Self { acknowledged: tally.acknowledged.len(), lost, twice, strangers }
+    }
+}
+
 /// Every acknowledged event has come to rest as it was sent, none twice, and nothing that was not sent.
 #[track_caller]
 pub(crate) fn judge(tally: &Tally, postgres: &Postgres) {
-    let mut resting: HashMap<String, String> = HashMap::new();
-    let mut messages: HashSet<String> = HashSet::new();
-    for (id, message) in resting_events(postgres) {
-        assert!(tally.sent.contains(&message), "{message} is stored and was never sent");
-        assert!(messages.insert(message.clone()), "{message} is stored twice");
-        assert!(resting.insert(id, message).is_none(), "an id is stored twice");
-    }
-    let lost: Vec<_> =
-        tally.acknowledged.iter().filter(|(id, message)| resting.get(*id) != Some(message)).collect();
+    let found = Findings::of(tally, postgres);
+    assert_eq!(found.strangers, 0, "events are stored that were never sent");
+    assert_eq!(found.twice, 0, "events are stored twice");
     assert!(
-        lost.is_empty(),
+        found.lost.is_empty(),
         "{} of {} acknowledged events are lost, such as {:?}",
-        lost.len(),
-        tally.acknowledged.len(),
-        lost.first()
+        found.lost.len(),
+        found.acknowledged,
+        found.lost.first()
     );
+}
+
+/// What the server counted is what lies in the tables. Holds for one life of a server that began with empty ones,
+/// as long as the producer repeats nothing: then a duplicate is an event whose COMMIT had got no answer.
+#[track_caller]
+pub(crate) fn compare_ledger(server: &Server, postgres: &Postgres) {
+    let page = server.metrics();
+    let figure = |name: &str| i64::try_from(metric(&page, name)).expect("counters are small here");
+    assert_eq!(
+        figure("events_stored_total") + figure("events_duplicate_total"),
+        postgres.stored(),
+        "the ledger and the table differ"
+    );
+    assert_eq!(figure("events_dead_total"), postgres.dead(), "the ledger and the dead letters differ");
 }
 
 /// Id and message of every event in the tables.
