@@ -23,6 +23,8 @@ pub mod buffer;
 
 pub mod writer;
 
+pub mod dead;
+
 pub mod storage;
 
 pub mod query;

@@ -16,6 +16,7 @@ pub use failed::Failed;
 use crate::api::Api;
 use crate::buffer::{self, Buffer};
 use crate::clock::Clock;
+use crate::dead::DeadTask;
 use crate::health::{Database, Probe};
 use crate::http::router::LABELS;
 use crate::http::{Remote, listener};
@@ -62,6 +63,30 @@ pub fn migrate(settings: &Settings, clock: &Clock) -> Result<(), Failed> {
     migrated?;
     log::info!("the database is up to date");
     Ok(())
+}
+
+/// `aurore-events dead`. A cluster of a running server is used and left alone; one that nobody runs is started for as
+/// long as this takes.
+pub fn dead(settings: &Settings, clock: &Clock, task: &DeadTask) -> Result<(), Failed> {
+    let own_cluster = settings.data_dir.join("postgres");
+    let (_lock, target, cluster) = match &settings.database_url {
+        Some(url) => (None, Target::parse(url)?, None),
+        None if !own_cluster.is_dir() => return Err(Failed::NoCluster(settings.data_dir.clone())),
+        None => match lock_data_dir(&settings.data_dir) {
+            Ok(lock) => {
+                let cluster = Cluster::start(&settings.data_dir, ClusterLimits::default(), clock)?;
+                (Some(lock), cluster.target(), Some(cluster))
+            }
+            Err(Failed::DataDirInUse(_)) => (None, Cluster::of_a_running_server(&settings.data_dir)?, None),
+            Err(error) => return Err(error),
+        },
+    };
+    let repository =
+        PostgresRepository::new(&target, StoreLimits { connections_max: 2, ..StoreLimits::default() });
+    let done = task.run(&repository, clock, &mut std::io::stdout().lock());
+    drop(repository);
+    stop(cluster);
+    done.map_err(|error| Failed::Dead(Box::new(error)))
 }
 
 /// Keeps two servers from sharing a directory. The lock ends with the process, however that ends.

@@ -14,6 +14,8 @@ use std::time::Duration;
 use clap::parser::ValueSource;
 use clap::{Arg, ArgMatches, Command};
 
+use crate::dead::{self, DeadTask};
+
 /// The settings of a server, checked.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Settings {
@@ -64,11 +66,12 @@ pub enum LogFormat {
 }
 
 /// What the program was asked to do.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Task {
     Serve,
     CheckConfig,
     Migrate,
+    Dead(DeadTask),
 }
 
 /// Why there are no settings.
@@ -169,18 +172,20 @@ impl Settings {
     /// Reads the command line, the environment and the `--env-file`.
     pub fn load(args: impl IntoIterator<Item = OsString>) -> Result<(Task, Self), Refused> {
         let matches = command().try_get_matches_from(args).map_err(Refused::Usage)?;
-        let (task, matches) = match matches.subcommand() {
-            Some(("check-config", of_task)) => (Task::CheckConfig, of_task),
-            Some(("migrate", of_task)) => (Task::Migrate, of_task),
-            Some((_, of_task)) => (Task::Serve, of_task),
-            None => (Task::Serve, &matches),
+        let dead = matches.subcommand_matches("dead").and_then(DeadTask::of);
+        let (task, matches) = match (dead, matches.subcommand()) {
+            (Some((task, of_task)), _) => (Task::Dead(task), of_task),
+            (None, Some(("check-config", of_task))) => (Task::CheckConfig, of_task.clone()),
+            (None, Some(("migrate", of_task))) => (Task::Migrate, of_task.clone()),
+            (None, Some((_, of_task))) => (Task::Serve, of_task.clone()),
+            (None, None) => (Task::Serve, matches),
         };
         let mut mistakes = Vec::new();
         let file = match matches.get_one::<PathBuf>("ENV_FILE") {
             Some(path) => read_env_file(path, &mut mistakes),
             None => HashMap::new(),
         };
-        let mut reader = Reader { matches, file, mistakes: &mut mistakes };
+        let mut reader = Reader { matches: &matches, file, mistakes: &mut mistakes };
         let mut settings = Self::read(&mut reader);
         settings.shown = SETTINGS.iter().map(|setting| reader.shown(setting.name)).collect();
         if mistakes.is_empty() { Ok((task, settings)) } else { Err(Refused::Mistakes(mistakes)) }
@@ -276,6 +281,7 @@ fn command() -> Command {
         )
         .subcommand(Command::new("serve").about("Run the server (the default)"))
         .subcommand(Command::new("check-config").about("Check the settings, print them and exit"))
+        .subcommand(dead::command())
         .subcommand(Command::new("migrate").about("Bring the database's schema up to date and exit"))
 }
 

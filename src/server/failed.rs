@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
+use crate::dead::DeadError;
 use crate::storage::StoreError;
 use crate::storage::postgres::TargetError;
 use crate::storage::postgres::embedded::ClusterError;
@@ -30,6 +31,10 @@ pub enum Failed {
     Cluster(#[from] ClusterError),
     #[error("the database could not be brought up to date: {0}")]
     Migrate(#[from] StoreError),
+    #[error("{0}")]
+    Dead(Box<DeadError>),
+    #[error("there is no database: DATABASE_URL is not set, and {0} holds no cluster")]
+    NoCluster(PathBuf),
     #[error("the thread {0} died: what it held can no longer be vouched for")]
     ThreadDied(String),
     #[error("stopped at once, as asked; {0} acknowledged events were not stored")]
@@ -53,6 +58,8 @@ impl Failed {
             | Self::Signals(_)
             | Self::Cluster(_)
             | Self::Migrate(_)
+            | Self::Dead(_)
+            | Self::NoCluster(_)
             | Self::Interrupted(_)
             | Self::Undrained(_) => ExitCode::FAILURE,
         }

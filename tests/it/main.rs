@@ -8,6 +8,7 @@ mod harness;
 
 mod answers;
 mod backpressure;
+mod dead;
 mod engines;
 mod health;
 mod ids;

@@ -1,9 +1,10 @@
 //! Events in PostgreSQL, 14 and later. The only place that names the `postgres` crate.
 //!
 //! `target` and `tls` say where the database is, `connect` how a transaction is had; `migrate` and `partition` make the
-//! tables; `store` and `find` use them; `error` translates; `embedded` runs a cluster of our own.
+//! tables; `store`, `find` and `dead` use them; `error` translates; `embedded` runs a cluster of our own.
 
 mod connect;
+mod dead;
 pub mod embedded;
 mod error;
 mod find;
@@ -22,6 +23,7 @@ mod types;
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::Duration;
 
+pub use dead::{DeadEvent, DeadFilter, Replayed};
 pub use target::{Target, TargetError};
 
 use self::connect::{Connections, Terms};
