@@ -31,6 +31,7 @@ fn main() -> ExitCode {
     let done = match task {
         Task::Migrate => server::migrate(&settings, &clock),
         Task::JournalInspect => server::inspect_journal(&settings),
+        Task::Dead(task) => server::dead(&settings, &clock, &task),
         Task::Serve | Task::CheckConfig => server::run(&settings, &clock),
     };
     match done {
