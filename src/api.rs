@@ -11,7 +11,9 @@ use crate::clock::{Clock, Moment};
 use crate::http::accept::preferred;
 use crate::http::router::{self, Route};
 use crate::http::{Answer, Handler, Headers, Method, Promise, Request, Response};
-use crate::ingest::{self, Call, Form, Ingest, Limits, problem};
+use crate::ingest::{
+    self, Call, Coding, DecompressLimits, Decompressor, Form, Ingest, Limits, Undecodable, problem,
+};
 use crate::lifecycle::Phase;
 use crate::metrics::{HttpFigures, Reason};
 use crate::query::Line;
@@ -24,6 +26,7 @@ const RESTART_S: u64 = 5;
 pub struct Api {
     acceptor: usize,
     ingest: Ingest,
+    decompressor: Decompressor,
     buffer: Arc<Buffer>,
     status: Arc<Status>,
     line: Line,
@@ -36,6 +39,7 @@ impl Api {
         Self {
             acceptor,
             ingest: Ingest::new(limits, rng),
+            decompressor: Decompressor::new(DecompressLimits::new(limits.plain_bytes_max)),
             buffer: status.buffer.clone(),
             figures: status.http.clone(),
             clock: status.clock.clone(),
@@ -47,7 +51,10 @@ impl Api {
     /// Answers what needs no database.
     fn answer(&mut self, route: &Route<'_>, request: &Request<'_>, response: &mut Response) {
         match route {
-            Route::PostEvents => self.post_events(request, response),
+            Route::PostEvents => {
+                self.post_events(request, response);
+                self.decompressor.release();
+            }
             Route::ListEvents | Route::GetEvent(_) => unreachable!("BUG: these wait for the database"),
             Route::Live => Status::live(response),
             Route::Ready => self.status.ready(response),
@@ -83,12 +90,21 @@ impl Api {
             Err(refused) => return refused.answer(response),
         };
         // Under overload most batches are turned away: not to read them leaves the time to the writer. Only lines can be
-        // counted without reading them.
-        if call.form == Form::Ndjson && self.buffer.is_full() {
-            ledger.dropped(Reason::BufferFull, ingest::count_lines(request.body));
+        // counted without reading them; of what is compressed it is only known that there is one.
+        let plain = call.coding == Coding::Identity;
+        if (call.form == Form::Ndjson || !plain) && self.buffer.is_full() {
+            let events = if plain { ingest::count_lines(request.body) } else { 1 };
+            ledger.dropped(Reason::BufferFull, events);
             return problem::buffer_full(response, self.status.retry_after());
         }
-        let decoded = self.ingest.decode(call, request.body, self.clock.wall());
+        let body = match self.decompressor.decode(call.coding, request.body) {
+            Ok(body) => body,
+            Err(refused) => {
+                ledger.dropped(Reason::Invalid, 1);
+                return undecodable(refused, response);
+            }
+        };
+        let decoded = self.ingest.decode(call, body, self.clock.wall());
         if decoded.rejected() > 0 {
             ledger.dropped(Reason::Invalid, u64::from(decoded.rejected()));
         }
@@ -173,6 +189,11 @@ impl Handler for Api {
     fn refused(&mut self, status: u16) {
         self.count(Method::Other, router::OTHER, status, self.clock.now());
     }
+}
+
+fn undecodable(refused: Undecodable, response: &mut Response) {
+    let kind = if refused.is_too_large() { problem::Kind::TooLarge } else { problem::Kind::Invalid };
+    problem::answer(response, kind, &refused.to_string());
 }
 
 /// Whether the request said that it has a body, be it an empty one.

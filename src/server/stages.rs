@@ -123,6 +123,7 @@ pub(super) fn ingest_limits(settings: &Settings) -> ingest::Limits {
         clock_skew: settings.clock_skew_max,
         retention: Duration::from_hours(24 * u64::from(settings.retention_days)),
         rows_per_block_max: u32::try_from(settings.batch_rows_max).unwrap_or(u32::MAX),
+        plain_bytes_max: settings.decompressed_bytes_max,
     }
 }
 
