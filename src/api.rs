@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use rand::rngs::StdRng;
 
+use crate::access::{self, Area, Gate, Grant, Origins};
 use crate::buffer::{Buffer, Full};
 use crate::clock::{Clock, Moment};
 use crate::http::accept::preferred;
@@ -16,15 +17,18 @@ use crate::ingest::{
 };
 use crate::lifecycle::Phase;
 use crate::metrics::{HttpFigures, Reason};
-use crate::query::Line;
+use crate::query::{Line, Query};
 use crate::status::{Part, Status};
 
+/// The label of a single event's page.
+const GET_EVENT: usize = 1;
 /// Seconds after which another server, or this one restarted, may take what a stopping one refused.
 const RESTART_S: u64 = 5;
 
 #[derive(Debug)]
 pub struct Api {
     acceptor: usize,
+    gate: Gate,
     ingest: Ingest,
     decompressor: Decompressor,
     buffer: Arc<Buffer>,
@@ -35,9 +39,17 @@ pub struct Api {
 }
 
 impl Api {
-    pub fn new(acceptor: usize, limits: Limits, rng: StdRng, status: Arc<Status>, line: Line) -> Self {
+    pub fn new(
+        acceptor: usize,
+        gate: Gate,
+        limits: Limits,
+        rng: StdRng,
+        status: Arc<Status>,
+        line: Line,
+    ) -> Self {
         Self {
             acceptor,
+            gate,
             ingest: Ingest::new(limits, rng),
             decompressor: Decompressor::new(DecompressLimits::new(limits.plain_bytes_max)),
             buffer: status.buffer.clone(),
@@ -49,15 +61,16 @@ impl Api {
     }
 
     /// Answers what needs no database.
-    fn answer(&mut self, route: &Route<'_>, request: &Request<'_>, response: &mut Response) {
+    fn answer(&mut self, route: &Route<'_>, grant: &Grant, request: &Request<'_>, response: &mut Response) {
         match route {
             Route::PostEvents => {
-                self.post_events(request, response);
+                self.post_events(grant, request, response);
                 self.decompressor.release();
             }
             Route::ListEvents | Route::GetEvent(_) => unreachable!("BUG: these wait for the database"),
             Route::Live => Status::live(response),
             Route::Ready => self.status.ready(response),
+            Route::Health if !grant.metrics => self.status.health(Part::Word, response),
             Route::Health => self.status.health(Part::Overall, response),
             Route::HealthBuffer => self.status.health(Part::Buffer, response),
             Route::HealthDatabase => self.status.health(Part::Database, response),
@@ -68,12 +81,13 @@ impl Api {
             Route::Options(allow) => {
                 response.status = 204;
                 response.header("Allow", allow);
+                Origins::preflight(grant.cors, request.headers, allow, response);
             }
         }
     }
 
     /// `POST /events`: all of its good events are admitted, or none.
-    fn post_events(&mut self, request: &Request<'_>, response: &mut Response) {
+    fn post_events(&mut self, grant: &Grant, request: &Request<'_>, response: &mut Response) {
         let ledger = &self.status.ledger;
         if self.status.lifecycle.phase() > Phase::Serving {
             return problem::shutting_down(response, RESTART_S);
@@ -86,7 +100,7 @@ impl Api {
             );
         }
         let call = match Call::read(request.headers) {
-            Ok(call) => call,
+            Ok(call) => Call { services: grant.services.as_deref(), ..call },
             Err(refused) => return refused.answer(response),
         };
         // Under overload most batches are turned away: not to read them leaves the time to the writer. Only lines can be
@@ -136,14 +150,54 @@ impl Api {
         self.figures.record(self.acceptor, method, route, status, self.clock.now().since(started));
     }
 
-    /// A promise that counts its answer when it is kept.
-    fn counted_promise(&self, request: &Request<'_>, route: usize, started: Moment) -> Promise {
+    /// A promise that counts its answer when it is kept. The answer has `headers` before its own, and shows only what
+    /// the grant allows.
+    fn counted_promise(
+        &self,
+        request: &Request<'_>,
+        grant: &Grant,
+        mut headers: Vec<u8>,
+        route: usize,
+        started: Moment,
+    ) -> Promise {
         let (promise, method) = (request.promise(), request.method);
         let (figures, acceptor, clock) = (self.figures.clone(), self.acceptor, self.clock.clone());
-        Promise::new(move |response| {
+        // A page was checked by its query.
+        let services = grant.services.clone().filter(|_| route == GET_EVENT);
+        Promise::new(move |mut response| {
+            if let Some(services) = services {
+                access::conceal(&services, &mut response);
+            }
+            headers.append(&mut response.headers);
+            response.headers = headers;
             figures.record(acceptor, method, route, response.status, clock.now().since(started));
             promise.fulfil(response);
         })
+    }
+
+    /// What waits for the database.
+    fn query(
+        &self,
+        route: &Route<'_>,
+        grant: &Grant,
+        request: &Request<'_>,
+        started: Moment,
+        response: &mut Response,
+    ) -> Answer {
+        let headers = response.headers.clone();
+        let promise = || self.counted_promise(request, grant, headers, route.index(), started);
+        if let Route::GetEvent(id) = route {
+            return self.line.find(id, promise, response);
+        }
+        let now = self.clock.wall();
+        if let Some(services) = &grant.services
+            && let Ok(query) = Query::parse(request.query, now)
+            && !query.filter.service.as_deref().is_some_and(|service| access::holds(services, service))
+        {
+            access::forbid_service(query.filter.service.as_deref(), response);
+            return Answer::Ready;
+        }
+        self.line.list(request.query, now, promise, response)
     }
 
     fn metrics(&self, request: &Request<'_>, response: &mut Response) {
@@ -161,23 +215,22 @@ impl Api {
 impl Handler for Api {
     fn handle(&mut self, request: &Request<'_>, response: &mut Response) -> Answer {
         let started = self.clock.now();
-        let route = match router::route(request.method, request.path) {
-            Ok(route) => route,
-            Err(refusal) => {
+        let found = router::route(request.method, request.path);
+        let index = found.as_ref().map_or(router::OTHER, Route::index);
+        let grant = self.gate.enter(area(found.as_ref().ok()), request, started, response);
+        let answer = match (grant, found) {
+            (None, _) => Answer::Ready,
+            (Some(_), Err(refusal)) => {
                 refusal.write(response);
-                self.count(request.method, router::OTHER, response.status, started);
-                return Answer::Ready;
+                Answer::Ready
             }
-        };
-        let index = route.index();
-        let promise = || self.counted_promise(request, index, started);
-        let answer = if let Route::ListEvents = route {
-            self.line.list(request.query, self.clock.wall(), promise, response)
-        } else if let Route::GetEvent(id) = &route {
-            self.line.find(id, promise, response)
-        } else {
-            self.answer(&route, request, response);
-            Answer::Ready
+            (Some(grant), Ok(route @ (Route::ListEvents | Route::GetEvent(_)))) => {
+                self.query(&route, &grant, request, started, response)
+            }
+            (Some(grant), Ok(route)) => {
+                self.answer(&route, &grant, request, response);
+                Answer::Ready
+            }
         };
         if answer == Answer::Ready {
             self.count(request.method, index, response.status, started);
@@ -194,6 +247,20 @@ impl Handler for Api {
 fn undecodable(refused: Undecodable, response: &mut Response) {
     let kind = if refused.is_too_large() { problem::Kind::TooLarge } else { problem::Kind::Invalid };
     problem::answer(response, kind, &refused.to_string());
+}
+
+/// What it takes to be shown a page.
+fn area(route: Option<&Route<'_>>) -> Area {
+    let Some(route) = route else { return Area::Public };
+    match route {
+        Route::PostEvents => Area::Ingest,
+        Route::ListEvents | Route::GetEvent(_) => Area::Query,
+        Route::Live | Route::Ready => Area::Probe,
+        Route::Health => Area::Health,
+        Route::HealthBuffer | Route::HealthDatabase | Route::HealthDetailed => Area::HealthDetails,
+        Route::Metrics | Route::MetricsPrometheus => Area::Metrics,
+        Route::Console | Route::Options(_) => Area::Public,
+    }
 }
 
 /// Whether the request said that it has a body, be it an empty one.

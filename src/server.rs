@@ -14,6 +14,7 @@ use signal_hook::consts::{SIGHUP, SIGTERM};
 
 pub use failed::Failed;
 
+use crate::access::{Gate, Policy};
 use crate::api::Api;
 use crate::buffer::{self, Buffer};
 use crate::clock::Clock;
@@ -40,6 +41,7 @@ fn stop(cluster: Option<Cluster>) {
 
 /// `aurore-events serve`.
 pub fn run(settings: &Settings, clock: &Clock) -> Result<(), Failed> {
+    let policy = stages::policy(settings)?;
     let _lock = lock_data_dir(&settings.data_dir)?;
     // Before the cluster is started, so that a second server fails at once and touches nothing.
     let address = settings.address();
@@ -48,7 +50,10 @@ pub fn run(settings: &Settings, clock: &Clock) -> Result<(), Failed> {
     let (lifecycle, notices) = Lifecycle::new();
     notice_signals(&lifecycle)?;
     let (repository, cluster) = open_database(settings, clock)?;
-    let served = serve(settings, listeners, repository, &lifecycle, &notices, clock);
+    if let Some(tokens) = policy.tokens.clone() {
+        lifecycle.on_reload("tokens", move || tokens.reload());
+    }
+    let served = serve(settings, listeners, policy, repository, &lifecycle, &notices, clock);
     stop(cluster);
     served
 }
@@ -116,6 +121,7 @@ fn open_database(
 pub fn serve(
     settings: &Settings,
     listeners: Vec<TcpListener>,
+    policy: Arc<Policy>,
     repository: Arc<dyn EventRepository>,
     lifecycle: &Lifecycle,
     notices: &Receiver<Notice>,
@@ -181,7 +187,10 @@ pub fn serve(
     let limits = stages::ingest_limits(settings);
     let api = {
         let (status, clock) = (status.clone(), clock.clone());
-        move |acceptor: usize| Api::new(acceptor, limits, clock.rng(), status.clone(), line.clone())
+        move |acceptor: usize| {
+            let gate = Gate::new(policy.clone());
+            Api::new(acceptor, gate, limits, clock.rng(), status.clone(), line.clone())
+        }
     };
     let (remotes, acceptors_ended) = match settings.http_engine {
         HttpEngine::Guarded => stages::start_acceptors(settings, listeners, &api, lifecycle, clock)?,

@@ -11,6 +11,7 @@ use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use crate::access::{NewToken, Origins, Proxies, Rate, Rates};
 use clap::parser::ValueSource;
 use clap::{Arg, ArgMatches, Command};
 
@@ -25,6 +26,11 @@ pub struct Settings {
     pub connections_max: usize,
     pub body_bytes_max: usize,
     pub decompressed_bytes_max: usize,
+    /// None: everybody may do everything.
+    pub auth_tokens_file: Option<PathBuf>,
+    pub rates: Rates,
+    pub trusted_proxies: Proxies,
+    pub cors_origins: Origins,
     pub header_timeout: Duration,
     pub body_timeout: Duration,
     pub idle_timeout: Duration,
@@ -65,11 +71,12 @@ pub enum LogFormat {
 }
 
 /// What the program was asked to do.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Task {
     Serve,
     CheckConfig,
     Migrate,
+    CreateToken(NewToken),
 }
 
 /// Why there are no settings.
@@ -113,6 +120,37 @@ const SETTINGS: &[Setting] = &[
         "MAX_DECOMPRESSED_BYTES",
         "33554432",
         "Bytes of a gzip or zstd body once it is decompressed [1024 to 1073741824]",
+    ),
+    Setting {
+        name: "AUTH_TOKENS_FILE",
+        default: None,
+        help: "File of tokens, a line each: name sha256:HEX scopes [services]; see `token create`. \
+               Read again on SIGHUP. Unset: requests need no token",
+    },
+    setting(
+        "RATE_LIMIT_GLOBAL",
+        "0",
+        "Requests per second and client on everything but /live and /ready; 0 is no limit [0 to 1000000]",
+    ),
+    setting(
+        "RATE_LIMIT_QUERY",
+        "100",
+        "Requests per second and client on GET /events and below; 0 is no limit [0 to 1000000]",
+    ),
+    setting(
+        "RATE_LIMIT_HEALTH",
+        "50",
+        "Requests per second and client on /health and below; 0 is no limit [0 to 1000000]",
+    ),
+    setting(
+        "TRUSTED_PROXIES",
+        "",
+        "Addresses and networks, with commas, whose X-Forwarded-For or Forwarded is believed, such as 10.0.0.0/8",
+    ),
+    setting(
+        "CORS_ORIGINS",
+        "",
+        "Origins of web pages, with commas, that may read answers, such as https://app.example; * for all",
     ),
     setting("HEADER_TIMEOUT_MS", "10000", "Milliseconds for a whole request header to arrive [1 to 3600000]"),
     setting("BODY_TIMEOUT_MS", "30000", "Milliseconds for a whole request body to arrive [1 to 3600000]"),
@@ -178,6 +216,10 @@ impl Settings {
         let (task, matches) = match matches.subcommand() {
             Some(("check-config", of_task)) => (Task::CheckConfig, of_task),
             Some(("migrate", of_task)) => (Task::Migrate, of_task),
+            Some(("token", of_token)) => {
+                let (_, create) = of_token.subcommand().expect("clap wants one");
+                (create_token(create).map_err(|mistake| Refused::Mistakes(vec![mistake]))?, create)
+            }
             Some((_, of_task)) => (Task::Serve, of_task),
             None => (Task::Serve, &matches),
         };
@@ -213,6 +255,16 @@ impl Settings {
             connections_max: from.number("MAX_CONNECTIONS", 1..=1_000_000),
             body_bytes_max: from.number("MAX_BODY_BYTES", 1024..=1 << 30),
             decompressed_bytes_max: from.number("MAX_DECOMPRESSED_BYTES", 1024..=1 << 30),
+            auth_tokens_file: Some(from.text("AUTH_TOKENS_FILE"))
+                .filter(|path| !path.is_empty())
+                .map(PathBuf::from),
+            rates: Rates {
+                global: from.rate("RATE_LIMIT_GLOBAL"),
+                query: from.rate("RATE_LIMIT_QUERY"),
+                health: from.rate("RATE_LIMIT_HEALTH"),
+            },
+            trusted_proxies: from.read("TRUSTED_PROXIES"),
+            cors_origins: from.read("CORS_ORIGINS"),
             header_timeout: from.millis("HEADER_TIMEOUT_MS", 1..=HOUR_MS),
             body_timeout: from.millis("BODY_TIMEOUT_MS", 1..=HOUR_MS),
             idle_timeout: from.millis("IDLE_TIMEOUT_MS", 1..=HOUR_MS),
@@ -284,6 +336,26 @@ fn command() -> Command {
         .subcommand(Command::new("serve").about("Run the server (the default)"))
         .subcommand(Command::new("check-config").about("Check the settings, print them and exit"))
         .subcommand(Command::new("migrate").about("Bring the database's schema up to date and exit"))
+        .subcommand(token_command())
+}
+
+fn token_command() -> Command {
+    let arg = |name: &'static str, value: &'static str, help: &'static str| {
+        Arg::new(name).long(name).value_name(value).help(help)
+    };
+    Command::new("token").about("Tokens for AUTH_TOKENS_FILE").subcommand_required(true).subcommand(
+        Command::new("create")
+            .about("Make a token: prints it, this once, and the line with its hash for AUTH_TOKENS_FILE")
+            .arg(arg("name", "NAME", "Whose it is, for the log and for you").required(true))
+            .arg(arg("scopes", "LIST", "What it allows: ingest, query, metrics, admin").required(true))
+            .arg(arg("services", "LIST", "The services it is for, percent-encoded; without it, all")),
+    )
+}
+
+fn create_token(matches: &ArgMatches) -> Result<Task, String> {
+    let text = |name| matches.get_one::<String>(name).map(String::as_str);
+    let (name, scopes) = (text("name").unwrap_or_default(), text("scopes").unwrap_or_default());
+    NewToken::new(name, scopes, text("services")).map(Task::CreateToken)
 }
 
 /// Reads one setting after another, and keeps going when one is wrong.
@@ -321,6 +393,19 @@ impl Reader<'_> {
         }
         self.mistake(name, &text, &format!("a whole number from {} to {}", bounds.start(), bounds.end()));
         T::default()
+    }
+
+    fn rate(&mut self, name: &str) -> Option<Rate> {
+        Rate::per_second(self.number(name, 0..=1_000_000))
+    }
+
+    /// A value whose own error says what it should be.
+    fn read<T: std::str::FromStr<Err: std::fmt::Display> + Default>(&mut self, name: &str) -> T {
+        let text = self.text(name);
+        text.parse().unwrap_or_else(|wanted: T::Err| {
+            self.mistake(name, &text, &wanted.to_string());
+            T::default()
+        })
     }
 
     fn millis(&mut self, name: &str, bounds: RangeInclusive<u64>) -> Duration {
@@ -414,6 +499,10 @@ mod tests {
         assert_eq!((settings.linger, settings.retention_days), (Duration::from_secs(1), 30));
         assert_eq!((settings.breaker_failures, settings.breaker_successes), (5, 2));
         assert_eq!(settings.http_engine, HttpEngine::Guarded);
+        let rates = [settings.rates.global, settings.rates.query, settings.rates.health];
+        assert_eq!(rates.map(|rate| rate.map(Rate::count)), [None, Some(100), Some(50)]);
+        assert!(settings.auth_tokens_file.is_none() && settings.trusted_proxies.is_empty());
+        assert!(settings.cors_origins.is_none());
     }
 
     #[test]

@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
+use crate::access::tokens::Mistakes;
 use crate::storage::StoreError;
 use crate::storage::postgres::TargetError;
 use crate::storage::postgres::embedded::ClusterError;
@@ -25,6 +26,8 @@ pub enum Failed {
     #[error("cannot handle signals: {0}")]
     Signals(String),
     #[error("{0}")]
+    Tokens(#[from] Mistakes),
+    #[error("{0}")]
     Target(#[from] TargetError),
     #[error("{0}")]
     Cluster(#[from] ClusterError),
@@ -42,7 +45,7 @@ impl Failed {
     pub fn exit_code(&self) -> ExitCode {
         match self {
             // As for wrong settings, since that is what it is.
-            Self::Target(_) => ExitCode::from(2),
+            Self::Target(_) | Self::Tokens(_) => ExitCode::from(2),
             // EX_SOFTWARE of sysexits(3).
             Self::ThreadDied(_) => ExitCode::from(70),
             Self::DataDir { .. }

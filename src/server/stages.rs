@@ -8,6 +8,8 @@ use std::time::Duration;
 use crossbeam::channel::{Receiver, RecvTimeoutError, bounded};
 
 use super::Failed;
+use crate::access::tokens::Mistakes;
+use crate::access::{Limiter, Policy, TokenFile, limiter};
 use crate::api::Api;
 use crate::clock::Clock;
 use crate::http::{self, Acceptor, Remote, Shared, engine_minihttp, pin_to_core};
@@ -116,6 +118,24 @@ pub(super) fn start_minihttp(
     );
     let (_, ended) = bounded(0);
     Ok((Vec::new(), ended))
+}
+
+/// Who may ask for what, and how often.
+pub(super) fn policy(settings: &Settings) -> Result<Arc<Policy>, Mistakes> {
+    let tokens = settings.auth_tokens_file.as_deref().map(TokenFile::open).transpose()?.map(Arc::new);
+    if tokens.is_none() && !settings.host.to_canonical().is_loopback() {
+        log::warn!(
+            "whoever reaches {} may post, read and scrape: no AUTH_TOKENS_FILE is set",
+            settings.address()
+        );
+    }
+    Ok(Arc::new(Policy {
+        tokens,
+        rates: settings.rates,
+        limiter: Limiter::new(limiter::ROWS),
+        proxies: settings.trusted_proxies.clone(),
+        origins: settings.cors_origins.clone(),
+    }))
 }
 
 pub(super) fn ingest_limits(settings: &Settings) -> ingest::Limits {

@@ -5,8 +5,10 @@
 
 mod harness;
 
+mod access;
 mod answers;
 mod backpressure;
+mod compression;
 mod engines;
 mod health;
 mod ids;
