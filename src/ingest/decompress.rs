@@ -2,7 +2,7 @@
 //! its bounds is given up as soon as it does, so that a bomb costs what those bounds allow and no more.
 //!
 //! Knows no HTTP but the names of codings. Both decoders are Rust alone: what reads strangers' bytes on the thread that
-//! all connections share must not have C's ways to fail. zstd's own library would be two to three times as fast.
+//! all connections share must not have C's ways to fail. zlib-ng and zstd's own library would be faster.
 
 use std::fmt;
 
@@ -34,8 +34,8 @@ impl DecompressLimits {
     /// NDJSON of real logs shrinks ten- to thirtyfold.
     pub const RATIO_MAX: usize = 200;
     pub const RATIO_FREE_BYTES: usize = 256 * 1024;
-    /// Programs that join what they have compressed block by block make one of 64 KiB, or one an event.
-    pub const MEMBERS_MAX: usize = 4096;
+    /// Programs that compress block by block make one of 64 KiB: 512 of them are 32 MiB.
+    pub const MEMBERS_MAX: usize = 1024;
 
     pub fn new(bytes_max: usize) -> Self {
         Self {
@@ -91,6 +91,8 @@ const ZSTD: &str = "zstd";
 const KEPT_BYTES: usize = 512 * 1024;
 /// The window that RFC 9659 allows a zstd body of HTTP, and that a server must therefore have.
 const WINDOW_BYTES_MAX: u64 = 8 << 20;
+/// A window up to this size is kept with its decoder: what zstd's default level wants.
+const WINDOW_BYTES_KEPT: u64 = 2 << 20;
 /// The first bytes of a gzip member: its magic number and the only method there is.
 const GZIP_MAGIC: [u8; 3] = [0x1f, 0x8b, 8];
 /// CRC-32 and length.
@@ -199,7 +201,7 @@ impl Decompressor {
         let frames = Frames { limits: self.limits, body, window_max: 0 };
         let (done, window_max) = frames.decode(&mut decoder, &mut self.plain);
         // It keeps its window. After an error it is in a state nobody has thought of, after a large one it is large.
-        if done.is_ok() && window_max <= KEPT_BYTES {
+        if done.is_ok() && window_max <= WINDOW_BYTES_KEPT {
             self.zstd = Some(decoder);
         }
         done
@@ -210,12 +212,12 @@ impl Decompressor {
 struct Frames<'a> {
     limits: DecompressLimits,
     body: &'a [u8],
-    /// Bytes of the largest frame, which its window cannot be above for long.
-    window_max: usize,
+    /// The largest window that a frame wanted.
+    window_max: u64,
 }
 
 impl Frames<'_> {
-    fn decode(mut self, decoder: &mut FrameDecoder, plain: &mut Vec<u8>) -> (Result<(), Undecodable>, usize) {
+    fn decode(mut self, decoder: &mut FrameDecoder, plain: &mut Vec<u8>) -> (Result<(), Undecodable>, u64) {
         let done = self.all(decoder, plain);
         (done, self.window_max)
     }
@@ -223,6 +225,7 @@ impl Frames<'_> {
     fn all(&mut self, decoder: &mut FrameDecoder, plain: &mut Vec<u8>) -> Result<(), Undecodable> {
         let mut rest = self.body;
         for _ in 0..self.limits.members_max {
+            self.window_max = self.window_max.max(window_bytes(rest));
             match decoder.reset(&mut rest) {
                 Ok(()) => self.one(decoder, &mut rest, plain)?,
                 Err(FrameDecoderError::ReadFrameHeaderError(ReadFrameHeaderError::SkipFrame {
@@ -264,7 +267,6 @@ impl Frames<'_> {
         }
         decoder.collect_to_writer(&mut *plain).expect("a vector takes all that is written");
         let frame_bytes = plain.len() - start;
-        self.window_max = self.window_max.max(frame_bytes);
         if decoder.get_checksum_from_data().is_some_and(|sum| Some(sum) != decoder.get_calculated_checksum())
         {
             return Err(Undecodable::Broken(ZSTD, "its checksum is wrong"));
@@ -275,6 +277,18 @@ impl Frames<'_> {
             return Err(Undecodable::Broken(ZSTD, "its length is not what its header says"));
         }
         Ok(())
+    }
+}
+
+/// The window that a frame wants (RFC 8878, 3.1.1.1.2), or its maximum where it is as long as the frame.
+fn window_bytes(frame: &[u8]) -> u64 {
+    const SINGLE_SEGMENT: u8 = 1 << 5;
+    match frame {
+        [_, _, _, _, flags, window, ..] if flags & SINGLE_SEGMENT == 0 => {
+            let base = 1_u64 << (10 + (window >> 3));
+            base + base / 8 * u64::from(window & 7)
+        }
+        _ => WINDOW_BYTES_MAX.min(frame.len() as u64 * DecompressLimits::RATIO_MAX as u64),
     }
 }
 

@@ -72,8 +72,8 @@ fn streams_may_follow_each_other_and_nothing_else_may() {
             let refused = decompressor().decode(coding, &[&one[..], garbage].concat()).unwrap_err();
             assert!(matches!(refused, Undecodable::Broken(_, _) | Undecodable::Cut(_)), "{name}: {refused}");
         }
-        check(coding, &one.repeat(4096), Ok(&b"one".repeat(4096)));
-        check(coding, &one.repeat(4097), Err(Undecodable::Members(4096)));
+        check(coding, &one.repeat(1024), Ok(&b"one".repeat(1024)));
+        check(coding, &one.repeat(1025), Err(Undecodable::Members(1024)));
     }
     let skipped = [&[0x50, 0x2a, 0x4d, 0x18, 2, 0, 0, 0, 7, 7][..], &zstd(PLAIN)].concat();
     check(Coding::Zstd, &skipped, Ok(PLAIN));
@@ -186,8 +186,16 @@ fn what_a_large_body_took_is_given_back() {
         assert!(decompressor.decode(coding, &body).is_ok());
         decompressor.release();
         assert!(decompressor.plain.capacity() <= KEPT_BYTES);
-        assert!(decompressor.zstd.is_none(), "it has a window of a MiB");
         assert_eq!(decompressor.decode(coding, &body), Ok(&noise[..]));
+    }
+    // A frame without a byte in it, that wants a window of 2 MiB, or of more.
+    for (window, kept) in [(21 - 10, true), (22 - 10, false)] {
+        let mut decompressor = decompressor();
+        assert_eq!(
+            decompressor.decode(Coding::Zstd, &[0x28, 0xb5, 0x2f, 0xfd, 0, window << 3, 1, 0, 0]),
+            Ok(&b""[..])
+        );
+        assert_eq!(decompressor.zstd.is_some(), kept);
     }
 }
 
