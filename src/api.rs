@@ -10,6 +10,7 @@ use crate::access::{self, Area, Gate, Grant, Origins};
 use crate::buffer::{Buffer, Full};
 use crate::clock::{Clock, Moment};
 use crate::http::accept::preferred;
+use crate::http::gzip;
 use crate::http::router::{self, Route};
 use crate::http::{Answer, Handler, Headers, Method, Promise, Request, Response};
 use crate::ingest::{
@@ -164,9 +165,14 @@ impl Api {
         let (figures, acceptor, clock) = (self.figures.clone(), self.acceptor, self.clock.clone());
         // A page was checked by its query.
         let services = grant.services.clone().filter(|_| route == GET_EVENT);
+        let gzipped = gzip::is_accepted(request.headers);
         Promise::new(move |mut response| {
             if let Some(services) = services {
                 access::conceal(&services, &mut response);
+            }
+            if gzipped {
+                // On the reader's thread, which may take its time.
+                gzip::compress(&mut response, usize::MAX);
             }
             headers.append(&mut response.headers);
             response.headers = headers;
@@ -229,6 +235,9 @@ impl Handler for Api {
             }
             (Some(grant), Ok(route)) => {
                 self.answer(&route, &grant, request, response);
+                if request.method == Method::Get && gzip::is_accepted(request.headers) {
+                    gzip::compress(response, gzip::ON_ACCEPTOR_MAX);
+                }
                 Answer::Ready
             }
         };

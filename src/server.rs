@@ -20,6 +20,7 @@ use crate::buffer::{self, Buffer};
 use crate::clock::Clock;
 use crate::health::{Database, Probe};
 use crate::http::router::LABELS;
+use crate::http::tls::Identity;
 use crate::http::{Remote, listener};
 use crate::lifecycle::{Lifecycle, Notice, Phase};
 use crate::metrics::{HttpFigures, Ledger, Sampler, WriterFigures};
@@ -41,19 +42,19 @@ fn stop(cluster: Option<Cluster>) {
 
 /// `aurore-events serve`.
 pub fn run(settings: &Settings, clock: &Clock) -> Result<(), Failed> {
-    let policy = stages::policy(settings)?;
+    let (lifecycle, notices) = Lifecycle::new();
+    // A file that cannot be used ends the start before anything is begun.
+    let policy = stages::policy(settings, &lifecycle)?;
+    let identity = stages::identity(settings, &lifecycle)?;
     let _lock = lock_data_dir(&settings.data_dir)?;
     // Before the cluster is started, so that a second server fails at once and touches nothing.
     let address = settings.address();
     let listeners =
         listener::bind(address, settings.acceptors).map_err(|error| Failed::Listen { address, error })?;
-    let (lifecycle, notices) = Lifecycle::new();
     notice_signals(&lifecycle)?;
     let (repository, cluster) = open_database(settings, clock)?;
-    if let Some(tokens) = policy.tokens.clone() {
-        lifecycle.on_reload("tokens", move || tokens.reload());
-    }
-    let served = serve(settings, listeners, policy, repository, &lifecycle, &notices, clock);
+    let served =
+        serve(settings, listeners, &Front { policy, identity }, repository, &lifecycle, &notices, clock);
     stop(cluster);
     served
 }
@@ -117,11 +118,18 @@ fn open_database(
     Ok((Arc::new(PostgresRepository::new(&target, limits)), cluster))
 }
 
+/// Who is let in, and how the server shows who it is.
+#[derive(Debug)]
+pub struct Front {
+    pub policy: Arc<Policy>,
+    pub identity: Option<Arc<Identity>>,
+}
+
 /// Serves until a notice says to stop. The listeners are bound; their count is that of the acceptors.
 pub fn serve(
     settings: &Settings,
     listeners: Vec<TcpListener>,
-    policy: Arc<Policy>,
+    front: &Front,
     repository: Arc<dyn EventRepository>,
     lifecycle: &Lifecycle,
     notices: &Receiver<Notice>,
@@ -187,16 +195,20 @@ pub fn serve(
     let limits = stages::ingest_limits(settings);
     let api = {
         let (status, clock) = (status.clone(), clock.clone());
+        let policy = front.policy.clone();
         move |acceptor: usize| {
             let gate = Gate::new(policy.clone());
             Api::new(acceptor, gate, limits, clock.rng(), status.clone(), line.clone())
         }
     };
     let (remotes, acceptors_ended) = match settings.http_engine {
-        HttpEngine::Guarded => stages::start_acceptors(settings, listeners, &api, lifecycle, clock)?,
+        HttpEngine::Guarded => {
+            stages::start_acceptors(settings, listeners, front.identity.as_ref(), &api, lifecycle, clock)?
+        }
         HttpEngine::Minihttp => stages::start_minihttp(settings, listeners, api)?,
     };
-    log::info!(acceptors = acceptors, engine:? = settings.http_engine; "listening on http://{address}");
+    let scheme = if front.identity.is_some() { "https" } else { "http" };
+    log::info!(acceptors = acceptors, engine:? = settings.http_engine; "listening on {scheme}://{address}");
 
     let running = Running { status, drain, remotes, acceptors_ended, writer_ended, notices };
     let stopped = running.until_stopped(settings.shutdown_timeout);

@@ -4,6 +4,8 @@
 //! `NAME=value` of the file that `--env-file` names. A flag wins over the environment, the environment over the
 //! file, the file over the default. Mistakes are collected and reported together.
 
+mod edge;
+
 use std::collections::HashMap;
 use std::ffi::OsString;
 use std::net::{IpAddr, SocketAddr};
@@ -11,9 +13,12 @@ use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use crate::access::{NewToken, Origins, Proxies, Rate, Rates};
+pub use edge::Edge;
+
 use clap::parser::ValueSource;
 use clap::{Arg, ArgMatches, Command};
+
+use crate::access::{NewToken, Origins, Proxies, Rate, Rates};
 
 /// The settings of a server, checked.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -35,6 +40,7 @@ pub struct Settings {
     pub body_timeout: Duration,
     pub idle_timeout: Duration,
     pub slow_reader_timeout: Duration,
+    pub edge: Edge,
     /// None: a private cluster in the data directory.
     pub database_url: Option<String>,
     pub db_pool_max: u32,
@@ -209,6 +215,11 @@ const SETTINGS: &[Setting] = &[
     setting("LOG_FORMAT", "logfmt", "Shape of a log line: logfmt or json"),
 ];
 
+/// All settings; those of the edge stand behind the others.
+fn all() -> impl Iterator<Item = &'static Setting> {
+    SETTINGS.iter().chain(edge::SETTINGS)
+}
+
 impl Settings {
     /// Reads the command line, the environment and the `--env-file`.
     pub fn load(args: impl IntoIterator<Item = OsString>) -> Result<(Task, Self), Refused> {
@@ -230,7 +241,7 @@ impl Settings {
         };
         let mut reader = Reader { matches, file, mistakes: &mut mistakes };
         let mut settings = Self::read(&mut reader);
-        settings.shown = SETTINGS.iter().map(|setting| reader.shown(setting.name)).collect();
+        settings.shown = all().map(|setting| reader.shown(setting.name)).collect();
         if mistakes.is_empty() { Ok((task, settings)) } else { Err(Refused::Mistakes(mistakes)) }
     }
 
@@ -269,6 +280,7 @@ impl Settings {
             body_timeout: from.millis("BODY_TIMEOUT_MS", 1..=HOUR_MS),
             idle_timeout: from.millis("IDLE_TIMEOUT_MS", 1..=HOUR_MS),
             slow_reader_timeout: from.millis("SLOW_READER_TIMEOUT_MS", 1..=HOUR_MS),
+            edge: Edge::read(from),
             database_url: Some(from.text("DATABASE_URL")).filter(|url| !url.is_empty()),
             db_pool_max: from.number("DB_POOL_MAX", 2..=1000),
             data_dir: PathBuf::from(from.text("DATA_DIR")),
@@ -294,6 +306,9 @@ impl Settings {
                 .choice("LOG_FORMAT", &[("logfmt", LogFormat::Logfmt), ("json", LogFormat::Json)]),
             shown: Vec::new(),
         };
+        if settings.edge.tls.is_some() && settings.http_engine == HttpEngine::Minihttp {
+            from.mistakes.push("HTTP_ENGINE=minihttp speaks no TLS: leave TLS_CERT and TLS_KEY out".into());
+        }
         if settings.data_dir.as_os_str().is_empty() {
             from.mistakes.push("DATA_DIR is empty: it must name a directory".into());
         }
@@ -306,7 +321,7 @@ fn flag(name: &str) -> String {
 }
 
 fn command() -> Command {
-    let settings = SETTINGS.iter().map(|setting| {
+    let settings = all().map(|setting| {
         let arg = Arg::new(setting.name)
             .long(flag(setting.name))
             .env(setting.name)
@@ -451,7 +466,7 @@ fn read_env_file(path: &Path, mistakes: &mut Vec<String>) -> HashMap<String, Str
             continue;
         };
         let (name, value) = (name.trim(), unquoted(value.trim()));
-        if !SETTINGS.iter().any(|setting| setting.name == name) {
+        if !all().any(|setting| setting.name == name) {
             mistakes.push(format!("{}: there is no setting {name}", at()));
         } else if values.insert(name.to_owned(), value.to_owned()).is_some() {
             mistakes.push(format!("{}: {name} is set twice", at()));
@@ -557,6 +572,14 @@ mod tests {
         check("--port=0", true);
         check("--port=-1", false);
         check("--nonsense=1", false);
+        check("--max-header-bytes=1024", true);
+        check("--max-header-bytes=1023", false);
+        check("--max-headers=256", true);
+        check("--max-headers=257", false);
+        check("--tls-cert=a", false);
+        check("--tls-key=a", false);
+        assert!(load(&["--tls-cert=a", "--tls-key=b"]).is_ok());
+        assert!(load(&["--tls-cert=a", "--tls-key=b", "--http-engine=minihttp"]).is_err());
     }
 
     #[test]

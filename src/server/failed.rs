@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use crate::access::tokens::Mistakes;
+use crate::http::tls::IdentityError;
 use crate::storage::StoreError;
 use crate::storage::postgres::TargetError;
 use crate::storage::postgres::embedded::ClusterError;
@@ -19,6 +20,8 @@ pub enum Failed {
     DataDirInUse(PathBuf),
     #[error("cannot listen on {address}: {error}")]
     Listen { address: SocketAddr, error: io::Error },
+    #[error("{0}")]
+    Identity(#[from] IdentityError),
     #[error("cannot start a thread: {0}")]
     Thread(io::Error),
     #[error("cannot make a readiness loop: {0}")]
@@ -45,7 +48,7 @@ impl Failed {
     pub fn exit_code(&self) -> ExitCode {
         match self {
             // As for wrong settings, since that is what it is.
-            Self::Target(_) | Self::Tokens(_) => ExitCode::from(2),
+            Self::Target(_) | Self::Identity(_) | Self::Tokens(_) => ExitCode::from(2),
             // EX_SOFTWARE of sysexits(3).
             Self::ThreadDied(_) => ExitCode::from(70),
             Self::DataDir { .. }

@@ -12,6 +12,7 @@ use crate::access::tokens::Mistakes;
 use crate::access::{Limiter, Policy, TokenFile, limiter};
 use crate::api::Api;
 use crate::clock::Clock;
+use crate::http::tls::{Identity, IdentityError};
 use crate::http::{self, Acceptor, Remote, Shared, engine_minihttp, pin_to_core};
 use crate::ingest;
 use crate::lifecycle::Lifecycle;
@@ -73,6 +74,7 @@ pub(super) fn start_readers(
 pub(super) fn start_acceptors(
     settings: &Settings,
     listeners: Vec<TcpListener>,
+    identity: Option<&Arc<Identity>>,
     api: &impl Fn(usize) -> Api,
     lifecycle: &Lifecycle,
     clock: &Clock,
@@ -83,7 +85,8 @@ pub(super) fn start_acceptors(
     for (nth, listener) in listeners.into_iter().enumerate() {
         let limits = http_limits(settings);
         let mut acceptor = Acceptor::new(listener, limits, clock.clone(), shared.clone(), |_| api(nth))
-            .map_err(Failed::Acceptor)?;
+            .map_err(Failed::Acceptor)?
+            .with_tls(identity.cloned());
         remotes.push(acceptor.remote());
         let running = running.clone();
         spawn(lifecycle, &format!("acceptor-{nth}"), move || {
@@ -120,10 +123,12 @@ pub(super) fn start_minihttp(
     Ok((Vec::new(), ended))
 }
 
-/// Who may ask for what, and how often.
-pub(super) fn policy(settings: &Settings) -> Result<Arc<Policy>, Mistakes> {
+/// Who may ask for what, and how often; the tokens are read again on SIGHUP.
+pub(super) fn policy(settings: &Settings, lifecycle: &Lifecycle) -> Result<Arc<Policy>, Mistakes> {
     let tokens = settings.auth_tokens_file.as_deref().map(TokenFile::open).transpose()?.map(Arc::new);
-    if tokens.is_none() && !settings.host.to_canonical().is_loopback() {
+    if let Some(tokens) = tokens.clone() {
+        lifecycle.on_reload("the tokens", move || tokens.reload());
+    } else if !settings.host.to_canonical().is_loopback() {
         log::warn!(
             "whoever reaches {} may post, read and scrape: no AUTH_TOKENS_FILE is set",
             settings.address()
@@ -138,6 +143,21 @@ pub(super) fn policy(settings: &Settings) -> Result<Arc<Policy>, Mistakes> {
     }))
 }
 
+/// The certificate, if TLS is to be spoken; read again on SIGHUP.
+pub(super) fn identity(
+    settings: &Settings,
+    lifecycle: &Lifecycle,
+) -> Result<Option<Arc<Identity>>, IdentityError> {
+    let Some(tls) = &settings.edge.tls else { return Ok(None) };
+    let identity = Arc::new(Identity::read(&tls.certificate, &tls.key)?);
+    let again = Arc::clone(&identity);
+    lifecycle.on_reload("the certificate", move || match again.reload() {
+        Ok(()) => log::info!("the certificate was read again; new connections get it"),
+        Err(error) => log::error!("the certificate stays as it was: {error}"),
+    });
+    Ok(Some(identity))
+}
+
 pub(super) fn ingest_limits(settings: &Settings) -> ingest::Limits {
     ingest::Limits {
         clock_skew: settings.clock_skew_max,
@@ -148,6 +168,7 @@ pub(super) fn ingest_limits(settings: &Settings) -> ingest::Limits {
 }
 
 fn http_limits(settings: &Settings) -> http::Limits {
+    let edge = &settings.edge;
     http::Limits {
         body_bytes_max: settings.body_bytes_max,
         connections_max: settings.connections_max,
@@ -155,7 +176,18 @@ fn http_limits(settings: &Settings) -> http::Limits {
         body_timeout: settings.body_timeout,
         idle_timeout: settings.idle_timeout,
         slow_reader_timeout: settings.slow_reader_timeout,
-        ..http::Limits::default()
+        header_bytes_max: edge.header_bytes_max,
+        headers_max: edge.headers_max,
+        connections_per_address_max: edge.connections_per_address_max,
+        body_grace: edge.body_grace,
+        body_rate_min: edge.body_rate_min,
+        answer_timeout: edge.answer_timeout,
+        pipelined_max: edge.pipelined_max,
+        output_bytes_max: edge.output_bytes_max,
+        // Each acceptor has its share: it knows nothing of what the others hold.
+        held_bytes_max: edge.held_bytes_max / settings.acceptors,
+        linger_timeout: edge.linger_timeout,
+        linger_bytes_max: edge.linger_bytes_max,
     }
 }
 

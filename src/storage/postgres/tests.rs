@@ -5,7 +5,6 @@ mod faults;
 mod network;
 mod queries;
 mod schema;
-mod speed;
 mod storing;
 mod tls;
 
