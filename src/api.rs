@@ -6,19 +6,24 @@ use std::sync::Arc;
 
 use rand::rngs::StdRng;
 
+use crate::access::{self, Area, Gate, Grant, Origins};
 use crate::buffer::{Buffer, Full, RowBlock};
 use crate::clock::{Clock, Moment};
 use crate::http::accept::preferred;
 use crate::http::gzip;
 use crate::http::router::{self, Route};
 use crate::http::{Answer, Handler, Headers, Method, Promise, Request, Response};
-use crate::ingest::{self, Call, Form, Ingest, Limits, problem};
+use crate::ingest::{
+    self, Call, Coding, DecompressLimits, Decompressor, Form, Ingest, Limits, Undecodable, problem,
+};
 use crate::journal::{Journal, Level};
 use crate::lifecycle::Phase;
 use crate::metrics::{HttpFigures, Reason};
-use crate::query::Line;
+use crate::query::{Line, Query};
 use crate::status::{Part, Status};
 
+/// The label of a single event's page.
+const GET_EVENT: usize = 1;
 /// Seconds after which another server, or this one restarted, may take what a stopping one refused.
 const RESTART_S: u64 = 5;
 /// Seconds after which a journal that failed may work again.
@@ -27,7 +32,9 @@ const JOURNAL_RETRY_S: u64 = 5;
 #[derive(Debug)]
 pub struct Api {
     acceptor: usize,
+    gate: Gate,
     ingest: Ingest,
+    decompressor: Decompressor,
     buffer: Arc<Buffer>,
     journal: Arc<Journal>,
     /// What a 202 means unless the request says.
@@ -43,6 +50,7 @@ pub struct Api {
 impl Api {
     pub fn new(
         acceptor: usize,
+        gate: Gate,
         limits: Limits,
         durability: Level,
         rng: StdRng,
@@ -51,7 +59,9 @@ impl Api {
     ) -> Self {
         Self {
             acceptor,
+            gate,
             ingest: Ingest::new(limits, rng),
+            decompressor: Decompressor::new(DecompressLimits::new(limits.plain_bytes_max)),
             buffer: status.buffer.clone(),
             journal: status.journal.clone(),
             durability,
@@ -64,13 +74,14 @@ impl Api {
     }
 
     /// Answers what needs no database.
-    fn answer(&mut self, route: &Route<'_>, request: &Request<'_>, response: &mut Response) {
+    fn answer(&mut self, route: &Route<'_>, grant: &Grant, request: &Request<'_>, response: &mut Response) {
         match route {
             Route::PostEvents | Route::ListEvents | Route::GetEvent(_) => {
                 unreachable!("BUG: these may be answered later")
             }
             Route::Live => Status::live(response),
             Route::Ready => self.status.ready(response),
+            Route::Health if !grant.metrics => self.status.health(Part::Word, response),
             Route::Health => self.status.health(Part::Overall, response),
             Route::HealthBuffer => self.status.health(Part::Buffer, response),
             Route::HealthDatabase => self.status.health(Part::Database, response),
@@ -81,16 +92,23 @@ impl Api {
             Route::Options(allow) => {
                 response.status = 204;
                 response.header("Allow", allow);
+                Origins::preflight(grant.cors, request.headers, allow, response);
             }
         }
     }
 
     /// `POST /events`: all of its good events are admitted, or none. Tells with which durability a 202 is to be given;
     /// with none the response is an answer already.
-    fn post_events(&mut self, request: &Request<'_>, response: &mut Response) -> Option<Level> {
-        let level = self.admit(request, response)?;
-        response.header("Durability", level.name());
-        Some(level)
+    fn post_events(
+        &mut self,
+        grant: &Grant,
+        request: &Request<'_>,
+        response: &mut Response,
+    ) -> Option<Level> {
+        let level = self.admit(grant, request, response);
+        self.decompressor.release();
+        response.header("Durability", level?.name());
+        level
     }
 
     /// Has the answer in `response` given when the events it speaks of have reached `level`.
@@ -114,7 +132,7 @@ impl Api {
         self.waiting = true;
     }
 
-    fn admit(&mut self, request: &Request<'_>, response: &mut Response) -> Option<Level> {
+    fn admit(&mut self, grant: &Grant, request: &Request<'_>, response: &mut Response) -> Option<Level> {
         let ledger = &self.status.ledger;
         if self.status.lifecycle.phase() > Phase::Serving {
             problem::shutting_down(response, RESTART_S);
@@ -126,7 +144,7 @@ impl Api {
             return None;
         }
         let call = match Call::read(request.headers) {
-            Ok(call) => call,
+            Ok(call) => Call { services: grant.services.as_deref(), ..call },
             Err(refused) => {
                 refused.answer(response);
                 return None;
@@ -134,13 +152,23 @@ impl Api {
         };
         let level = call.durability.unwrap_or(self.durability);
         // Under overload most batches are turned away: not to read them leaves the time to the writer. Only lines can be
-        // counted without reading them.
-        if call.form == Form::Ndjson && self.buffer.is_full() {
-            ledger.dropped(Reason::BufferFull, ingest::count_lines(request.body));
+        // counted without reading them; of what is compressed it is only known that there is one.
+        let plain = call.coding == Coding::Identity;
+        if (call.form == Form::Ndjson || !plain) && self.buffer.is_full() {
+            let events = if plain { ingest::count_lines(request.body) } else { 1 };
+            ledger.dropped(Reason::BufferFull, events);
             problem::buffer_full(response, self.status.retry_after());
             return None;
         }
-        let decoded = self.ingest.decode(call, request.body, self.clock.wall());
+        let body = match self.decompressor.decode(call.coding, request.body) {
+            Ok(body) => body,
+            Err(refused) => {
+                ledger.dropped(Reason::Invalid, 1);
+                undecodable(refused, response);
+                return None;
+            }
+        };
+        let decoded = self.ingest.decode(call, body, self.clock.wall());
         if decoded.rejected() > 0 {
             ledger.dropped(Reason::Invalid, u64::from(decoded.rejected()));
         }
@@ -183,19 +211,59 @@ impl Api {
         self.figures.record(self.acceptor, method, route, status, self.clock.now().since(started));
     }
 
-    /// A promise that counts its answer when it is kept.
-    fn counted_promise(&self, request: &Request<'_>, route: usize, started: Moment) -> Promise {
+    /// A promise that counts its answer when it is kept. The answer has `headers` before its own, and shows only what
+    /// the grant allows.
+    fn counted_promise(
+        &self,
+        request: &Request<'_>,
+        grant: &Grant,
+        mut headers: Vec<u8>,
+        route: usize,
+        started: Moment,
+    ) -> Promise {
         let (promise, method) = (request.promise(), request.method);
         let (figures, acceptor, clock) = (self.figures.clone(), self.acceptor, self.clock.clone());
+        // A page was checked by its query.
+        let services = grant.services.clone().filter(|_| route == GET_EVENT);
         let gzipped = gzip::is_accepted(request.headers);
         Promise::new(move |mut response| {
+            if let Some(services) = services {
+                access::conceal(&services, &mut response);
+            }
             if gzipped {
                 // On the reader's thread, which may take its time.
                 gzip::compress(&mut response, usize::MAX);
             }
+            headers.append(&mut response.headers);
+            response.headers = headers;
             figures.record(acceptor, method, route, response.status, clock.now().since(started));
             promise.fulfil(response);
         })
+    }
+
+    /// What waits for the database.
+    fn query(
+        &self,
+        route: &Route<'_>,
+        grant: &Grant,
+        request: &Request<'_>,
+        started: Moment,
+        response: &mut Response,
+    ) -> Answer {
+        let headers = response.headers.clone();
+        let promise = || self.counted_promise(request, grant, headers, route.index(), started);
+        if let Route::GetEvent(id) = route {
+            return self.line.find(id, promise, response);
+        }
+        let now = self.clock.wall();
+        if let Some(services) = &grant.services
+            && let Ok(query) = Query::parse(request.query, now)
+            && !query.filter.service.as_deref().is_some_and(|service| access::holds(services, service))
+        {
+            access::forbid_service(query.filter.service.as_deref(), response);
+            return Answer::Ready;
+        }
+        self.line.list(request.query, now, promise, response)
     }
 
     fn metrics(&self, request: &Request<'_>, response: &mut Response) {
@@ -213,35 +281,38 @@ impl Api {
 impl Handler for Api {
     fn handle(&mut self, request: &Request<'_>, response: &mut Response) -> Answer {
         let started = self.clock.now();
-        let route = match router::route(request.method, request.path) {
-            Ok(route) => route,
-            Err(refusal) => {
+        let found = router::route(request.method, request.path);
+        let index = found.as_ref().map_or(router::OTHER, Route::index);
+        let grant = self.gate.enter(area(found.as_ref().ok()), request, started, response);
+        let answer = match (grant, found) {
+            (None, _) => Answer::Ready,
+            (Some(_), Err(refusal)) => {
                 refusal.write(response);
-                self.count(request.method, router::OTHER, response.status, started);
-                return Answer::Ready;
+                Answer::Ready
             }
-        };
-        let index = route.index();
-        let promise = || self.counted_promise(request, index, started);
-        let answer = if let Route::ListEvents = route {
-            self.line.list(request.query, self.clock.wall(), promise, response)
-        } else if let Route::GetEvent(id) = &route {
-            self.line.find(id, promise, response)
-        } else if let Route::PostEvents = route {
-            match self.post_events(request, response) {
-                None | Some(Level::Memory) => Answer::Ready,
-                Some(level @ (Level::Written | Level::Synced)) => {
-                    let promise = self.counted_promise(request, index, started);
-                    self.answer_when(level, promise, response);
-                    Answer::Later
+            (Some(grant), Ok(route @ (Route::ListEvents | Route::GetEvent(_)))) => {
+                self.query(&route, &grant, request, started, response)
+            }
+            (Some(grant), Ok(Route::PostEvents)) => {
+                let front = response.headers.len();
+                match self.post_events(&grant, request, response) {
+                    None | Some(Level::Memory) => Answer::Ready,
+                    Some(level @ (Level::Written | Level::Synced)) => {
+                        // Whatever the answer comes to be, it begins with what the gate has to say.
+                        let front = response.headers.drain(..front).collect();
+                        let promise = self.counted_promise(request, &grant, front, index, started);
+                        self.answer_when(level, promise, response);
+                        Answer::Later
+                    }
                 }
             }
-        } else {
-            self.answer(&route, request, response);
-            if request.method == Method::Get && gzip::is_accepted(request.headers) {
-                gzip::compress(response, gzip::ON_ACCEPTOR_MAX);
+            (Some(grant), Ok(route)) => {
+                self.answer(&route, &grant, request, response);
+                if request.method == Method::Get && gzip::is_accepted(request.headers) {
+                    gzip::compress(response, gzip::ON_ACCEPTOR_MAX);
+                }
+                Answer::Ready
             }
-            Answer::Ready
         };
         if answer == Answer::Ready {
             self.count(request.method, index, response.status, started);
@@ -259,6 +330,25 @@ impl Handler for Api {
     /// The engine refused a request that never came to be one.
     fn refused(&mut self, status: u16) {
         self.count(Method::Other, router::OTHER, status, self.clock.now());
+    }
+}
+
+fn undecodable(refused: Undecodable, response: &mut Response) {
+    let kind = if refused.is_too_large() { problem::Kind::TooLarge } else { problem::Kind::Invalid };
+    problem::answer(response, kind, &refused.to_string());
+}
+
+/// What it takes to be shown a page.
+fn area(route: Option<&Route<'_>>) -> Area {
+    let Some(route) = route else { return Area::Public };
+    match route {
+        Route::PostEvents => Area::Ingest,
+        Route::ListEvents | Route::GetEvent(_) => Area::Query,
+        Route::Live | Route::Ready => Area::Probe,
+        Route::Health => Area::Health,
+        Route::HealthBuffer | Route::HealthDatabase | Route::HealthDetailed => Area::HealthDetails,
+        Route::Metrics | Route::MetricsPrometheus => Area::Metrics,
+        Route::Console | Route::Options(_) => Area::Public,
     }
 }
 

@@ -15,6 +15,8 @@ pub mod row;
 
 pub mod http;
 
+pub mod access;
+
 pub mod api;
 
 pub mod ingest;

@@ -27,12 +27,20 @@ fn main() -> ExitCode {
         return ExitCode::SUCCESS;
     }
     let clock = Clock::system();
+    if let Task::CreateToken(new) = &task {
+        let (token, line) = new.make(&mut clock.rng());
+        #[expect(clippy::print_stdout, reason = "the command's answer")]
+        {
+            println!("{token}\n{line}");
+        }
+        return ExitCode::SUCCESS;
+    }
     logging::start(settings.log_level, settings.log_format, &clock);
     let done = match task {
         Task::Migrate => server::migrate(&settings, &clock),
         Task::JournalInspect => server::inspect_journal(&settings),
         Task::Dead(task) => server::dead(&settings, &clock, &task),
-        Task::Serve | Task::CheckConfig => server::run(&settings, &clock),
+        Task::Serve | Task::CheckConfig | Task::CreateToken(_) => server::run(&settings, &clock),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,

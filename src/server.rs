@@ -13,7 +13,9 @@ use crossbeam::channel::{Receiver, RecvError, RecvTimeoutError, bounded, select}
 use signal_hook::consts::{SIGHUP, SIGTERM};
 
 pub use failed::Failed;
+pub use stages::policy;
 
+use crate::access::{Gate, Policy};
 use crate::api::Api;
 use crate::buffer::{self, Buffer};
 use crate::clock::Clock;
@@ -48,17 +50,19 @@ fn stop(cluster: Option<Cluster>) {
 
 /// `aurore-events serve`.
 pub fn run(settings: &Settings, clock: &Clock) -> Result<(), Failed> {
+    let (lifecycle, notices) = Lifecycle::new();
+    // A file that cannot be used ends the start before anything is begun.
+    let policy = policy(settings, &lifecycle)?;
+    let identity = stages::identity(settings, &lifecycle)?;
     let _lock = lock_data_dir(&settings.data_dir)?;
     // Before the cluster is started, so that a second server fails at once and touches nothing.
     let address = settings.address();
-    let (lifecycle, notices) = Lifecycle::new();
-    let identity = stages::identity(settings, &lifecycle)?;
     let listeners =
         listener::bind(address, settings.acceptors).map_err(|error| Failed::Listen { address, error })?;
     notice_signals(&lifecycle)?;
     let journal = open_journal(&settings.data_dir)?;
     let (repository, cluster) = open_database(settings, clock)?;
-    let outside = Outside { listeners, identity, repository, journal };
+    let outside = Outside { listeners, policy, identity, repository, journal };
     let served = serve(settings, outside, &lifecycle, &notices, clock);
     stop(cluster);
     served
@@ -170,6 +174,8 @@ fn open_database(
 pub struct Outside {
     /// Bound; their count is that of the acceptors.
     pub listeners: Vec<TcpListener>,
+    /// Who is let in.
+    pub policy: Arc<Policy>,
     /// The certificate, for TLS.
     pub identity: Option<Arc<Identity>>,
     pub repository: Arc<dyn EventRepository>,
@@ -185,7 +191,7 @@ pub fn serve(
     notices: &Receiver<Notice>,
     clock: &Clock,
 ) -> Result<(), Failed> {
-    let Outside { listeners, identity, repository, journal: (disk, found) } = outside;
+    let Outside { listeners, policy, identity, repository, journal: (disk, found) } = outside;
     let acceptors = listeners.len();
     let ledger = Arc::new(Ledger::new(acceptors));
     let limits = buffer::Limits {
@@ -270,7 +276,8 @@ pub fn serve(
         let (status, clock) = (status.clone(), clock.clone());
         let durability = settings.durability;
         move |acceptor: usize| {
-            Api::new(acceptor, limits, durability, clock.rng(), status.clone(), line.clone())
+            let gate = Gate::new(policy.clone());
+            Api::new(acceptor, gate, limits, durability, clock.rng(), status.clone(), line.clone())
         }
     };
     let (remotes, acceptors_ended) = match settings.http_engine {

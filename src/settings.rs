@@ -20,6 +20,7 @@ pub use task::Task;
 use clap::parser::ValueSource;
 use clap::{Arg, ArgMatches, Command};
 
+use crate::access::{Origins, Proxies, Rate, Rates};
 use crate::journal::Level;
 
 /// The settings of a server, checked.
@@ -32,6 +33,12 @@ pub struct Settings {
     pub acceptors: usize,
     pub connections_max: usize,
     pub body_bytes_max: usize,
+    pub decompressed_bytes_max: usize,
+    /// None: everybody may do everything.
+    pub auth_tokens_file: Option<PathBuf>,
+    pub rates: Rates,
+    pub trusted_proxies: Proxies,
+    pub cors_origins: Origins,
     pub header_timeout: Duration,
     pub body_timeout: Duration,
     pub idle_timeout: Duration,
@@ -113,6 +120,42 @@ const SETTINGS: &[Setting] = &[
     setting("ACCEPTORS", "0", "Acceptor threads; 0 is one per core [0 to 256]"),
     setting("MAX_CONNECTIONS", "10000", "Connections open at once, over all acceptors [1 to 1000000]"),
     setting("MAX_BODY_BYTES", "8388608", "Bytes of a request's body [1024 to 1073741824]"),
+    setting(
+        "MAX_DECOMPRESSED_BYTES",
+        "33554432",
+        "Bytes of a gzip or zstd body once it is decompressed [1024 to 1073741824]",
+    ),
+    Setting {
+        name: "AUTH_TOKENS_FILE",
+        default: None,
+        help: "File of tokens, a line each: name sha256:HEX scopes [services]; see `token create`. \
+               Read again on SIGHUP. Unset: requests need no token",
+    },
+    setting(
+        "RATE_LIMIT_GLOBAL",
+        "0",
+        "Requests per second and client on everything but /live and /ready; 0 is no limit [0 to 1000000]",
+    ),
+    setting(
+        "RATE_LIMIT_QUERY",
+        "100",
+        "Requests per second and client on GET /events and below; 0 is no limit [0 to 1000000]",
+    ),
+    setting(
+        "RATE_LIMIT_HEALTH",
+        "50",
+        "Requests per second and client on /health and below; 0 is no limit [0 to 1000000]",
+    ),
+    setting(
+        "TRUSTED_PROXIES",
+        "",
+        "Addresses and networks, with commas, whose X-Forwarded-For or Forwarded is believed, such as 10.0.0.0/8",
+    ),
+    setting(
+        "CORS_ORIGINS",
+        "",
+        "Origins of web pages, with commas, that may read answers, such as https://app.example; * for all",
+    ),
     setting("HEADER_TIMEOUT_MS", "10000", "Milliseconds for a whole request header to arrive [1 to 3600000]"),
     setting("BODY_TIMEOUT_MS", "30000", "Milliseconds for a whole request body to arrive [1 to 3600000]"),
     setting("IDLE_TIMEOUT_MS", "75000", "Milliseconds a connection may wait between requests [1 to 3600000]"),
@@ -196,7 +239,7 @@ impl Settings {
     /// Reads the command line, the environment and the `--env-file`.
     pub fn load(args: impl IntoIterator<Item = OsString>) -> Result<(Task, Self), Refused> {
         let matches = command().try_get_matches_from(args).map_err(Refused::Usage)?;
-        let (task, matches) = task::of(matches);
+        let (task, matches) = task::of(matches).map_err(|mistake| Refused::Mistakes(vec![mistake]))?;
         let mut mistakes = Vec::new();
         let file = match matches.get_one::<PathBuf>("ENV_FILE") {
             Some(path) => read_env_file(path, &mut mistakes),
@@ -228,6 +271,17 @@ impl Settings {
             acceptors,
             connections_max: from.number("MAX_CONNECTIONS", 1..=1_000_000),
             body_bytes_max: from.number("MAX_BODY_BYTES", 1024..=1 << 30),
+            decompressed_bytes_max: from.number("MAX_DECOMPRESSED_BYTES", 1024..=1 << 30),
+            auth_tokens_file: Some(from.text("AUTH_TOKENS_FILE"))
+                .filter(|path| !path.is_empty())
+                .map(PathBuf::from),
+            rates: Rates {
+                global: from.rate("RATE_LIMIT_GLOBAL"),
+                query: from.rate("RATE_LIMIT_QUERY"),
+                health: from.rate("RATE_LIMIT_HEALTH"),
+            },
+            trusted_proxies: from.read("TRUSTED_PROXIES"),
+            cors_origins: from.read("CORS_ORIGINS"),
             header_timeout: from.millis("HEADER_TIMEOUT_MS", 1..=HOUR_MS),
             body_timeout: from.millis("BODY_TIMEOUT_MS", 1..=HOUR_MS),
             idle_timeout: from.millis("IDLE_TIMEOUT_MS", 1..=HOUR_MS),
@@ -344,6 +398,19 @@ impl Reader<'_> {
         T::default()
     }
 
+    fn rate(&mut self, name: &str) -> Option<Rate> {
+        Rate::per_second(self.number(name, 0..=1_000_000))
+    }
+
+    /// A value whose own error says what it should be.
+    fn read<T: std::str::FromStr<Err: std::fmt::Display> + Default>(&mut self, name: &str) -> T {
+        let text = self.text(name);
+        text.parse().unwrap_or_else(|wanted: T::Err| {
+            self.mistake(name, &text, &wanted.to_string());
+            T::default()
+        })
+    }
+
     fn millis(&mut self, name: &str, bounds: RangeInclusive<u64>) -> Duration {
         Duration::from_millis(self.number(name, bounds))
     }
@@ -435,6 +502,10 @@ mod tests {
         assert_eq!((settings.linger, settings.retention_days), (Duration::from_secs(1), 30));
         assert_eq!((settings.breaker_failures, settings.breaker_successes), (5, 2));
         assert_eq!(settings.http_engine, HttpEngine::Guarded);
+        let rates = [settings.rates.global, settings.rates.query, settings.rates.health];
+        assert_eq!(rates.map(|rate| rate.map(Rate::count)), [None, Some(100), Some(50)]);
+        assert!(settings.auth_tokens_file.is_none() && settings.trusted_proxies.is_empty());
+        assert!(settings.cors_origins.is_none());
     }
 
     #[test]

@@ -35,6 +35,8 @@ pub struct Status {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Part {
     Overall,
+    /// No more than how it is, for everybody.
+    Word,
     Buffer,
     Database,
     Detailed,
@@ -63,6 +65,11 @@ struct DatabaseHealth {
 struct Checks {
     buffer: Condition,
     database: Condition,
+}
+
+#[derive(Serialize)]
+struct Word {
+    status: Condition,
 }
 
 #[derive(Serialize)]
@@ -109,7 +116,7 @@ impl Status {
     pub fn health(&self, part: Part, response: &mut Response) {
         let facts = self.facts();
         let condition = match part {
-            Part::Overall | Part::Detailed => facts.overall(),
+            Part::Overall | Part::Word | Part::Detailed => facts.overall(),
             Part::Buffer => facts.buffer(),
             Part::Database => facts.database(),
         };
@@ -121,6 +128,7 @@ impl Status {
                 let checks = Checks { buffer: facts.buffer(), database: facts.database() };
                 write(response, &Health { status: condition, checks });
             }
+            Part::Word => write(response, &Word { status: condition }),
             Part::Buffer => write(response, &self.buffer_health(&facts)),
             Part::Database => write(response, &database_health(&facts)),
             Part::Detailed => {

@@ -6,7 +6,7 @@ use std::time::Duration;
 use aurore_events::clock::Clock;
 use aurore_events::event::Timestamp;
 use aurore_events::http::Response;
-use aurore_events::ingest::{Call, Form, Ingest, Limits};
+use aurore_events::ingest::{Call, Coding, Form, Ingest, Limits};
 
 const NOW_MS: i64 = 1_790_000_000_000;
 
@@ -16,7 +16,7 @@ struct Found {
 }
 
 fn decode(ingest: &mut Ingest, form: Form, body: &[u8]) -> Found {
-    let call = Call { form, key: None };
+    let call = Call { form, coding: Coding::Identity, key: None, services: None };
     let decoded = ingest.decode(call, body, Timestamp::from_millis(NOW_MS));
     let (bytes, rows) = decoded.blocks().fold((0, 0), |(bytes, rows), block| (bytes + block.0.len(), rows + block.1));
     assert_eq!(bytes, decoded.bytes());
@@ -34,6 +34,7 @@ libfuzzer_sys::fuzz_target!(|body: &[u8]| {
         clock_skew: Duration::from_secs(300),
         retention: Duration::from_secs(30 * 86_400),
         rows_per_block_max: 3,
+        plain_bytes_max: 1 << 20,
     };
     let mut ingest = Ingest::new(limits, Clock::manual(Timestamp::from_millis(NOW_MS), 1).rng());
     decode(&mut ingest, Form::Json, body);

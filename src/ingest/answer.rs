@@ -7,6 +7,9 @@ use crate::http::Response;
 
 pub(super) fn write(decoded: &Decoded<'_>, response: &mut Response) {
     match (decoded.ids(), decoded.shape) {
+        ([], Shape::One | Shape::Batch) if decoded.is_forbidden() => {
+            problem::answer_forbidden(response, "the token may not write these services", decoded.errors());
+        }
         ([], Shape::One) => problem::answer_invalid(response, "the event is not valid", decoded.errors()),
         ([], Shape::Unreadable) => {
             let detail = decoded.errors().listed().first().map_or("", |error| &error.detail);

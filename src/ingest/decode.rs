@@ -43,6 +43,15 @@ pub(super) struct Context<'a> {
     pub(super) now: Timestamp,
     pub(super) key: Option<HeaderKey<'a>>,
     pub(super) within: Within,
+    pub(super) services: Option<&'a [Box<str>]>,
+}
+
+impl Context<'_> {
+    /// Whether the sender may write `service`.
+    fn allows(&self, service: &[u8]) -> bool {
+        let sorted = self.services.unwrap_or_default();
+        self.services.is_none() || sorted.binary_search_by(|known| known.as_bytes().cmp(service)).is_ok()
+    }
 }
 
 /// Where an event stands.
@@ -323,6 +332,13 @@ fn finish(scanner: &Scanner<'_>, mut draft: Draft, context: &Context<'_>, sink: 
         return;
     };
     let parts = Parts { source: scanner.source(), service, message, metadata: draft.metadata };
+    if context.services.is_some() {
+        let (name, _) = sink.unescaped(&parts, service, Text::default());
+        if !context.allows(name) {
+            let name = text::shorten(&String::from_utf8_lossy(name), ECHO_BYTES_MAX);
+            return forbid(sink, &name);
+        }
+    }
     let millis = timestamp.millis().cast_unsigned();
     let id = match (draft.key, context.key) {
         (None, None) => EventId::random(millis, sink.chance()),
@@ -338,4 +354,17 @@ fn finish(scanner: &Scanner<'_>, mut draft: Draft, context: &Context<'_>, sink: 
     };
     encode::encode(&mut sink.rows, id, timestamp, context.now, &parts);
     sink.accept(id);
+}
+
+/// An event that is good, and not its sender's to send.
+#[cold]
+fn forbid(sink: &mut Sink, service: &str) {
+    let index = sink.index();
+    sink.errors.push(|| FieldError {
+        index: Some(index),
+        field: Field::Service.name().into(),
+        detail: format!("the token may not write the service {service:?}"),
+    });
+    sink.reject();
+    sink.forbidden += 1;
 }

@@ -1,5 +1,6 @@
-//! What a request's headers say of its body: its form, its encoding and the key it carries.
+//! What a request's headers say of its body: its form, its coding and the key it carries.
 
+use super::decompress::Coding;
 use super::idempotency::HeaderKey;
 use super::problem::{self, ECHO_BYTES_MAX, Errors, FieldError, Kind};
 use super::text;
@@ -18,16 +19,19 @@ pub enum Form {
 /// The header that asks for a level of durability, and that says which one holds.
 const DURABILITY: &str = "Durability";
 const TYPES: &str = "application/json, application/x-ndjson";
-/// The codings of `Content-Encoding` that are decoded before a body comes here.
-const ENCODINGS: &str = "identity";
+/// The codings of `Content-Encoding` that are decoded.
+const ENCODINGS: &str = "gzip, zstd, identity";
 
 /// A request for ingestion, its headers read.
 #[derive(Clone, Copy, Debug)]
 pub struct Call<'a> {
     pub form: Form,
+    pub coding: Coding,
     pub key: Option<HeaderKey<'a>>,
     /// What the header `Durability` asks for.
     pub durability: Option<Level>,
+    /// The services that its sender may write, in the order of their bytes. None: all.
+    pub services: Option<&'a [Box<str>]>,
 }
 
 /// Why the headers already refuse the request.
@@ -39,6 +43,10 @@ pub enum CallRefused {
     Type(String),
     #[error("the content encoding {0:?} is not supported; it must be one of {ENCODINGS}")]
     Encoding(String),
+    #[error(
+        "the content encoding is a list of more than one coding; a body is compressed once, or not at all"
+    )]
+    Encodings,
     #[error("must stand once and be 1 to {} visible ASCII characters", crate::event::KEY_BYTES_MAX)]
     Key,
     #[error("{0:?} is not one of memory, written, synced")]
@@ -47,14 +55,14 @@ pub enum CallRefused {
 
 impl<'a> Call<'a> {
     pub fn read(headers: Headers<'a>) -> Result<Self, CallRefused> {
-        check_encoding(headers)?;
+        let coding = Coding::read(headers)?;
         let form = Form::read(headers)?;
         let key = HeaderKey::read(headers).map_err(|_bad_key| CallRefused::Key)?;
         let durability = match headers.get(DURABILITY) {
             Some(value) => Some(Level::parse(value).ok_or_else(|| CallRefused::Durability(echo(value)))?),
             None => None,
         };
-        Ok(Self { form, key, durability })
+        Ok(Self { form, coding, key, durability, services: None })
     }
 }
 
@@ -65,7 +73,7 @@ impl CallRefused {
                 response.header("Accept-Post", TYPES);
                 problem::answer(response, Kind::UnsupportedType, &self.to_string());
             }
-            Self::Encoding(_) => {
+            Self::Encoding(_) | Self::Encodings => {
                 response.header("Accept-Encoding", ENCODINGS);
                 problem::answer(response, Kind::UnsupportedEncoding, &self.to_string());
             }
@@ -108,10 +116,26 @@ impl Form {
     }
 }
 
-fn check_encoding(headers: Headers<'_>) -> Result<(), CallRefused> {
-    match headers.all("Content-Encoding").find(|value| !value.eq_ignore_ascii_case(b"identity")) {
-        Some(value) => Err(CallRefused::Encoding(echo(value))),
-        None => Ok(()),
+impl Coding {
+    /// `Content-Encoding` is a list, in the order in which the codings were put on, and may stand more than once.
+    fn read(headers: Headers<'_>) -> Result<Self, CallRefused> {
+        let mut coding = Self::Identity;
+        for name in headers.all("Content-Encoding").flat_map(|value| value.split(|byte| *byte == b',')) {
+            let name = name.trim_ascii();
+            let is = |wanted: &str| name.eq_ignore_ascii_case(wanted.as_bytes());
+            let found = match () {
+                // An empty element of a list stands for nothing (RFC 9110, 5.6.1.2).
+                () if name.is_empty() || is("identity") => continue,
+                () if is("gzip") || is("x-gzip") => Self::Gzip,
+                () if is("zstd") => Self::Zstd,
+                () => return Err(CallRefused::Encoding(echo(name))),
+            };
+            if coding != Self::Identity {
+                return Err(CallRefused::Encodings);
+            }
+            coding = found;
+        }
+        Ok(coding)
     }
 }
 
@@ -162,11 +186,34 @@ mod tests {
     }
 
     #[test]
-    fn an_encoding_that_is_not_decoded_is_refused() {
-        let json = ("Content-Type", "application/json");
-        check(&[json, ("Content-Encoding", "identity")], Ok((Form::Json, None)));
-        check(&[json, ("Content-Encoding", "br")], Err(415));
-        check(&[json, ("Content-Encoding", "identity"), ("Content-Encoding", "gzip")], Err(415));
+    fn a_body_is_compressed_once_or_not_at_all() {
+        #[track_caller]
+        fn check(values: &[&str], wanted: Option<Coding>) {
+            let headers: Vec<_> = values
+                .iter()
+                .map(|value| httparse::Header { name: "content-encoding", value: value.as_bytes() })
+                .collect();
+            let got = Coding::read(Headers(&headers));
+            assert_eq!(got.as_ref().ok(), wanted.as_ref(), "{values:?}");
+            if let Err(refused) = got {
+                let mut response = Response::default();
+                refused.answer(&mut response);
+                assert_eq!(response.status, 415);
+                assert_eq!(response.headers, b"Accept-Encoding: gzip, zstd, identity\r\n");
+            }
+        }
+        for nothing in [&[][..], &[""], &["identity"], &["Identity, identity,"], &[",", ""]] {
+            check(nothing, Some(Coding::Identity));
+        }
+        check(&["gzip"], Some(Coding::Gzip));
+        check(&["x-GZIP"], Some(Coding::Gzip));
+        check(&["gzip, identity"], Some(Coding::Gzip));
+        check(&["identity", "zstd"], Some(Coding::Zstd));
+        for other in
+            [&["br"][..], &["deflate"], &["gzip;q=1"], &["gzip, gzip"], &["zstd", "gzip"], &["\u{ff}"]]
+        {
+            check(other, None);
+        }
     }
 
     #[test]

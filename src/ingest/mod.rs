@@ -3,6 +3,7 @@
 //!
 //! Knows of `http` only headers and responses, and nothing of the buffer, the journal or SQL.
 
+pub mod decompress;
 pub mod form;
 pub mod idempotency;
 pub mod problem;
@@ -24,6 +25,7 @@ use std::time::Duration;
 
 use rand::rngs::StdRng;
 
+pub use decompress::{Coding, DecompressLimits, Decompressor, Undecodable};
 pub use form::{Call, CallRefused, Form};
 
 use crate::event::{EventId, Timestamp};
@@ -43,6 +45,8 @@ pub struct Limits {
     pub retention: Duration,
     /// Rows that travel as one block.
     pub rows_per_block_max: u32,
+    /// Bytes of a compressed body once it is plain.
+    pub plain_bytes_max: usize,
 }
 
 /// Decodes the requests of one acceptor, in allocations that it uses again.
@@ -81,7 +85,7 @@ impl Ingest {
     pub fn decode(&mut self, call: Call<'_>, body: &[u8], now: Timestamp) -> Decoded<'_> {
         self.sink.clear();
         let window = Window::new(now, self.limits.retention, self.limits.clock_skew);
-        let context = Context { window, now, key: call.key, within: Within::Body };
+        let context = Context { window, now, key: call.key, within: Within::Body, services: call.services };
         let shape = match call.form {
             Form::Json => self.json(context, body),
             Form::Ndjson => self.lines(&Context { within: Within::Line, ..context }, body),
@@ -211,6 +215,11 @@ impl<'a> Decoded<'a> {
 
     pub fn rejected(&self) -> u32 {
         self.sink.rejected
+    }
+
+    /// Whether nothing is wrong with the events but that their sender may not send them.
+    fn is_forbidden(&self) -> bool {
+        self.sink.forbidden > 0 && self.sink.forbidden == self.sink.rejected && self.sink.ids.is_empty()
     }
 
     /// The bytes of all rows.

@@ -158,6 +158,11 @@ pub fn answer_invalid(response: &mut Response, detail: &str, errors: &Errors) {
     write(response, Kind::Invalid, detail, Some(errors));
 }
 
+/// Writes that the sender may not do what it asks, with what that is.
+pub fn answer_forbidden(response: &mut Response, detail: &str, errors: &Errors) {
+    write(response, Kind::Forbidden, detail, Some(errors));
+}
+
 /// Writes a 429 or 503 that says when to come again: never in less than a second.
 pub fn answer_later(response: &mut Response, kind: Kind, detail: &str, retry_after_s: u64) {
     debug_assert!(matches!(kind.status(), 429 | 503), "BUG: {kind:?} does not pass with time");

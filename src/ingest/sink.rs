@@ -28,6 +28,8 @@ pub(super) struct Sink {
     pub(super) ids: Vec<EventId>,
     pub(super) errors: Errors,
     pub(super) rejected: u32,
+    /// Of the rejected, those that only their sender was wrong for.
+    pub(super) forbidden: u32,
     rows_uncut: u32,
     rows_per_block_max: u32,
     rng: StdRng,
@@ -43,6 +45,7 @@ impl Sink {
             ids: Vec::new(),
             errors: Errors::default(),
             rejected: 0,
+            forbidden: 0,
             rows_uncut: 0,
             rows_per_block_max,
             rng,
@@ -58,6 +61,7 @@ impl Sink {
         self.ids.clear();
         self.errors.clear();
         self.rejected = 0;
+        self.forbidden = 0;
         self.rows_uncut = 0;
         if self.rows.capacity() > SCRATCH_BYTES_KEPT {
             self.rows.shrink_to(SCRATCH_BYTES_KEPT);

@@ -16,16 +16,21 @@ fn ingest(rows_per_block_max: u32) -> Ingest {
         clock_skew: Duration::from_mins(5),
         retention: Duration::from_hours(30 * 24),
         rows_per_block_max,
+        plain_bytes_max: 1 << 20,
     };
     Ingest::new(limits, StdRng::seed_from_u64(7))
 }
 
+fn call(form: Form, key: Option<HeaderKey<'_>>) -> Call<'_> {
+    Call { form, coding: Coding::Identity, key, durability: None, services: None }
+}
+
 fn json() -> Call<'static> {
-    Call { form: Form::Json, key: None, durability: None }
+    call(Form::Json, None)
 }
 
 fn ndjson() -> Call<'static> {
-    Call { form: Form::Ndjson, key: None, durability: None }
+    call(Form::Ndjson, None)
 }
 
 /// An event as text, with `field` replaced or added.
@@ -293,7 +298,7 @@ fn blocks_hold_at_most_their_rows() {
 fn a_key_makes_the_same_id_anywhere_and_chance_never_does() {
     let ids = |key: Option<&str>, form: Form, body: &str| {
         let key = key.map(|key| HeaderKey::new(key.as_bytes()).unwrap());
-        ingest(9).decode(Call { form, key, durability: None }, body.as_bytes(), NOW).ids().to_vec()
+        ingest(9).decode(call(form, key), body.as_bytes(), NOW).ids().to_vec()
     };
     let plain = with("message", "\"m\"");
     let keyed = with("idempotency_key", "\"k\"");
@@ -321,4 +326,36 @@ fn a_key_makes_the_same_id_anywhere_and_chance_never_does() {
     let decoded = ingest.decode(json(), format!("[{plain},{plain}]").as_bytes(), NOW);
     assert_ne!(decoded.ids()[0], decoded.ids()[1]);
     assert!(decoded.ids().iter().all(|id| id.bytes()[6] >> 4 == 7));
+}
+
+#[test]
+fn events_of_services_that_the_sender_may_not_write_are_refused_one_by_one() {
+    #[track_caller]
+    fn check(body: &str, services: &[&str], status: u16, holds: &str) {
+        let services: Vec<Box<str>> = services.iter().map(|service| (*service).into()).collect();
+        let mut ingest = ingest(9);
+        let call = Call { services: Some(&services), ..json() };
+        let decoded = ingest.decode(call, body.as_bytes(), NOW);
+        let mut response = Response::default();
+        decoded.answer(&mut response);
+        let text = String::from_utf8(response.body).unwrap();
+        assert_eq!(response.status, status, "{text}");
+        assert!(text.contains(holds), "{text}");
+    }
+    let (mine, theirs) = (with("service", "\"a\""), with("service", "\"other\""));
+    check(&mine, &["a", "b"], 202, "event_id");
+    check(&with("service", r#""\u0061""#), &["a"], 202, "event_id");
+    check(
+        &theirs,
+        &["a", "b"],
+        403,
+        r#""field":"service","detail":"the token may not write the service \"other\"""#,
+    );
+    check(&mine, &[], 403, "forbidden");
+    check(&format!("[{mine},{theirs}]"), &["a"], 202, r#""accepted":1,"rejected":1"#);
+    check(&format!("[{mine},{theirs}]"), &["a"], 202, r#"{"index":1,"field":"service""#);
+    check(&format!("[{theirs},{theirs}]"), &["a"], 403, r#""index":1"#);
+    // Something else is wrong too: that is what to mend first.
+    check(&format!("[{theirs},{{}}]"), &["a"], 400, r#""field":"service""#);
+    check(&with("service", "\"\""), &["a"], 400, "must not be empty");
 }

@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
+use crate::access::tokens::Mistakes;
 use crate::dead::DeadError;
 use crate::http::tls::IdentityError;
 use crate::journal::StartFailed;
@@ -29,6 +30,8 @@ pub enum Failed {
     Acceptor(io::Error),
     #[error("cannot handle signals: {0}")]
     Signals(String),
+    #[error("{0}")]
+    Tokens(#[from] Mistakes),
     #[error("{0}")]
     Target(#[from] TargetError),
     #[error("{0}")]
@@ -59,7 +62,7 @@ impl Failed {
     pub fn exit_code(&self) -> ExitCode {
         match self {
             // As for wrong settings, since that is what it is.
-            Self::Target(_) | Self::Identity(_) => ExitCode::from(2),
+            Self::Target(_) | Self::Identity(_) | Self::Tokens(_) => ExitCode::from(2),
             // EX_SOFTWARE of sysexits(3).
             Self::ThreadDied(_) => ExitCode::from(70),
             Self::DataDir { .. }

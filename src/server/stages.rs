@@ -8,6 +8,8 @@ use std::time::Duration;
 use crossbeam::channel::{Receiver, RecvTimeoutError, bounded};
 
 use super::Failed;
+use crate::access::tokens::Mistakes;
+use crate::access::{Limiter, Policy, TokenFile, limiter};
 use crate::api::Api;
 use crate::clock::Clock;
 use crate::http::tls::{Identity, IdentityError};
@@ -135,6 +137,26 @@ pub(super) fn start_minihttp(
     Ok((Vec::new(), ended))
 }
 
+/// Who may ask for what, and how often; the tokens are read again on SIGHUP.
+pub fn policy(settings: &Settings, lifecycle: &Lifecycle) -> Result<Arc<Policy>, Mistakes> {
+    let tokens = settings.auth_tokens_file.as_deref().map(TokenFile::open).transpose()?.map(Arc::new);
+    if let Some(tokens) = tokens.clone() {
+        lifecycle.on_reload("the tokens", move || tokens.reload());
+    } else if !settings.host.to_canonical().is_loopback() {
+        log::warn!(
+            "whoever reaches {} may post, read and scrape: no AUTH_TOKENS_FILE is set",
+            settings.address()
+        );
+    }
+    Ok(Arc::new(Policy {
+        tokens,
+        rates: settings.rates,
+        limiter: Limiter::new(limiter::ROWS),
+        proxies: settings.trusted_proxies.clone(),
+        origins: settings.cors_origins.clone(),
+    }))
+}
+
 /// The certificate, if TLS is to be spoken; read again on SIGHUP.
 pub(super) fn identity(
     settings: &Settings,
@@ -155,6 +177,7 @@ pub(super) fn ingest_limits(settings: &Settings) -> ingest::Limits {
         clock_skew: settings.clock_skew_max,
         retention: Duration::from_hours(24 * u64::from(settings.retention_days)),
         rows_per_block_max: u32::try_from(settings.batch_rows_max).unwrap_or(u32::MAX),
+        plain_bytes_max: settings.decompressed_bytes_max,
     }
 }
 

@@ -1,7 +1,8 @@
 //! The commands, and which of them the command line asks for.
 
-use clap::{ArgMatches, Command};
+use clap::{Arg, ArgMatches, Command};
 
+use crate::access::NewToken;
 use crate::dead::{self, DeadTask};
 
 /// What the program was asked to do.
@@ -12,6 +13,7 @@ pub enum Task {
     Migrate,
     JournalInspect,
     Dead(DeadTask),
+    CreateToken(NewToken),
 }
 
 /// Adds the commands to `program`, in the order of its help.
@@ -20,6 +22,7 @@ pub(super) fn add_to(program: Command) -> Command {
         .subcommand(Command::new("serve").about("Run the server (the default)"))
         .subcommand(Command::new("check-config").about("Check the settings, print them and exit"))
         .subcommand(Command::new("migrate").about("Bring the database's schema up to date and exit"))
+        .subcommand(token_command())
         .subcommand(dead::command())
         .subcommand(
             Command::new("journal")
@@ -29,13 +32,32 @@ pub(super) fn add_to(program: Command) -> Command {
         )
 }
 
-/// The task, and the matches that hold its flags and the settings.
-pub(super) fn of(matches: ArgMatches) -> (Task, ArgMatches) {
-    let Some((name, of_command)) = matches.subcommand() else { return (Task::Serve, matches) };
+fn token_command() -> Command {
+    let arg = |name: &'static str, value: &'static str, help: &'static str| {
+        Arg::new(name).long(name).value_name(value).help(help)
+    };
+    Command::new("token").about("Tokens for AUTH_TOKENS_FILE").subcommand_required(true).subcommand(
+        Command::new("create")
+            .about("Make a token: prints it, this once, and the line with its hash for AUTH_TOKENS_FILE")
+            .arg(arg("name", "NAME", "Whose it is, for the log and for you").required(true))
+            .arg(arg("scopes", "LIST", "What it allows: ingest, query, metrics, admin").required(true))
+            .arg(arg("services", "LIST", "The services it is for, percent-encoded; without it, all")),
+    )
+}
+
+fn create_token(matches: &ArgMatches) -> Result<Task, String> {
+    let text = |name| matches.get_one::<String>(name).map(String::as_str);
+    let (name, scopes) = (text("name").unwrap_or_default(), text("scopes").unwrap_or_default());
+    NewToken::new(name, scopes, text("services")).map(Task::CreateToken)
+}
+
+/// The task, and the matches that hold its flags and the settings; or the mistake in what it was given.
+pub(super) fn of(matches: ArgMatches) -> Result<(Task, ArgMatches), String> {
+    let Some((name, of_command)) = matches.subcommand() else { return Ok((Task::Serve, matches)) };
     let own = || of_command.clone();
     // Where a command has commands of its own, the innermost holds the flags.
     let inner = || of_command.subcommand().map_or_else(own, |(_, inner)| inner.clone());
-    match name {
+    Ok(match name {
         "check-config" => (Task::CheckConfig, own()),
         "migrate" => (Task::Migrate, own()),
         "dead" => {
@@ -43,6 +65,10 @@ pub(super) fn of(matches: ArgMatches) -> (Task, ArgMatches) {
             (Task::Dead(task), of_action)
         }
         "journal" => (Task::JournalInspect, inner()),
+        "token" => {
+            let inner = inner();
+            (create_token(&inner)?, inner)
+        }
         _ => (Task::Serve, own()),
-    }
+    })
 }

@@ -9,7 +9,7 @@ use aurore_events::clock::Clock;
 use aurore_events::event::Timestamp;
 use aurore_events::http::listener;
 use aurore_events::lifecycle::Lifecycle;
-use aurore_events::server::{Outside, open_journal, serve};
+use aurore_events::server::{Outside, open_journal, policy, serve};
 use aurore_events::settings::Settings;
 use aurore_events::storage::memory::MemoryRepository;
 
@@ -32,12 +32,13 @@ fn f25_jumps_of_an_hour_and_a_day_both_ways_stop_nothing_and_repeat_no_id() {
     let (lifecycle, notices) = Lifecycle::new();
     let data = TempDir::new();
     let journal = open_journal(data.path()).expect("the directory is empty");
+    let policy = policy(&settings, &lifecycle).expect("no file is named");
     let repository = Arc::new(MemoryRepository::new());
     let start = now();
     let clock = Clock::manual(start, 7);
     let serving = {
         let (repository, lifecycle, clock) = (Arc::clone(&repository), lifecycle.clone(), clock.clone());
-        let outside = Outside { listeners, identity: None, repository, journal };
+        let outside = Outside { listeners, policy, identity: None, repository, journal };
         let body = move || serve(&settings, outside, &lifecycle, &notices, &clock);
         thread::Builder::new().spawn(body).expect("a thread starts")
     };

@@ -8,7 +8,7 @@ use std::time::Duration;
 use aurore_events::clock::{Clock, Moment};
 use aurore_events::http::listener;
 use aurore_events::lifecycle::Lifecycle;
-use aurore_events::server::{Failed, Outside, open_journal, serve};
+use aurore_events::server::{Failed, Outside, open_journal, policy, serve};
 use aurore_events::settings::Settings;
 use aurore_events::storage::memory::{Fault, MemoryRepository};
 
@@ -164,7 +164,8 @@ fn f04_a_writer_that_panics_ends_the_process_and_its_202s() {
     let clock = Clock::system();
     let data = TempDir::new();
     let journal = open_journal(data.path()).expect("the directory is empty");
-    let outside = Outside { listeners, identity: None, repository: faulty, journal };
+    let policy = policy(&settings, &lifecycle).expect("no file is named");
+    let outside = Outside { listeners, policy, identity: None, repository: faulty, journal };
     let serving = thread::Builder::new()
         .spawn(move || serve(&settings, outside, &lifecycle, &notices, &clock))
         .expect("a thread starts");

@@ -6,8 +6,10 @@
 #[path = "../harness/mod.rs"]
 mod harness;
 
+mod access;
 mod answers;
 mod backpressure;
+mod compression;
 mod dead;
 mod durability;
 mod engines;

@@ -1,0 +1,159 @@
+//! Which web pages may read answers (the CORS protocol of the Fetch standard). Credentials are never allowed: tokens
+//! travel in `Authorization`, which a page sets itself, and not in cookies.
+
+use std::str::FromStr;
+
+use crate::http::{Headers, Response};
+
+/// What pages may send, beyond what they always may.
+const ALLOWED_HEADERS: &str =
+    "Authorization, Content-Type, Content-Encoding, Accept, Durability, Idempotency-Key";
+/// What pages may read of an answer, beyond what they always may.
+const EXPOSED_HEADERS: &str = "Accept-Encoding, Accept-Post, Allow, Date, Idempotency-Key, RateLimit, \
+                               RateLimit-Policy, Retry-After, WWW-Authenticate";
+/// How long a browser may remember a preflight's answer; the longest that Chromium does.
+const REMEMBER_S: u32 = 7200;
+
+/// The origins that may read answers.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Origins {
+    #[default]
+    None,
+    Any,
+    Listed(Vec<String>),
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("* or a list of origins, such as https://app.example, http://localhost:8080: {0:?} is none")]
+pub struct NotOrigins(String);
+
+impl FromStr for Origins {
+    type Err = NotOrigins;
+
+    fn from_str(list: &str) -> Result<Self, NotOrigins> {
+        let words: Vec<&str> = list.split(',').map(str::trim).filter(|word| !word.is_empty()).collect();
+        if words.is_empty() {
+            return Ok(Self::None);
+        }
+        if words == ["*"] {
+            return Ok(Self::Any);
+        }
+        match words.iter().find(|word| !is_origin(word)) {
+            Some(other) => Err(NotOrigins((*other).to_owned())),
+            None => Ok(Self::Listed(words.iter().map(|word| word.to_ascii_lowercase()).collect())),
+        }
+    }
+}
+
+/// Scheme, host and perhaps a port, and nothing behind it: a browser compares them byte by byte.
+fn is_origin(word: &str) -> bool {
+    let Some((scheme, host)) = word.split_once("://") else { return false };
+    let scheme_ok = scheme.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"+-.".contains(&byte));
+    let host_ok = |byte: u8| byte.is_ascii_alphanumeric() || b"-._:[]".contains(&byte);
+    !scheme.is_empty() && scheme_ok && !host.is_empty() && host.bytes().all(host_ok)
+}
+
+impl Origins {
+    pub fn is_none(&self) -> bool {
+        *self == Self::None
+    }
+
+    /// Adds to an answer whether its page may read it. Says whether it may.
+    pub fn mark(&self, headers: Headers<'_>, response: &mut Response) -> bool {
+        match self {
+            Self::None => false,
+            Self::Any => {
+                if headers.get("Origin").is_none() {
+                    return false;
+                }
+                response.header("Access-Control-Allow-Origin", "*");
+                response.header("Access-Control-Expose-Headers", EXPOSED_HEADERS);
+                true
+            }
+            Self::Listed(origins) => {
+                // Also without an origin: a cache must not give that answer to a page.
+                response.header("Vary", "Origin");
+                let origin = headers.get("Origin").and_then(|origin| str::from_utf8(origin).ok());
+                let Some(origin) = origin.filter(|origin| origins.iter().any(|known| known == origin)) else {
+                    return false;
+                };
+                response.header("Access-Control-Allow-Origin", origin);
+                response.header("Access-Control-Expose-Headers", EXPOSED_HEADERS);
+                true
+            }
+        }
+    }
+
+    /// Answers OPTIONS, having marked the answer. `allow` is what the path knows.
+    pub fn preflight(marked: bool, headers: Headers<'_>, allow: &'static str, response: &mut Response) {
+        if marked && headers.get("Access-Control-Request-Method").is_some() {
+            response.header("Access-Control-Allow-Methods", allow);
+            response.header("Access-Control-Allow-Headers", ALLOWED_HEADERS);
+            response.header("Access-Control-Max-Age", REMEMBER_S);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[track_caller]
+    fn check(origins: &str, origin: Option<&str>, wanted: &str) {
+        let headers: Vec<_> = origin
+            .iter()
+            .map(|origin| httparse::Header { name: "origin", value: origin.as_bytes() })
+            .collect();
+        let mut response = Response::default();
+        let marked = origins.parse::<Origins>().unwrap().mark(Headers(&headers), &mut response);
+        let lines = String::from_utf8(response.headers).unwrap();
+        let lines: Vec<&str> =
+            lines.lines().filter(|line| !line.starts_with("Access-Control-Expose")).collect();
+        assert_eq!(lines.join("|"), wanted);
+        assert_eq!(marked, wanted.contains("Allow-Origin"));
+    }
+
+    #[test]
+    fn an_answer_says_which_page_may_read_it() {
+        const LIST: &str = "https://a.example, http://localhost:8080";
+        check("", Some("https://a.example"), "");
+        check("*", Some("https://a.example"), "Access-Control-Allow-Origin: *");
+        check("*", None, "");
+        check(LIST, None, "Vary: Origin");
+        check(LIST, Some("https://a.example"), "Vary: Origin|Access-Control-Allow-Origin: https://a.example");
+        check(
+            LIST,
+            Some("http://localhost:8080"),
+            "Vary: Origin|Access-Control-Allow-Origin: http://localhost:8080",
+        );
+        for other in
+            ["https://a.example.evil", "http://a.example", "https://a.example:443", "null", "", "\u{ff}"]
+        {
+            check(LIST, Some(other), "Vary: Origin");
+        }
+        check(
+            "HTTPS://A.example",
+            Some("https://a.example"),
+            "Vary: Origin|Access-Control-Allow-Origin: https://a.example",
+        );
+    }
+
+    #[test]
+    fn a_list_of_origins_has_schemes_hosts_and_ports() {
+        for good in ["", " ,", "*", " * ", "https://a", "http://[::1]:80", "chrome-extension://abc"] {
+            assert!(good.parse::<Origins>().is_ok(), "{good}");
+        }
+        for bad in [
+            "a.example",
+            "https://",
+            "https://a/",
+            "https://a/b",
+            "*,https://a",
+            "https://*.a",
+            "https://a b",
+            "null",
+        ] {
+            assert!(bad.parse::<Origins>().is_err(), "{bad}");
+        }
+    }
+}

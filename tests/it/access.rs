@@ -1,0 +1,297 @@
+//! Who may ask for what, and how often: tokens, limits, proxies, web pages.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use sonic_rs::{JsonContainerTrait, JsonValueTrait};
+
+use crate::harness::client::{JSON, request};
+use crate::harness::events::{id_of, ids_of};
+use crate::harness::server::run;
+use crate::harness::temp::TempDir;
+use crate::harness::{Client, Postgres, Reply, Server, event, settle, until};
+
+/// Tokens and the file that lists them.
+struct Tokens {
+    path: PathBuf,
+    _dir: TempDir,
+}
+
+impl Tokens {
+    fn new() -> Self {
+        let dir = TempDir::new();
+        let path = dir.path().join("tokens");
+        fs::write(&path, "# made by a test\n").expect("a temporary file can be written");
+        Self { path, _dir: dir }
+    }
+
+    /// Makes a token as an operator would, and adds its line.
+    fn create(&self, name: &str, scopes: &str, services: &[&str]) -> String {
+        let services = services.join(",");
+        let mut arguments = vec!["token", "create", "--name", name, "--scopes", scopes];
+        if !services.is_empty() {
+            arguments.extend(["--services", &services]);
+        }
+        let ended = run(&[], &arguments);
+        assert_eq!(ended.code, Some(0), "{}", ended.stderr);
+        let lines: Vec<&str> = ended.stdout.lines().collect();
+        let [token, line] = lines[..] else { panic!("not a token and a line: {lines:?}") };
+        assert!(!line.contains(token.trim_start_matches("aev_")), "the file gets the hash alone");
+        let before = fs::read_to_string(&self.path).expect("it was written");
+        fs::write(&self.path, format!("{before}{line}\n")).expect("it can be written again");
+        token.to_owned()
+    }
+
+    fn path(&self) -> &str {
+        self.path.to_str().expect("temporary paths are UTF-8")
+    }
+}
+
+/// Asks with a token; without one when it is empty.
+#[track_caller]
+fn ask(client: &mut Client, token: &str, method: &str, path: &str, body: &str) -> Reply {
+    let bearer = format!("Bearer {token}");
+    let mut headers = vec![("Content-Type", JSON)];
+    if !token.is_empty() {
+        headers.push(("Authorization", bearer.as_str()));
+    }
+    client.exchange(&request(method, path, &headers, body.as_bytes()))
+}
+
+#[test]
+fn a_token_is_asked_for_where_it_matters_and_says_what_it_allows() {
+    let tokens = Tokens::new();
+    let writer = tokens.create("writer", "ingest", &[]);
+    let shop = tokens.create("shop", "ingest,query", &["shop", "a%2Cb"]);
+    let reader = tokens.create("reader", "query", &[]);
+    let scraper = tokens.create("scraper", "metrics", &[]);
+    let root = tokens.create("root", "admin", &[]);
+    let postgres = Postgres::start();
+    let server = Server::on(&postgres, &[("AUTH_TOKENS_FILE", tokens.path()), ("DRAIN_INTERVAL", "20")]);
+    let mut client = server.client();
+    for path in ["/live", "/ready", "/health", "/"] {
+        assert_eq!(ask(&mut client, "", "GET", path, "").status, 200, "{path}");
+    }
+    let word = ask(&mut client, "", "GET", "/health", "").json();
+    assert_eq!(word.as_object().unwrap().len(), 1, "{word}");
+    assert!(ask(&mut client, &scraper, "GET", "/health", "").json()["checks"].is_object());
+
+    let good = event("shop", "m");
+    for (method, path, scope, allowed) in [
+        ("POST", "/events", "ingest", &writer),
+        ("GET", "/events", "query", &reader),
+        ("GET", "/metrics", "metrics", &scraper),
+        ("GET", "/metrics/prometheus", "metrics", &scraper),
+        ("GET", "/health/database", "metrics", &scraper),
+        ("GET", "/health/detailed", "metrics", &scraper),
+    ] {
+        let body = if method == "POST" { good.as_str() } else { "" };
+        let nobody = ask(&mut client, "", method, path, body);
+        assert_eq!(nobody.status, 401, "{path}");
+        assert!(nobody.header("WWW-Authenticate").unwrap().starts_with("Bearer realm="));
+        assert_eq!(ask(&mut client, "aev_0", method, path, body).status, 401, "{path}");
+        for token in [allowed, &root] {
+            let status = ask(&mut client, token, method, path, body).status;
+            assert!(matches!(status, 200 | 202), "{path}: {status}");
+        }
+        let wrong = if scope == "ingest" { &reader } else { &writer };
+        let refused = ask(&mut client, wrong, method, path, body);
+        assert_eq!(refused.status, 403, "{path}");
+        assert!(refused.text().contains(&format!("the scope {scope}")), "{}", refused.text());
+    }
+
+    // A token for some services writes and reads those.
+    let id = id_of(&ask(&mut client, &shop, "POST", "/events", &event("a,b", "m")));
+    let mixed = format!("[{good},{}]", event("other", "m"));
+    let mixed = ask(&mut client, &shop, "POST", "/events", &mixed);
+    assert_eq!(ids_of(&mixed).len(), 1);
+    assert_eq!(mixed.json()["errors"][0]["field"].as_str(), Some("service"));
+    let refused = ask(&mut client, &shop, "POST", "/events", &event("other", "m"));
+    assert_eq!(refused.status, 403);
+    assert!(refused.text().contains("other"), "{}", refused.text());
+    let other = id_of(&ask(&mut client, &writer, "POST", "/events", &event("other", "m")));
+    until("both are stored", || {
+        [&id, &other]
+            .iter()
+            .all(|id| ask(&mut client, &root, "GET", &format!("/events/{id}"), "").status == 200)
+    });
+    assert_eq!(ask(&mut client, &shop, "GET", &format!("/events/{id}"), "").status, 200);
+    assert_eq!(ask(&mut client, &shop, "GET", &format!("/events/{other}"), "").status, 404);
+    assert_eq!(ask(&mut client, &shop, "GET", "/events?service=a,b", "").status, 200);
+    for query in ["/events", "/events?service=other"] {
+        assert_eq!(ask(&mut client, &shop, "GET", query, "").status, 403, "{query}");
+    }
+    let log = server.log();
+    for token in [writer, shop, reader, scraper, root] {
+        assert!(!log.contains(&token[4..]), "the log holds a token");
+    }
+}
+
+#[test]
+fn tokens_are_read_again_on_sighup_and_a_bad_file_keeps_the_old() {
+    let tokens = Tokens::new();
+    let old = tokens.create("old", "ingest", &[]);
+    let postgres = Postgres::start();
+    let server = Server::on(&postgres, &[("AUTH_TOKENS_FILE", tokens.path())]);
+    let mut client = server.client();
+    let good = event("s", "m");
+    let mut status = |token: &str| ask(&mut client, token, "POST", "/events", &good).status;
+    assert_eq!(status(&old), 202);
+    let new = tokens.create("new", "ingest", &[]);
+    assert_eq!(status(&new), 401, "nobody has asked for it yet");
+    server.signal("HUP");
+    until("the new token is known", || status(&new) == 202);
+    assert_eq!(status(&old), 202);
+
+    fs::write(&tokens.path, "\nold sha256:00 ingest\nnonsense\n").unwrap();
+    server.signal("HUP");
+    until("the mistake is told", || server.log().contains("tokens:3"));
+    let log = server.log();
+    assert!(log.contains("level=error") && log.contains("tokens:2"), "{log}");
+    assert_eq!((status(&old), status(&new)), (202, 202));
+
+    fs::write(&tokens.path, "").unwrap();
+    let last = tokens.create("last", "ingest", &[]);
+    server.signal("HUP");
+    until("the last token is known", || status(&last) == 202);
+    assert_eq!((status(&old), status(&new)), (401, 401));
+}
+
+#[test]
+fn a_token_file_that_cannot_be_used_ends_the_start() {
+    let tokens = Tokens::new();
+    fs::write(&tokens.path, "name sha256:xyz ingest\n").unwrap();
+    let missing = Path::new(tokens.path()).with_file_name("missing");
+    for (path, said) in [(tokens.path(), "tokens:1: "), (missing.to_str().unwrap(), "AUTH_TOKENS_FILE")] {
+        let ended = run(&[("AUTH_TOKENS_FILE", path)], &["serve"]);
+        assert_eq!(ended.code, Some(2), "{}", ended.stderr);
+        assert!(ended.stderr.contains(said), "{}", ended.stderr);
+    }
+    for arguments in [
+        &["token", "create", "--name", "a b", "--scopes", "ingest"][..],
+        &["token", "create", "--name", "a", "--scopes", "all"],
+        &["token", "create", "--name", "a"],
+        &["token"],
+    ] {
+        let ended = run(&[], arguments);
+        assert_eq!(ended.code, Some(2), "{arguments:?}: {}", ended.stderr);
+    }
+    let ended =
+        run(&[("RATE_LIMIT_QUERY", "-1"), ("TRUSTED_PROXIES", "10.0.0.0/33"), ("CORS_ORIGINS", "a")], &[]);
+    assert_eq!(ended.code, Some(2));
+    for name in ["RATE_LIMIT_QUERY", "TRUSTED_PROXIES", "CORS_ORIGINS"] {
+        assert!(ended.stderr.contains(name), "{name} is not named in:\n{}", ended.stderr);
+    }
+}
+
+#[test]
+fn too_many_requests_are_refused_and_probes_never_are() {
+    let postgres = Postgres::start();
+    let settings = [
+        ("RATE_LIMIT_QUERY", "5"),
+        ("RATE_LIMIT_HEALTH", "5"),
+        ("TRUSTED_PROXIES", "127.0.0.0/8"),
+        ("ACCEPTORS", "2"),
+    ];
+    let server = Server::on(&postgres, &settings);
+    let from = |client: &mut Client, path: &str, address: &str| {
+        client.exchange(&request("GET", path, &[("X-Forwarded-For", address)], b""))
+    };
+    for (path, name) in [("/events?count=none", "query"), ("/health", "health")] {
+        // Connections of one client, on whichever acceptor, share what it has.
+        let mut clients: Vec<Client> = (0..4).map(|_| server.client()).collect();
+        let mut refused = Vec::new();
+        let mut allowed = 0;
+        for nth in 0..40 {
+            let reply = from(&mut clients[nth % 4], path, "192.0.2.1");
+            match reply.status {
+                200 => allowed += 1,
+                _ => refused.push(reply),
+            }
+        }
+        // Five at once, and one more for each fifth of a second that the test has taken.
+        assert!((5..35).contains(&allowed), "{path}: {allowed}");
+        let refused = refused.first().expect("some are refused");
+        assert_eq!(refused.status, 429);
+        assert_eq!(refused.header("Retry-After"), Some("1"));
+        assert_eq!(refused.header("RateLimit-Policy"), Some(format!("\"{name}\";q=5;w=1").as_str()));
+        assert_eq!(refused.header("RateLimit"), Some(format!("\"{name}\";r=0;t=1").as_str()));
+        let other = from(&mut clients[0], path, "192.0.2.2");
+        assert_eq!(other.status, 200, "another client is not held responsible");
+        assert_eq!(
+            other.header("RateLimit"),
+            Some(format!("\"{name}\";r=4;t=1").as_str()),
+            "a late answer too"
+        );
+    }
+    let mut client = server.client();
+    for _ in 0..200 {
+        assert_eq!(client.get("/live").status, 200);
+        assert_eq!(client.get("/ready").status, 200);
+        id_of(&client.post_json(event("s", "m")));
+    }
+}
+
+#[test]
+fn the_global_limit_is_on_posts_too() {
+    let postgres = Postgres::start();
+    let server = Server::on(&postgres, &[("RATE_LIMIT_GLOBAL", "10"), ("DRAIN_INTERVAL", "20")]);
+    let mut client = server.client();
+    let statuses: Vec<u16> = (0..100).map(|_| client.post_json(event("s", "m")).status).collect();
+    let accepted = statuses.iter().filter(|status| **status == 202).count();
+    assert!((10..90).contains(&accepted), "{accepted}");
+    assert_eq!(accepted + statuses.iter().filter(|status| **status == 429).count(), 100);
+    assert_eq!(client.get("/nothing").status, 429, "what is not there is no way around");
+    assert_eq!(client.get("/ready").status, 200);
+    // A scrape is limited as well: wait until it is due.
+    until("the accepted are stored", || postgres.stored() == i64::try_from(accepted).unwrap());
+}
+
+#[test]
+fn pages_of_named_origins_may_ask_and_read() {
+    let postgres = Postgres::start();
+    let server = Server::on(&postgres, &[("CORS_ORIGINS", "https://app.example, http://localhost:8080")]);
+    let mut client = server.client();
+    let origin = ("Origin", "https://app.example");
+    let preflight = client.exchange(&request(
+        "OPTIONS",
+        "/events",
+        &[
+            origin,
+            ("Access-Control-Request-Method", "POST"),
+            ("Access-Control-Request-Headers", "idempotency-key"),
+        ],
+        b"",
+    ));
+    assert_eq!(preflight.status, 204);
+    assert_eq!(preflight.header("Access-Control-Allow-Origin"), Some(origin.1));
+    assert_eq!(preflight.header("Vary"), Some("Origin"));
+    assert!(preflight.header("Access-Control-Allow-Methods").unwrap().contains("POST"));
+    assert!(preflight.header("Access-Control-Allow-Headers").unwrap().contains("Idempotency-Key"));
+    assert!(preflight.header("Access-Control-Max-Age").is_some());
+    let stranger = client.exchange(&request(
+        "OPTIONS",
+        "/events",
+        &[("Origin", "https://evil.example"), ("Access-Control-Request-Method", "POST")],
+        b"",
+    ));
+    assert_eq!((stranger.status, stranger.header("Access-Control-Allow-Origin")), (204, None));
+    assert_eq!(stranger.header("Access-Control-Allow-Methods"), None);
+
+    for (method, path, body, status) in [
+        ("POST", "/events", event("s", "m"), 202),
+        ("POST", "/events", "{}".into(), 400),
+        ("GET", "/events", String::new(), 200),
+        ("GET", "/events?limit=0", String::new(), 400),
+        ("GET", "/nothing", String::new(), 404),
+        ("PUT", "/events", "x".into(), 405),
+    ] {
+        let headers = [origin, ("Content-Type", JSON)];
+        let reply = client.exchange(&request(method, path, &headers, body.as_bytes()));
+        assert_eq!(reply.status, status, "{method} {path}");
+        assert_eq!(reply.header("Access-Control-Allow-Origin"), Some(origin.1), "{method} {path}");
+        assert!(reply.header("Access-Control-Expose-Headers").unwrap().contains("Retry-After"));
+        assert_eq!(reply.header("Access-Control-Allow-Credentials"), None);
+    }
+    settle(&server);
+}
