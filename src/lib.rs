@@ -27,6 +27,8 @@ pub mod storage;
 
 pub mod query;
 
+pub mod retention;
+
 pub mod metrics;
 
 pub mod health;

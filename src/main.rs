@@ -30,6 +30,7 @@ fn main() -> ExitCode {
     logging::start(settings.log_level, settings.log_format, &clock);
     let done = match task {
         Task::Migrate => server::migrate(&settings, &clock),
+        Task::RetentionRun { dry_run } => server::retention(&settings, &clock, dry_run),
         Task::Serve | Task::CheckConfig => server::run(&settings, &clock),
     };
     match done {

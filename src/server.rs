@@ -64,6 +64,64 @@ pub fn migrate(settings: &Settings, clock: &Clock) -> Result<(), Failed> {
     Ok(())
 }
 
+/// `aurore-events retention run`.
+pub fn retention(settings: &Settings, clock: &Clock, dry_run: bool) -> Result<(), Failed> {
+    let database = CommandDatabase::open(settings, clock)?;
+    database.repository.prepare(clock.wall())?;
+    let retention =
+        stages::retention(settings, database.repository.clone(), breaker(settings), Arc::default(), clock);
+    let done = if dry_run {
+        retention.preview().map(|preview| {
+            #[expect(clippy::print_stdout, reason = "the command's answer")]
+            {
+                println!("{preview}");
+            }
+        })
+    } else {
+        // Nobody tells it to stop: a signal ends it, and the next sweep goes on.
+        let (_stop, stopped) = bounded::<()>(0);
+        retention.sweep(&stopped).map(drop)
+    };
+    drop(retention);
+    database.close();
+    done.map_err(Failed::Command)
+}
+
+/// The database for a command. When a server keeps a private cluster running, the command uses that one.
+struct CommandDatabase {
+    repository: Arc<dyn EventRepository>,
+    cluster: Option<Cluster>,
+    _lock: Option<File>,
+}
+
+impl CommandDatabase {
+    fn open(settings: &Settings, clock: &Clock) -> Result<Self, Failed> {
+        let lock = match &settings.database_url {
+            Some(_) => None,
+            None => match lock_data_dir(&settings.data_dir) {
+                Ok(lock) => Some(lock),
+                Err(Failed::DataDirInUse(_)) => {
+                    let target = Cluster::of_server(&settings.data_dir)?;
+                    log::info!("using the database that the running server keeps");
+                    return Ok(Self {
+                        repository: repository(settings, &target),
+                        cluster: None,
+                        _lock: None,
+                    });
+                }
+                Err(error) => return Err(error),
+            },
+        };
+        let (repository, cluster) = open_database(settings, clock)?;
+        Ok(Self { repository, cluster, _lock: lock })
+    }
+
+    fn close(self) {
+        drop(self.repository);
+        stop(self.cluster);
+    }
+}
+
 /// Keeps two servers from sharing a directory. The lock ends with the process, however that ends.
 fn lock_data_dir(path: &Path) -> Result<File, Failed> {
     let failed = |error| Failed::DataDir { path: path.to_owned(), error };
@@ -107,8 +165,20 @@ fn open_database(
         (cluster.target(), Some(cluster))
     };
     log::info!(embedded = cluster.is_some(); "storing into {}", target.describe());
+    Ok((repository(settings, &target), cluster))
+}
+
+fn repository(settings: &Settings, target: &Target) -> Arc<dyn EventRepository> {
     let limits = StoreLimits { connections_max: settings.db_pool_max, ..StoreLimits::default() };
-    Ok((Arc::new(PostgresRepository::new(&target, limits)), cluster))
+    Arc::new(PostgresRepository::new(target, limits))
+}
+
+fn breaker(settings: &Settings) -> Arc<Breaker> {
+    Arc::new(Breaker::new(BreakerLimits {
+        failure_threshold: settings.breaker_failures,
+        success_threshold: settings.breaker_successes,
+        timeout: settings.breaker_timeout,
+    }))
 }
 
 /// Serves until a notice says to stop. The listeners are bound; their count is that of the acceptors.
@@ -130,17 +200,14 @@ pub fn serve(
     };
     let (buffer, parker) = Buffer::new(limits, acceptors, ledger.clone());
     let buffer = Arc::new(buffer);
-    let breaker = Arc::new(Breaker::new(BreakerLimits {
-        failure_threshold: settings.breaker_failures,
-        success_threshold: settings.breaker_successes,
-        timeout: settings.breaker_timeout,
-    }));
+    let breaker = breaker(settings);
     let status = Arc::new(Status {
         buffer: buffer.clone(),
         ledger: ledger.clone(),
         sampler: Arc::new(Sampler::default()),
         writer: Arc::new(WriterFigures::default()),
         http: Arc::new(HttpFigures::new(acceptors, &LABELS)),
+        retention: Arc::default(),
         database: Arc::new(Database::default()),
         breaker: breaker.clone(),
         lifecycle: lifecycle.clone(),
@@ -172,6 +239,10 @@ pub fn serve(
         breaker: breaker.clone(),
         clock: clock.clone(),
     };
+    let retention =
+        stages::retention(settings, repository.clone(), breaker.clone(), status.retention.clone(), clock);
+    let retention_stop = helpers_stop.clone();
+    stages::spawn(lifecycle, "retention", move || retention.run(&retention_stop))?;
     stages::spawn(lifecycle, "probe", move || probe.run(&helpers_stop))?;
     let line = stages::start_readers(settings, repository, breaker, lifecycle, clock)?;
 

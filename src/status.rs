@@ -11,7 +11,7 @@ use crate::clock::{Clock, Moment};
 use crate::health::{Condition, Database, Facts};
 use crate::http::Response;
 use crate::lifecycle::Lifecycle;
-use crate::metrics::{HttpFigures, Ledger, Sampler, View, WriterFigures, retry_after};
+use crate::metrics::{HttpFigures, Ledger, RetentionFigures, Sampler, View, WriterFigures, retry_after};
 use crate::storage::Breaker;
 use crate::storage::breaker::State;
 
@@ -23,6 +23,7 @@ pub struct Status {
     pub sampler: Arc<Sampler>,
     pub writer: Arc<WriterFigures>,
     pub http: Arc<HttpFigures>,
+    pub retention: Arc<RetentionFigures>,
     pub database: Arc<Database>,
     pub breaker: Arc<Breaker>,
     pub lifecycle: Lifecycle,
@@ -205,6 +206,7 @@ impl Status {
             since_drain: since(drain),
             writer: &self.writer,
             http: &self.http,
+            retention: &self.retention,
         }
     }
 }

@@ -30,6 +30,8 @@ pub enum Failed {
     Cluster(#[from] ClusterError),
     #[error("the database could not be brought up to date: {0}")]
     Migrate(#[from] StoreError),
+    #[error("{0}")]
+    Command(StoreError),
     #[error("the thread {0} died: what it held can no longer be vouched for")]
     ThreadDied(String),
     #[error("stopped at once, as asked; {0} acknowledged events were not stored")]
@@ -53,6 +55,7 @@ impl Failed {
             | Self::Signals(_)
             | Self::Cluster(_)
             | Self::Migrate(_)
+            | Self::Command(_)
             | Self::Interrupted(_)
             | Self::Undrained(_) => ExitCode::FAILURE,
         }

@@ -3,14 +3,16 @@
 //! Not for service: it forgets everything and scans for every query.
 
 use std::collections::btree_map::Entry;
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::fmt;
+use std::ops::Bound;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use crate::event::{Event, EventId, Timestamp};
 use crate::row::{self, Row};
 use crate::storage::{
-    DeadLetter, EventRepository, Filter, Found, Order, Page, StoreError, StorePath, Stored,
+    Day, DeadLetter, Deleted, EventRepository, Filter, Found, Order, Page, StoreError, StorePath, Stored,
+    Sweeping,
 };
 
 /// What was asked of the repository, in order.
@@ -22,6 +24,8 @@ pub enum Call {
     Count,
     Find,
     Ping,
+    Days,
+    Sweep,
 }
 
 /// What happens to a coming call, instead of what was asked or after it.
@@ -247,6 +251,60 @@ impl EventRepository for MemoryRepository {
 
     fn ping(&self) -> Result<(), StoreError> {
         self.call(Call::Ping, |_| Ok(()))
+    }
+
+    fn days(&self) -> Result<Vec<Day>, StoreError> {
+        self.call(Call::Days, |inner| {
+            Ok(inner.events.keys().map(|id| Day::of_id(*id)).collect::<BTreeSet<_>>().into_iter().collect())
+        })
+    }
+
+    fn sweep(&self, _edge: Timestamp) -> Result<Option<Box<dyn Sweeping + '_>>, StoreError> {
+        self.call(Call::Sweep, |_| Ok(Some(Box::new(MemorySweep(self)) as Box<dyn Sweeping>)))
+    }
+}
+
+/// Every step is a call of its own, and meets the faults of its turn. Nobody else ever sweeps here, and the dead, of
+/// which the time of death is not known, stay.
+#[derive(Debug)]
+struct MemorySweep<'a>(&'a MemoryRepository);
+
+impl Sweeping for MemorySweep<'_> {
+    fn finish_drops(&mut self) -> Result<(), StoreError> {
+        self.0.call(Call::Sweep, |_| Ok(()))
+    }
+
+    fn drop_day(&mut self, day: Day) -> Result<u64, StoreError> {
+        self.0.call(Call::Sweep, |inner| {
+            let before = inner.events.len();
+            inner.events.retain(|id, _| Day::of_id(*id) != day);
+            Ok((before - inner.events.len()) as u64)
+        })
+    }
+
+    fn delete_events(
+        &mut self,
+        after: EventId,
+        before: EventId,
+        rows_max: u32,
+    ) -> Result<Deleted, StoreError> {
+        self.0.call(Call::Sweep, |inner| {
+            let between = inner.events.range((Bound::Excluded(after), Bound::Excluded(before)));
+            let ids: Vec<_> = between.map(|(id, _)| *id).take(rows_max as usize).collect();
+            for id in &ids {
+                inner.events.remove(id);
+            }
+            let next = ids.last().copied().filter(|_| ids.len() == rows_max as usize);
+            Ok(Deleted { rows: ids.len() as u64, next })
+        })
+    }
+
+    fn delete_dead(&mut self, _rows_max: u32) -> Result<u64, StoreError> {
+        self.0.call(Call::Sweep, |_| Ok(0))
+    }
+
+    fn end(&mut self, _error: Option<&str>) -> Result<(), StoreError> {
+        self.0.call(Call::Sweep, |_| Ok(()))
     }
 }
 

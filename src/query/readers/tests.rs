@@ -6,7 +6,9 @@ use super::*;
 use crate::event::Event;
 use crate::query::cursor::Cursor;
 use crate::storage::breaker::State;
-use crate::storage::{BreakerLimits, DeadLetter, Found, Order as Direction, StorePath, Stored};
+use crate::storage::{
+    BreakerLimits, Day, DeadLetter, Found, Order as Direction, StorePath, Stored, Sweeping,
+};
 
 const NOW: Timestamp = Timestamp::from_millis(1_795_435_200_000);
 
@@ -54,6 +56,14 @@ impl EventRepository for Fake {
 
     fn ping(&self) -> Result<(), StoreError> {
         unimplemented!("queries do not ping")
+    }
+
+    fn days(&self) -> Result<Vec<Day>, StoreError> {
+        unimplemented!("queries do not ask for partitions")
+    }
+
+    fn sweep(&self, _edge: Timestamp) -> Result<Option<Box<dyn Sweeping + '_>>, StoreError> {
+        unimplemented!("queries do not sweep")
     }
 }
 

@@ -137,6 +137,11 @@ impl Cluster {
         Ok(cluster)
     }
 
+    /// Where to connect to the cluster that a running server keeps in `data_dir`. It is left as it is.
+    pub fn of_server(data_dir: &Path) -> Result<Target, ClusterError> {
+        Ok(Target::socket(Home::prepare(data_dir)?.socket_dir(), USER, DATABASE))
+    }
+
     /// Where to connect.
     pub fn target(&self) -> Target {
         Target::socket(self.home.socket_dir(), USER, DATABASE)

@@ -1,7 +1,7 @@
 //! Events in PostgreSQL, 14 and later. The only place that names the `postgres` crate.
 //!
 //! `target` and `tls` say where the database is, `connect` how a transaction is had; `migrate` and `partition` make the
-//! tables; `store` and `find` use them; `error` translates; `embedded` runs a cluster of our own.
+//! tables; `store` and `find` use them, `sweep` takes what is old out of them; `error` translates; `embedded` runs a cluster of our own.
 
 mod connect;
 pub mod embedded;
@@ -11,6 +11,7 @@ mod migrate;
 mod partition;
 mod patience;
 mod store;
+mod sweep;
 mod target;
 #[cfg(test)]
 mod testing;
@@ -25,9 +26,10 @@ use std::time::Duration;
 pub use target::{Target, TargetError};
 
 use self::connect::{Connections, Terms};
-use self::partition::Day;
 use crate::event::{Event, EventId, Timestamp};
-use crate::storage::{DeadLetter, EventRepository, Filter, Found, Page, StoreError, StorePath, Stored};
+use crate::storage::{
+    Day, DeadLetter, EventRepository, Filter, Found, Page, StoreError, StorePath, Stored, Sweeping,
+};
 
 /// The bounds on what is asked of the database.
 #[derive(Clone, Copy, Debug)]
@@ -154,5 +156,14 @@ impl EventRepository for PostgresRepository {
 
     fn ping(&self) -> Result<(), StoreError> {
         self.connections.transaction(&self.query_terms, |_client| Ok(()))
+    }
+
+    fn days(&self) -> Result<Vec<Day>, StoreError> {
+        self.noting(self.connections.transaction(&self.query_terms, partition::days))
+    }
+
+    fn sweep(&self, edge: Timestamp) -> Result<Option<Box<dyn Sweeping + '_>>, StoreError> {
+        let sweep = self.noting(sweep::begin(&self.connections, edge))?;
+        Ok(sweep.map(|sweep| Box::new(sweep) as Box<dyn Sweeping>))
     }
 }
