@@ -21,7 +21,11 @@ pub mod ingest;
 
 pub mod buffer;
 
+pub mod journal;
+
 pub mod writer;
+
+pub mod dead;
 
 pub mod storage;
 

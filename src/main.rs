@@ -31,6 +31,8 @@ fn main() -> ExitCode {
     let done = match task {
         Task::Migrate => server::migrate(&settings, &clock),
         Task::RetentionRun { dry_run } => server::retention(&settings, &clock, dry_run),
+        Task::JournalInspect => server::inspect_journal(&settings),
+        Task::Dead(task) => server::dead(&settings, &clock, &task),
         Task::Serve | Task::CheckConfig => server::run(&settings, &clock),
     };
     match done {

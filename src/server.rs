@@ -9,16 +9,21 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crossbeam::channel::{Receiver, RecvError, bounded, select};
+use crossbeam::channel::{Receiver, RecvError, RecvTimeoutError, bounded, select};
+use signal_hook::consts::{SIGHUP, SIGTERM};
 
 pub use failed::Failed;
 
 use crate::api::Api;
 use crate::buffer::{self, Buffer};
 use crate::clock::Clock;
+use crate::dead::DeadTask;
 use crate::health::{Database, Probe};
 use crate::http::router::LABELS;
+use crate::http::tls::Identity;
 use crate::http::{Remote, listener};
+use crate::journal::disk::{Directory, Disk};
+use crate::journal::{self, Checkpoint, Found, Journal, Level, Recovery, StartFailed};
 use crate::lifecycle::{Lifecycle, Notice, Phase};
 use crate::metrics::{HttpFigures, Ledger, Sampler, WriterFigures};
 use crate::settings::{HttpEngine, Settings};
@@ -30,6 +35,10 @@ use crate::writer::{BatchLimits, Drain, Links, Writer};
 
 /// How long acceptors may take to finish the requests they have begun, at most.
 const ACCEPTORS_FINISH: Duration = Duration::from_secs(5);
+/// How long the journal may take to write and sync what it has.
+const JOURNAL_FINISHES: Duration = Duration::from_secs(5);
+/// The journal's directory within `DATA_DIR`.
+const JOURNAL: &str = "journal";
 
 fn stop(cluster: Option<Cluster>) {
     if let Some(Err(error)) = cluster.map(Cluster::stop) {
@@ -42,12 +51,15 @@ pub fn run(settings: &Settings, clock: &Clock) -> Result<(), Failed> {
     let _lock = lock_data_dir(&settings.data_dir)?;
     // Before the cluster is started, so that a second server fails at once and touches nothing.
     let address = settings.address();
+    let (lifecycle, notices) = Lifecycle::new();
+    let identity = stages::identity(settings, &lifecycle)?;
     let listeners =
         listener::bind(address, settings.acceptors).map_err(|error| Failed::Listen { address, error })?;
-    let (lifecycle, notices) = Lifecycle::new();
     notice_signals(&lifecycle)?;
+    let journal = open_journal(&settings.data_dir)?;
     let (repository, cluster) = open_database(settings, clock)?;
-    let served = serve(settings, listeners, repository, &lifecycle, &notices, clock);
+    let outside = Outside { listeners, identity, repository, journal };
+    let served = serve(settings, outside, &lifecycle, &notices, clock);
     stop(cluster);
     served
 }
@@ -62,6 +74,32 @@ pub fn migrate(settings: &Settings, clock: &Clock) -> Result<(), Failed> {
     migrated?;
     log::info!("the database is up to date");
     Ok(())
+}
+
+/// `aurore-events journal inspect`.
+pub fn inspect_journal(settings: &Settings) -> Result<(), Failed> {
+    let path = settings.data_dir.join(JOURNAL);
+    let failed = |error| Failed::from(StartFailed::Io { path: path.clone(), error });
+    let disk = Directory::open_existing(path.clone()).map_err(failed)?;
+    let whole = journal::inspect::inspect(&disk, &mut std::io::stdout().lock()).map_err(failed)?;
+    if whole { Ok(()) } else { Err(Failed::JournalDamaged) }
+}
+
+/// The journal's directory, and what an earlier process left in it.
+pub fn open_journal(data_dir: &Path) -> Result<(Arc<dyn Disk>, Vec<Found>), Failed> {
+    let path = data_dir.join(JOURNAL);
+    let failed = |error| Failed::from(StartFailed::Io { path: path.clone(), error });
+    let disk = Directory::open(path.clone()).map_err(failed)?;
+    let found = journal::adopt(&disk).map_err(failed)??;
+    Ok((Arc::new(disk), found))
+}
+
+/// `aurore-events dead`.
+pub fn dead(settings: &Settings, clock: &Clock, task: &DeadTask) -> Result<(), Failed> {
+    let database = CommandDatabase::open(settings, clock)?;
+    let done = task.run(&database.repository, clock, &mut std::io::stdout().lock());
+    database.close();
+    done.map_err(|error| Failed::Dead(Box::new(error)))
 }
 
 /// `aurore-events retention run`.
@@ -87,32 +125,33 @@ pub fn retention(settings: &Settings, clock: &Clock, dry_run: bool) -> Result<()
     done.map_err(Failed::Command)
 }
 
-/// The database for a command. When a server keeps a private cluster running, the command uses that one.
+/// The database for a command. A cluster of a running server is used and left alone; one that nobody runs is started
+/// for as long as the command takes.
 struct CommandDatabase {
-    repository: Arc<dyn EventRepository>,
+    repository: Arc<PostgresRepository>,
     cluster: Option<Cluster>,
     _lock: Option<File>,
 }
 
 impl CommandDatabase {
     fn open(settings: &Settings, clock: &Clock) -> Result<Self, Failed> {
-        let lock = match &settings.database_url {
-            Some(_) => None,
+        let own_cluster = settings.data_dir.join("postgres");
+        let (lock, target, cluster) = match &settings.database_url {
+            Some(url) => (None, Target::parse(url)?, None),
+            None if !own_cluster.is_dir() => return Err(Failed::NoCluster(settings.data_dir.clone())),
             None => match lock_data_dir(&settings.data_dir) {
-                Ok(lock) => Some(lock),
+                Ok(lock) => {
+                    let cluster = Cluster::start(&settings.data_dir, ClusterLimits::default(), clock)?;
+                    (Some(lock), cluster.target(), Some(cluster))
+                }
                 Err(Failed::DataDirInUse(_)) => {
-                    let target = Cluster::of_server(&settings.data_dir)?;
-                    log::info!("using the database that the running server keeps");
-                    return Ok(Self {
-                        repository: repository(settings, &target),
-                        cluster: None,
-                        _lock: None,
-                    });
+                    (None, Cluster::of_a_running_server(&settings.data_dir)?, None)
                 }
                 Err(error) => return Err(error),
             },
         };
-        let (repository, cluster) = open_database(settings, clock)?;
+        let limits = StoreLimits { connections_max: 2, ..StoreLimits::default() };
+        let repository = Arc::new(PostgresRepository::new(&target, limits));
         Ok(Self { repository, cluster, _lock: lock })
     }
 
@@ -134,19 +173,19 @@ fn lock_data_dir(path: &Path) -> Result<File, Failed> {
     }
 }
 
-/// SIGTERM and SIGINT ask the server to stop; asked again, it ends at once.
+/// SIGTERM and SIGINT ask the server to stop; asked again, it ends at once. SIGHUP has files read again.
 fn notice_signals(lifecycle: &Lifecycle) -> Result<(), Failed> {
     let failed = |error: &dyn std::error::Error| Failed::Signals(error.to_string());
     let stop = lifecycle.clone();
     ctrlc::set_handler(move || stop.stop()).map_err(|error| failed(&error))?;
     // ctrlc's feature for SIGTERM would take SIGHUP with it, which is not a reason to stop.
-    let mut signals = signal_hook::iterator::Signals::new([signal_hook::consts::SIGTERM])
-        .map_err(|error| failed(&error))?;
-    let stop = lifecycle.clone();
+    let mut signals =
+        signal_hook::iterator::Signals::new([SIGTERM, SIGHUP]).map_err(|error| failed(&error))?;
+    let told = lifecycle.clone();
     lifecycle
         .spawn("signals", move || {
-            for _ in signals.forever() {
-                stop.stop();
+            for signal in signals.forever() {
+                if signal == SIGHUP { told.reload() } else { told.stop() }
             }
         })
         .map_err(Failed::Thread)?;
@@ -165,12 +204,8 @@ fn open_database(
         (cluster.target(), Some(cluster))
     };
     log::info!(embedded = cluster.is_some(); "storing into {}", target.describe());
-    Ok((repository(settings, &target), cluster))
-}
-
-fn repository(settings: &Settings, target: &Target) -> Arc<dyn EventRepository> {
     let limits = StoreLimits { connections_max: settings.db_pool_max, ..StoreLimits::default() };
-    Arc::new(PostgresRepository::new(target, limits))
+    Ok((Arc::new(PostgresRepository::new(&target, limits)), cluster))
 }
 
 fn breaker(settings: &Settings) -> Arc<Breaker> {
@@ -181,15 +216,27 @@ fn breaker(settings: &Settings) -> Arc<Breaker> {
     }))
 }
 
-/// Serves until a notice says to stop. The listeners are bound; their count is that of the acceptors.
+/// What the stages have to do with outside the process.
+#[derive(Debug)]
+pub struct Outside {
+    /// Bound; their count is that of the acceptors.
+    pub listeners: Vec<TcpListener>,
+    /// The certificate, for TLS.
+    pub identity: Option<Arc<Identity>>,
+    pub repository: Arc<dyn EventRepository>,
+    /// The journal's directory, and the segments that an earlier process left there.
+    pub journal: (Arc<dyn Disk>, Vec<Found>),
+}
+
+/// Serves until a notice says to stop.
 pub fn serve(
     settings: &Settings,
-    listeners: Vec<TcpListener>,
-    repository: Arc<dyn EventRepository>,
+    outside: Outside,
     lifecycle: &Lifecycle,
     notices: &Receiver<Notice>,
     clock: &Clock,
 ) -> Result<(), Failed> {
+    let Outside { listeners, identity, repository, journal: (disk, found) } = outside;
     let acceptors = listeners.len();
     let ledger = Arc::new(Ledger::new(acceptors));
     let limits = buffer::Limits {
@@ -200,9 +247,12 @@ pub fn serve(
     };
     let (buffer, parker) = Buffer::new(limits, acceptors, ledger.clone());
     let buffer = Arc::new(buffer);
+    let (journal, parkers) = Journal::new(acceptors);
+    let journal = Arc::new(journal);
     let breaker = breaker(settings);
     let status = Arc::new(Status {
         buffer: buffer.clone(),
+        journal: journal.clone(),
         ledger: ledger.clone(),
         sampler: Arc::new(Sampler::default()),
         writer: Arc::new(WriterFigures::default()),
@@ -217,6 +267,7 @@ pub fn serve(
     let drain = Arc::new(Drain::default());
     let links = Links {
         buffer: buffer.clone(),
+        journal: journal.clone(),
         repository: repository.clone(),
         breaker: breaker.clone(),
         ledger,
@@ -230,6 +281,24 @@ pub fn serve(
         bytes_max: settings.batch_bytes_max,
         linger: settings.linger,
     };
+    let limits = journal::Limits {
+        write_every: settings.journal_write,
+        sync_every: settings.journal_sync,
+        segment_bytes_max: settings.journal_segment_bytes,
+    };
+    let checkpoint =
+        Checkpoint::new(journal.clone(), disk.clone(), limits, clock.clone(), parkers.checkpoint, &found);
+    let recovery = Recovery::new(
+        journal.clone(),
+        disk,
+        buffer,
+        lifecycle.clone(),
+        clock.clone(),
+        parkers.recovery,
+        found,
+    );
+    let journal_ended = stages::start_checkpoint(checkpoint, lifecycle)?;
+    lifecycle.spawn_task("recovery", move || recovery.run()).map_err(Failed::Thread)?;
     let writer_ended = stages::start_writer(Writer::new(links, parker, batch), lifecycle)?;
     let (stop_helpers, helpers_stop) = bounded::<()>(0);
     stages::start_sampler(lifecycle, status.clone(), helpers_stop.clone())?;
@@ -251,15 +320,21 @@ pub fn serve(
     let limits = stages::ingest_limits(settings);
     let api = {
         let (status, clock) = (status.clone(), clock.clone());
-        move |acceptor: usize| Api::new(acceptor, limits, clock.rng(), status.clone(), line.clone())
+        let durability = settings.durability;
+        move |acceptor: usize| {
+            Api::new(acceptor, limits, durability, clock.rng(), status.clone(), line.clone())
+        }
     };
     let (remotes, acceptors_ended) = match settings.http_engine {
-        HttpEngine::Guarded => stages::start_acceptors(settings, listeners, &api, lifecycle, clock)?,
+        HttpEngine::Guarded => {
+            stages::start_acceptors(settings, listeners, identity.as_ref(), &api, lifecycle, clock)?
+        }
         HttpEngine::Minihttp => stages::start_minihttp(settings, listeners, api)?,
     };
-    log::info!(acceptors = acceptors, engine:? = settings.http_engine; "listening on http://{address}");
+    let scheme = if identity.is_some() { "https" } else { "http" };
+    log::info!(acceptors = acceptors, engine:? = settings.http_engine; "listening on {scheme}://{address}");
 
-    let running = Running { status, drain, remotes, acceptors_ended, writer_ended, notices };
+    let running = Running { status, drain, remotes, acceptors_ended, writer_ended, journal_ended, notices };
     let stopped = running.until_stopped(settings.shutdown_timeout);
     drop(stop_helpers);
     stopped
@@ -272,6 +347,7 @@ struct Running<'a> {
     remotes: Vec<Remote>,
     acceptors_ended: Receiver<()>,
     writer_ended: Receiver<()>,
+    journal_ended: Receiver<()>,
     notices: &'a Receiver<Notice>,
 }
 
@@ -303,23 +379,40 @@ impl Running<'_> {
             recv(self.notices) -> notice => return Err(self.at_once(notice)),
             default(patience) => {}
         }
+        let left = self.status.ledger.balance().buffered();
+        let kept = self.finish_journal();
         let balance = self.status.ledger.balance();
         log::info!(
             received = balance.received, stored = balance.stored, duplicate = balance.duplicate,
             dead = balance.dead, buffered = balance.buffered();
             "stopped"
         );
-        match buffer.occupied().rows {
-            0 => Ok(()),
-            left => Err(Failed::Undrained(left)),
+        match (left, kept) {
+            (0, _) => Ok(()),
+            (left, true) => {
+                log::warn!(events = left; "{left} acknowledged events wait in the journal for the next start");
+                Ok(())
+            }
+            (left, false) => Err(Failed::Undrained(left)),
         }
+    }
+
+    /// Has the journal write and sync what is not stored. Tells whether it has.
+    fn finish_journal(&self) -> bool {
+        let journal = &self.status.journal;
+        journal.finish();
+        let ended = self.journal_ended.recv_timeout(JOURNAL_FINISHES) == Err(RecvTimeoutError::Disconnected);
+        ended && journal.promises(Level::Synced)
     }
 
     /// The two ways to end without a drain: a thread died, or a second signal came.
     fn at_once(&self, notice: Result<Notice, RecvError>) -> Failed {
         match notice {
             Ok(Notice::ThreadDied { name }) => Failed::ThreadDied(name),
-            Ok(Notice::Stop) | Err(RecvError) => Failed::Interrupted(self.status.buffer.occupied().rows),
+            Ok(Notice::Stop) | Err(RecvError) => {
+                self.finish_journal();
+                Failed::Interrupted(self.status.ledger.balance().buffered())
+            }
         }
     }
 }

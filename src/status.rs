@@ -10,6 +10,7 @@ use crate::buffer::Buffer;
 use crate::clock::{Clock, Moment};
 use crate::health::{Condition, Database, Facts};
 use crate::http::Response;
+use crate::journal::Journal;
 use crate::lifecycle::Lifecycle;
 use crate::metrics::{HttpFigures, Ledger, RetentionFigures, Sampler, View, WriterFigures, retry_after};
 use crate::storage::Breaker;
@@ -19,6 +20,7 @@ use crate::storage::breaker::State;
 #[derive(Debug)]
 pub struct Status {
     pub buffer: Arc<Buffer>,
+    pub journal: Arc<Journal>,
     pub ledger: Arc<Ledger>,
     pub sampler: Arc<Sampler>,
     pub writer: Arc<WriterFigures>,
@@ -176,8 +178,10 @@ impl Status {
             phase: self.lifecycle.phase(),
             utilization_percent: self.buffer.utilization_percent(),
             room: !self.buffer.is_full(),
+            recovering: self.journal.is_recovering(),
+            journal: self.journal.trouble(),
             // The writer notices sooner than the probe.
-            database_up: self.database.is_up() && breaker != State::Open,
+            database_up: self.database.is_up(self.clock.now()) && breaker != State::Open,
             breaker,
         }
     }
@@ -207,6 +211,7 @@ impl Status {
             writer: &self.writer,
             http: &self.http,
             retention: &self.retention,
+            journal: &self.journal.figures,
         }
     }
 }

@@ -211,6 +211,7 @@ fn refused(sqlstate: &str, row: Option<usize>, constraint: Option<String>) -> St
         row,
         constraint,
         column: None,
+        timed_out: false,
         in_doubt: false,
     }
 }

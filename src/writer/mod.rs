@@ -22,13 +22,15 @@ use rand::rngs::StdRng;
 pub use batch::{Batch, BatchLimits};
 pub use verdict::Verdict;
 
-use crate::buffer::Buffer;
+use crate::buffer::{Buffer, RowBlock};
 use crate::clock::{Clock, Moment};
+use crate::journal::Journal;
 use crate::lifecycle::{Lifecycle, Phase};
 use crate::logging::Thinned;
 use crate::metrics::{BatchTimes, Ledger, WriterFigures};
-use crate::row::RowBlock;
+use crate::row;
 use crate::storage::{Breaker, DeadLetter, EventRepository, StoreError, StorePath, Stored};
+use isolate::PIECE_MIN;
 use retry::Backoff;
 
 /// How often the partitions are seen to: those ahead, and the late events that wait for one of their own.
@@ -56,6 +58,7 @@ impl Drain {
 #[derive(Debug)]
 pub struct Links {
     pub buffer: Arc<Buffer>,
+    pub journal: Arc<Journal>,
     pub repository: Arc<dyn EventRepository>,
     pub breaker: Arc<Breaker>,
     pub ledger: Arc<Ledger>,
@@ -99,6 +102,8 @@ enum Unsettled {
     GaveUp,
     /// A row among them is refused.
     Refused(StoreError),
+    /// They took longer than they may: fewer at a time may not.
+    TooMany,
 }
 
 impl Writer {
@@ -195,10 +200,13 @@ impl Writer {
         self.insert = Duration::ZERO;
         let emptied = Batch::new(self.batch.limits());
         let batch = std::mem::replace(&mut self.batch, emptied);
-        let settled = match self.settle(&batch.runs(), &[], StorePath::Copy) {
+        // What the journal brought back may be stored already, and COPY would fail on it.
+        let path = if batch.is_replayed() { StorePath::Stage } else { StorePath::Copy };
+        let settled = match self.settle(&batch.runs(), &[], path) {
             Ok(()) => Ok(()),
             Err(Unsettled::GaveUp) => Err(GaveUp),
             Err(Unsettled::Refused(error)) => self.isolate(&batch.rows(), &error),
+            Err(Unsettled::TooMany) => self.piecemeal(&batch.rows()),
         };
         if settled.is_ok() {
             let total = self.links.clock.now().since(started);
@@ -208,8 +216,14 @@ impl Writer {
                 events = batch.count(), insert_ms = times.insert.as_millis(), total_ms = total.as_millis();
                 "batch written"
             );
+            self.links.journal.settled(batch.into_blocks());
+        } else {
+            // They stay counted as held; what settled of them is told apart by their ids, should they be replayed.
+            self.batch = batch;
         }
-        if let Some(carry) = self.carry.take() {
+        if settled.is_ok()
+            && let Some(carry) = self.carry.take()
+        {
             self.add(carry);
         }
         settled
@@ -248,6 +262,10 @@ impl Writer {
                             path = StorePath::Stage;
                         }
                         self.failed(&error, "storing a batch")?;
+                        let count = || runs.iter().flat_map(|run| row::rows(run)).count();
+                        if error.timed_out && count() > PIECE_MIN {
+                            return Err(Unsettled::TooMany);
+                        }
                     }
                 },
             }
@@ -263,7 +281,7 @@ impl Writer {
         let rows = stored.stored + stored.duplicate + stored.dead;
         let rows = u32::try_from(rows).expect("BUG: a batch has fewer than 2^32 rows");
         self.links.ledger.settled(stored);
-        self.links.buffer.release(rows, bytes, self.links.clock.now());
+        self.links.buffer.settled(rows, bytes, self.links.clock.now());
     }
 
     fn succeeded(&mut self) {

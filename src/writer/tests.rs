@@ -6,6 +6,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::event::{EventId, Timestamp};
+use crate::journal::Journal;
 use crate::lifecycle::Notice;
 use crate::row;
 use crate::storage::BreakerLimits;
@@ -48,6 +49,7 @@ impl Bench {
         let drain = Arc::new(Drain::default());
         let links = Links {
             buffer: buffer.clone(),
+            journal: Arc::new(Journal::new(1).0),
             repository: repository.clone(),
             breaker: breaker.clone(),
             ledger: ledger.clone(),
@@ -72,8 +74,8 @@ impl Bench {
             rows += 1;
         }
         let len = bytes.len();
-        let block = RowBlock { bytes: bytes.into(), rows, admitted_at: self.clock.now() };
-        self.buffer.admit(0, rows, len, std::iter::once(block)).unwrap();
+        let blocks = std::iter::once((&*bytes, rows));
+        self.buffer.admit(0, (rows, len), self.clock.now(), blocks, |_| ()).unwrap();
     }
 
     /// Has the writer drain what there is.
@@ -207,6 +209,28 @@ fn a_drain_tries_although_the_breaker_is_open() {
     bench.admit(0..10);
     bench.drain(SOON);
     bench.settled(10, 0, 0);
+}
+
+#[test]
+fn a_batch_that_takes_too_long_goes_in_pieces() {
+    let mut bench = Bench::new(Duration::ZERO);
+    bench.writer.tick();
+    let timeout = || Fault::Fail(StoreError { timed_out: true, ..StoreError::unreachable("silence") });
+    // Too long: 100 rows, then 16 once more, which is as few as it gets.
+    bench.repository.meet([timeout(), timeout()]);
+    bench.admit(0..100);
+    bench.drain(SOON);
+    bench.settled(100, 0, 0);
+    let sizes: Vec<_> = bench
+        .repository
+        .calls()
+        .into_iter()
+        .filter_map(|call| match call {
+            Call::Store { rows, .. } => Some(rows),
+            Call::Prepare | Call::Page | Call::Count | Call::Find | Call::Ping => None,
+        })
+        .collect();
+    assert_eq!(sizes, [100, 16, 16, 16, 16, 16, 16, 16, 4]);
 }
 
 #[test]

@@ -137,8 +137,8 @@ impl Cluster {
         Ok(cluster)
     }
 
-    /// Where to connect to the cluster that a running server keeps in `data_dir`. It is left as it is.
-    pub fn of_server(data_dir: &Path) -> Result<Target, ClusterError> {
+    /// Where a cluster answers that a running server keeps. Starts nothing.
+    pub fn of_a_running_server(data_dir: &Path) -> Result<Target, ClusterError> {
         Ok(Target::socket(Home::prepare(data_dir)?.socket_dir(), USER, DATABASE))
     }
 

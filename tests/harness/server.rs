@@ -94,6 +94,21 @@ impl Server {
         self.data.path()
     }
 
+    pub(crate) fn pid(&self) -> u32 {
+        self.running().child.id()
+    }
+
+    /// What it has said since its start.
+    pub(crate) fn log(&self) -> String {
+        self.running().log()
+    }
+
+    /// From its next start on.
+    pub(crate) fn set(&mut self, name: &str, value: &str) {
+        self.settings.retain(|(known, _)| known != name);
+        self.settings.push((name.to_owned(), value.to_owned()));
+    }
+
     pub(crate) fn signal(&self, name: &str) {
         signal(name, self.running().child.id());
     }
