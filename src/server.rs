@@ -122,7 +122,7 @@ pub fn retention(settings: &Settings, clock: &Clock, dry_run: bool) -> Result<()
     };
     drop(retention);
     database.close();
-    done.map_err(Failed::Command)
+    done.map_err(|error| Failed::Command(Box::new(error)))
 }
 
 /// The database for a command. A cluster of a running server is used and left alone; one that nobody runs is started

@@ -36,7 +36,7 @@ pub enum Failed {
     #[error("the database could not be brought up to date: {0}")]
     Migrate(#[from] StoreError),
     #[error("{0}")]
-    Command(StoreError),
+    Command(Box<StoreError>),
     #[error("{0}")]
     Journal(#[from] StartFailed),
     #[error("the journal is damaged")]
