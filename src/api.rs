@@ -66,7 +66,7 @@ impl Api {
     /// Answers what needs no database.
     fn answer(&mut self, route: &Route<'_>, request: &Request<'_>, response: &mut Response) {
         match route {
-            Route::PostEvents | Route::ListEvents | Route::GetEvent(_) => {
+            Route::PostEvents | Route::ListEvents | Route::GetEvent(_) | Route::Stats => {
                 unreachable!("BUG: these may be answered later")
             }
             Route::Live => Status::live(response),
@@ -225,6 +225,8 @@ impl Handler for Api {
         let promise = || self.counted_promise(request, index, started);
         let answer = if let Route::ListEvents = route {
             self.line.list(request.query, self.clock.wall(), promise, response)
+        } else if route == Route::Stats {
+            self.line.stats(request.query, self.clock.wall(), promise, response)
         } else if let Route::GetEvent(id) = &route {
             self.line.find(id, promise, response)
         } else if let Route::PostEvents = route {
@@ -275,6 +277,7 @@ fn index_page(response: &mut Response) {
           POST /events               one event, an array of them, or NDJSON\n\
           GET  /events               stored events, by service and time\n\
           GET  /events/{event_id}    one event, or what became of it\n\
+          GET  /stats                how many events of each service in each hour\n\
           GET  /live /ready          for whoever supervises the process\n\
           GET  /health               in one word; more under /health/buffer, /health/database, /health/detailed\n\
           GET  /metrics              figures in JSON; /metrics/prometheus for Prometheus\n",

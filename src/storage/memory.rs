@@ -11,8 +11,8 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use crate::event::{Event, EventId, Timestamp};
 use crate::row::{self, Row};
 use crate::storage::{
-    Day, DeadLetter, Deleted, EventRepository, Filter, Found, Order, Page, StoreError, StorePath, Stored,
-    Sweeping,
+    Day, DeadLetter, Deleted, EventRepository, Filter, Found, HourCount, Order, Page, StoreError, StorePath,
+    Stored, Sweeping,
 };
 
 /// What was asked of the repository, in order.
@@ -175,6 +175,11 @@ impl Inner {
         self.events.values().filter(move |event| {
             (filter.from..filter.to).contains(&event.timestamp)
                 && filter.service.as_ref().is_none_or(|service| *service == event.service)
+                && filter
+                    .text
+                    .as_ref()
+                    .is_none_or(|text| event.message.to_lowercase().contains(&text.to_lowercase()))
+                && filter.metadata.iter().all(|objects| has(event, objects))
         })
     }
 
@@ -202,6 +207,13 @@ impl Inner {
         let (sqlstate, reason) = self.dead.get(&id)?.clone();
         Some(Found::Dead { sqlstate, reason })
     }
+}
+
+/// Whether the metadata contains one of the objects.
+fn has(event: &Event, objects: &[String]) -> bool {
+    let parsed = |text: &str| sonic_rs::from_str::<sonic_rs::Object>(text).unwrap_or_default();
+    let metadata = parsed(event.metadata.as_deref().unwrap_or("{}"));
+    objects.iter().any(|object| parsed(object).iter().all(|(key, value)| metadata.get(&key) == Some(value)))
 }
 
 fn refused(sqlstate: &str, row: Option<usize>, constraint: Option<String>) -> StoreError {
@@ -244,6 +256,19 @@ impl EventRepository for MemoryRepository {
 
     fn count(&self, filter: &Filter) -> Result<u64, StoreError> {
         self.call(Call::Count, |inner| Ok(inner.matching(filter).count() as u64))
+    }
+
+    fn hours(&self, filter: &Filter, rows_max: u32) -> Result<Vec<HourCount>, StoreError> {
+        const HOUR_MICROS: i64 = 3_600_000_000;
+        self.call(Call::Count, |inner| {
+            let mut counts = BTreeMap::<_, u64>::new();
+            for event in inner.matching(filter) {
+                let hour = event.timestamp.micros().div_euclid(HOUR_MICROS) * HOUR_MICROS;
+                *counts.entry((Timestamp::from_micros(hour), event.service.clone())).or_default() += 1;
+            }
+            let hours = counts.into_iter().take(rows_max as usize);
+            Ok(hours.map(|((hour, service), count)| HourCount { hour, service, count }).collect())
+        })
     }
 
     fn find(&self, id: EventId) -> Result<Option<Found>, StoreError> {

@@ -29,6 +29,10 @@ pub trait EventRepository: Send + Sync + std::fmt::Debug {
     /// How many events match.
     fn count(&self, filter: &Filter) -> Result<u64, StoreError>;
 
+    /// Events by hour and service, for the hours that begin within the filter's time, in that order; `rows_max` at most.
+    /// Nothing else of the filter is looked at but the service.
+    fn hours(&self, filter: &Filter, rows_max: u32) -> Result<Vec<HourCount>, StoreError>;
+
     /// The event of this id, or the reason it is dead.
     fn find(&self, id: EventId) -> Result<Option<Found>, StoreError>;
 
@@ -102,17 +106,21 @@ pub struct DeadLetter<'a> {
 }
 
 /// Which events a query means. `from` is inclusive, `to` exclusive.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Filter {
     pub service: Option<String>,
     pub from: Timestamp,
     pub to: Timestamp,
+    /// For each of these, JSON objects of which the metadata has to contain one.
+    pub metadata: Vec<Vec<String>>,
+    /// Stands somewhere in the message, in any case.
+    pub text: Option<String>,
 }
 
 impl Filter {
     /// All events of a time.
     pub fn between(from: Timestamp, to: Timestamp) -> Self {
-        Self { service: None, from, to }
+        Self { from, to, ..Self::default() }
     }
 }
 
@@ -121,6 +129,15 @@ pub enum Order {
     /// Newest first.
     Desc,
     Asc,
+}
+
+/// How many events of a service lie in an hour.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HourCount {
+    /// When it begins.
+    pub hour: Timestamp,
+    pub service: String,
+    pub count: u64,
 }
 
 /// One page of a query.

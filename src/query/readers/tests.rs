@@ -7,7 +7,7 @@ use crate::event::Event;
 use crate::query::cursor::Cursor;
 use crate::storage::breaker::State;
 use crate::storage::{
-    BreakerLimits, Day, DeadLetter, Found, Order as Direction, StorePath, Stored, Sweeping,
+    BreakerLimits, Day, DeadLetter, Found, HourCount, Order as Direction, StorePath, Stored, Sweeping,
 };
 
 const NOW: Timestamp = Timestamp::from_millis(1_795_435_200_000);
@@ -56,6 +56,10 @@ impl EventRepository for Fake {
 
     fn ping(&self) -> Result<(), StoreError> {
         unimplemented!("queries do not ping")
+    }
+
+    fn hours(&self, _filter: &Filter, _rows_max: u32) -> Result<Vec<HourCount>, StoreError> {
+        self.ask("hours", Vec::new())
     }
 
     fn days(&self) -> Result<Vec<Day>, StoreError> {

@@ -30,7 +30,7 @@ pub use target::{Target, TargetError};
 use self::connect::{Connections, Terms};
 use crate::event::{Event, EventId, Timestamp};
 use crate::storage::{
-    Day, DeadLetter, EventRepository, Filter, Found, Page, StoreError, StorePath, Stored, Sweeping,
+    Day, DeadLetter, EventRepository, Filter, Found, HourCount, Page, StoreError, StorePath, Stored, Sweeping,
 };
 
 /// The bounds on what is asked of the database.
@@ -157,6 +157,12 @@ impl EventRepository for PostgresRepository {
 
     fn count(&self, filter: &Filter) -> Result<u64, StoreError> {
         self.noting(self.connections.transaction(&self.query_terms, |client| find::count(client, filter)))
+    }
+
+    fn hours(&self, filter: &Filter, rows_max: u32) -> Result<Vec<HourCount>, StoreError> {
+        self.noting(
+            self.connections.transaction(&self.query_terms, |client| find::hours(client, filter, rows_max)),
+        )
     }
 
     fn find(&self, id: EventId) -> Result<Option<Found>, StoreError> {
