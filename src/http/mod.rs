@@ -13,6 +13,8 @@ mod connection;
 mod encode;
 pub mod engine_guarded;
 pub mod engine_minihttp;
+#[cfg(test)]
+mod engines_tests;
 mod framing;
 #[cfg(feature = "fuzzing")]
 pub mod fuzzing;

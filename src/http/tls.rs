@@ -77,6 +77,7 @@ fn read(certificate: &Path, key: &Path) -> Result<Arc<ServerConfig>, IdentityErr
         .with_no_client_auth()
         .with_single_cert(chain, secret)
         .map_err(bad_pair)?;
-    config.alpn_protocols = vec![b"http/1.1".to_vec()];
+    // Those who speak HTTP/1.0 name it here too, curl among them, and are not to be turned away for it.
+    config.alpn_protocols = vec![b"http/1.1".to_vec(), b"http/1.0".to_vec()];
     Ok(Arc::new(config))
 }

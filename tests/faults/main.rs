@@ -14,5 +14,6 @@ mod clock;
 mod database;
 mod disk;
 mod edge;
+mod judge;
 mod process;
 mod slow;

@@ -70,6 +70,17 @@ fn a_port_in_use_is_said_and_ends_the_start() {
 }
 
 #[test]
+fn a_certificate_that_cannot_be_used_ends_the_start_with_a_line_that_names_it() {
+    let url = ("DATABASE_URL", "postgres://nobody@127.0.0.1:1/none");
+    let ended = run(&[url, ("TLS_CERT", "/nowhere/cert.pem"), ("TLS_KEY", "/nowhere/key.pem")], &["serve"]);
+    assert_eq!(ended.code, Some(2), "{}", ended.stderr);
+    assert!(ended.stderr.contains("TLS_CERT /nowhere/cert.pem"), "{}", ended.stderr);
+    let ended = run(&[url, ("TLS_KEY", "/nowhere/key.pem")], &["serve"]);
+    assert_eq!(ended.code, Some(2), "{}", ended.stderr);
+    assert!(ended.stderr.contains("TLS_CERT is not"), "{}", ended.stderr);
+}
+
+#[test]
 fn a_database_that_comes_later_gets_what_was_taken_before() {
     let mut postgres = Postgres::start();
     postgres.stop_fast();

@@ -23,6 +23,8 @@ use crate::storage::StoreError;
 
 /// How long a caller waits for one of the pool's connections to come free.
 const CHECKOUT_TIMEOUT: Duration = Duration::from_secs(5);
+/// BEGIN waits for nothing: a database that is silent to it is known sooner than one that is at work.
+const BEGIN_PATIENCE: Duration = Duration::from_secs(5);
 /// A migration may have to wait for another server's, and may take its time.
 const APART_PATIENCE: Duration = Duration::from_mins(10);
 
@@ -140,8 +142,10 @@ impl Link {
     fn begin(&mut self, connector: &Connector, terms: &Terms) -> Result<&mut Client, StoreError> {
         self.busy = true;
         let begin = |client: &mut Client, pace: &Pace| {
+            pace.begin(terms.patience.min(BEGIN_PATIENCE));
+            let begun = client.batch_execute(&terms.begin);
             pace.begin(terms.patience);
-            client.batch_execute(&terms.begin)
+            begun
         };
         let mut pooled = self.client.take();
         if let Some((client, pace)) = &mut pooled {

@@ -26,6 +26,12 @@ const MOVED_DAYS_MAX: usize = 64;
 /// The key of the advisory lock under which one server at a time makes partitions.
 const LOCK: i64 = 0x6175_726f_7265_0002;
 
+/// For a look that takes milliseconds. The writer waits for it once a minute, so a silent database must not hold it.
+fn glance() -> Terms {
+    let begin = "BEGIN; SET LOCAL lock_timeout = '2s'; SET LOCAL statement_timeout = '10s'".to_owned();
+    Terms { begin, patience: Duration::from_secs(13) }
+}
+
 /// Attaching waits for queries that read the default partition, and everybody else waits behind it: not for long.
 fn terms() -> Terms {
     let begin = "BEGIN; SET LOCAL lock_timeout = '2s'; SET LOCAL statement_timeout = '60s'".to_owned();
@@ -82,7 +88,7 @@ fn needed(now: Timestamp) -> impl Iterator<Item = Day> {
 
 /// Makes the partitions around `now` that are missing.
 pub(super) fn ensure(connections: &Connections, now: Timestamp) -> Result<(), StoreError> {
-    let existing = connections.transaction(&terms(), existing)?;
+    let existing = connections.transaction(&glance(), existing)?;
     for day in needed(now).filter(|day| !existing.contains(&day.table())) {
         make(connections, day)?;
     }
@@ -92,7 +98,7 @@ pub(super) fn ensure(connections: &Connections, now: Timestamp) -> Result<(), St
 /// Gives every day of which rows lie in the default partition a partition of its own.
 pub(super) fn empty_default(connections: &Connections) -> Result<(), StoreError> {
     for _ in 0..MOVED_DAYS_MAX {
-        let first = connections.transaction(&terms(), |client| {
+        let first = connections.transaction(&glance(), |client| {
             let rows = client
                 .query_typed("SELECT event_id FROM events_default ORDER BY event_id LIMIT 1", &[])
                 .map_err(|error| error::of("looking into the default partition", &error))?;
