@@ -76,7 +76,7 @@ impl Api {
     /// Answers what needs no database.
     fn answer(&mut self, route: &Route<'_>, grant: &Grant, request: &Request<'_>, response: &mut Response) {
         match route {
-            Route::PostEvents | Route::ListEvents | Route::GetEvent(_) => {
+            Route::PostEvents | Route::ListEvents | Route::GetEvent(_) | Route::Stats => {
                 unreachable!("BUG: these may be answered later")
             }
             Route::Live => Status::live(response),
@@ -256,14 +256,25 @@ impl Api {
             return self.line.find(id, promise, response);
         }
         let now = self.clock.wall();
-        if let Some(services) = &grant.services
-            && let Ok(query) = Query::parse(request.query, now)
-            && !query.filter.service.as_deref().is_some_and(|service| access::holds(services, service))
-        {
-            access::forbid_service(query.filter.service.as_deref(), response);
-            return Answer::Ready;
+        let of_stats = *route == Route::Stats;
+        if let Some(services) = &grant.services {
+            let filter = if of_stats {
+                Query::parse_stats(request.query, now)
+            } else {
+                Query::parse(request.query, now).map(|query| query.filter)
+            };
+            if let Ok(filter) = filter
+                && !filter.service.as_deref().is_some_and(|service| access::holds(services, service))
+            {
+                access::forbid_service(filter.service.as_deref(), response);
+                return Answer::Ready;
+            }
         }
-        self.line.list(request.query, now, promise, response)
+        if of_stats {
+            self.line.stats(request.query, now, promise, response)
+        } else {
+            self.line.list(request.query, now, promise, response)
+        }
     }
 
     fn metrics(&self, request: &Request<'_>, response: &mut Response) {
@@ -290,7 +301,7 @@ impl Handler for Api {
                 refusal.write(response);
                 Answer::Ready
             }
-            (Some(grant), Ok(route @ (Route::ListEvents | Route::GetEvent(_)))) => {
+            (Some(grant), Ok(route @ (Route::ListEvents | Route::GetEvent(_) | Route::Stats))) => {
                 self.query(&route, &grant, request, started, response)
             }
             (Some(grant), Ok(Route::PostEvents)) => {
@@ -343,7 +354,7 @@ fn area(route: Option<&Route<'_>>) -> Area {
     let Some(route) = route else { return Area::Public };
     match route {
         Route::PostEvents => Area::Ingest,
-        Route::ListEvents | Route::GetEvent(_) => Area::Query,
+        Route::ListEvents | Route::GetEvent(_) | Route::Stats => Area::Query,
         Route::Live | Route::Ready => Area::Probe,
         Route::Health => Area::Health,
         Route::HealthBuffer | Route::HealthDatabase | Route::HealthDetailed => Area::HealthDetails,
@@ -365,6 +376,7 @@ fn index_page(response: &mut Response) {
           POST /events               one event, an array of them, or NDJSON\n\
           GET  /events               stored events, by service and time\n\
           GET  /events/{event_id}    one event, or what became of it\n\
+          GET  /stats                how many events of each service in each hour\n\
           GET  /live /ready          for whoever supervises the process\n\
           GET  /health               in one word; more under /health/buffer, /health/database, /health/detailed\n\
           GET  /metrics              figures in JSON; /metrics/prometheus for Prometheus\n",

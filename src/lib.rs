@@ -33,6 +33,8 @@ pub mod storage;
 
 pub mod query;
 
+pub mod retention;
+
 pub mod metrics;
 
 pub mod health;

@@ -38,6 +38,7 @@ fn main() -> ExitCode {
     logging::start(settings.log_level, settings.log_format, &clock);
     let done = match task {
         Task::Migrate => server::migrate(&settings, &clock),
+        Task::RetentionRun { dry_run } => server::retention(&settings, &clock, dry_run),
         Task::JournalInspect => server::inspect_journal(&settings),
         Task::Dead(task) => server::dead(&settings, &clock, &task),
         Task::Serve | Task::CheckConfig | Task::CreateToken(_) => server::run(&settings, &clock),

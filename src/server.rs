@@ -98,28 +98,71 @@ pub fn open_journal(data_dir: &Path) -> Result<(Arc<dyn Disk>, Vec<Found>), Fail
     Ok((Arc::new(disk), found))
 }
 
-/// `aurore-events dead`. A cluster of a running server is used and left alone; one that nobody runs is started for as
-/// long as this takes.
+/// `aurore-events dead`.
 pub fn dead(settings: &Settings, clock: &Clock, task: &DeadTask) -> Result<(), Failed> {
-    let own_cluster = settings.data_dir.join("postgres");
-    let (_lock, target, cluster) = match &settings.database_url {
-        Some(url) => (None, Target::parse(url)?, None),
-        None if !own_cluster.is_dir() => return Err(Failed::NoCluster(settings.data_dir.clone())),
-        None => match lock_data_dir(&settings.data_dir) {
-            Ok(lock) => {
-                let cluster = Cluster::start(&settings.data_dir, ClusterLimits::default(), clock)?;
-                (Some(lock), cluster.target(), Some(cluster))
-            }
-            Err(Failed::DataDirInUse(_)) => (None, Cluster::of_a_running_server(&settings.data_dir)?, None),
-            Err(error) => return Err(error),
-        },
-    };
-    let repository =
-        PostgresRepository::new(&target, StoreLimits { connections_max: 2, ..StoreLimits::default() });
-    let done = task.run(&repository, clock, &mut std::io::stdout().lock());
-    drop(repository);
-    stop(cluster);
+    let database = CommandDatabase::open(settings, clock)?;
+    let done = task.run(&database.repository, clock, &mut std::io::stdout().lock());
+    database.close();
     done.map_err(|error| Failed::Dead(Box::new(error)))
+}
+
+/// `aurore-events retention run`.
+pub fn retention(settings: &Settings, clock: &Clock, dry_run: bool) -> Result<(), Failed> {
+    let database = CommandDatabase::open(settings, clock)?;
+    database.repository.prepare(clock.wall())?;
+    let retention =
+        stages::retention(settings, database.repository.clone(), breaker(settings), Arc::default(), clock);
+    let done = if dry_run {
+        retention.preview().map(|preview| {
+            #[expect(clippy::print_stdout, reason = "the command's answer")]
+            {
+                println!("{preview}");
+            }
+        })
+    } else {
+        // Nobody tells it to stop: a signal ends it, and the next sweep goes on.
+        let (_stop, stopped) = bounded::<()>(0);
+        retention.sweep(&stopped).map(drop)
+    };
+    drop(retention);
+    database.close();
+    done.map_err(|error| Failed::Command(Box::new(error)))
+}
+
+/// The database for a command. A cluster of a running server is used and left alone; one that nobody runs is started
+/// for as long as the command takes.
+struct CommandDatabase {
+    repository: Arc<PostgresRepository>,
+    cluster: Option<Cluster>,
+    _lock: Option<File>,
+}
+
+impl CommandDatabase {
+    fn open(settings: &Settings, clock: &Clock) -> Result<Self, Failed> {
+        let own_cluster = settings.data_dir.join("postgres");
+        let (lock, target, cluster) = match &settings.database_url {
+            Some(url) => (None, Target::parse(url)?, None),
+            None if !own_cluster.is_dir() => return Err(Failed::NoCluster(settings.data_dir.clone())),
+            None => match lock_data_dir(&settings.data_dir) {
+                Ok(lock) => {
+                    let cluster = Cluster::start(&settings.data_dir, ClusterLimits::default(), clock)?;
+                    (Some(lock), cluster.target(), Some(cluster))
+                }
+                Err(Failed::DataDirInUse(_)) => {
+                    (None, Cluster::of_a_running_server(&settings.data_dir)?, None)
+                }
+                Err(error) => return Err(error),
+            },
+        };
+        let limits = StoreLimits { connections_max: 2, ..StoreLimits::default() };
+        let repository = Arc::new(PostgresRepository::new(&target, limits));
+        Ok(Self { repository, cluster, _lock: lock })
+    }
+
+    fn close(self) {
+        drop(self.repository);
+        stop(self.cluster);
+    }
 }
 
 /// Keeps two servers from sharing a directory. The lock ends with the process, however that ends.
@@ -169,6 +212,14 @@ fn open_database(
     Ok((Arc::new(PostgresRepository::new(&target, limits)), cluster))
 }
 
+fn breaker(settings: &Settings) -> Arc<Breaker> {
+    Arc::new(Breaker::new(BreakerLimits {
+        failure_threshold: settings.breaker_failures,
+        success_threshold: settings.breaker_successes,
+        timeout: settings.breaker_timeout,
+    }))
+}
+
 /// What the stages have to do with outside the process.
 #[derive(Debug)]
 pub struct Outside {
@@ -204,11 +255,7 @@ pub fn serve(
     let buffer = Arc::new(buffer);
     let (journal, parkers) = Journal::new(acceptors);
     let journal = Arc::new(journal);
-    let breaker = Arc::new(Breaker::new(BreakerLimits {
-        failure_threshold: settings.breaker_failures,
-        success_threshold: settings.breaker_successes,
-        timeout: settings.breaker_timeout,
-    }));
+    let breaker = breaker(settings);
     let status = Arc::new(Status {
         buffer: buffer.clone(),
         journal: journal.clone(),
@@ -216,6 +263,7 @@ pub fn serve(
         sampler: Arc::new(Sampler::default()),
         writer: Arc::new(WriterFigures::default()),
         http: Arc::new(HttpFigures::new(acceptors, &LABELS)),
+        retention: Arc::default(),
         database: Arc::new(Database::default()),
         breaker: breaker.clone(),
         lifecycle: lifecycle.clone(),
@@ -266,6 +314,10 @@ pub fn serve(
         breaker: breaker.clone(),
         clock: clock.clone(),
     };
+    let retention =
+        stages::retention(settings, repository.clone(), breaker.clone(), status.retention.clone(), clock);
+    let retention_stop = helpers_stop.clone();
+    stages::spawn(lifecycle, "retention", move || retention.run(&retention_stop))?;
     stages::spawn(lifecycle, "probe", move || probe.run(&helpers_stop))?;
     let line = stages::start_readers(settings, repository, breaker, lifecycle, clock)?;
 

@@ -22,6 +22,7 @@ use clap::{Arg, ArgMatches, Command};
 
 use crate::access::{Origins, Proxies, Rate, Rates};
 use crate::journal::Level;
+use crate::retention::{Schedule, schedule};
 
 /// The settings of a server, checked.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -58,6 +59,7 @@ pub struct Settings {
     pub batch_bytes_max: usize,
     pub linger: Duration,
     pub retention_days: u32,
+    pub retention_schedule: Schedule,
     pub clock_skew_max: Duration,
     pub query_threads: usize,
     pub query_line_max: usize,
@@ -199,6 +201,11 @@ const SETTINGS: &[Setting] = &[
     setting("BATCH_MAX_BYTES", "33554432", "Bytes written to PostgreSQL together [65536 to 1073741824]"),
     setting("DRAIN_INTERVAL", "1000", "Milliseconds an event may wait for its batch to fill [1 to 600000]"),
     setting("RETENTION_DAYS", "30", "Days that events are kept; older ones are refused [1 to 36500]"),
+    setting(
+        "RETENTION_CRON_SCHEDULE",
+        schedule::DEFAULT,
+        "When older events are removed: a cron expression of 5 fields, or 6 with seconds first, in UTC",
+    ),
     setting("MAX_CLOCK_SKEW_MS", "300000", "Milliseconds an event's timestamp may lie ahead [0 to 86400000]"),
     setting("QUERY_THREADS", "4", "Threads that answer queries [1 to 256]"),
     setting(
@@ -300,6 +307,11 @@ impl Settings {
             batch_bytes_max: from.number("BATCH_MAX_BYTES", 1 << 16..=1 << 30),
             linger: from.millis("DRAIN_INTERVAL", 1..=600_000),
             retention_days: from.number("RETENTION_DAYS", 1..=36_500),
+            retention_schedule: from.parsed(
+                "RETENTION_CRON_SCHEDULE",
+                "a cron expression of 5 or 6 fields that ever comes to pass",
+                Schedule::default(),
+            ),
             clock_skew_max: from.millis("MAX_CLOCK_SKEW_MS", 0..=86_400_000),
             query_threads: from.number("QUERY_THREADS", 1..=256),
             query_line_max: from.number("QUERY_LINE_MAX", 1..=100_000),
@@ -545,6 +557,17 @@ mod tests {
         std::fs::remove_file(&file).unwrap();
         assert_eq!(mistakes.len(), 2, "{mistakes:?}");
         assert!(mistakes[0].ends_with(":1: there is no setting PROT"), "{mistakes:?}");
+    }
+
+    #[test]
+    fn retention_is_scheduled_and_can_be_run_at_once() {
+        let (task, settings) =
+            load(&["retention", "run", "--dry-run", "--retention-cron-schedule", "1 2 3 * * *"]).unwrap();
+        assert_eq!(task, Task::RetentionRun { dry_run: true });
+        assert_eq!(settings.retention_schedule, "1 2 3 * * *".parse().unwrap());
+        assert_eq!(load(&["retention", "run"]).unwrap().0, Task::RetentionRun { dry_run: false });
+        assert!(matches!(load(&["retention"]), Err(Refused::Usage(_))));
+        assert!(matches!(load(&["--retention-cron-schedule", "never"]), Err(Refused::Mistakes(_))));
     }
 
     #[test]

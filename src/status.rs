@@ -12,7 +12,7 @@ use crate::health::{Condition, Database, Facts};
 use crate::http::Response;
 use crate::journal::Journal;
 use crate::lifecycle::Lifecycle;
-use crate::metrics::{HttpFigures, Ledger, Sampler, View, WriterFigures, retry_after};
+use crate::metrics::{HttpFigures, Ledger, RetentionFigures, Sampler, View, WriterFigures, retry_after};
 use crate::storage::Breaker;
 use crate::storage::breaker::State;
 
@@ -25,6 +25,7 @@ pub struct Status {
     pub sampler: Arc<Sampler>,
     pub writer: Arc<WriterFigures>,
     pub http: Arc<HttpFigures>,
+    pub retention: Arc<RetentionFigures>,
     pub database: Arc<Database>,
     pub breaker: Arc<Breaker>,
     pub lifecycle: Lifecycle,
@@ -217,6 +218,7 @@ impl Status {
             since_drain: since(drain),
             writer: &self.writer,
             http: &self.http,
+            retention: &self.retention,
             journal: &self.journal.figures,
         }
     }

@@ -12,6 +12,7 @@ pub enum Route<'a> {
     ListEvents,
     /// With what stands for the id in the path, percent-decoded.
     GetEvent(Cow<'a, str>),
+    Stats,
     Live,
     Ready,
     Health,
@@ -26,9 +27,10 @@ pub enum Route<'a> {
 }
 
 /// The pages as they stand in the documentation: a label of bounded range. The last is for what is no page.
-pub const LABELS: [&str; 13] = [
+pub const LABELS: [&str; 14] = [
     "/events",
     "/events/{event_id}",
+    "/stats",
     "/live",
     "/ready",
     "/health",
@@ -50,16 +52,17 @@ impl Route<'_> {
         match self {
             Self::PostEvents | Self::ListEvents => 0,
             Self::GetEvent(_) => 1,
-            Self::Live => 2,
-            Self::Ready => 3,
-            Self::Health => 4,
-            Self::HealthBuffer => 5,
-            Self::HealthDatabase => 6,
-            Self::HealthDetailed => 7,
-            Self::Metrics => 8,
-            Self::MetricsPrometheus => 9,
-            Self::Console => 10,
-            Self::Options(_) => 11,
+            Self::Stats => 2,
+            Self::Live => 3,
+            Self::Ready => 4,
+            Self::Health => 5,
+            Self::HealthBuffer => 6,
+            Self::HealthDatabase => 7,
+            Self::HealthDetailed => 8,
+            Self::Metrics => 9,
+            Self::MetricsPrometheus => 10,
+            Self::Console => 11,
+            Self::Options(_) => 12,
         }
     }
 }
@@ -72,6 +75,7 @@ const READ_AND_POST: &str = "GET, HEAD, POST, OPTIONS";
 pub fn route(method: Method, path: &str) -> Result<Route<'_>, Refusal> {
     let page = match path {
         "/events" => return events(method),
+        "/stats" => Route::Stats,
         "/live" => Route::Live,
         "/ready" => Route::Ready,
         "/health" => Route::Health,
@@ -171,6 +175,7 @@ mod tests {
     fn every_page_is_labelled_with_its_own_path() {
         for path in [
             "/events",
+            "/stats",
             "/live",
             "/ready",
             "/health",

@@ -13,6 +13,7 @@ use serde::Serialize;
 use super::http::{BUCKETS_MS, HttpFigures, Requests};
 use super::ledger::{Balance, Reason};
 use super::rates::{Rates, float};
+use super::retention::RetentionFigures;
 use super::writer::WriterFigures;
 use crate::event::Timestamp;
 use crate::journal::{Figures, Op};
@@ -38,6 +39,7 @@ pub struct View<'a> {
     pub since_drain: Option<Duration>,
     pub writer: &'a WriterFigures,
     pub http: &'a HttpFigures,
+    pub retention: &'a RetentionFigures,
     pub journal: &'a Figures,
 }
 
@@ -45,6 +47,7 @@ impl View<'_> {
     /// Prometheus text format 0.0.4.
     pub fn text(&self) -> Vec<u8> {
         let mut families = self.plain();
+        families.extend(self.retention());
         families.push(self.dropped());
         families.extend(journal(self.journal));
         families.extend(self.writer.processing_ms.collect());
@@ -126,6 +129,32 @@ impl View<'_> {
                 gauge(self.rates.cpu_percent),
             ),
             ("process_memory_usage_bytes", "Resident memory.", gauge(float(self.rates.memory_bytes))),
+        ]
+        .into_iter()
+        .map(|(name, help, value)| family(name, help, vec![(Vec::new(), value)]))
+        .collect()
+    }
+
+    fn retention(&self) -> Vec<MetricFamily> {
+        let figures = self.retention;
+        let count =
+            |count: &std::sync::atomic::AtomicU64| Value::Counter(float(count.load(Ordering::Relaxed)));
+        let last = u64::try_from(figures.last_run_s.load(Ordering::Relaxed)).unwrap_or(0);
+        [
+            ("retention_runs_total", "Sweeps that came to their end.", count(&figures.runs)),
+            ("retention_failures_total", "Sweeps that failed.", count(&figures.failures)),
+            (
+                "retention_events_deleted_total",
+                "Events removed as too old, with their partition or row by row.",
+                count(&figures.events),
+            ),
+            ("retention_dead_deleted_total", "Dead letters removed as too old.", count(&figures.dead)),
+            ("retention_partitions_dropped_total", "Partitions dropped.", count(&figures.partitions)),
+            (
+                "retention_last_run_timestamp_seconds",
+                "When the last sweep came to its end; 0 when none has.",
+                Value::Gauge(float(last)),
+            ),
         ]
         .into_iter()
         .map(|(name, help, value)| family(name, help, vec![(Vec::new(), value)]))

@@ -6,6 +6,7 @@ mod http;
 mod ledger;
 mod process;
 mod rates;
+mod retention;
 mod writer;
 
 pub use exposition::View;
@@ -13,4 +14,5 @@ pub use http::HttpFigures;
 pub use ledger::{Balance, Ledger, Reason};
 pub use process::Process;
 pub use rates::{Rates, Sampler, retry_after};
+pub use retention::RetentionFigures;
 pub use writer::{BatchTimes, WriterFigures};

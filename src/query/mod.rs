@@ -8,8 +8,10 @@ pub mod page;
 pub mod params;
 pub mod readers;
 pub mod receipt;
+pub mod stats;
 
 mod join;
+mod member;
 
 pub use params::{Count, Query};
 pub use readers::{Line, ReaderLimits, Readers, line};

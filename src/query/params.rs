@@ -4,6 +4,7 @@
 use std::time::Duration;
 
 use super::cursor::Cursor;
+use super::member;
 use crate::event::{EventId, SERVICE_BYTES_MAX, Timestamp};
 use crate::ingest::problem::{ECHO_BYTES_MAX, Errors, FieldError};
 use crate::ingest::text;
@@ -38,11 +39,12 @@ pub struct Query {
 impl Query {
     /// Reads what follows the `?`.
     pub fn parse(query: &str, now: Timestamp) -> Result<Self, Errors> {
-        let mut params = Params::default();
-        for pair in query.split('&').filter(|pair| !pair.is_empty()) {
-            params.pair(pair);
-        }
-        params.finish(now)
+        Params::read(query, NAMES).finish(now)
+    }
+
+    /// Reads what follows the `?` of `GET /stats`: service and time.
+    pub fn parse_stats(query: &str, now: Timestamp) -> Result<Filter, Errors> {
+        Params::read(query, NAMES_OF_STATS).finish(now).map(|query| query.filter)
     }
 
     /// What to ask storage for: one event more than is shown tells whether there is a next page.
@@ -63,17 +65,42 @@ struct Params {
     cursor: Option<Cursor>,
     order: Option<Order>,
     count: Option<Count>,
+    metadata: Vec<Vec<String>>,
+    text: Option<String>,
 }
 
-const NAMES: [&str; 7] = ["service", "from", "to", "limit", "cursor", "order", "count"];
+const NAMES: &[&str] = &["service", "from", "to", "limit", "cursor", "order", "count", "q", "metadata.KEY"];
+/// Those of `GET /stats`.
+const NAMES_OF_STATS: &[&str] = &["service", "from", "to"];
+/// What a filter by metadata begins with; its key follows.
+const METADATA: &str = "metadata.";
+
+/// Filters by metadata in one query.
+const METADATA_MAX: usize = 8;
+/// Bytes of a key of metadata, and of its value.
+const MEMBER_BYTES_MAX: usize = 256;
+/// Bytes of the text that a message is searched for.
+const TEXT_BYTES_MAX: usize = 256;
 
 impl Params {
-    fn pair(&mut self, pair: &str) {
+    fn read(query: &str, names: &[&'static str]) -> Self {
+        let mut params = Self::default();
+        for pair in query.split('&').filter(|pair| !pair.is_empty()) {
+            params.pair(pair, names);
+        }
+        params
+    }
+
+    fn pair(&mut self, pair: &str, names: &[&'static str]) {
         let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
         let decoded = percent_decode(name);
-        let Some(&name) = NAMES.iter().find(|known| decoded.as_deref() == Some(**known)) else {
+        let key = decoded.as_deref().and_then(|name| name.strip_prefix(METADATA));
+        if let Some(key) = key.filter(|_| names.contains(&"metadata.KEY")) {
+            return self.member(key, value);
+        }
+        let Some(&name) = names.iter().find(|known| decoded.as_deref() == Some(**known)) else {
             let shown = text::shorten(decoded.as_deref().unwrap_or(name), ECHO_BYTES_MAX);
-            let detail = format!("{shown} is not a parameter; there are {}", NAMES.join(", "));
+            let detail = format!("{shown} is not a parameter; there are {}", names.join(", "));
             self.errors.push(|| FieldError { index: None, field: shown.into(), detail });
             return;
         };
@@ -99,10 +126,32 @@ impl Params {
             "limit" => self.limit = Some(limit(&value)?),
             "cursor" => self.cursor = Some(Cursor::decode(&value).map_err(|error| error.to_string())?),
             "order" => self.order = Some(one_of(&value, ("desc", Order::Desc), ("asc", Order::Asc))?),
+            "q" => self.text = Some(text_searched(value)?),
             "count" => self.count = Some(one_of(&value, ("exact", Count::Exact), ("none", Count::None))?),
             _ => unreachable!("BUG: {name} is in NAMES and nowhere else"),
         }
         Ok(())
+    }
+
+    /// `metadata.KEY=VALUE`. Each of several has to hold.
+    fn member(&mut self, key: &str, value: &str) {
+        let fits = |text: &str| text.len() <= MEMBER_BYTES_MAX && !text.contains('\0');
+        let value = percent_decode(value).filter(|value| fits(value));
+        let detail = match value {
+            _ if self.metadata.len() == METADATA_MAX => {
+                format!("{METADATA}KEY stands more than {METADATA_MAX} times")
+            }
+            Some(value) if !key.is_empty() && fits(key) => {
+                self.metadata.push(member::objects(key, &value));
+                return;
+            }
+            Some(_) | None => format!(
+                "{METADATA}KEY=VALUE has a key of 1 to {MEMBER_BYTES_MAX} bytes and a value of up to \
+                 {MEMBER_BYTES_MAX}, percent-encoded UTF-8 without NUL"
+            ),
+        };
+        let field = format!("{METADATA}{}", text::shorten(key, ECHO_BYTES_MAX));
+        self.errors.push(|| FieldError { index: None, field: field.into(), detail });
     }
 
     fn wrong(&mut self, name: &'static str, detail: &str) {
@@ -131,7 +180,7 @@ impl Params {
             return Err(self.errors);
         }
         Ok(Query {
-            filter: Filter { service: self.service, from, to },
+            filter: Filter { service: self.service, from, to, metadata: self.metadata, text: self.text },
             order,
             limit: self.limit.unwrap_or(LIMIT_DEFAULT),
             after: self.cursor.map(|cursor| (cursor.timestamp, cursor.event_id)),
@@ -147,6 +196,13 @@ impl Params {
 fn service(value: String) -> Result<String, String> {
     if value.is_empty() || value.len() > SERVICE_BYTES_MAX || value.contains('\0') {
         return Err(format!("must be 1 to {SERVICE_BYTES_MAX} bytes without NUL"));
+    }
+    Ok(value)
+}
+
+fn text_searched(value: String) -> Result<String, String> {
+    if value.is_empty() || value.len() > TEXT_BYTES_MAX || value.contains('\0') {
+        return Err(format!("must be 1 to {TEXT_BYTES_MAX} bytes without NUL"));
     }
     Ok(value)
 }
@@ -223,7 +279,7 @@ mod tests {
     fn check(query: &str, change: impl FnOnce(&mut Query)) {
         let day = Timestamp::from_micros(NOW.micros() - 86_400_000_000);
         let mut wanted = Query {
-            filter: Filter { service: None, from: day, to: NOW },
+            filter: Filter::between(day, NOW),
             order: Order::Desc,
             limit: 100,
             after: None,
@@ -274,6 +330,12 @@ mod tests {
             q.order = Order::Asc;
             q.count = Count::None;
         });
+        check("q=100%25+Sure", |q| q.filter.text = Some("100% Sure".to_owned()));
+        check("metadata.region=eu&metadata.a.b%3D=1", |q| {
+            let any = |objects: &[&str]| objects.iter().map(ToString::to_string).collect::<Vec<_>>();
+            q.filter.metadata =
+                vec![any(&[r#"{"region":"eu"}"#]), any(&[r#"{"a.b=":"1"}"#, r#"{"a.b=":1}"#])];
+        });
         let cursor = Cursor { order: Order::Asc, timestamp: hour, event_id: EventId::floor(5) };
         for order in ["", "&order=asc"] {
             check(&format!("cursor={}{order}", cursor.encode()), |q| {
@@ -310,6 +372,13 @@ mod tests {
         check_refused("limit=1&limit=1", &[("limit", "more than once")]);
         check_refused("Limit=1", &[("Limit", "not a parameter")]);
         check_refused("%zz=1", &[("%zz", "not a parameter")]);
+        check_refused("q=", &[("q", "1 to 256 bytes")]);
+        check_refused(&format!("q={}", "s".repeat(257)), &[("q", "1 to 256 bytes")]);
+        check_refused("metadata.=1", &[("metadata.", "1 to 256 bytes")]);
+        check_refused("metadata.k=%00", &[("metadata.k", "without NUL")]);
+        check_refused("metadata=1", &[("metadata", "not a parameter")]);
+        assert!(Query::parse(&"metadata.k=1&".repeat(METADATA_MAX), NOW).is_ok());
+        check_refused(&"metadata.k=1&".repeat(METADATA_MAX + 1), &[("metadata.k", "more than 8 times")]);
         check_refused("=", &[("", "not a parameter")]);
         check_refused(
             "from=x&to=y&limit=z&user=u",
@@ -317,6 +386,18 @@ mod tests {
         );
         let long = "n".repeat(9000);
         check_refused(&long, &[(&format!("{}...", "n".repeat(64)), "not a parameter")]);
+    }
+
+    #[test]
+    fn stats_take_service_and_time_alone() {
+        let filter = Query::parse_stats("service=a&from=0", NOW).unwrap();
+        assert_eq!(
+            (filter.service.as_deref(), filter.from, filter.to),
+            (Some("a"), Timestamp::default(), NOW)
+        );
+        for query in ["q=a", "limit=1", "metadata.k=1", "count=none"] {
+            assert!(Query::parse_stats(query, NOW).is_err(), "{query}");
+        }
     }
 
     proptest! {

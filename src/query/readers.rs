@@ -12,7 +12,7 @@ use crossbeam::channel::{Receiver, Sender, bounded};
 use super::join::{Join, fulfil};
 use super::page::Shown;
 use super::params::{Count, Query};
-use super::receipt;
+use super::{receipt, stats};
 use crate::clock::{Clock, Moment};
 use crate::event::{EventId, Timestamp};
 use crate::http::{Answer, Promise, Response};
@@ -66,6 +66,7 @@ enum Task {
     Page(Arc<Join>, Page),
     Count(Arc<Join>, Filter),
     Find(Promise, EventId),
+    Hours(Promise, Filter),
 }
 
 /// Makes the line. Each reader thread runs [`Readers::run`] of its own clone; when every [`Line`] is gone and the
@@ -138,6 +139,26 @@ impl Line {
         Answer::Later
     }
 
+    /// Answers `GET /stats?query`. `promise` is called only when the answer comes later.
+    pub fn stats(
+        &self,
+        query: &str,
+        now: Timestamp,
+        promise: impl FnOnce() -> Promise,
+        response: &mut Response,
+    ) -> Answer {
+        let filter = match Query::parse_stats(query, now) {
+            Ok(filter) => stats::whole_hours(filter),
+            Err(errors) => {
+                problem::answer_invalid(response, "the query is not valid", &errors);
+                return Answer::Ready;
+            }
+        };
+        let Some(since) = self.enter(1, response) else { return Answer::Ready };
+        self.put(since, Task::Hours(promise(), filter));
+        Answer::Later
+    }
+
     /// Jobs that wait.
     pub fn waiting(&self) -> usize {
         self.waiting.load(Ordering::Relaxed)
@@ -182,7 +203,7 @@ impl Readers {
         let late = self.clock.now().since(job.since) > self.wait_max;
         match job.task {
             Task::Page(join, _) | Task::Count(join, _) if late => join.fail(queries_full),
-            Task::Find(promise, _) if late => fulfil(promise, queries_full),
+            Task::Find(promise, _) | Task::Hours(promise, _) if late => fulfil(promise, queries_full),
             Task::Page(join, _) | Task::Count(join, _) if join.over() => {}
             Task::Page(join, page) => match self.ask("page", || self.repository.page(&page)) {
                 Ok(events) => join.events(events),
@@ -192,6 +213,14 @@ impl Readers {
                 Ok(total) => join.total(total),
                 Err(failure) => join.fail(|response| failure.answer(response)),
             },
+            Task::Hours(promise, filter) => {
+                // One more than is shown tells that there are too many.
+                let hours = self.ask("stats", || self.repository.hours(&filter, stats::ROWS_MAX + 1));
+                fulfil(promise, |response| match hours {
+                    Ok(hours) => stats::answer(response, &filter, &hours),
+                    Err(failure) => failure.answer(response),
+                });
+            }
             Task::Find(promise, id) => {
                 let found = self.ask("find", || self.repository.find(id));
                 fulfil(promise, |response| match found {

@@ -39,6 +39,8 @@ pub enum Failed {
     #[error("the database could not be brought up to date: {0}")]
     Migrate(#[from] StoreError),
     #[error("{0}")]
+    Command(Box<StoreError>),
+    #[error("{0}")]
     Journal(#[from] StartFailed),
     #[error("the journal is damaged")]
     JournalDamaged,
@@ -73,6 +75,7 @@ impl Failed {
             | Self::Signals(_)
             | Self::Cluster(_)
             | Self::Migrate(_)
+            | Self::Command(_)
             | Self::Journal(_)
             | Self::JournalDamaged
             | Self::Dead(_)

@@ -17,8 +17,9 @@ use crate::http::{self, Acceptor, Remote, Shared, engine_minihttp, pin_to_core};
 use crate::ingest;
 use crate::journal::Checkpoint;
 use crate::lifecycle::Lifecycle;
-use crate::metrics::Process;
+use crate::metrics::{Process, RetentionFigures};
 use crate::query::{self, Line, ReaderLimits};
+use crate::retention::Retention;
 use crate::settings::Settings;
 use crate::status::Status;
 use crate::storage::{Breaker, EventRepository};
@@ -66,6 +67,23 @@ pub(super) fn start_sampler(
             }
         }
     })
+}
+
+pub(super) fn retention(
+    settings: &Settings,
+    repository: Arc<dyn EventRepository>,
+    breaker: Arc<Breaker>,
+    figures: Arc<RetentionFigures>,
+    clock: &Clock,
+) -> Retention {
+    Retention {
+        repository,
+        breaker,
+        figures,
+        clock: clock.clone(),
+        schedule: settings.retention_schedule.clone(),
+        days: settings.retention_days,
+    }
 }
 
 pub(super) fn start_readers(

@@ -1,6 +1,6 @@
 //! The commands, and which of them the command line asks for.
 
-use clap::{Arg, ArgMatches, Command};
+use clap::{Arg, ArgAction, ArgMatches, Command};
 
 use crate::access::NewToken;
 use crate::dead::{self, DeadTask};
@@ -14,6 +14,10 @@ pub enum Task {
     JournalInspect,
     Dead(DeadTask),
     CreateToken(NewToken),
+    RetentionRun {
+        /// Say what would go, and change nothing.
+        dry_run: bool,
+    },
 }
 
 /// Adds the commands to `program`, in the order of its help.
@@ -24,6 +28,16 @@ pub(super) fn add_to(program: Command) -> Command {
         .subcommand(Command::new("migrate").about("Bring the database's schema up to date and exit"))
         .subcommand(token_command())
         .subcommand(dead::command())
+        .subcommand(
+            Command::new("retention").about("Remove old events").subcommand_required(true).subcommand(
+                Command::new("run").about("Remove what is older than RETENTION_DAYS now, and exit").arg(
+                    Arg::new("DRY_RUN")
+                        .long("dry-run")
+                        .action(ArgAction::SetTrue)
+                        .help("Say what would go, and change nothing"),
+                ),
+            ),
+        )
         .subcommand(
             Command::new("journal")
                 .about("Look at the journal in DATA_DIR")
@@ -68,6 +82,10 @@ pub(super) fn of(matches: ArgMatches) -> Result<(Task, ArgMatches), String> {
         "token" => {
             let inner = inner();
             (create_token(&inner)?, inner)
+        }
+        "retention" => {
+            let of_run = inner();
+            (Task::RetentionRun { dry_run: of_run.get_flag("DRY_RUN") }, of_run)
         }
         _ => (Task::Serve, own()),
     })

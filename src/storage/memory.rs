@@ -3,14 +3,16 @@
 //! Not for service: it forgets everything and scans for every query.
 
 use std::collections::btree_map::Entry;
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::fmt;
+use std::ops::Bound;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use crate::event::{Event, EventId, Timestamp};
 use crate::row::{self, Row};
 use crate::storage::{
-    DeadLetter, EventRepository, Filter, Found, Order, Page, StoreError, StorePath, Stored,
+    Day, DeadLetter, Deleted, EventRepository, Filter, Found, HourCount, Order, Page, StoreError, StorePath,
+    Stored, Sweeping,
 };
 
 /// What was asked of the repository, in order.
@@ -22,6 +24,8 @@ pub enum Call {
     Count,
     Find,
     Ping,
+    Days,
+    Sweep,
 }
 
 /// What happens to a coming call, instead of what was asked or after it.
@@ -171,6 +175,11 @@ impl Inner {
         self.events.values().filter(move |event| {
             (filter.from..filter.to).contains(&event.timestamp)
                 && filter.service.as_ref().is_none_or(|service| *service == event.service)
+                && filter
+                    .text
+                    .as_ref()
+                    .is_none_or(|text| event.message.to_lowercase().contains(&text.to_lowercase()))
+                && filter.metadata.iter().all(|objects| has(event, objects))
         })
     }
 
@@ -198,6 +207,13 @@ impl Inner {
         let (sqlstate, reason) = self.dead.get(&id)?.clone();
         Some(Found::Dead { sqlstate, reason })
     }
+}
+
+/// Whether the metadata contains one of the objects.
+fn has(event: &Event, objects: &[String]) -> bool {
+    let parsed = |text: &str| sonic_rs::from_str::<sonic_rs::Object>(text).unwrap_or_default();
+    let metadata = parsed(event.metadata.as_deref().unwrap_or("{}"));
+    objects.iter().any(|object| parsed(object).iter().all(|(key, value)| metadata.get(&key) == Some(value)))
 }
 
 fn refused(sqlstate: &str, row: Option<usize>, constraint: Option<String>) -> StoreError {
@@ -242,12 +258,79 @@ impl EventRepository for MemoryRepository {
         self.call(Call::Count, |inner| Ok(inner.matching(filter).count() as u64))
     }
 
+    fn hours(&self, filter: &Filter, rows_max: u32) -> Result<Vec<HourCount>, StoreError> {
+        const HOUR_MICROS: i64 = 3_600_000_000;
+        self.call(Call::Count, |inner| {
+            let mut counts = BTreeMap::<_, u64>::new();
+            for event in inner.matching(filter) {
+                let hour = event.timestamp.micros().div_euclid(HOUR_MICROS) * HOUR_MICROS;
+                *counts.entry((Timestamp::from_micros(hour), event.service.clone())).or_default() += 1;
+            }
+            let hours = counts.into_iter().take(rows_max as usize);
+            Ok(hours.map(|((hour, service), count)| HourCount { hour, service, count }).collect())
+        })
+    }
+
     fn find(&self, id: EventId) -> Result<Option<Found>, StoreError> {
         self.call(Call::Find, |inner| Ok(inner.find(id)))
     }
 
     fn ping(&self) -> Result<(), StoreError> {
         self.call(Call::Ping, |_| Ok(()))
+    }
+
+    fn days(&self) -> Result<Vec<Day>, StoreError> {
+        self.call(Call::Days, |inner| {
+            Ok(inner.events.keys().map(|id| Day::of_id(*id)).collect::<BTreeSet<_>>().into_iter().collect())
+        })
+    }
+
+    fn sweep(&self, _edge: Timestamp) -> Result<Option<Box<dyn Sweeping + '_>>, StoreError> {
+        self.call(Call::Sweep, |_| Ok(Some(Box::new(MemorySweep(self)) as Box<dyn Sweeping>)))
+    }
+}
+
+/// Every step is a call of its own, and meets the faults of its turn. Nobody else ever sweeps here, and the dead, of
+/// which the time of death is not known, stay.
+#[derive(Debug)]
+struct MemorySweep<'a>(&'a MemoryRepository);
+
+impl Sweeping for MemorySweep<'_> {
+    fn finish_drops(&mut self) -> Result<(), StoreError> {
+        self.0.call(Call::Sweep, |_| Ok(()))
+    }
+
+    fn drop_day(&mut self, day: Day) -> Result<u64, StoreError> {
+        self.0.call(Call::Sweep, |inner| {
+            let before = inner.events.len();
+            inner.events.retain(|id, _| Day::of_id(*id) != day);
+            Ok((before - inner.events.len()) as u64)
+        })
+    }
+
+    fn delete_events(
+        &mut self,
+        after: EventId,
+        before: EventId,
+        rows_max: u32,
+    ) -> Result<Deleted, StoreError> {
+        self.0.call(Call::Sweep, |inner| {
+            let between = inner.events.range((Bound::Excluded(after), Bound::Excluded(before)));
+            let ids: Vec<_> = between.map(|(id, _)| *id).take(rows_max as usize).collect();
+            for id in &ids {
+                inner.events.remove(id);
+            }
+            let next = ids.last().copied().filter(|_| ids.len() == rows_max as usize);
+            Ok(Deleted { rows: ids.len() as u64, next })
+        })
+    }
+
+    fn delete_dead(&mut self, _rows_max: u32) -> Result<u64, StoreError> {
+        self.0.call(Call::Sweep, |_| Ok(0))
+    }
+
+    fn end(&mut self, _error: Option<&str>) -> Result<(), StoreError> {
+        self.0.call(Call::Sweep, |_| Ok(()))
     }
 }
 

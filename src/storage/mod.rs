@@ -4,10 +4,12 @@
 //! callers: the writer asks for a verdict, a query for a status.
 
 pub mod breaker;
+pub mod day;
 pub mod memory;
 pub mod postgres;
 
 pub use breaker::{Breaker, BreakerLimits};
+pub use day::Day;
 
 use crate::event::{Event, EventId, Timestamp};
 
@@ -27,11 +29,53 @@ pub trait EventRepository: Send + Sync + std::fmt::Debug {
     /// How many events match.
     fn count(&self, filter: &Filter) -> Result<u64, StoreError>;
 
+    /// Events by hour and service, for the hours that begin within the filter's time, in that order; `rows_max` at most.
+    /// Nothing else of the filter is looked at but the service.
+    fn hours(&self, filter: &Filter, rows_max: u32) -> Result<Vec<HourCount>, StoreError>;
+
     /// The event of this id, or the reason it is dead.
     fn find(&self, id: EventId) -> Result<Option<Found>, StoreError>;
 
     /// Whether the database answers.
     fn ping(&self) -> Result<(), StoreError>;
+
+    /// The days that have a partition of their own.
+    fn days(&self) -> Result<Vec<Day>, StoreError>;
+
+    /// Begins to remove what is older than `edge`; None while another server does.
+    fn sweep(&self, edge: Timestamp) -> Result<Option<Box<dyn Sweeping + '_>>, StoreError>;
+}
+
+/// A sweep that nobody shares. Every step is a transaction: what a step removes is taken off the counts and noted in
+/// the record of the sweep with it, and a sweep that ends anywhere leaves nothing for the next one but to go on.
+pub trait Sweeping: std::fmt::Debug {
+    /// Drops what an earlier sweep took out of the table and did not get to drop.
+    fn finish_drops(&mut self) -> Result<(), StoreError>;
+
+    /// Takes the partition of a day out and drops it. Says how many events were in it, as the counts have it.
+    fn drop_day(&mut self, day: Day) -> Result<u64, StoreError>;
+
+    /// Deletes up to `rows_max` events with ids after `after` and before `before`, the first of them first.
+    fn delete_events(
+        &mut self,
+        after: EventId,
+        before: EventId,
+        rows_max: u32,
+    ) -> Result<Deleted, StoreError>;
+
+    /// Deletes up to `rows_max` dead letters that died before the edge.
+    fn delete_dead(&mut self, rows_max: u32) -> Result<u64, StoreError>;
+
+    /// Notes how it ended.
+    fn end(&mut self, error: Option<&str>) -> Result<(), StoreError>;
+}
+
+/// One chunk of rows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Deleted {
+    pub rows: u64,
+    /// Where to go on. None when nothing is left.
+    pub next: Option<EventId>,
 }
 
 /// How rows go in.
@@ -62,11 +106,22 @@ pub struct DeadLetter<'a> {
 }
 
 /// Which events a query means. `from` is inclusive, `to` exclusive.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Filter {
     pub service: Option<String>,
     pub from: Timestamp,
     pub to: Timestamp,
+    /// For each of these, JSON objects of which the metadata has to contain one.
+    pub metadata: Vec<Vec<String>>,
+    /// Stands somewhere in the message, in any case.
+    pub text: Option<String>,
+}
+
+impl Filter {
+    /// All events of a time.
+    pub fn between(from: Timestamp, to: Timestamp) -> Self {
+        Self { from, to, ..Self::default() }
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -74,6 +129,15 @@ pub enum Order {
     /// Newest first.
     Desc,
     Asc,
+}
+
+/// How many events of a service lie in an hour.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HourCount {
+    /// When it begins.
+    pub hour: Timestamp,
+    pub service: String,
+    pub count: u64,
 }
 
 /// One page of a query.

@@ -17,6 +17,7 @@ mod health;
 mod ids;
 mod outage;
 mod queries;
+mod retention;
 mod shutdown;
 mod start;
 mod validation;

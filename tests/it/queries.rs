@@ -173,3 +173,45 @@ fn an_event_is_found_by_its_id() {
     world.postgres.start_again();
     until("queries work again", || client.get(&format!("/events/{id}")).status == 200);
 }
+
+#[test]
+fn metadata_and_text_narrow_a_query_and_stats_count_by_hour() {
+    let world = World::start(&[("DRAIN_INTERVAL", "50")]);
+    let mut client = world.server.client();
+    let time = Timestamp::from_micros(now().micros() - 1_000_000);
+    let batch: Vec<String> = [
+        ("alpha 100%", r#"{"region":"eu","n":1}"#),
+        ("beta 100", r#"{"region":"eu","n":"1"}"#),
+        ("gamma", r#"{"region":"us","ok":true}"#),
+    ]
+    .iter()
+    .map(|(message, metadata)| {
+        format!(r#"{{"timestamp":"{time}","service":"s","message":"{message}","metadata":{metadata}}}"#)
+    })
+    .collect();
+    ids_of(&client.post_ndjson(&batch));
+    settle(&world.server);
+    for (query, expected) in [
+        ("metadata.region=eu", 2),
+        ("metadata.n=1", 2),
+        ("metadata.region=eu&metadata.n=1&q=BETA", 1),
+        ("metadata.ok=true&service=s", 1),
+        ("q=100%25", 1),
+        ("q=100", 2),
+        ("q=%25", 1),
+        ("metadata.region=%22", 0),
+    ] {
+        let page = client.get_json(&format!("/events?{query}"));
+        assert_eq!(messages(&page).len(), expected, "{query}");
+        assert_eq!(page["page"]["total"].as_u64(), Some(expected as u64), "{query}");
+        assert_eq!(walk(&mut client, &format!("{query}&limit=1")).len(), expected, "{query}");
+    }
+    for query in ["q=", "metadata.=1", "metadata.k=%00"] {
+        assert_eq!(client.get(&format!("/events?{query}")).status, 400, "{query}");
+    }
+    let stats = client.get_json("/stats?service=s");
+    assert_eq!(stats["total"].as_u64(), Some(3), "{stats}");
+    assert_eq!(list(&stats["hours"])[0]["count"].as_u64(), Some(3), "{stats}");
+    assert_eq!(client.get_json("/stats?service=other")["total"].as_u64(), Some(0));
+    assert_eq!(client.get("/stats?limit=1").status, 400);
+}

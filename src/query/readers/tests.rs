@@ -6,7 +6,9 @@ use super::*;
 use crate::event::Event;
 use crate::query::cursor::Cursor;
 use crate::storage::breaker::State;
-use crate::storage::{BreakerLimits, DeadLetter, Found, Order as Direction, StorePath, Stored};
+use crate::storage::{
+    BreakerLimits, Day, DeadLetter, Found, HourCount, Order as Direction, StorePath, Stored, Sweeping,
+};
 
 const NOW: Timestamp = Timestamp::from_millis(1_795_435_200_000);
 
@@ -54,6 +56,18 @@ impl EventRepository for Fake {
 
     fn ping(&self) -> Result<(), StoreError> {
         unimplemented!("queries do not ping")
+    }
+
+    fn hours(&self, _filter: &Filter, _rows_max: u32) -> Result<Vec<HourCount>, StoreError> {
+        self.ask("hours", Vec::new())
+    }
+
+    fn days(&self) -> Result<Vec<Day>, StoreError> {
+        unimplemented!("queries do not ask for partitions")
+    }
+
+    fn sweep(&self, _edge: Timestamp) -> Result<Option<Box<dyn Sweeping + '_>>, StoreError> {
+        unimplemented!("queries do not sweep")
     }
 }
 

@@ -10,7 +10,7 @@ use postgres::{Client, Row};
 use super::error;
 use super::types::{Time, Uuid};
 use crate::event::{Event, EventId, Timestamp};
-use crate::storage::{Filter, Found, Order, Page, StoreError};
+use crate::storage::{Filter, Found, HourCount, Order, Page, StoreError};
 
 const COLUMNS: &str = "event_id, timestamp, ingested_at, service, message, metadata::text";
 const HOUR_MICROS: i64 = 3_600_000_000;
@@ -84,6 +84,8 @@ pub(super) fn page(client: &mut Client, page: &Page) -> Result<Vec<Event>, Store
         condition.push_str(beyond);
         condition.push_str(" ($6, $7)");
     }
+    let more = More::of(&page.filter);
+    more.require(&mut condition, 9);
     if page.filter.service.is_none() {
         // No index has the order asked for, but the primary key has it down to the millisecond. So the last event of
         // the page by id is looked up, and what is sorted is what lies up to the end of its millisecond.
@@ -94,6 +96,7 @@ pub(super) fn page(client: &mut Client, page: &Page) -> Result<Vec<Event>, Store
             ),
             span,
             page,
+            &more,
         )?;
         if let Some(row) = edge.first() {
             let millis = i64::try_from(row.get::<_, Uuid>(0).0.millis()).unwrap_or(MILLIS_END);
@@ -111,6 +114,7 @@ pub(super) fn page(client: &mut Client, page: &Page) -> Result<Vec<Event>, Store
         ),
         span,
         page,
+        &more,
     )?;
     Ok(rows.iter().map(event).collect())
 }
@@ -118,13 +122,19 @@ pub(super) fn page(client: &mut Client, page: &Page) -> Result<Vec<Event>, Store
 const IN_SPAN: &str = "event_id >= $1 AND event_id < $2 AND timestamp >= $3 AND timestamp < $4";
 
 /// All parameters are given each time, whether the statement speaks of them or not.
-fn ask(client: &mut Client, statement: &str, span: Span, page: &Page) -> Result<Vec<Row>, StoreError> {
+fn ask(
+    client: &mut Client,
+    statement: &str,
+    span: Span,
+    page: &Page,
+    more: &More,
+) -> Result<Vec<Row>, StoreError> {
     let (low, high) = (Uuid(span.low), Uuid(span.high));
     let (from, to) = (Time(span.from), Time(span.to));
     let (timestamp, id) = page.after.unwrap_or((span.from, span.low));
     let (timestamp, id) = (Time(timestamp), Uuid(id));
     let limit = i64::from(page.limit);
-    let params: [(&(dyn ToSql + Sync), Type); 8] = [
+    let mut params: Vec<(&(dyn ToSql + Sync), Type)> = vec![
         (&low, Type::UUID),
         (&high, Type::UUID),
         (&from, Type::TIMESTAMPTZ),
@@ -134,6 +144,7 @@ fn ask(client: &mut Client, statement: &str, span: Span, page: &Page) -> Result<
         (&id, Type::UUID),
         (&limit, Type::INT8),
     ];
+    more.give(&mut params);
     client.query_typed(statement, &params).map_err(|error| error::of("reading events", &error))
 }
 
@@ -144,6 +155,10 @@ pub(super) fn count(client: &mut Client, filter: &Filter) -> Result<u64, StoreEr
     let span = Span::of(filter);
     if span.is_empty() {
         return Ok(0);
+    }
+    let more = More::of(filter);
+    if !more.is_empty() {
+        return count_each(client, filter, span, &more);
     }
     let (first, last) = (nearest_hour(span.from), nearest_hour(span.to));
     // Without an hour between them there is only the span itself.
@@ -180,6 +195,99 @@ pub(super) fn count(client: &mut Client, filter: &Filter) -> Result<u64, StoreEr
     let row =
         client.query_typed_one(&statement, &params).map_err(|error| error::of("counting events", &error))?;
     Ok(u64::try_from(row.get::<_, i64>(0)).unwrap_or(0))
+}
+
+/// What the counts know nothing of is counted event by event; the timeout bounds it.
+fn count_each(client: &mut Client, filter: &Filter, span: Span, more: &More) -> Result<u64, StoreError> {
+    let service = if filter.service.is_some() { " AND service = $5" } else { "" };
+    let mut statement = format!("SELECT count(*) FROM events WHERE {IN_SPAN}{service}");
+    more.require(&mut statement, 6);
+    let (low, high, from, to) = (Uuid(span.low), Uuid(span.high), Time(span.from), Time(span.to));
+    let mut params: Vec<(&(dyn ToSql + Sync), Type)> = vec![
+        (&low, Type::UUID),
+        (&high, Type::UUID),
+        (&from, Type::TIMESTAMPTZ),
+        (&to, Type::TIMESTAMPTZ),
+        (&filter.service, Type::TEXT),
+    ];
+    more.give(&mut params);
+    let row =
+        client.query_typed_one(&statement, &params).map_err(|error| error::of("counting events", &error))?;
+    Ok(u64::try_from(row.get::<_, i64>(0)).unwrap_or(0))
+}
+
+/// The conditions that no index has, and their parameters.
+#[derive(Debug)]
+struct More {
+    pattern: Option<String>,
+    /// For each member the objects of which one has to be contained.
+    members: Vec<Vec<String>>,
+}
+
+impl More {
+    fn of(filter: &Filter) -> Self {
+        Self { pattern: filter.text.as_deref().map(pattern), members: filter.metadata.clone() }
+    }
+
+    fn is_empty(&self) -> bool {
+        self.pattern.is_none() && self.members.is_empty()
+    }
+
+    /// Adds the conditions, with parameters that are numbered from `first` on.
+    fn require(&self, condition: &mut String, first: usize) {
+        let of_text = self.pattern.iter().map(|_| "message ILIKE $# ESCAPE '!'");
+        let of_members = self.members.iter().map(|_| "metadata @> ANY ($#::text[]::jsonb[])");
+        for (number, part) in (first..).zip(of_text.chain(of_members)) {
+            condition.push_str(" AND ");
+            condition.push_str(&part.replace('#', &number.to_string()));
+        }
+    }
+
+    fn give<'a>(&'a self, params: &mut Vec<(&'a (dyn ToSql + Sync), Type)>) {
+        params.extend(self.pattern.iter().map(|pattern| (pattern as &(dyn ToSql + Sync), Type::TEXT)));
+        params.extend(self.members.iter().map(|objects| (objects as &(dyn ToSql + Sync), Type::TEXT_ARRAY)));
+    }
+}
+
+/// The pattern of ILIKE that means this text and nothing else, anywhere.
+fn pattern(text: &str) -> String {
+    let mut pattern = String::with_capacity(text.len() + 2);
+    pattern.push('%');
+    for char in text.chars() {
+        if matches!(char, '%' | '_' | '!') {
+            pattern.push('!');
+        }
+        pattern.push(char);
+    }
+    pattern.push('%');
+    pattern
+}
+
+pub(super) fn hours(
+    client: &mut Client,
+    filter: &Filter,
+    rows_max: u32,
+) -> Result<Vec<HourCount>, StoreError> {
+    let service = if filter.service.is_some() { "AND service = $4" } else { "" };
+    let statement = format!(
+        "SELECT hour, service, count FROM event_counts WHERE hour >= $1 AND hour < $2 {service} \
+         ORDER BY hour, service LIMIT $3"
+    );
+    let (from, to, limit) = (Time(filter.from), Time(filter.to), i64::from(rows_max));
+    let params: [(&(dyn ToSql + Sync), Type); 4] = [
+        (&from, Type::TIMESTAMPTZ),
+        (&to, Type::TIMESTAMPTZ),
+        (&limit, Type::INT8),
+        (&filter.service, Type::TEXT),
+    ];
+    let rows =
+        client.query_typed(&statement, &params).map_err(|error| error::of("reading the counts", &error))?;
+    let count = |row: &Row| HourCount {
+        hour: row.get::<_, Time>(0).0,
+        service: row.get(1),
+        count: u64::try_from(row.get::<_, i64>(2)).unwrap_or(0),
+    };
+    Ok(rows.iter().map(count).collect())
 }
 
 fn nearest_hour(time: Timestamp) -> Timestamp {
@@ -229,6 +337,13 @@ mod tests {
         check(1999, 2001, 1, 3);
         check(1500, 1501, 1, 2);
         check(-5, 1, 0, 1);
+    }
+
+    #[test]
+    fn a_text_is_looked_for_as_it_stands() {
+        for (text, expected) in [("a", "%a%"), ("100%", "%100!%%"), ("a_b!c", "%a!_b!!c%"), ("\\", "%\\%")] {
+            assert_eq!(pattern(text), expected);
+        }
     }
 
     #[test]

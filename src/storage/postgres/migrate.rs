@@ -9,7 +9,10 @@ use super::error;
 use crate::storage::StoreError;
 
 /// The migrations, in order. They only ever add: an older server goes on working beside a newer one.
-const MIGRATIONS: &[(&str, &str)] = &[("V1__events", include_str!("../../../sql/V1__events.sql"))];
+const MIGRATIONS: &[(&str, &str)] = &[
+    ("V1__events", include_str!("../../../sql/V1__events.sql")),
+    ("V2__retention", include_str!("../../../sql/V2__retention.sql")),
+];
 
 /// The key of the advisory lock under which one server at a time migrates. Any number, the same in all versions.
 const LOCK: i64 = 0x6175_726f_7265_0001;

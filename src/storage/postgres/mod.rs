@@ -1,7 +1,7 @@
 //! Events in PostgreSQL, 14 and later. The only place that names the `postgres` crate.
 //!
 //! `target` and `tls` say where the database is, `connect` how a transaction is had; `migrate` and `partition` make the
-//! tables; `store`, `find` and `dead` use them; `error` translates; `embedded` runs a cluster of our own.
+//! tables; `store`, `find` and `dead` use them, `sweep` takes what is old out of them; `error` translates; `embedded` runs a cluster of our own.
 
 mod connect;
 mod dead;
@@ -12,6 +12,7 @@ mod migrate;
 mod partition;
 mod patience;
 mod store;
+mod sweep;
 mod target;
 #[cfg(test)]
 mod testing;
@@ -27,9 +28,10 @@ pub use dead::{DeadEvent, DeadFilter, Replayed};
 pub use target::{Target, TargetError};
 
 use self::connect::{Connections, Terms};
-use self::partition::Day;
 use crate::event::{Event, EventId, Timestamp};
-use crate::storage::{DeadLetter, EventRepository, Filter, Found, Page, StoreError, StorePath, Stored};
+use crate::storage::{
+    Day, DeadLetter, EventRepository, Filter, Found, HourCount, Page, StoreError, StorePath, Stored, Sweeping,
+};
 
 /// The bounds on what is asked of the database.
 #[derive(Clone, Copy, Debug)]
@@ -157,11 +159,26 @@ impl EventRepository for PostgresRepository {
         self.noting(self.connections.transaction(&self.query_terms, |client| find::count(client, filter)))
     }
 
+    fn hours(&self, filter: &Filter, rows_max: u32) -> Result<Vec<HourCount>, StoreError> {
+        self.noting(
+            self.connections.transaction(&self.query_terms, |client| find::hours(client, filter, rows_max)),
+        )
+    }
+
     fn find(&self, id: EventId) -> Result<Option<Found>, StoreError> {
         self.noting(self.connections.transaction(&self.query_terms, |client| find::find(client, id)))
     }
 
     fn ping(&self) -> Result<(), StoreError> {
         self.connections.transaction(&self.ping_terms, |_client| Ok(()))
+    }
+
+    fn days(&self) -> Result<Vec<Day>, StoreError> {
+        self.noting(self.connections.transaction(&self.query_terms, partition::days))
+    }
+
+    fn sweep(&self, edge: Timestamp) -> Result<Option<Box<dyn Sweeping + '_>>, StoreError> {
+        let sweep = self.noting(sweep::begin(&self.connections, edge))?;
+        Ok(sweep.map(|sweep| Box::new(sweep) as Box<dyn Sweeping>))
     }
 }

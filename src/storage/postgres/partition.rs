@@ -1,7 +1,7 @@
 //! Partitions: a day of events each, made before their day begins, and the default partition emptied into them.
 //!
 //! The day of an event is the day of its id, which begins with its time. Names and bounds come from days alone.
-//! Dropping partitions is retention's business.
+//! Dropping partitions is `sweep`'s business.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -12,8 +12,8 @@ use postgres::types::Type;
 use super::connect::{Connections, Terms};
 use super::error;
 use super::types::Uuid;
-use crate::event::{EventId, Timestamp};
-use crate::storage::StoreError;
+use crate::event::Timestamp;
+use crate::storage::{Day, StoreError};
 
 /// Days before and after today that have a partition: events may be late and clocks may be ahead, and a server that
 /// cannot reach its database for a week finds partitions when it can again.
@@ -22,10 +22,6 @@ const DAYS_AFTER: i64 = 7;
 
 /// Days that one call empties out of the default partition. The rest waits for the next call.
 const MOVED_DAYS_MAX: usize = 64;
-
-const DAY_MILLIS: i64 = 24 * 60 * 60 * 1000;
-/// The last day whose milliseconds fit the 48 bits of an id.
-const LAST_DAY: i64 = ((1 << 48) - 1) / DAY_MILLIS;
 
 /// The key of the advisory lock under which one server at a time makes partitions.
 const LOCK: i64 = 0x6175_726f_7265_0002;
@@ -45,46 +41,49 @@ fn terms() -> Terms {
 /// The columns of `events`, for moving rows unchanged.
 const MOVED: &str = "id, event_id, timestamp, ingested_at, created_at, service, message, metadata";
 
-/// A day in UTC, counted from 1970-01-01.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) struct Day(i64);
-
 impl Day {
-    pub(super) fn of(time: Timestamp) -> Self {
-        Self(time.millis().div_euclid(DAY_MILLIS).clamp(0, LAST_DAY))
-    }
-
-    fn of_id(id: EventId) -> Self {
-        Self(i64::try_from(id.millis()).map_or(LAST_DAY, |millis| millis / DAY_MILLIS))
-    }
-
-    pub(super) fn number(self) -> i64 {
-        self.0
-    }
-
     /// `events_YYYYMMDD`. Digits and nothing else, so that it may stand in a statement.
-    fn table(self) -> String {
-        let date = chrono::DateTime::from_timestamp_millis(self.0 * DAY_MILLIS)
+    pub(super) fn table(self) -> String {
+        let date = chrono::DateTime::from_timestamp_micros(self.begin().micros())
             .expect("a day within 48 bits of milliseconds is a date");
         format!("events_{}", date.format("%Y%m%d")).replace('+', "")
     }
 
-    fn floor(self) -> EventId {
-        EventId::floor(u64::try_from(self.0 * DAY_MILLIS).unwrap_or(0))
-    }
-
     /// The bounds as they stand in a statement. There is none above the last day.
     fn bounds(self) -> (String, String) {
-        let to =
-            if self.0 < LAST_DAY { format!("'{}'", Self(self.0 + 1).floor()) } else { "MAXVALUE".to_owned() };
+        let to = if self < Self::LAST {
+            format!("'{}'", Self::numbered(self.number() + 1).floor())
+        } else {
+            "MAXVALUE".to_owned()
+        };
         (format!("'{}'", self.floor()), to)
     }
 }
 
+/// The days that have a partition. One of another name or with other bounds is somebody else's affair.
+pub(super) fn days(client: &mut Client) -> Result<Vec<Day>, StoreError> {
+    let rows = client
+        .query_typed(
+            "SELECT c.relname::text, pg_get_expr(c.relpartbound, c.oid) FROM pg_inherits i \
+             JOIN pg_class c ON c.oid = i.inhrelid WHERE i.inhparent = 'events'::regclass",
+            &[],
+        )
+        .map_err(|error| error::of("listing partitions", &error))?;
+    let day = |row: &postgres::Row| {
+        let (name, bound): (&str, &str) = (row.get(0), row.get(1));
+        let low = bound.strip_prefix("FOR VALUES FROM ('")?.split('\'').next()?;
+        let day = Day::of_id(low.parse().ok()?);
+        let (from, to) = day.bounds();
+        (name == day.table() && bound == format!("FOR VALUES FROM ({from}) TO ({to})")).then_some(day)
+    };
+    Ok(rows.iter().filter_map(day).collect())
+}
+
 /// The days around `now` that should have a partition.
 fn needed(now: Timestamp) -> impl Iterator<Item = Day> {
-    let today = Day::of(now).0;
-    (today - DAYS_BEFORE..=today + DAYS_AFTER).filter(|day| (0..=LAST_DAY).contains(day)).map(Day)
+    let today = Day::of(now).number();
+    let wanted = today - DAYS_BEFORE..=today + DAYS_AFTER;
+    wanted.filter(|day| (0..=Day::LAST.number()).contains(day)).map(Day::numbered)
 }
 
 /// Makes the partitions around `now` that are missing.
@@ -178,6 +177,7 @@ fn make(connections: &Connections, day: Day) -> Result<bool, StoreError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::event::EventId;
 
     const NOON: Timestamp = Timestamp::from_millis(1_767_268_800_000); // 2026-01-01T12:00:00Z
 
@@ -195,20 +195,23 @@ mod tests {
         let day = Day::of(NOON);
         let midnight = Timestamp::from_millis(1_767_225_600_000);
         assert_eq!(Day::of(midnight), day);
-        assert_eq!(Day::of(Timestamp::from_micros(midnight.micros() - 1)), Day(day.0 - 1));
+        assert_eq!(Day::of(Timestamp::from_micros(midnight.micros() - 1)), Day::numbered(day.number() - 1));
         assert_eq!(day.floor(), EventId::floor(1_767_225_600_000));
         assert_eq!(Day::of_id(EventId::keyed(1_767_225_600_000, [0; 10])), day);
-        assert_eq!(Day::of_id(EventId::keyed(1_767_225_599_999, [0xff; 10])), Day(day.0 - 1));
+        assert_eq!(
+            Day::of_id(EventId::keyed(1_767_225_599_999, [0xff; 10])),
+            Day::numbered(day.number() - 1)
+        );
     }
 
     #[test]
     fn the_ends_of_time_have_days_too() {
         let last = Day::of(Timestamp::from_micros(i64::MAX));
-        assert_eq!((last, last.bounds().1.as_str()), (Day(LAST_DAY), "MAXVALUE"));
+        assert_eq!((last, last.bounds().1.as_str()), (Day::LAST, "MAXVALUE"));
         assert_eq!(last.table(), "events_108890802");
         assert_eq!(Day::of_id(EventId::from_bytes([0xff; 16])), last);
         let first = Day::of(Timestamp::from_micros(i64::MIN));
-        assert_eq!((first, first.table().as_str()), (Day(0), "events_19700101"));
+        assert_eq!((first, first.table().as_str()), (Day::numbered(0), "events_19700101"));
         assert_eq!(needed(Timestamp::from_micros(0)).count(), 8);
     }
 }

@@ -6,6 +6,7 @@ mod network;
 mod queries;
 mod schema;
 mod storing;
+mod sweeps;
 mod tls;
 
 use super::testing::Database;

@@ -3,11 +3,8 @@ use crate::event::Event;
 use crate::storage::{Filter, Found, Order, Page};
 
 fn filter(service: Option<&str>, from: u64, to: u64) -> Filter {
-    Filter {
-        service: service.map(str::to_owned),
-        from: Timestamp::from_micros(i64::try_from(from).unwrap()),
-        to: Timestamp::from_micros(i64::try_from(to).unwrap()),
-    }
+    let time = |micros| Timestamp::from_micros(i64::try_from(micros).unwrap());
+    Filter { service: service.map(str::to_owned), ..Filter::between(time(from), time(to)) }
 }
 
 /// Events over three days: many in one millisecond, some in one microsecond, some on edges.
@@ -191,4 +188,67 @@ fn a_query_looks_into_the_partitions_of_its_range_only() {
     let plan = plan.join("\n");
     assert!(plan.contains("events_20260101") && !plan.contains("events_20260102"), "{plan}");
     assert!(!plan.contains("events_default"), "{plan}");
+}
+
+#[test]
+fn metadata_and_text_are_looked_for_literally_and_counted_the_same() {
+    let (_database, repository) = prepared();
+    let rows: Vec<u8> = [
+        ("one 100% Sure", r#"{"k": 1, "s": "x"}"#),
+        ("two 100 sure", r#"{"k": "1", "b": true}"#),
+        ("three a_b!c\\d", r#"{"k": 1.0, "n": null}"#),
+        ("four aXb", r#"{"k": [1], "o": {"k": 1}}"#),
+    ]
+    .iter()
+    .zip(1..)
+    .flat_map(|((message, metadata), tail)| {
+        let mut bytes = Vec::new();
+        row::begin(&mut bytes, id(NOON, tail), now(), now());
+        row::text(&mut bytes, b"s");
+        row::text(&mut bytes, message.as_bytes());
+        row::metadata(&mut bytes, Some(metadata.as_bytes()));
+        bytes
+    })
+    .collect();
+    store(&repository, &[&rows], StorePath::Copy, (4, 0));
+    for (text, metadata, expected) in [
+        (None, vec![vec![r#"{"k":"1"}"#, r#"{"k":1}"#]], 3),
+        (None, vec![vec![r#"{"k":"1"}"#]], 1),
+        (None, vec![vec![r#"{"k":"1"}"#, r#"{"k":1}"#], vec![r#"{"s":"x"}"#]], 1),
+        (None, vec![vec![r#"{"b":"true"}"#, r#"{"b":true}"#]], 1),
+        (None, vec![vec![r#"{"n":"null"}"#, r#"{"n":null}"#]], 1),
+        (None, vec![vec![r#"{"x":"1"}"#]], 0),
+        (Some("100%"), vec![], 1),
+        (Some("SURE"), vec![], 2),
+        (Some("a_b!C\\"), vec![], 1),
+        (Some("%"), vec![], 1),
+        (Some("sure"), vec![vec![r#"{"b":true}"#]], 1),
+    ] {
+        let metadata: Vec<Vec<String>> =
+            metadata.iter().map(|any: &Vec<&str>| any.iter().map(ToString::to_string).collect()).collect();
+        for service in [None, Some("s")] {
+            let mut filter = filter(service, 0, NOON * 2000);
+            filter.text = text.map(str::to_owned);
+            filter.metadata.clone_from(&metadata);
+            assert_eq!(repository.count(&filter).unwrap(), expected, "{filter:?}");
+            for order in [Order::Asc, Order::Desc] {
+                let page = Page { filter: filter.clone(), order, limit: 10, after: None };
+                assert_eq!(repository.page(&page).unwrap().len() as u64, expected, "{page:?}");
+                let next =
+                    Page { after: Some((Timestamp::from_micros(1), id(0, 0))), order: Order::Asc, ..page };
+                assert_eq!(repository.page(&next).unwrap().len() as u64, expected, "{next:?}");
+            }
+        }
+    }
+}
+
+#[test]
+fn hours_come_from_the_counts_in_order_and_bounded() {
+    let (_database, repository, _) = filled();
+    let all = repository.hours(&filter(None, 0, NOON * 2000), 1000).unwrap();
+    assert_eq!(all.iter().map(|hour| hour.count).sum::<u64>(), 120);
+    assert!(all.is_sorted_by_key(|hour| (hour.hour, hour.service.clone())));
+    assert_eq!(repository.hours(&filter(None, 0, NOON * 2000), 3).unwrap(), all[..3]);
+    let of_a = repository.hours(&filter(Some("a"), NOON * 1000, NOON * 1000 + 3_600_000_000), 1000).unwrap();
+    assert!(of_a.len() == 1 && of_a[0].service == "a" && of_a[0].hour == now());
 }

@@ -1,0 +1,16 @@
+//! What sweeps have removed, since the start.
+
+use std::sync::atomic::{AtomicI64, AtomicU64};
+
+#[derive(Debug, Default)]
+pub struct RetentionFigures {
+    /// Sweeps that came to their end.
+    pub runs: AtomicU64,
+    pub failures: AtomicU64,
+    /// With their partition or row by row.
+    pub events: AtomicU64,
+    pub dead: AtomicU64,
+    pub partitions: AtomicU64,
+    /// When the last sweep came to its end, in seconds since 1970. 0 when none has.
+    pub last_run_s: AtomicI64,
+}

@@ -1,0 +1,73 @@
+//! The answer of `GET /stats`: events by hour and service. They come from what is counted as events are stored, so no
+//! event is looked at, and only whole hours can be told.
+
+use crate::event::Timestamp;
+use crate::http::Response;
+use crate::ingest::problem::{self, Kind};
+use crate::ingest::text::quote;
+use crate::storage::{Filter, HourCount};
+
+/// Rows of one answer: a week of 59 services.
+pub const ROWS_MAX: u32 = 10_000;
+
+const HOUR_MICROS: i64 = 3_600_000_000;
+
+/// The hours that a time touches.
+pub(super) fn whole_hours(filter: Filter) -> Filter {
+    let hour = |micros: i64| Timestamp::from_micros(micros.div_euclid(HOUR_MICROS) * HOUR_MICROS);
+    let to = hour(filter.to.micros().saturating_add(HOUR_MICROS - 1));
+    Filter { from: hour(filter.from.micros()), to, ..filter }
+}
+
+pub(super) fn answer(response: &mut Response, filter: &Filter, hours: &[HourCount]) {
+    if hours.len() > ROWS_MAX as usize {
+        let detail = format!("there are more than {ROWS_MAX} counts; ask for less time, or for one service");
+        return problem::answer(response, Kind::Invalid, &detail);
+    }
+    response.status = 200;
+    response.content_type = "application/json";
+    let total: u64 = hours.iter().map(|hour| hour.count).sum();
+    let out = &mut response.body;
+    out.clear();
+    let head =
+        format!("{{\"from\":\"{}\",\"to\":\"{}\",\"total\":{total},\"hours\":[", filter.from, filter.to);
+    out.extend_from_slice(head.as_bytes());
+    for (nth, hour) in hours.iter().enumerate() {
+        let comma = if nth == 0 { "" } else { "," };
+        out.extend_from_slice(format!("{comma}{{\"hour\":\"{}\",\"service\":", hour.hour).as_bytes());
+        quote(out, &hour.service);
+        out.extend_from_slice(format!(",\"count\":{}}}", hour.count).as_bytes());
+    }
+    out.extend_from_slice(b"]}");
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn hours_are_those_that_the_time_touches() {
+        #[track_caller]
+        fn check(from: i64, to: i64, expected: (i64, i64)) {
+            let filter = Filter::between(Timestamp::from_micros(from), Timestamp::from_micros(to));
+            let hours = whole_hours(filter);
+            assert_eq!((hours.from.micros() / HOUR_MICROS, hours.to.micros() / HOUR_MICROS), expected);
+        }
+        check(0, HOUR_MICROS, (0, 1));
+        check(HOUR_MICROS - 1, HOUR_MICROS + 1, (0, 2));
+        check(HOUR_MICROS, HOUR_MICROS + 1, (1, 2));
+    }
+
+    #[test]
+    fn more_than_an_answer_holds_is_no_answer() {
+        let hour = HourCount { hour: Timestamp::default(), service: "s\"".into(), count: 2 };
+        let filter = Filter::between(Timestamp::default(), Timestamp::from_micros(HOUR_MICROS));
+        let mut response = Response::default();
+        answer(&mut response, &filter, &[hour.clone(), hour.clone()]);
+        let wanted = r#"{"from":"1970-01-01T00:00:00.000000Z","to":"1970-01-01T01:00:00.000000Z","total":4,"hours":[{"hour":"1970-01-01T00:00:00.000000Z","service":"s\"","count":2},{"hour":"1970-01-01T00:00:00.000000Z","service":"s\"","count":2}]}"#;
+        assert_eq!(String::from_utf8(response.body).unwrap(), wanted);
+        let mut response = Response::default();
+        answer(&mut response, &filter, &vec![hour; ROWS_MAX as usize + 1]);
+        assert_eq!(response.status, 400);
+    }
+}

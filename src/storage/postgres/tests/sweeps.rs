@@ -1,0 +1,221 @@
+use super::*;
+use crate::storage::postgres::PostgresRepository;
+use crate::storage::postgres::sweep::{self, PostgresSweep};
+use crate::storage::{Day, Deleted, Filter, Sweeping as _};
+
+const DAY: u64 = 86_400_000_000;
+const HOUR: u64 = 3_600_000_000;
+const DETACHED: &str =
+    "SELECT count(*) FROM pg_class WHERE relname ~ '^events_[0-9]{8}_retired$' AND relkind = 'r'";
+const EVENTS: &str = "SELECT count(*) FROM events";
+const ALL: (EventId, EventId) = (EventId::from_bytes([0; 16]), EventId::from_bytes([0xff; 16]));
+
+fn day(days_back: i64) -> Day {
+    Day::numbered(Day::of(now()).number() - days_back)
+}
+
+fn sweep(repository: &PostgresRepository) -> PostgresSweep<'_> {
+    sweep::begin(&repository.connections, now()).unwrap().expect("nobody else sweeps")
+}
+
+/// Ten events for each of ten days, an hour apart from noon on, of two services. Each day has a partition.
+fn filled() -> (Database, PostgresRepository) {
+    let (database, repository) = prepared();
+    let mut rows = Vec::new();
+    for back in 0..10 {
+        for hour in 0..10 {
+            let service = if hour % 2 == 0 { "a" } else { "b" };
+            rows.extend(event(NOON * 1000 - back * DAY + hour * HOUR, 1, service, "m"));
+        }
+    }
+    store(&repository, &[&rows], StorePath::Copy, (100, 0));
+    repository.prepare(now()).unwrap();
+    counts_are_right(&database);
+    (database, repository)
+}
+
+/// What the counts say is what is there, hour by hour.
+#[track_caller]
+fn counts_are_right(database: &Database) {
+    let differences = database.number(
+        "SELECT count(*) FROM (SELECT service, date_trunc('hour', timestamp, 'UTC') AS hour, count(*) \
+         FROM events GROUP BY 1, 2) AS e FULL JOIN event_counts AS c USING (service, hour) \
+         WHERE c.count IS DISTINCT FROM e.count",
+    );
+    assert_eq!(differences, 0);
+}
+
+#[test]
+fn a_day_goes_with_its_partition_and_its_counts() {
+    let (database, repository) = filled();
+    assert!(repository.days().unwrap().contains(&day(9)));
+    let mut sweep = sweep(&repository);
+    assert_eq!(sweep.drop_day(day(9)).unwrap(), 10);
+    assert_eq!(sweep.drop_day(day(8)).unwrap(), 10);
+    sweep.end(None).unwrap();
+    assert!(!repository.days().unwrap().contains(&day(9)));
+    assert_eq!((database.number(EVENTS), database.number(DETACHED)), (80, 0));
+    counts_are_right(&database);
+    assert_eq!(repository.count(&Filter::between(Timestamp::default(), now())).unwrap(), 70);
+    let noted = database.number(
+        "SELECT partitions_dropped * 1000 + events_dropped FROM retention_runs WHERE finished_at IS NOT NULL",
+    );
+    assert_eq!(noted, 2020);
+    // An event of that day that comes late is not lost: it gets a partition again, for the next sweep.
+    store(&repository, &[&event(NOON * 1000 - 9 * DAY, 2, "a", "late")], StorePath::Copy, (1, 0));
+    repository.prepare(now()).unwrap();
+    assert!(repository.days().unwrap().contains(&day(9)));
+    counts_are_right(&database);
+}
+
+#[test]
+fn the_rest_goes_in_chunks_and_off_the_counts() {
+    let (database, repository) = filled();
+    // Some in the default partition, and an edge in the middle of an hour.
+    let extra =
+        [event(NOON * 1000 - 20 * DAY, 5, "c", "m"), event(NOON * 1000 - 9 * DAY + 1000, 6, "a", "m")];
+    store(&repository, &[&extra.concat()], StorePath::Copy, (2, 0));
+    let before = EventId::floor(NOON - 9 * 86_400_000 + 3 * 3_600_000 + 1);
+    let mut sweep = sweep(&repository);
+    let mut after = ALL.0;
+    let mut rows = Vec::new();
+    loop {
+        let Deleted { rows: deleted, next } = sweep.delete_events(after, before, 2).unwrap();
+        rows.push(deleted);
+        counts_are_right(&database);
+        let Some(next) = next else { break };
+        after = next;
+    }
+    assert_eq!(rows, [2, 2, 2, 0], "the default's one, and five of the ninth day");
+    assert_eq!(database.number(EVENTS), 96);
+    assert_eq!(database.number("SELECT count(*) FROM event_counts WHERE service = 'c'"), 0);
+    assert_eq!(database.number("SELECT events_deleted FROM retention_runs"), 6);
+    assert_eq!(sweep.delete_events(ALL.0, before, 5000).unwrap(), Deleted { rows: 0, next: None });
+}
+
+#[test]
+fn one_server_sweeps_at_a_time_and_a_dead_one_does_not_keep_others_away() {
+    let (_database, repository) = filled();
+    let first = sweep(&repository);
+    assert!(repository.sweep(now()).unwrap().is_none());
+    drop(first);
+    // PostgreSQL notices the end of a connection in its own time.
+    while repository.sweep(now()).unwrap().is_none() {}
+}
+
+#[test]
+fn what_a_crash_left_detached_is_dropped_by_the_next_sweep_and_no_other_table_is() {
+    let (database, repository) = filled();
+    let mut crashed = sweep(&repository);
+    assert_eq!(crashed.detach(day(9)).unwrap(), 10);
+    counts_are_right(&database);
+    drop(crashed);
+    assert_eq!(database.number(DETACHED), 1);
+    // One that an operator took out, to keep it, and one that only looks like a day's.
+    database.execute("ALTER TABLE events DETACH PARTITION events_20251225; CREATE TABLE events_20200101 ()");
+    assert!(!repository.days().unwrap().contains(&day(7)));
+    let mut next = loop {
+        if let Some(sweep) = sweep::begin(&repository.connections, now()).unwrap() {
+            break sweep;
+        }
+    };
+    next.finish_drops().unwrap();
+    assert_eq!(database.number(DETACHED), 0);
+    assert_eq!(database.number("SELECT count(*) FROM events_20251225"), 10);
+    assert_eq!(database.number("SELECT count(*) FROM events_20200101"), 0);
+}
+
+#[test]
+fn a_reader_in_the_way_is_not_cut_off_and_others_do_not_wait_long_behind_the_sweep() {
+    let (database, repository) = filled();
+    let mut reader = database.client();
+    reader.batch_execute("BEGIN").unwrap();
+    assert_eq!(reader.query_one(EVENTS, &[]).unwrap().get::<_, i64>(0), 100);
+    let mut sweep = sweep(&repository);
+    std::thread::scope(|scope| {
+        let detaching = scope.spawn(|| {
+            let error = sweep.drop_day(day(9)).unwrap_err();
+            assert_eq!(error.sqlstate.as_deref(), Some("55P03"), "{error}");
+        });
+        // Queries and batches go on meanwhile, within the patience of their own timeouts.
+        let filter = Filter::between(now(), Timestamp::from_micros(now().micros() + 1));
+        let mut tail = 10;
+        while !detaching.is_finished() {
+            assert!(repository.count(&filter).unwrap() > 0);
+            store(&repository, &[&event(NOON * 1000, tail, "s", "m")], StorePath::Copy, (1, 0));
+            tail = tail.wrapping_add(1).max(10);
+            if tail == 255 {
+                break;
+            }
+        }
+        detaching.join().unwrap();
+    });
+    assert!(repository.days().unwrap().contains(&day(9)), "nothing of it was done");
+    counts_are_right(&database);
+    assert_eq!(reader.query_one("SELECT 1::bigint", &[]).unwrap().get::<_, i64>(0), 1);
+    reader.batch_execute("COMMIT").unwrap();
+    assert_eq!(sweep.drop_day(day(9)).unwrap(), 10);
+}
+
+#[test]
+fn days_are_dropped_while_rows_stream_in() {
+    let (database, repository) = filled();
+    std::thread::scope(|scope| {
+        let storing = scope.spawn(|| {
+            let mut stored = 0;
+            for index in 0..40_u64 {
+                // Also into the days that go.
+                let rows: Vec<u8> =
+                    (0..10).flat_map(|back| event(NOON * 1000 - back * DAY + index, 7, "s", "m")).collect();
+                let rows_again: Vec<u8> = (0..10)
+                    .flat_map(|back| event(NOON * 1000 - back * DAY + index * 1000, 9, "s", "m"))
+                    .collect();
+                let path = if index % 2 == 0 { StorePath::Stage } else { StorePath::Copy };
+                let rows = if path == StorePath::Stage { rows } else { rows_again };
+                loop {
+                    match repository.store(&[&rows], &[], path) {
+                        Ok(done) => break stored += done.stored,
+                        Err(error)
+                            if matches!(error.sqlstate.as_deref(), Some("40001" | "40P01" | "55P03")) => {}
+                        Err(error) => panic!("{error:?}"),
+                    }
+                }
+            }
+            stored
+        });
+        let other = database.repository();
+        let mut sweep = sweep(&repository);
+        while !storing.is_finished() {
+            for back in 5..10 {
+                match sweep.drop_day(day(back)) {
+                    Ok(_) => {}
+                    // In the way; or not there, or gone, since the rows are in the default partition.
+                    Err(error)
+                        if matches!(
+                            error.sqlstate.as_deref(),
+                            Some("55P03" | "40P01" | "42P01" | "42809")
+                        ) => {}
+                    Err(error) => panic!("{error:?}"),
+                }
+            }
+            other.prepare(now()).unwrap();
+        }
+        assert!(storing.join().unwrap() > 0);
+    });
+    counts_are_right(&database);
+    assert_eq!(database.number(DETACHED), 0);
+}
+
+#[test]
+fn dead_letters_go_when_they_have_been_dead_for_as_long_as_events_are_kept() {
+    let (database, repository) = prepared();
+    database.execute(
+        "INSERT INTO dead_events (event_id, timestamp, service, row, sqlstate, reason, died_at) \
+         SELECT gen_random_uuid(), now(), 's', '', '22000', 'r', '2026-01-01 12:00Z'::timestamptz + n * interval '1 s' \
+         FROM generate_series(-5, 4) n",
+    );
+    let mut sweep = sweep(&repository);
+    assert_eq!((sweep.delete_dead(3).unwrap(), sweep.delete_dead(3).unwrap()), (3, 2));
+    assert_eq!(database.number("SELECT count(*) FROM dead_events"), 5);
+    assert_eq!(database.number("SELECT dead_deleted FROM retention_runs"), 5);
+}
