@@ -1,10 +1,12 @@
-//! Phases, named threads, and what ends the process: a signal to stop, or a thread that died.
+//! Phases, named threads, what ends the process (a signal to stop, or a thread that died), and what is read again
+//! while it runs.
 //!
 //! A thread that panics, or returns while the server still needs it, is never restarted: the process says so and
 //! ends, since what it held can no longer be vouched for.
 
-use std::sync::Arc;
+use std::fmt;
 use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 
 use crossbeam::channel::{Receiver, Sender, unbounded};
@@ -39,12 +41,26 @@ pub enum Notice {
 pub struct Lifecycle {
     phase: Arc<AtomicU8>,
     notices: Sender<Notice>,
+    reloads: Reloads,
+}
+
+/// What is run on SIGHUP, each with the name that the log gives it.
+#[derive(Clone, Default)]
+struct Reloads(Arc<Mutex<Vec<(&'static str, Reload)>>>);
+
+type Reload = Box<dyn FnMut() + Send>;
+
+impl fmt::Debug for Reloads {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Reloads")
+    }
 }
 
 impl Lifecycle {
     pub fn new() -> (Self, Receiver<Notice>) {
         let (notices, receiver) = unbounded();
-        (Self { phase: Arc::new(AtomicU8::new(Phase::Starting as u8)), notices }, receiver)
+        let phase = Arc::new(AtomicU8::new(Phase::Starting as u8));
+        (Self { phase, notices, reloads: Reloads::default() }, receiver)
     }
 
     #[inline]
@@ -60,6 +76,25 @@ impl Lifecycle {
     /// Asks the server to stop.
     pub fn stop(&self) {
         self.notify(Notice::Stop);
+    }
+
+    /// Subscribes to SIGHUP: `again` reads `what` anew. It runs on the thread that takes signals, one after the
+    /// other, and may read files; what it cannot use it leaves as it was, and says so in the log.
+    pub fn on_reload(&self, what: &'static str, again: impl FnMut() + Send + 'static) {
+        self.reloads.0.lock().unwrap_or_else(PoisonError::into_inner).push((what, Box::new(again)));
+    }
+
+    /// Runs what has subscribed, in the order in which it did.
+    pub fn reload(&self) {
+        let mut reloads = self.reloads.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let what: Vec<&str> = reloads.iter().map(|(what, _)| *what).collect();
+        log::info!(
+            "SIGHUP: reading again: {}",
+            if what.is_empty() { "nothing".into() } else { what.join(", ") }
+        );
+        for (_, again) in reloads.iter_mut() {
+            again();
+        }
     }
 
     /// Starts a thread whose end before the drain is the end of the process. Names show up in `top -H`, which cuts
@@ -120,6 +155,20 @@ mod tests {
         lifecycle.enter(Phase::Draining);
         lifecycle.spawn("in time", || ()).unwrap().join().unwrap();
         assert!(notices.try_recv().is_err());
+    }
+
+    #[test]
+    fn a_reload_runs_what_has_subscribed_in_its_order() {
+        let (lifecycle, _notices) = Lifecycle::new();
+        lifecycle.reload();
+        let (sender, receiver) = unbounded();
+        for nth in 0..2 {
+            let sender = sender.clone();
+            lifecycle.on_reload("a number", move || sender.send(nth).unwrap());
+        }
+        lifecycle.clone().reload();
+        lifecycle.reload();
+        assert_eq!(receiver.try_iter().collect::<Vec<_>>(), [0, 1, 0, 1]);
     }
 
     #[test]

@@ -10,6 +10,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crossbeam::channel::{Receiver, RecvError, bounded, select};
+use signal_hook::consts::{SIGHUP, SIGTERM};
 
 pub use failed::Failed;
 
@@ -76,19 +77,19 @@ fn lock_data_dir(path: &Path) -> Result<File, Failed> {
     }
 }
 
-/// SIGTERM and SIGINT ask the server to stop; asked again, it ends at once.
+/// SIGTERM and SIGINT ask the server to stop; asked again, it ends at once. SIGHUP has files read again.
 fn notice_signals(lifecycle: &Lifecycle) -> Result<(), Failed> {
     let failed = |error: &dyn std::error::Error| Failed::Signals(error.to_string());
     let stop = lifecycle.clone();
     ctrlc::set_handler(move || stop.stop()).map_err(|error| failed(&error))?;
     // ctrlc's feature for SIGTERM would take SIGHUP with it, which is not a reason to stop.
-    let mut signals = signal_hook::iterator::Signals::new([signal_hook::consts::SIGTERM])
-        .map_err(|error| failed(&error))?;
-    let stop = lifecycle.clone();
+    let mut signals =
+        signal_hook::iterator::Signals::new([SIGTERM, SIGHUP]).map_err(|error| failed(&error))?;
+    let told = lifecycle.clone();
     lifecycle
         .spawn("signals", move || {
-            for _ in signals.forever() {
-                stop.stop();
+            for signal in signals.forever() {
+                if signal == SIGHUP { told.reload() } else { told.stop() }
             }
         })
         .map_err(Failed::Thread)?;
