@@ -53,6 +53,7 @@ impl Api {
             Route::Ready => self.status.ready(response),
             Route::Health => self.status.health(Part::Overall, response),
             Route::HealthBuffer => self.status.health(Part::Buffer, response),
+            Route::HealthBusiness => self.status.health_business(response),
             Route::HealthDatabase => self.status.health(Part::Database, response),
             Route::HealthDetailed => self.status.health(Part::Detailed, response),
             Route::Metrics => self.metrics(request, response),
@@ -133,11 +134,11 @@ impl Api {
     fn metrics(&self, request: &Request<'_>, response: &mut Response) {
         const OFFERS: [&str; 3] = ["application/json", "text/plain", "application/openmetrics-text"];
         let accept = request.headers.get("Accept").and_then(|accept| str::from_utf8(accept).ok());
-        // None of them, or no preference: JSON.
-        if accept.and_then(|accept| preferred(accept, &OFFERS)).is_some_and(|offer| offer > 0) {
-            self.status.metrics_text(response);
-        } else {
-            self.status.metrics_json(response);
+        match accept.and_then(|accept| preferred(accept, &OFFERS)) {
+            Some(2) => self.status.metrics_openmetrics(response),
+            Some(1) => self.status.metrics_text(response),
+            // None of them, or no preference: JSON.
+            Some(_) | None => self.status.metrics_json(response),
         }
     }
 }
@@ -189,7 +190,7 @@ fn index_page(response: &mut Response) {
           GET  /events               stored events, by service and time\n\
           GET  /events/{event_id}    one event, or what became of it\n\
           GET  /live /ready          for whoever supervises the process\n\
-          GET  /health               in one word; more under /health/buffer, /health/database, /health/detailed\n\
+          GET  /health               in one word; more under /health/buffer, /health/business, /health/database, /health/detailed\n\
           GET  /metrics              figures in JSON; /metrics/prometheus for Prometheus\n",
     );
 }

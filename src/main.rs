@@ -9,6 +9,11 @@ use aurore_events::{logging, server};
 /// The settings are wrong; nothing was started.
 const WRONG_SETTINGS: u8 = 2;
 
+#[expect(clippy::print_stdout, reason = "the command's answer")]
+fn print(text: &str) {
+    print!("{text}");
+}
+
 fn main() -> ExitCode {
     let (task, settings) = match Settings::load(std::env::args_os()) {
         Ok(loaded) => loaded,
@@ -30,6 +35,7 @@ fn main() -> ExitCode {
     logging::start(settings.log_level, settings.log_format, &clock);
     let done = match task {
         Task::Migrate => server::migrate(&settings, &clock),
+        Task::History => server::history(&settings).map(|table| print(&table)),
         Task::Serve | Task::CheckConfig => server::run(&settings, &clock),
     };
     match done {

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crossbeam::channel::{Receiver, RecvError, bounded, select};
-use signal_hook::consts::{SIGHUP, SIGTERM};
+use signal_hook::consts::{SIGHUP, SIGTERM, SIGUSR1, SIGUSR2};
 
 pub use failed::Failed;
 
@@ -19,9 +19,11 @@ use crate::buffer::{self, Buffer};
 use crate::clock::Clock;
 use crate::health::{Database, Probe};
 use crate::http::router::LABELS;
-use crate::http::{Remote, listener};
+use crate::http::{Remote, Shared, listener};
 use crate::lifecycle::{Lifecycle, Notice, Phase};
-use crate::metrics::{HttpFigures, Ledger, Sampler, WriterFigures};
+use crate::logging;
+use crate::metrics::history::{History, table};
+use crate::metrics::{Business, Counting, Disk, HttpFigures, Ledger, Sampler, WriterFigures};
 use crate::settings::{HttpEngine, Settings};
 use crate::status::Status;
 use crate::storage::postgres::embedded::{Cluster, ClusterLimits};
@@ -65,6 +67,17 @@ pub fn migrate(settings: &Settings, clock: &Clock) -> Result<(), Failed> {
     Ok(())
 }
 
+/// `aurore-events history`: the table. Only reads, so a server may be running.
+pub fn history(settings: &Settings) -> Result<String, Failed> {
+    let failed = |error| Failed::DataDir { path: settings.data_dir.clone(), error };
+    let history = History::new(&settings.data_dir, settings.history_bytes_max);
+    let (entries, unreadable) = history.read().map_err(failed)?;
+    if unreadable > 0 {
+        log::warn!(lines = unreadable; "some lines of the history cannot be read");
+    }
+    Ok(table(&entries))
+}
+
 /// Keeps two servers from sharing a directory. The lock ends with the process, however that ends.
 fn lock_data_dir(path: &Path) -> Result<File, Failed> {
     let failed = |error| Failed::DataDir { path: path.to_owned(), error };
@@ -77,19 +90,25 @@ fn lock_data_dir(path: &Path) -> Result<File, Failed> {
     }
 }
 
-/// SIGTERM and SIGINT ask the server to stop; asked again, it ends at once. SIGHUP has files read again.
+/// SIGTERM and SIGINT ask the server to stop; asked again, it ends at once. SIGHUP has files read again; SIGUSR1 and
+/// SIGUSR2 log more and less.
 fn notice_signals(lifecycle: &Lifecycle) -> Result<(), Failed> {
     let failed = |error: &dyn std::error::Error| Failed::Signals(error.to_string());
     let stop = lifecycle.clone();
     ctrlc::set_handler(move || stop.stop()).map_err(|error| failed(&error))?;
     // ctrlc's feature for SIGTERM would take SIGHUP with it, which is not a reason to stop.
-    let mut signals =
-        signal_hook::iterator::Signals::new([SIGTERM, SIGHUP]).map_err(|error| failed(&error))?;
+    let mut signals = signal_hook::iterator::Signals::new([SIGTERM, SIGHUP, SIGUSR1, SIGUSR2])
+        .map_err(|error| failed(&error))?;
     let told = lifecycle.clone();
     lifecycle
         .spawn("signals", move || {
             for signal in signals.forever() {
-                if signal == SIGHUP { told.reload() } else { told.stop() }
+                match signal {
+                    SIGHUP => told.reload(),
+                    SIGUSR1 => logging::shift(true),
+                    SIGUSR2 => logging::shift(false),
+                    _ => told.stop(),
+                }
             }
         })
         .map_err(Failed::Thread)?;
@@ -142,6 +161,9 @@ pub fn serve(
         sampler: Arc::new(Sampler::default()),
         writer: Arc::new(WriterFigures::default()),
         http: Arc::new(HttpFigures::new(acceptors, &LABELS)),
+        connections: Arc::new(Shared::default()),
+        business: Arc::new(Business::default()),
+        disk: Disk::default(),
         database: Arc::new(Database::default()),
         breaker: breaker.clone(),
         lifecycle: lifecycle.clone(),
@@ -166,13 +188,23 @@ pub fn serve(
     };
     let writer_ended = stages::start_writer(Writer::new(links, parker, batch), lifecycle)?;
     let (stop_helpers, helpers_stop) = bounded::<()>(0);
-    stages::start_sampler(lifecycle, status.clone(), helpers_stop.clone())?;
+    stages::start_sampler(settings, lifecycle, status.clone(), helpers_stop.clone())?;
     let probe = Probe {
         database: status.database.clone(),
         repository: repository.clone(),
         breaker: breaker.clone(),
         clock: clock.clone(),
     };
+    let counting = Counting {
+        business: status.business.clone(),
+        repository: repository.clone(),
+        breaker: breaker.clone(),
+        lifecycle: lifecycle.clone(),
+        clock: clock.clone(),
+    };
+    let stop = helpers_stop.clone();
+    stages::start_history(settings, lifecycle, status.clone(), helpers_stop.clone())?;
+    stages::spawn(lifecycle, "business", move || counting.run(&stop))?;
     stages::spawn(lifecycle, "probe", move || probe.run(&helpers_stop))?;
     let line = stages::start_readers(settings, repository, breaker, lifecycle, clock)?;
 
@@ -184,7 +216,9 @@ pub fn serve(
         move |acceptor: usize| Api::new(acceptor, limits, clock.rng(), status.clone(), line.clone())
     };
     let (remotes, acceptors_ended) = match settings.http_engine {
-        HttpEngine::Guarded => stages::start_acceptors(settings, listeners, &api, lifecycle, clock)?,
+        HttpEngine::Guarded => {
+            stages::start_acceptors(settings, listeners, &status.connections, &api, lifecycle, clock)?
+        }
         HttpEngine::Minihttp => stages::start_minihttp(settings, listeners, api)?,
     };
     log::info!(acceptors = acceptors, engine:? = settings.http_engine; "listening on http://{address}");

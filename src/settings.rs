@@ -45,6 +45,9 @@ pub struct Settings {
     pub breaker_successes: u32,
     pub breaker_timeout: Duration,
     pub shutdown_timeout: Duration,
+    /// Zero: no history is kept.
+    pub history_interval: Duration,
+    pub history_bytes_max: u64,
     pub log_level: log::LevelFilter,
     pub log_format: LogFormat,
     /// All of the above as `NAME=value`, in the order of an event's way, fit for a log.
@@ -69,6 +72,7 @@ pub enum Task {
     Serve,
     CheckConfig,
     Migrate,
+    History,
 }
 
 /// Why there are no settings.
@@ -161,6 +165,16 @@ const SETTINGS: &[Setting] = &[
         "30000",
         "Milliseconds to drain the buffer when told to stop [0 to 3600000]",
     ),
+    setting(
+        "METRICS_HISTORY_INTERVAL_MS",
+        "60000",
+        "Milliseconds between two lines of DATA_DIR/metrics/metrics-history.jsonl; 0 keeps none [0 to 86400000]",
+    ),
+    setting(
+        "METRICS_HISTORY_MAX_BYTES",
+        "16777216",
+        "Bytes after which that file is begun anew; the one before is kept [4096 to 1073741824]",
+    ),
     setting("LOG_LEVEL", "info", "Least level that is logged: error, warn, info, debug, trace or off"),
     setting("LOG_FORMAT", "logfmt", "Shape of a log line: logfmt or json"),
 ];
@@ -172,6 +186,7 @@ impl Settings {
         let (task, matches) = match matches.subcommand() {
             Some(("check-config", of_task)) => (Task::CheckConfig, of_task),
             Some(("migrate", of_task)) => (Task::Migrate, of_task),
+            Some(("history", of_task)) => (Task::History, of_task),
             Some((_, of_task)) => (Task::Serve, of_task),
             None => (Task::Serve, &matches),
         };
@@ -226,6 +241,8 @@ impl Settings {
             breaker_successes: from.number("CIRCUIT_BREAKER_SUCCESS_THRESHOLD", 1..=1000),
             breaker_timeout: from.millis("CIRCUIT_BREAKER_TIMEOUT_MS", 1..=HOUR_MS),
             shutdown_timeout: from.millis("SHUTDOWN_TIMEOUT_MS", 0..=HOUR_MS),
+            history_interval: from.millis("METRICS_HISTORY_INTERVAL_MS", 0..=86_400_000),
+            history_bytes_max: from.number("METRICS_HISTORY_MAX_BYTES", 4096..=1 << 30),
             log_level: from.parsed(
                 "LOG_LEVEL",
                 "one of error, warn, info, debug, trace, off",
@@ -277,6 +294,7 @@ fn command() -> Command {
         .subcommand(Command::new("serve").about("Run the server (the default)"))
         .subcommand(Command::new("check-config").about("Check the settings, print them and exit"))
         .subcommand(Command::new("migrate").about("Bring the database's schema up to date and exit"))
+        .subcommand(Command::new("history").about("Print the metrics history of DATA_DIR as a table"))
 }
 
 /// Reads one setting after another, and keeps going when one is wrong.

@@ -16,6 +16,7 @@ pub enum Route<'a> {
     Ready,
     Health,
     HealthBuffer,
+    HealthBusiness,
     HealthDatabase,
     HealthDetailed,
     Metrics,
@@ -26,13 +27,14 @@ pub enum Route<'a> {
 }
 
 /// The pages as they stand in the documentation: a label of bounded range. The last is for what is no page.
-pub const LABELS: [&str; 13] = [
+pub const LABELS: [&str; 14] = [
     "/events",
     "/events/{event_id}",
     "/live",
     "/ready",
     "/health",
     "/health/buffer",
+    "/health/business",
     "/health/database",
     "/health/detailed",
     "/metrics",
@@ -54,12 +56,13 @@ impl Route<'_> {
             Self::Ready => 3,
             Self::Health => 4,
             Self::HealthBuffer => 5,
-            Self::HealthDatabase => 6,
-            Self::HealthDetailed => 7,
-            Self::Metrics => 8,
-            Self::MetricsPrometheus => 9,
-            Self::Console => 10,
-            Self::Options(_) => 11,
+            Self::HealthBusiness => 6,
+            Self::HealthDatabase => 7,
+            Self::HealthDetailed => 8,
+            Self::Metrics => 9,
+            Self::MetricsPrometheus => 10,
+            Self::Console => 11,
+            Self::Options(_) => 12,
         }
     }
 }
@@ -76,6 +79,7 @@ pub fn route(method: Method, path: &str) -> Result<Route<'_>, Refusal> {
         "/ready" => Route::Ready,
         "/health" => Route::Health,
         "/health/buffer" => Route::HealthBuffer,
+        "/health/business" => Route::HealthBusiness,
         "/health/database" => Route::HealthDatabase,
         "/health/detailed" => Route::HealthDetailed,
         "/metrics" => Route::Metrics,
@@ -175,6 +179,7 @@ mod tests {
             "/ready",
             "/health",
             "/health/buffer",
+            "/health/business",
             "/health/database",
             "/health/detailed",
             "/metrics",

@@ -13,7 +13,7 @@ use crate::clock::Clock;
 use crate::http::{self, Acceptor, Remote, Shared, engine_minihttp, pin_to_core};
 use crate::ingest;
 use crate::lifecycle::Lifecycle;
-use crate::metrics::Process;
+use crate::metrics::{History, Process};
 use crate::query::{self, Line, ReaderLimits};
 use crate::settings::Settings;
 use crate::status::Status;
@@ -36,17 +36,45 @@ pub(super) fn start_writer(mut writer: Writer, lifecycle: &Lifecycle) -> Result<
 
 /// Takes a sample of the figures every second, until the other end of `stop` is dropped.
 pub(super) fn start_sampler(
+    settings: &Settings,
     lifecycle: &Lifecycle,
     status: Arc<Status>,
     stop: Receiver<()>,
 ) -> Result<(), Failed> {
+    let data_dir = settings.data_dir.clone();
     spawn(lifecycle, "sampler", move || {
         let process = Process::new();
         loop {
+            status.disk.look(&data_dir);
             status.sampler.sample(status.clock.now(), status.ledger.balance(), &process);
             if stop.recv_timeout(SAMPLE_EVERY) == Err(RecvTimeoutError::Disconnected) {
                 return;
             }
+        }
+    })
+}
+
+/// Writes a line of figures every interval, until the other end of `stop` is dropped.
+pub(super) fn start_history(
+    settings: &Settings,
+    lifecycle: &Lifecycle,
+    status: Arc<Status>,
+    stop: Receiver<()>,
+) -> Result<(), Failed> {
+    let every = settings.history_interval;
+    if every.is_zero() {
+        return Ok(());
+    }
+    let history = History::new(&settings.data_dir, settings.history_bytes_max);
+    spawn(lifecycle, "history", move || {
+        let mut failing = false;
+        while stop.recv_timeout(every) != Err(RecvTimeoutError::Disconnected) {
+            let written = history.append(&status.entry());
+            // Said once, not every minute.
+            if let (Err(error), false) = (&written, failing) {
+                log::warn!("the metrics history cannot be written: {error}");
+            }
+            failing = written.is_err();
         }
     })
 }
@@ -71,11 +99,11 @@ pub(super) fn start_readers(
 pub(super) fn start_acceptors(
     settings: &Settings,
     listeners: Vec<TcpListener>,
+    shared: &Arc<Shared>,
     api: &impl Fn(usize) -> Api,
     lifecycle: &Lifecycle,
     clock: &Clock,
 ) -> Result<(Vec<Remote>, Receiver<()>), Failed> {
-    let shared = Arc::new(Shared::default());
     let (running, ended) = bounded::<()>(0);
     let mut remotes = Vec::with_capacity(listeners.len());
     for (nth, listener) in listeners.into_iter().enumerate() {

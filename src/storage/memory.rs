@@ -10,7 +10,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use crate::event::{Event, EventId, Timestamp};
 use crate::row::{self, Row};
 use crate::storage::{
-    DeadLetter, EventRepository, Filter, Found, Order, Page, StoreError, StorePath, Stored,
+    DeadLetter, EventRepository, Filter, Found, Order, Page, StoreError, StorePath, Stored, Totals,
 };
 
 /// What was asked of the repository, in order.
@@ -21,6 +21,7 @@ pub enum Call {
     Page,
     Count,
     Find,
+    Totals,
     Ping,
 }
 
@@ -191,6 +192,21 @@ impl Inner {
         events
     }
 
+    fn totals(&self, since: Timestamp, services_max: u16) -> Totals {
+        const HOUR_MICROS: i64 = 3_600_000_000;
+        let (mut services, mut hours) = (BTreeMap::new(), BTreeMap::new());
+        for event in self.events.values() {
+            *services.entry(event.service.clone()).or_default() += 1;
+            let hour = event.timestamp.micros().div_euclid(HOUR_MICROS) * HOUR_MICROS;
+            *hours.entry(Timestamp::from_micros(hour)).or_default() += 1;
+        }
+        let mut services: Vec<(String, u64)> = services.into_iter().collect();
+        services.sort_by_key(|(_, events)| std::cmp::Reverse(*events));
+        services.truncate(usize::from(services_max));
+        hours.retain(|hour, _| *hour >= since);
+        Totals { events: self.events.len() as u64, services, hours: hours.into_iter().collect() }
+    }
+
     fn find(&self, id: EventId) -> Option<Found> {
         if let Some(event) = self.events.get(&id) {
             return Some(Found::Stored(event.clone()));
@@ -243,6 +259,10 @@ impl EventRepository for MemoryRepository {
 
     fn find(&self, id: EventId) -> Result<Option<Found>, StoreError> {
         self.call(Call::Find, |inner| Ok(inner.find(id)))
+    }
+
+    fn totals(&self, since: Timestamp, services_max: u16) -> Result<Totals, StoreError> {
+        self.call(Call::Totals, |inner| Ok(inner.totals(since, services_max)))
     }
 
     fn ping(&self) -> Result<(), StoreError> {

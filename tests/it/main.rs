@@ -10,6 +10,8 @@ mod backpressure;
 mod engines;
 mod health;
 mod ids;
+mod logs;
+mod metrics;
 mod outage;
 mod queries;
 mod shutdown;

@@ -27,7 +27,9 @@ pub use target::{Target, TargetError};
 use self::connect::{Connections, Terms};
 use self::partition::Day;
 use crate::event::{Event, EventId, Timestamp};
-use crate::storage::{DeadLetter, EventRepository, Filter, Found, Page, StoreError, StorePath, Stored};
+use crate::storage::{
+    DeadLetter, EventRepository, Filter, Found, Page, StoreError, StorePath, Stored, Totals,
+};
 
 /// The bounds on what is asked of the database.
 #[derive(Clone, Copy, Debug)]
@@ -150,6 +152,13 @@ impl EventRepository for PostgresRepository {
 
     fn find(&self, id: EventId) -> Result<Option<Found>, StoreError> {
         self.noting(self.connections.transaction(&self.query_terms, |client| find::find(client, id)))
+    }
+
+    fn totals(&self, since: Timestamp, services_max: u16) -> Result<Totals, StoreError> {
+        self.noting(
+            self.connections
+                .transaction(&self.query_terms, |client| find::totals(client, since, services_max)),
+        )
     }
 
     fn ping(&self) -> Result<(), StoreError> {

@@ -94,6 +94,11 @@ impl Server {
         self.data.path()
     }
 
+    /// What it has logged so far.
+    pub(crate) fn log(&self) -> String {
+        self.running().log()
+    }
+
     pub(crate) fn signal(&self, name: &str) {
         signal(name, self.running().child.id());
     }
