@@ -12,6 +12,7 @@ mod health;
 mod ids;
 mod logs;
 mod metrics;
+mod observe;
 mod outage;
 mod queries;
 mod shutdown;
