@@ -21,6 +21,8 @@ pub mod ingest;
 
 pub mod buffer;
 
+pub mod journal;
+
 pub mod writer;
 
 pub mod storage;

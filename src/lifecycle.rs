@@ -100,7 +100,25 @@ impl Lifecycle {
     /// Starts a thread whose end before the drain is the end of the process. Names show up in `top -H`, which cuts
     /// them at 15 bytes.
     pub fn spawn(&self, name: &str, body: impl FnOnce() + Send + 'static) -> std::io::Result<JoinHandle<()>> {
-        let guard = DeathNotice { lifecycle: self.clone(), name: name.to_owned() };
+        self.start(name, false, body)
+    }
+
+    /// Starts a thread that may end when its work is done, and whose panic is the end of the process.
+    pub fn spawn_task(
+        &self,
+        name: &str,
+        body: impl FnOnce() + Send + 'static,
+    ) -> std::io::Result<JoinHandle<()>> {
+        self.start(name, true, body)
+    }
+
+    fn start(
+        &self,
+        name: &str,
+        may_end: bool,
+        body: impl FnOnce() + Send + 'static,
+    ) -> std::io::Result<JoinHandle<()>> {
+        let guard = DeathNotice { lifecycle: self.clone(), name: name.to_owned(), may_end };
         std::thread::Builder::new().name(name.to_owned()).spawn(move || {
             let _guard = guard;
             body();
@@ -118,11 +136,13 @@ impl Lifecycle {
 struct DeathNotice {
     lifecycle: Lifecycle,
     name: String,
+    may_end: bool,
 }
 
 impl Drop for DeathNotice {
     fn drop(&mut self) {
-        if std::thread::panicking() || self.lifecycle.phase() < Phase::Draining {
+        let early = !self.may_end && self.lifecycle.phase() < Phase::Draining;
+        if std::thread::panicking() || early {
             self.lifecycle.enter(Phase::Poisoned);
             self.lifecycle.notify(Notice::ThreadDied { name: std::mem::take(&mut self.name) });
         }

@@ -36,6 +36,7 @@ fn main() -> ExitCode {
     let done = match task {
         Task::Migrate => server::migrate(&settings, &clock),
         Task::History => server::history(&settings).map(|table| print(&table)),
+        Task::JournalInspect => server::inspect_journal(&settings),
         Task::Serve | Task::CheckConfig => server::run(&settings, &clock),
     };
     match done {

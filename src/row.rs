@@ -7,7 +7,6 @@
 //!
 //! Knows nothing of JSON, sockets or SQL sessions.
 
-use crate::clock::Moment;
 use crate::event::{EventId, MESSAGE_BYTES_MAX, METADATA_BYTES_MAX, SERVICE_BYTES_MAX, Timestamp};
 
 /// The columns of a row, in its order, as COPY names them.
@@ -72,17 +71,6 @@ pub fn metadata(out: &mut Vec<u8>, json: Option<&[u8]>) {
             out.extend_from_slice(json);
         }),
     }
-}
-
-/// Rows that travel together: what one request brought, in one allocation and one place in a queue.
-#[derive(Debug)]
-pub struct RowBlock {
-    /// Encoded rows, back to back.
-    pub bytes: Box<[u8]>,
-    /// How many; at least one.
-    pub rows: u32,
-    /// When they were admitted.
-    pub admitted_at: Moment,
 }
 
 /// One row, looked at where it lies.

@@ -9,7 +9,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crossbeam::channel::{Receiver, RecvError, bounded, select};
+use crossbeam::channel::{Receiver, RecvError, RecvTimeoutError, select};
 use signal_hook::consts::{SIGHUP, SIGTERM, SIGUSR1, SIGUSR2};
 
 pub use failed::Failed;
@@ -17,13 +17,16 @@ pub use failed::Failed;
 use crate::api::Api;
 use crate::buffer::{self, Buffer};
 use crate::clock::Clock;
-use crate::health::{Database, Probe};
+use crate::health::Database;
 use crate::http::router::LABELS;
+use crate::http::tls::Identity;
 use crate::http::{Remote, Shared, listener};
+use crate::journal::disk::{Directory, Disk};
+use crate::journal::{self, Checkpoint, Found, Journal, Level, Recovery, StartFailed};
 use crate::lifecycle::{Lifecycle, Notice, Phase};
 use crate::logging;
 use crate::metrics::history::{History, table};
-use crate::metrics::{Business, Counting, Disk, HttpFigures, Ledger, Sampler, WriterFigures};
+use crate::metrics::{Business, DiskRoom, HttpFigures, Ledger, Sampler, WriterFigures};
 use crate::settings::{HttpEngine, Settings};
 use crate::status::Status;
 use crate::storage::postgres::embedded::{Cluster, ClusterLimits};
@@ -33,6 +36,10 @@ use crate::writer::{BatchLimits, Drain, Links, Writer};
 
 /// How long acceptors may take to finish the requests they have begun, at most.
 const ACCEPTORS_FINISH: Duration = Duration::from_secs(5);
+/// How long the journal may take to write and sync what it has.
+const JOURNAL_FINISHES: Duration = Duration::from_secs(5);
+/// The journal's directory within `DATA_DIR`.
+const JOURNAL: &str = "journal";
 
 fn stop(cluster: Option<Cluster>) {
     if let Some(Err(error)) = cluster.map(Cluster::stop) {
@@ -45,12 +52,15 @@ pub fn run(settings: &Settings, clock: &Clock) -> Result<(), Failed> {
     let _lock = lock_data_dir(&settings.data_dir)?;
     // Before the cluster is started, so that a second server fails at once and touches nothing.
     let address = settings.address();
+    let (lifecycle, notices) = Lifecycle::new();
+    let identity = stages::identity(settings, &lifecycle)?;
     let listeners =
         listener::bind(address, settings.acceptors).map_err(|error| Failed::Listen { address, error })?;
-    let (lifecycle, notices) = Lifecycle::new();
     notice_signals(&lifecycle)?;
+    let journal = open_journal(settings)?;
     let (repository, cluster) = open_database(settings, clock)?;
-    let served = serve(settings, listeners, repository, &lifecycle, &notices, clock);
+    let outside = Outside { listeners, identity, repository, journal };
+    let served = serve(settings, outside, &lifecycle, &notices, clock);
     stop(cluster);
     served
 }
@@ -76,6 +86,24 @@ pub fn history(settings: &Settings) -> Result<String, Failed> {
         log::warn!(lines = unreadable; "some lines of the history cannot be read");
     }
     Ok(table(&entries))
+}
+
+/// `aurore-events journal inspect`.
+pub fn inspect_journal(settings: &Settings) -> Result<(), Failed> {
+    let path = settings.data_dir.join(JOURNAL);
+    let failed = |error| Failed::from(StartFailed::Io { path: path.clone(), error });
+    let disk = Directory::open_existing(path.clone()).map_err(failed)?;
+    let whole = journal::inspect::inspect(&disk, &mut std::io::stdout().lock()).map_err(failed)?;
+    if whole { Ok(()) } else { Err(Failed::JournalDamaged) }
+}
+
+/// The journal's directory, and what an earlier process left in it.
+fn open_journal(settings: &Settings) -> Result<(Arc<dyn Disk>, Vec<Found>), Failed> {
+    let path = settings.data_dir.join(JOURNAL);
+    let failed = |error| Failed::from(StartFailed::Io { path: path.clone(), error });
+    let disk = Directory::open(path.clone()).map_err(failed)?;
+    let found = journal::adopt(&disk).map_err(failed)??;
+    Ok((Arc::new(disk), found))
 }
 
 /// Keeps two servers from sharing a directory. The lock ends with the process, however that ends.
@@ -131,15 +159,27 @@ fn open_database(
     Ok((Arc::new(PostgresRepository::new(&target, limits)), cluster))
 }
 
-/// Serves until a notice says to stop. The listeners are bound; their count is that of the acceptors.
+/// What the stages have to do with outside the process.
+#[derive(Debug)]
+pub struct Outside {
+    /// Bound; their count is that of the acceptors.
+    pub listeners: Vec<TcpListener>,
+    /// The certificate, for TLS.
+    pub identity: Option<Arc<Identity>>,
+    pub repository: Arc<dyn EventRepository>,
+    /// The journal's directory, and the segments that an earlier process left there.
+    pub journal: (Arc<dyn Disk>, Vec<Found>),
+}
+
+/// Serves until a notice says to stop.
 pub fn serve(
     settings: &Settings,
-    listeners: Vec<TcpListener>,
-    repository: Arc<dyn EventRepository>,
+    outside: Outside,
     lifecycle: &Lifecycle,
     notices: &Receiver<Notice>,
     clock: &Clock,
 ) -> Result<(), Failed> {
+    let Outside { listeners, identity, repository, journal: (disk, found) } = outside;
     let acceptors = listeners.len();
     let ledger = Arc::new(Ledger::new(acceptors));
     let limits = buffer::Limits {
@@ -150,6 +190,8 @@ pub fn serve(
     };
     let (buffer, parker) = Buffer::new(limits, acceptors, ledger.clone());
     let buffer = Arc::new(buffer);
+    let (journal, parkers) = Journal::new(acceptors);
+    let journal = Arc::new(journal);
     let breaker = Arc::new(Breaker::new(BreakerLimits {
         failure_threshold: settings.breaker_failures,
         success_threshold: settings.breaker_successes,
@@ -157,13 +199,14 @@ pub fn serve(
     }));
     let status = Arc::new(Status {
         buffer: buffer.clone(),
+        journal: journal.clone(),
         ledger: ledger.clone(),
         sampler: Arc::new(Sampler::default()),
         writer: Arc::new(WriterFigures::default()),
         http: Arc::new(HttpFigures::new(acceptors, &LABELS)),
         connections: Arc::new(Shared::default()),
         business: Arc::new(Business::default()),
-        disk: Disk::default(),
+        disk: DiskRoom::default(),
         database: Arc::new(Database::default()),
         breaker: breaker.clone(),
         lifecycle: lifecycle.clone(),
@@ -173,6 +216,7 @@ pub fn serve(
     let drain = Arc::new(Drain::default());
     let links = Links {
         buffer: buffer.clone(),
+        journal: journal.clone(),
         repository: repository.clone(),
         breaker: breaker.clone(),
         ledger,
@@ -186,26 +230,26 @@ pub fn serve(
         bytes_max: settings.batch_bytes_max,
         linger: settings.linger,
     };
+    let limits = journal::Limits {
+        write_every: settings.journal_write,
+        sync_every: settings.journal_sync,
+        segment_bytes_max: settings.journal_segment_bytes,
+    };
+    let checkpoint =
+        Checkpoint::new(journal.clone(), disk.clone(), limits, clock.clone(), parkers.checkpoint, &found);
+    let recovery = Recovery::new(
+        journal.clone(),
+        disk,
+        buffer,
+        lifecycle.clone(),
+        clock.clone(),
+        parkers.recovery,
+        found,
+    );
+    let journal_ended = stages::start_checkpoint(checkpoint, lifecycle)?;
+    lifecycle.spawn_task("recovery", move || recovery.run()).map_err(Failed::Thread)?;
     let writer_ended = stages::start_writer(Writer::new(links, parker, batch), lifecycle)?;
-    let (stop_helpers, helpers_stop) = bounded::<()>(0);
-    stages::start_sampler(settings, lifecycle, status.clone(), helpers_stop.clone())?;
-    let probe = Probe {
-        database: status.database.clone(),
-        repository: repository.clone(),
-        breaker: breaker.clone(),
-        clock: clock.clone(),
-    };
-    let counting = Counting {
-        business: status.business.clone(),
-        repository: repository.clone(),
-        breaker: breaker.clone(),
-        lifecycle: lifecycle.clone(),
-        clock: clock.clone(),
-    };
-    let stop = helpers_stop.clone();
-    stages::start_history(settings, lifecycle, status.clone(), helpers_stop.clone())?;
-    stages::spawn(lifecycle, "business", move || counting.run(&stop))?;
-    stages::spawn(lifecycle, "probe", move || probe.run(&helpers_stop))?;
+    let stop_helpers = stages::start_helpers(settings, &status, &repository)?;
     let line = stages::start_readers(settings, repository, breaker, lifecycle, clock)?;
 
     let address =
@@ -213,17 +257,27 @@ pub fn serve(
     let limits = stages::ingest_limits(settings);
     let api = {
         let (status, clock) = (status.clone(), clock.clone());
-        move |acceptor: usize| Api::new(acceptor, limits, clock.rng(), status.clone(), line.clone())
+        let durability = settings.durability;
+        move |acceptor: usize| {
+            Api::new(acceptor, limits, durability, clock.rng(), status.clone(), line.clone())
+        }
     };
     let (remotes, acceptors_ended) = match settings.http_engine {
-        HttpEngine::Guarded => {
-            stages::start_acceptors(settings, listeners, &status.connections, &api, lifecycle, clock)?
-        }
+        HttpEngine::Guarded => stages::start_acceptors(
+            settings,
+            listeners,
+            &status.connections,
+            identity.as_ref(),
+            &api,
+            lifecycle,
+            clock,
+        )?,
         HttpEngine::Minihttp => stages::start_minihttp(settings, listeners, api)?,
     };
-    log::info!(acceptors = acceptors, engine:? = settings.http_engine; "listening on http://{address}");
+    let scheme = if identity.is_some() { "https" } else { "http" };
+    log::info!(acceptors = acceptors, engine:? = settings.http_engine; "listening on {scheme}://{address}");
 
-    let running = Running { status, drain, remotes, acceptors_ended, writer_ended, notices };
+    let running = Running { status, drain, remotes, acceptors_ended, writer_ended, journal_ended, notices };
     let stopped = running.until_stopped(settings.shutdown_timeout);
     drop(stop_helpers);
     stopped
@@ -236,6 +290,7 @@ struct Running<'a> {
     remotes: Vec<Remote>,
     acceptors_ended: Receiver<()>,
     writer_ended: Receiver<()>,
+    journal_ended: Receiver<()>,
     notices: &'a Receiver<Notice>,
 }
 
@@ -267,23 +322,40 @@ impl Running<'_> {
             recv(self.notices) -> notice => return Err(self.at_once(notice)),
             default(patience) => {}
         }
+        let left = self.status.ledger.balance().buffered();
+        let kept = self.finish_journal();
         let balance = self.status.ledger.balance();
         log::info!(
             received = balance.received, stored = balance.stored, duplicate = balance.duplicate,
             dead = balance.dead, buffered = balance.buffered();
             "stopped"
         );
-        match buffer.occupied().rows {
-            0 => Ok(()),
-            left => Err(Failed::Undrained(left)),
+        match (left, kept) {
+            (0, _) => Ok(()),
+            (left, true) => {
+                log::warn!(events = left; "{left} acknowledged events wait in the journal for the next start");
+                Ok(())
+            }
+            (left, false) => Err(Failed::Undrained(left)),
         }
+    }
+
+    /// Has the journal write and sync what is not stored. Tells whether it has.
+    fn finish_journal(&self) -> bool {
+        let journal = &self.status.journal;
+        journal.finish();
+        let ended = self.journal_ended.recv_timeout(JOURNAL_FINISHES) == Err(RecvTimeoutError::Disconnected);
+        ended && journal.promises(Level::Synced)
     }
 
     /// The two ways to end without a drain: a thread died, or a second signal came.
     fn at_once(&self, notice: Result<Notice, RecvError>) -> Failed {
         match notice {
             Ok(Notice::ThreadDied { name }) => Failed::ThreadDied(name),
-            Ok(Notice::Stop) | Err(RecvError) => Failed::Interrupted(self.status.buffer.occupied().rows),
+            Ok(Notice::Stop) | Err(RecvError) => {
+                self.finish_journal();
+                Failed::Interrupted(self.status.ledger.balance().buffered())
+            }
         }
     }
 }

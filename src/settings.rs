@@ -4,6 +4,8 @@
 //! `NAME=value` of the file that `--env-file` names. A flag wins over the environment, the environment over the
 //! file, the file over the default. Mistakes are collected and reported together.
 
+mod edge;
+
 use std::collections::HashMap;
 use std::ffi::OsString;
 use std::net::{IpAddr, SocketAddr};
@@ -11,8 +13,12 @@ use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+pub use edge::Edge;
+
 use clap::parser::ValueSource;
 use clap::{Arg, ArgMatches, Command};
+
+use crate::journal::Level;
 
 /// The settings of a server, checked.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -28,10 +34,15 @@ pub struct Settings {
     pub body_timeout: Duration,
     pub idle_timeout: Duration,
     pub slow_reader_timeout: Duration,
+    pub edge: Edge,
     /// None: a private cluster in the data directory.
     pub database_url: Option<String>,
     pub db_pool_max: u32,
     pub data_dir: PathBuf,
+    pub durability: Level,
+    pub journal_write: Duration,
+    pub journal_sync: Duration,
+    pub journal_segment_bytes: u64,
     pub buffer_rows_max: usize,
     pub buffer_bytes_max: usize,
     pub batch_rows_max: usize,
@@ -73,6 +84,7 @@ pub enum Task {
     CheckConfig,
     Migrate,
     History,
+    JournalInspect,
 }
 
 /// Why there are no settings.
@@ -128,6 +140,23 @@ const SETTINGS: &[Setting] = &[
     },
     setting("DB_POOL_MAX", "20", "Connections to PostgreSQL at once [2 to 1000]"),
     setting("DATA_DIR", "data", "Directory for what the server keeps on disk"),
+    setting(
+        "DURABILITY",
+        "memory",
+        "What a 202 means unless the request's header Durability says: memory (in the buffer), \
+         written (handed to the kernel: survives kill -9) or synced (on disk: survives a power cut)",
+    ),
+    setting("JOURNAL_WRITE_MS", "10", "Milliseconds until an event is in the journal's file [1 to 60000]"),
+    setting(
+        "CHECKPOINT_INTERVAL_MS",
+        "5000",
+        "Milliseconds until the journal is synced to disk, unless someone waits for it [1 to 600000]",
+    ),
+    setting(
+        "JOURNAL_SEGMENT_BYTES",
+        "67108864",
+        "Bytes after which the journal goes on in another file [4096 to 4294967296]",
+    ),
     setting("BUFFER_MAX_SIZE", "50000", "Events that may wait for PostgreSQL [1 to 100000000]"),
     setting(
         "BUFFER_MAX_BYTES",
@@ -179,6 +208,11 @@ const SETTINGS: &[Setting] = &[
     setting("LOG_FORMAT", "logfmt", "Shape of a log line: logfmt or json"),
 ];
 
+/// All settings; those of the edge stand behind the others.
+fn all() -> impl Iterator<Item = &'static Setting> {
+    SETTINGS.iter().chain(edge::SETTINGS)
+}
+
 impl Settings {
     /// Reads the command line, the environment and the `--env-file`.
     pub fn load(args: impl IntoIterator<Item = OsString>) -> Result<(Task, Self), Refused> {
@@ -187,6 +221,10 @@ impl Settings {
             Some(("check-config", of_task)) => (Task::CheckConfig, of_task),
             Some(("migrate", of_task)) => (Task::Migrate, of_task),
             Some(("history", of_task)) => (Task::History, of_task),
+            Some(("journal", of_task)) => match of_task.subcommand() {
+                Some((_, of_inspect)) => (Task::JournalInspect, of_inspect),
+                None => (Task::JournalInspect, of_task),
+            },
             Some((_, of_task)) => (Task::Serve, of_task),
             None => (Task::Serve, &matches),
         };
@@ -197,7 +235,7 @@ impl Settings {
         };
         let mut reader = Reader { matches, file, mistakes: &mut mistakes };
         let mut settings = Self::read(&mut reader);
-        settings.shown = SETTINGS.iter().map(|setting| reader.shown(setting.name)).collect();
+        settings.shown = all().map(|setting| reader.shown(setting.name)).collect();
         if mistakes.is_empty() { Ok((task, settings)) } else { Err(Refused::Mistakes(mistakes)) }
     }
 
@@ -225,9 +263,14 @@ impl Settings {
             body_timeout: from.millis("BODY_TIMEOUT_MS", 1..=HOUR_MS),
             idle_timeout: from.millis("IDLE_TIMEOUT_MS", 1..=HOUR_MS),
             slow_reader_timeout: from.millis("SLOW_READER_TIMEOUT_MS", 1..=HOUR_MS),
+            edge: Edge::read(from),
             database_url: Some(from.text("DATABASE_URL")).filter(|url| !url.is_empty()),
             db_pool_max: from.number("DB_POOL_MAX", 2..=1000),
             data_dir: PathBuf::from(from.text("DATA_DIR")),
+            durability: from.choice("DURABILITY", &Level::ALL.map(|level| (level.name(), level))),
+            journal_write: from.millis("JOURNAL_WRITE_MS", 1..=60_000),
+            journal_sync: from.millis("CHECKPOINT_INTERVAL_MS", 1..=600_000),
+            journal_segment_bytes: from.number("JOURNAL_SEGMENT_BYTES", 4096..=1 << 32),
             buffer_rows_max: from.number("BUFFER_MAX_SIZE", 1..=100_000_000),
             buffer_bytes_max: from.number("BUFFER_MAX_BYTES", 1 << 20..=(1 << 35) - 1),
             batch_rows_max: from.number("BATCH_SIZE", 1..=100_000),
@@ -252,6 +295,9 @@ impl Settings {
                 .choice("LOG_FORMAT", &[("logfmt", LogFormat::Logfmt), ("json", LogFormat::Json)]),
             shown: Vec::new(),
         };
+        if settings.edge.tls.is_some() && settings.http_engine == HttpEngine::Minihttp {
+            from.mistakes.push("HTTP_ENGINE=minihttp speaks no TLS: leave TLS_CERT and TLS_KEY out".into());
+        }
         if settings.data_dir.as_os_str().is_empty() {
             from.mistakes.push("DATA_DIR is empty: it must name a directory".into());
         }
@@ -264,7 +310,7 @@ fn flag(name: &str) -> String {
 }
 
 fn command() -> Command {
-    let settings = SETTINGS.iter().map(|setting| {
+    let settings = all().map(|setting| {
         let arg = Arg::new(setting.name)
             .long(flag(setting.name))
             .env(setting.name)
@@ -293,6 +339,12 @@ fn command() -> Command {
         )
         .subcommand(Command::new("serve").about("Run the server (the default)"))
         .subcommand(Command::new("check-config").about("Check the settings, print them and exit"))
+        .subcommand(
+            Command::new("journal")
+                .about("Look at the journal in DATA_DIR")
+                .subcommand_required(true)
+                .subcommand(Command::new("inspect").about("Say what lies in each segment; touch nothing")),
+        )
         .subcommand(Command::new("migrate").about("Bring the database's schema up to date and exit"))
         .subcommand(Command::new("history").about("Print the metrics history of DATA_DIR as a table"))
 }
@@ -377,7 +429,7 @@ fn read_env_file(path: &Path, mistakes: &mut Vec<String>) -> HashMap<String, Str
             continue;
         };
         let (name, value) = (name.trim(), unquoted(value.trim()));
-        if !SETTINGS.iter().any(|setting| setting.name == name) {
+        if !all().any(|setting| setting.name == name) {
             mistakes.push(format!("{}: there is no setting {name}", at()));
         } else if values.insert(name.to_owned(), value.to_owned()).is_some() {
             mistakes.push(format!("{}: {name} is set twice", at()));
@@ -479,6 +531,14 @@ mod tests {
         check("--port=0", true);
         check("--port=-1", false);
         check("--nonsense=1", false);
+        check("--max-header-bytes=1024", true);
+        check("--max-header-bytes=1023", false);
+        check("--max-headers=256", true);
+        check("--max-headers=257", false);
+        check("--tls-cert=a", false);
+        check("--tls-key=a", false);
+        assert!(load(&["--tls-cert=a", "--tls-key=b"]).is_ok());
+        assert!(load(&["--tls-cert=a", "--tls-key=b", "--http-engine=minihttp"]).is_err());
     }
 
     #[test]

@@ -11,10 +11,11 @@ use crate::buffer::Buffer;
 use crate::clock::{Clock, Moment};
 use crate::health::{Condition, Database, Facts};
 use crate::http::{Response, Shared};
+use crate::journal::Journal;
 use crate::lifecycle::Lifecycle;
 use crate::metrics::history::Entry;
 use crate::metrics::{
-    Business, BusinessFigures, Disk, Form, HttpFigures, Ledger, Sampler, View, WriterFigures, retry_after,
+    Business, BusinessFigures, DiskRoom, Form, HttpFigures, Ledger, Sampler, View, WriterFigures, retry_after,
 };
 use crate::storage::Breaker;
 use crate::storage::breaker::State;
@@ -28,6 +29,7 @@ const TOP_SERVICES: usize = 10;
 #[derive(Debug)]
 pub struct Status {
     pub buffer: Arc<Buffer>,
+    pub journal: Arc<Journal>,
     pub ledger: Arc<Ledger>,
     pub sampler: Arc<Sampler>,
     pub writer: Arc<WriterFigures>,
@@ -35,7 +37,7 @@ pub struct Status {
     /// What the acceptors count together.
     pub connections: Arc<Shared>,
     pub business: Arc<Business>,
-    pub disk: Disk,
+    pub disk: DiskRoom,
     pub database: Arc<Database>,
     pub breaker: Arc<Breaker>,
     pub lifecycle: Lifecycle,
@@ -253,6 +255,8 @@ impl Status {
             phase: self.lifecycle.phase(),
             utilization_percent: self.buffer.utilization_percent(),
             room: !self.buffer.is_full(),
+            recovering: self.journal.is_recovering(),
+            journal: self.journal.trouble(),
             // The writer notices sooner than the probe.
             database_up: self.database.is_up() && breaker != State::Open,
             breaker,
@@ -303,6 +307,7 @@ impl Status {
             since_drain: since(drain),
             writer: &self.writer,
             http: &self.http,
+            journal: &self.journal.figures,
         })
     }
 }

@@ -2,10 +2,12 @@
 //!
 //! Admission reserves room first, by events and by bytes, so that what is admitted always fits and what does not
 //! fit leaves nothing behind. Room is given back when the events are committed, not when they are taken out: what
-//! the writer holds is still buffered.
+//! the writer holds is still buffered, and so is what the journal has still to write: memory that is in use is room
+//! that is taken.
 //!
 //! Knows nothing of requests, files or SQL.
 
+mod block;
 mod occupancy;
 
 use std::sync::Arc;
@@ -17,8 +19,9 @@ use crossbeam::utils::CachePadded;
 
 use crate::clock::Moment;
 use crate::metrics::Ledger;
-use crate::row::RowBlock;
 
+use block::Room;
+pub use block::{Placed, RowBlock};
 use occupancy::Occupancy;
 pub use occupancy::Occupied;
 
@@ -54,7 +57,9 @@ pub enum Full {
 #[derive(Debug)]
 pub struct Buffer {
     shards: Box<[CachePadded<ArrayQueue<RowBlock>>]>,
-    occupancy: CachePadded<Occupancy>,
+    occupancy: Arc<Occupancy>,
+    /// What is not settled yet. Less than what is occupied while the journal still holds blocks that are.
+    unsettled: CachePadded<Occupancy>,
     limits: Limits,
     ledger: Arc<Ledger>,
     writer: Unparker,
@@ -69,7 +74,8 @@ impl Buffer {
         let parker = Parker::new();
         let buffer = Self {
             shards: (0..shards).map(|_| CachePadded::new(ArrayQueue::new(places))).collect(),
-            occupancy: CachePadded::new(Occupancy::new(limits.rows_max, limits.bytes_max)),
+            occupancy: Arc::new(Occupancy::new(limits.rows_max, limits.bytes_max)),
+            unsettled: CachePadded::new(Occupancy::new(limits.rows_max, limits.bytes_max)),
             limits,
             ledger,
             writer: parker.unparker().clone(),
@@ -79,33 +85,64 @@ impl Buffer {
         (buffer, parker)
     }
 
-    /// Admits `rows` events of `bytes` bytes in all, or none of them. `blocks` makes their blocks and is only
-    /// asked once there is room. O(1) per block; never blocks.
-    pub fn admit(
+    /// Admits `rows` events of `bytes` bytes in all, or none of them. `blocks` has the rows of each block and how many
+    /// they are. `keep` sees each block before the writer can. O(1) per block; never blocks.
+    pub fn admit<'a>(
         &self,
         shard: usize,
-        rows: u32,
-        bytes: usize,
-        blocks: impl Iterator<Item = RowBlock>,
+        (rows, bytes): (u32, usize),
+        admitted_at: Moment,
+        blocks: impl Iterator<Item = (&'a [u8], u32)>,
+        mut keep: impl FnMut(&RowBlock),
     ) -> Result<(), Full> {
-        let before = self.occupancy.reserve(rows as usize, bytes)?;
+        self.occupancy.reserve(rows as usize, bytes)?;
+        let before = self.unsettled.add(rows as usize, bytes);
         // Counted before the writer can see them: the ledger never shows more stored than received.
         self.ledger.received(shard, u64::from(rows));
-        let mut admitted_at = Moment::ZERO;
-        for block in blocks {
-            admitted_at = block.admitted_at;
+        for (bytes, rows) in blocks {
+            let block = RowBlock::admitted(bytes, rows, admitted_at, self.room(rows, bytes.len()));
+            keep(&block);
             self.push(shard, block);
         }
         self.last_enqueue[shard].store(admitted_at.nanos(), Ordering::Relaxed);
+        self.announce(before, rows as usize, bytes);
+        Ok(())
+    }
+
+    /// Admits rows that were read from `segment` of the journal, where they lie still. `note` is called before the
+    /// writer can see them.
+    pub fn admit_replayed(
+        &self,
+        shard: usize,
+        rows: u32,
+        bytes: &[u8],
+        segment: u64,
+        now: Moment,
+        note: impl FnOnce(),
+    ) -> Result<(), Full> {
+        self.occupancy.reserve(rows as usize, bytes.len())?;
+        let before = self.unsettled.add(rows as usize, bytes.len());
+        self.ledger.received(shard, u64::from(rows));
+        note();
+        self.push(shard, RowBlock::replayed(bytes, rows, now, segment, self.room(rows, bytes.len())));
+        self.announce(before, rows as usize, bytes.len());
+        Ok(())
+    }
+
+    fn room(&self, rows: u32, bytes: usize) -> Room {
+        Room { occupancy: self.occupancy.clone(), rows, bytes }
+    }
+
+    /// Wakes the writer if these rows, added to what was there before, are news to it.
+    fn announce(&self, before: Occupied, rows: usize, bytes: usize) {
         let crosses = |before: usize, added: usize, bound: usize| before < bound && before + added >= bound;
         // The first event starts the linger, a full batch ends it. In between the writer need not know.
         if before.rows == 0
-            || crosses(before.rows, rows as usize, self.limits.batch_rows_max)
+            || crosses(before.rows, rows, self.limits.batch_rows_max)
             || crosses(before.bytes, bytes, self.limits.batch_bytes_max)
         {
             self.writer.unpark();
         }
-        Ok(())
     }
 
     /// Pushes into the acceptor's own shard, or the next one with a place.
@@ -121,7 +158,7 @@ impl Buffer {
     }
 
     /// Takes out one block, from the shard at `turn` or the next that has one, and moves `turn` on: no shard waits
-    /// for another to run dry. Its room stays reserved until [`Buffer::release`].
+    /// for another to run dry. Its room stays reserved until the last clone of it is dropped.
     pub fn take(&self, turn: &mut usize) -> Option<RowBlock> {
         let count = self.shards.len();
         for at in 0..count {
@@ -134,9 +171,9 @@ impl Buffer {
         None
     }
 
-    /// Gives back the room of events that are committed.
-    pub fn release(&self, rows: u32, bytes: usize, now: Moment) {
-        self.occupancy.release(rows as usize, bytes);
+    /// Events have been committed. Their room is given back when their blocks are dropped.
+    pub fn settled(&self, rows: u32, bytes: usize, now: Moment) {
+        self.unsettled.release(rows as usize, bytes);
         self.last_drain.store(now.nanos(), Ordering::Relaxed);
     }
 
@@ -196,12 +233,13 @@ mod tests {
         Buffer::new(limits, shards, Arc::new(Ledger::new(shards))).0
     }
 
-    fn block(rows: u32) -> RowBlock {
-        RowBlock { bytes: Box::new([0; 8]), rows, admitted_at: Moment::ZERO }
+    fn admit(buffer: &Buffer, shard: usize, rows: u32) -> Result<(), Full> {
+        admit_bytes(buffer, shard, rows, 8)
     }
 
-    fn admit(buffer: &Buffer, shard: usize, rows: u32) -> Result<(), Full> {
-        buffer.admit(shard, rows, 8, std::iter::once(block(rows)))
+    fn admit_bytes(buffer: &Buffer, shard: usize, rows: u32, bytes: usize) -> Result<(), Full> {
+        let block = vec![0; bytes];
+        buffer.admit(shard, (rows, bytes), Moment::ZERO, std::iter::once((&*block, rows)), |_| ())
     }
 
     #[test]
@@ -214,7 +252,9 @@ mod tests {
         assert_eq!(buffer.occupied(), Occupied { rows: 7, bytes: 56 });
         let taken = buffer.take(&mut 0).unwrap();
         assert_eq!(admit(&buffer, 0, 1), Err(Full::Now), "what the writer holds is still buffered");
-        buffer.release(taken.rows, taken.bytes.len(), Moment::ZERO);
+        buffer.settled(taken.rows(), taken.bytes().len(), Moment::ZERO);
+        assert_eq!(admit(&buffer, 0, 1), Err(Full::Now), "so is what somebody holds on to");
+        drop(taken);
         assert_eq!(admit(&buffer, 0, 1), Ok(()));
     }
 
@@ -230,9 +270,9 @@ mod tests {
     #[test]
     fn bytes_are_bounded_as_well() {
         let buffer = buffer(10, 2);
-        assert_eq!(buffer.admit(0, 1, 1 << 20, std::iter::once(block(1))), Ok(()));
+        assert_eq!(admit_bytes(&buffer, 0, 1, 1 << 20), Ok(()));
         assert_eq!(admit(&buffer, 0, 1), Err(Full::Now));
-        assert_eq!(buffer.admit(0, 1, (1 << 20) + 1, std::iter::empty()), Err(Full::Always));
+        assert_eq!(admit_bytes(&buffer, 0, 1, (1 << 20) + 1), Err(Full::Always));
     }
 
     #[test]
@@ -242,7 +282,7 @@ mod tests {
         buffer.close();
         assert_eq!(admit(&buffer, 0, 1), Err(Full::Closed));
         assert_eq!(buffer.occupied().rows, 3);
-        buffer.release(3, 8, Moment::ZERO);
+        assert_eq!(buffer.take(&mut 0).unwrap().rows(), 3);
         assert_eq!(admit(&buffer, 0, 1), Err(Full::Closed));
     }
 
@@ -253,7 +293,7 @@ mod tests {
             admit(&buffer, shard, rows).unwrap();
         }
         let mut turn = 0;
-        let taken: Vec<_> = std::iter::from_fn(|| buffer.take(&mut turn)).map(|block| block.rows).collect();
+        let taken: Vec<_> = std::iter::from_fn(|| buffer.take(&mut turn)).map(|block| block.rows()).collect();
         assert_eq!(taken, [1, 1, 2]);
     }
 
@@ -277,8 +317,7 @@ mod tests {
                 match buffer.take(&mut turn) {
                     Some(block) => {
                         assert!(buffer.occupied().rows <= 50);
-                        buffer.release(block.rows, block.bytes.len(), Moment::ZERO);
-                        taken += block.rows;
+                        taken += block.rows();
                     }
                     None => std::thread::yield_now(),
                 }
@@ -298,8 +337,7 @@ mod tests {
             for (shard, rows, take) in steps {
                 if take {
                     if let Some(block) = buffer.take(&mut turn) {
-                        buffer.release(block.rows, block.bytes.len(), Moment::ZERO);
-                        held -= block.rows;
+                        held -= block.rows();
                     }
                 } else if admit(&buffer, shard, rows).is_ok() {
                     held += rows;

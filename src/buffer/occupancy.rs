@@ -55,6 +55,11 @@ impl Occupancy {
             .map_err(|held| if held & CLOSED == 0 { Full::Now } else { Full::Closed })
     }
 
+    /// Counts what has room elsewhere already, and tells what was held before.
+    pub(super) fn add(&self, rows: usize, bytes: usize) -> Occupied {
+        unpack(self.held.fetch_add(pack(rows, bytes), Ordering::AcqRel))
+    }
+
     /// From here on nothing is reserved any more, whoever is just about to.
     pub(super) fn close(&self) {
         self.held.fetch_or(CLOSED, Ordering::AcqRel);

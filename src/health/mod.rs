@@ -7,6 +7,7 @@ use serde::Serialize;
 
 pub use probe::{Database, Probe};
 
+use crate::journal::Trouble;
 use crate::lifecycle::Phase;
 use crate::storage::breaker::State as BreakerState;
 
@@ -40,6 +41,10 @@ pub struct Facts {
     pub utilization_percent: f64,
     /// Whether one more event would be admitted.
     pub room: bool,
+    /// Whether the journal holds what is not in the buffer again.
+    pub recovering: bool,
+    /// What is the matter with the journal.
+    pub journal: Option<Trouble>,
     pub database_up: bool,
     pub breaker: BreakerState,
 }
@@ -54,6 +59,16 @@ impl Facts {
             Phase::Serving => {}
             Phase::Draining => reasons.push("shutting down"),
             Phase::Poisoned => reasons.push("a thread died: the process is ending"),
+        }
+        if self.recovering {
+            reasons.push("recovering: the journal is being replayed");
+        }
+        match self.journal {
+            None => {}
+            Some(Trouble::NotWritable) => reasons.push("the journal cannot be written"),
+            Some(Trouble::NotSynced) => {
+                reasons.push("the journal cannot be synced: the level synced is not promised");
+            }
         }
         if !self.database_up && !self.room {
             reasons.push("the database is not reachable and the buffer is full");
@@ -80,7 +95,12 @@ impl Facts {
         if self.phase == Phase::Poisoned {
             return Condition::Critical;
         }
-        self.buffer().min(self.database().max(Condition::Degraded))
+        let journal = match self.journal {
+            None => Condition::Healthy,
+            Some(Trouble::NotSynced) => Condition::Degraded,
+            Some(Trouble::NotWritable) => Condition::Critical,
+        };
+        self.buffer().min(self.database().max(Condition::Degraded)).min(journal)
     }
 }
 
@@ -92,6 +112,8 @@ mod tests {
         phase: Phase::Serving,
         utilization_percent: 0.0,
         room: true,
+        recovering: false,
+        journal: None,
         database_up: true,
         breaker: BreakerState::Closed,
     };
@@ -111,6 +133,15 @@ mod tests {
         assert_eq!((outage.not_ready().len(), outage.overall()), (0, Condition::Degraded));
         let full = Facts { room: false, utilization_percent: 100.0, ..outage };
         assert_eq!((full.not_ready().len(), full.overall()), (1, Condition::Critical));
+    }
+
+    #[test]
+    fn a_journal_that_does_not_work_is_a_reason_not_to_be_ready() {
+        let unsynced = Facts { journal: Some(Trouble::NotSynced), ..WELL };
+        assert_eq!((unsynced.not_ready().len(), unsynced.overall()), (1, Condition::Degraded));
+        let unwritable = Facts { journal: Some(Trouble::NotWritable), ..WELL };
+        assert_eq!((unwritable.not_ready().len(), unwritable.overall()), (1, Condition::Critical));
+        assert_eq!(Facts { recovering: true, ..WELL }.not_ready().len(), 1);
     }
 
     #[test]

@@ -14,7 +14,7 @@ use crate::clock::Clock;
 const PATIENCE: Duration = Duration::from_secs(20);
 const GET: &[u8] = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n";
 
-struct Tester {
+pub(super) struct Tester {
     promises: Sender<Promise>,
     kept: Vec<Promise>,
 }
@@ -50,37 +50,42 @@ impl Handler for Tester {
     }
 }
 
-struct Server {
-    address: SocketAddr,
-    remote: Remote,
-    shared: Arc<Shared>,
+pub(super) struct Server {
+    pub(super) address: SocketAddr,
+    pub(super) remote: Remote,
+    pub(super) shared: Arc<Shared>,
     promises: Receiver<Promise>,
     thread: Option<JoinHandle<()>>,
 }
 
 impl Server {
+    pub(super) fn start(limits: Limits) -> Self {
+        Self::start_with(limits, None)
+    }
+
     #[expect(clippy::disallowed_methods, reason = "a thread of the test, which joins it")]
-    fn start(limits: Limits) -> Self {
+    pub(super) fn start_with(limits: Limits, identity: Option<Arc<tls::Identity>>) -> Self {
         let listener = listener::bind("127.0.0.1:0".parse().unwrap(), 1).unwrap().remove(0);
         let shared = Arc::<Shared>::default();
         let (sender, promises) = channel();
         let mut acceptor = Acceptor::new(listener, limits, Clock::system(), Arc::clone(&shared), |_| {
             Tester { promises: sender, kept: Vec::new() }
         })
-        .unwrap();
+        .unwrap()
+        .with_tls(identity);
         let (address, remote) = (acceptor.address(), acceptor.remote());
         let thread = std::thread::spawn(move || acceptor.run().unwrap());
         Self { address, remote, shared, promises, thread: Some(thread) }
     }
 
-    fn connect(&self) -> Client {
+    pub(super) fn connect(&self) -> Client {
         let stream = TcpStream::connect(self.address).unwrap();
         stream.set_read_timeout(Some(PATIENCE)).unwrap();
         stream.set_write_timeout(Some(PATIENCE)).unwrap();
         Client(stream)
     }
 
-    fn say(&self, bytes: &[u8]) -> Client {
+    pub(super) fn say(&self, bytes: &[u8]) -> Client {
         let mut client = self.connect();
         client.say(bytes);
         client
@@ -100,10 +105,10 @@ impl Drop for Server {
     }
 }
 
-struct Client(TcpStream);
+pub(super) struct Client(pub(super) TcpStream);
 
 impl Client {
-    fn say(&mut self, bytes: &[u8]) {
+    pub(super) fn say(&mut self, bytes: &[u8]) {
         self.0.write_all(bytes).unwrap();
     }
 
@@ -119,7 +124,7 @@ impl Client {
     }
 
     /// The status and the body of the next answer.
-    fn answer(&mut self) -> (u16, String) {
+    pub(super) fn answer(&mut self) -> (u16, String) {
         let head = self.head();
         let length = head
             .split("Content-Length: ")
@@ -136,7 +141,7 @@ impl Client {
 
     /// Waits for the end, which must be an orderly one and come without another byte.
     #[track_caller]
-    fn closed(&mut self) {
+    pub(super) fn closed(&mut self) {
         let mut rest = Vec::new();
         self.0.read_to_end(&mut rest).unwrap();
         assert_eq!(String::from_utf8_lossy(&rest), "");
@@ -144,7 +149,7 @@ impl Client {
 }
 
 #[track_caller]
-fn await_that(condition: impl Fn() -> bool) {
+pub(super) fn await_that(condition: impl Fn() -> bool) {
     for _ in 0..20_000 {
         if condition() {
             return;
@@ -208,7 +213,7 @@ fn every_case_of_the_corpus_is_answered_as_wanted_over_a_socket() {
         let mut out = Vec::new();
         client.0.read_to_end(&mut out).unwrap();
         let out = String::from_utf8_lossy(&out);
-        assert_eq!(session_tests::statuses(&out), case.statuses, "{}: {out}", case.name);
+        assert_eq!(rehearsal::statuses(&out), case.statuses, "{}: {out}", case.name);
     }
 }
 
@@ -418,6 +423,47 @@ fn one_connection_too_many_is_turned_away_until_another_ends() {
     drop(first);
     await_that(|| server.shared.connections() == 1);
     assert_eq!(server.say(GET).status(), 200);
+}
+
+#[test]
+fn an_address_has_its_share_of_the_connections_and_no_more() {
+    let server = Server::start(Limits { connections_per_address_max: 2, ..Limits::default() });
+    let mut first = server.say(GET);
+    let mut second = server.say(GET);
+    assert_eq!((first.status(), second.status()), (200, 200));
+    let (status, body) = server.say(GET).answer();
+    assert!(status == 503 && body.contains("from this address"), "{body}");
+    drop(first);
+    await_that(|| server.shared.connections() == 1);
+    assert_eq!(server.say(GET).status(), 200);
+}
+
+#[test]
+fn a_header_is_taken_at_the_bounds_and_not_past_them() {
+    let server = Server::start(Limits { header_bytes_max: 1024, headers_max: 8, ..Limits::default() });
+    let frame = b"GET / HTTP/1.1\r\nHost: a\r\nX: \r\n\r\n".len();
+    for (filler, fields, status) in
+        [(1024 - frame, 0, 200), (1024 - frame + 1, 0, 431), (0, 6, 200), (0, 7, 431)]
+    {
+        let request = format!(
+            "GET / HTTP/1.1\r\nHost: a\r\nX: {}\r\n{}\r\n",
+            "a".repeat(filler),
+            "Y: 1\r\n".repeat(fields)
+        );
+        assert_eq!(server.say(request.as_bytes()).status(), status, "{filler} {fields}");
+    }
+}
+
+#[test]
+fn without_a_minimum_rate_a_body_has_its_whole_time() {
+    let limits = Limits { body_grace: Duration::ZERO, body_rate_min: 0, ..Limits::default() };
+    let server = Server::start(limits);
+    let mut client = server.say(b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 2\r\n\r\no");
+    // Longer than the timers' grain, in which a bound of nothing would have struck.
+    assert_eq!(server.say(GET).status(), 200);
+    std::thread::park_timeout(Duration::from_millis(200));
+    client.say(b"k");
+    assert_eq!(client.answer(), (200, "ok".into()));
 }
 
 #[test]

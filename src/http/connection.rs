@@ -1,15 +1,14 @@
 //! One connection: its socket, its conversation, and what is left to write. Knows no other connection and no
 //! timer; it says by when it must have moved.
 
-use std::io::{self, Read, Write};
-use std::net::Shutdown;
+use std::io;
 
-use mio::net::TcpStream;
-use mio::{Interest, Registry, Token};
+use mio::Registry;
 
 use super::Handler;
 use super::limits::Limits;
 use super::session::{Desk, Progress, Session};
+use super::wire::Wire;
 use crate::clock::Moment;
 
 /// Reads in one turn: 16 of 64 KiB. A body that comes faster lets others have their turn in between.
@@ -32,7 +31,7 @@ pub(super) enum Next {
     reason = "independent facts about one socket, not states of one machine"
 )]
 pub(super) struct Connection {
-    stream: TcpStream,
+    pub(super) wire: Wire,
     pub(super) session: Session,
     output: Vec<u8>,
     written: usize,
@@ -56,9 +55,9 @@ pub(super) struct Connection {
 }
 
 impl Connection {
-    pub(super) fn new(stream: TcpStream, session: Session, now: Moment) -> Self {
+    pub(super) fn new(wire: Wire, session: Session, now: Moment) -> Self {
         Self {
-            stream,
+            wire,
             session,
             output: Vec::new(),
             written: 0,
@@ -74,35 +73,38 @@ impl Connection {
         }
     }
 
-    pub(super) fn register(&mut self, registry: &Registry, token: usize) -> io::Result<()> {
-        registry.register(&mut self.stream, Token(token), Interest::READABLE)
-    }
-
     /// By when it must have moved.
     pub(super) fn deadline(&self, limits: &Limits) -> Moment {
         if self.lingering.is_some() {
             self.active.plus(limits.linger_timeout)
-        } else if self.output.is_empty() {
-            self.session.deadline(self.active, limits)
-        } else {
+        } else if self.wire.is_handshaking() {
+            // Nothing of it counts as having moved, so that this runs from the beginning.
+            self.active.plus(limits.header_timeout)
+        } else if self.has_unsent() {
             self.active.plus(limits.slow_reader_timeout)
+        } else {
+            self.session.deadline(self.active, limits)
         }
+    }
+
+    fn has_unsent(&self) -> bool {
+        !self.output.is_empty() || self.wire.is_pending()
     }
 
     /// Its client does not take what it asked for, or has had its time to read the last answer.
     pub(super) fn is_past_words(&self) -> bool {
-        self.lingering.is_some() || !self.output.is_empty()
+        self.lingering.is_some() || self.has_unsent()
     }
 
     /// Bytes allocated for what is unfinished.
     #[inline]
     pub(super) fn held(&self) -> usize {
-        self.session.held() + self.output.capacity()
+        self.session.held() + self.output.capacity() + self.wire.held()
     }
 
     /// Nothing is asked and nothing is left to say.
     pub(super) fn is_idle(&self) -> bool {
-        self.lingering.is_none() && self.output.is_empty() && self.session.is_idle()
+        self.lingering.is_none() && !self.has_unsent() && self.session.is_idle()
     }
 
     /// Takes a turn: writes what is left, reads what is there, answers what is asked, writes the answers at once.
@@ -129,7 +131,7 @@ impl Connection {
         scratch: &mut [u8],
         registry: &Registry,
     ) -> io::Result<Next> {
-        if !self.output.is_empty() {
+        if self.has_unsent() {
             self.output.append(&mut desk.out);
             if !self.flush(desk.now)? {
                 return Ok(Next::Sleep);
@@ -145,7 +147,7 @@ impl Connection {
             Progress::Hungry | Progress::Waiting => Next::Sleep,
             Progress::Paused => Next::Again,
             Progress::Over => {
-                self.stream.shutdown(Shutdown::Write)?;
+                self.wire.shutdown()?;
                 self.lingering = Some(desk.limits.linger_bytes_max);
                 self.active = desk.now;
                 self.readable = true;
@@ -163,13 +165,14 @@ impl Connection {
                 return Ok(Progress::Paused);
             }
             reads += 1;
-            match self.stream.read(scratch) {
+            match self.wire.read(scratch) {
                 Ok(0) => self.eof = true,
                 Ok(count) => {
                     self.active = desk.now;
                     // epoll(7): a short read means that the socket is empty. Only an end already announced may
                     // follow, one that comes later is an event of its own.
-                    self.readable = count == scratch.len() || self.end_announced;
+                    self.readable =
+                        count == scratch.len() || self.end_announced || !self.wire.reads_short_when_empty();
                     progress = self.session.take(&scratch[..count], desk);
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => self.readable = false,
@@ -182,22 +185,20 @@ impl Connection {
 
     /// Writes `desk.out` and keeps what the socket does not take. Says whether it took all.
     fn send<H>(&mut self, desk: &mut Desk<H>, registry: &Registry) -> io::Result<bool> {
-        if desk.out.is_empty() {
+        if desk.out.is_empty() && !self.wire.is_pending() {
             return Ok(true);
         }
-        let count = write_some(&mut self.stream, &desk.out)?;
+        let count = self.wire.write(&desk.out)?;
         // Also when it took nothing: the time of a slow reader begins with the answer, not with its request.
         self.active = desk.now;
-        if count == desk.out.len() {
+        if count == desk.out.len() && !self.wire.is_pending() {
             return Ok(true);
         }
         self.output = desk.out[count..].to_vec();
         self.written = 0;
         if !self.watches_writable {
             self.watches_writable = true;
-            let both = Interest::READABLE | Interest::WRITABLE;
-            // It cannot get lost between the write and here: a new registration reports what is already so.
-            registry.reregister(&mut self.stream, desk.token(), both)?;
+            self.wire.watch_writable(registry, desk.token())?;
         }
         Ok(false)
     }
@@ -205,7 +206,7 @@ impl Connection {
     /// Writes on with `output`. Says whether nothing is left.
     fn flush(&mut self, now: Moment) -> io::Result<bool> {
         while self.written < self.output.len() {
-            let count = write_some(&mut self.stream, &self.output[self.written..])?;
+            let count = self.wire.write(&self.output[self.written..])?;
             if count == 0 {
                 return Ok(false);
             }
@@ -214,7 +215,7 @@ impl Connection {
         }
         self.output = Vec::new();
         self.written = 0;
-        Ok(true)
+        self.wire.flush()
     }
 
     /// Reads and discards, so that the kernel does not answer unread bytes with a reset, which could take the
@@ -224,7 +225,7 @@ impl Connection {
             unreachable!("BUG: only called when lingering");
         };
         for _ in 0..READS_MAX {
-            match self.stream.read(scratch) {
+            match self.wire.discard(scratch) {
                 Ok(0) => return Next::Close,
                 Ok(count) if count >= *left => return Next::Close,
                 Ok(count) => *left -= count,
@@ -234,18 +235,5 @@ impl Connection {
             }
         }
         Next::Again
-    }
-}
-
-/// One write(2): how many bytes the socket took, 0 when it is full.
-fn write_some(stream: &mut TcpStream, bytes: &[u8]) -> io::Result<usize> {
-    loop {
-        match stream.write(bytes) {
-            Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
-            Ok(count) => return Ok(count),
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(0),
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(error) => return Err(error),
-        }
     }
 }

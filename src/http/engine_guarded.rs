@@ -20,6 +20,8 @@ use super::encode::DateLine;
 use super::limits::Limits;
 use super::remote::{Order, Remote, Shared};
 use super::session::{Desk, Progress, Session};
+use super::tls::Identity;
+use super::wire::Wire;
 use super::{Handler, Response};
 use crate::clock::Clock;
 
@@ -51,6 +53,8 @@ pub struct Acceptor<H> {
     events: Events,
     accepting: Accepting,
     address: SocketAddr,
+    /// With it, TLS is spoken on every connection.
+    identity: Option<Arc<Identity>>,
     connections: Slab<Connection>,
     /// Connections with something to do though their socket says nothing.
     ready: VecDeque<usize>,
@@ -82,6 +86,7 @@ impl<H: Handler> Acceptor<H> {
             events: Events::with_capacity(EVENTS_MAX),
             accepting,
             address,
+            identity: None,
             connections: Slab::new(),
             ready: VecDeque::new(),
             guests: 0,
@@ -105,6 +110,13 @@ impl<H: Handler> Acceptor<H> {
             },
             clock,
         })
+    }
+
+    /// Speaks TLS with this certificate, or none with `None`.
+    #[must_use]
+    pub fn with_tls(mut self, identity: Option<Arc<Identity>>) -> Self {
+        self.identity = identity;
+        self
     }
 
     /// The address it listens on.
@@ -236,12 +248,13 @@ impl<H: Handler> Acceptor<H> {
     }
 
     fn close(&mut self, token: usize) {
-        let connection = self.connections.remove(token);
+        let mut connection = self.connections.remove(token);
+        connection.wire.farewell();
         self.desk.held -= connection.counted;
         if connection.guest {
             self.guests -= 1;
         } else {
-            self.desk.shared.connections.fetch_sub(1, Ordering::Relaxed);
+            self.desk.dismiss(connection.session.peer());
         }
     }
 
@@ -265,10 +278,13 @@ impl<H: Handler> Acceptor<H> {
     fn open(&mut self, stream: mio::net::TcpStream, peer: std::net::IpAddr) {
         let shared = &self.desk.shared;
         shared.accepted.fetch_add(1, Ordering::Relaxed);
-        let guest = shared.connections.fetch_add(1, Ordering::Relaxed) >= self.desk.limits.connections_max;
-        if guest {
-            shared.connections.fetch_sub(1, Ordering::Relaxed);
+        let refused = self.desk.admit(peer);
+        if refused.is_some() {
             shared.turned_away.fetch_add(1, Ordering::Relaxed);
+            if self.identity.is_some() {
+                // To be told, it would have to be shaken hands with first.
+                return;
+            }
             if self.guests == GUESTS_MAX {
                 turn_away(stream);
                 return;
@@ -281,19 +297,28 @@ impl<H: Handler> Acceptor<H> {
         {
             log::debug!("TCP_NODELAY: {error}");
         }
+        let tls = match self.identity.as_ref().map(|identity| identity.connection()).transpose() {
+            Ok(tls) => tls,
+            Err(error) => {
+                log::error!("a connection could not begin to speak TLS and is closed: {error}");
+                self.desk.dismiss(peer);
+                return;
+            }
+        };
         let entry = self.connections.vacant_entry();
         let token = entry.key();
         let session = Session::new(peer, self.desk.now);
-        let connection = entry.insert(Connection::new(stream, session, self.desk.now));
-        connection.guest = guest;
-        if let Err(error) = connection.register(self.poll.registry(), token) {
+        let wire = Wire::new(stream, tls);
+        let connection = entry.insert(Connection::new(wire, session, self.desk.now));
+        connection.guest = refused.is_some();
+        if let Err(error) = connection.wire.register(self.poll.registry(), token) {
             log::error!("a connection could not be watched and is closed: {error}");
             self.close(token);
             return;
         }
-        if guest {
+        if let Some(why) = refused {
             self.desk.begin(token);
-            connection.session.turn_away("there are too many connections", &mut self.desk);
+            connection.session.turn_away(why, &mut self.desk);
             self.drive(token);
             return;
         }
@@ -312,7 +337,7 @@ impl<H: Handler> Acceptor<H> {
                 continue;
             }
             let slow = matches!(connection.session.progress(), Progress::Hungry | Progress::Paused);
-            if slow && !connection.is_idle() {
+            if slow && (!connection.is_idle() || connection.wire.is_handshaking()) {
                 self.desk.shared.timeouts.fetch_add(1, Ordering::Relaxed);
             }
             if connection.is_past_words() || connection.is_idle() {
@@ -384,7 +409,9 @@ impl<H: Handler> Acceptor<H> {
 
 impl<H> Drop for Acceptor<H> {
     fn drop(&mut self) {
-        self.desk.shared.connections.fetch_sub(self.connections.len() - self.guests, Ordering::Relaxed);
+        for (_, connection) in self.connections.iter().filter(|(_, connection)| !connection.guest) {
+            self.desk.dismiss(connection.session.peer());
+        }
     }
 }
 

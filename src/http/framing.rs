@@ -14,6 +14,9 @@ use super::{Headers, Method, target};
 /// Empty lines before a request that are skipped (RFC 9112, 2.2 asks for one).
 const EMPTY_LINES_MAX: usize = 4;
 
+/// How every TLS conversation begins, and no request.
+const TLS_HANDSHAKE: u8 = 22;
+
 /// Room for the header fields of one request.
 pub(super) type Slots<'b> = [MaybeUninit<httparse::Header<'b>>; Limits::HEADERS_CAP];
 
@@ -142,6 +145,9 @@ fn empty_lines(window: &[u8]) -> Result<Option<usize>, Refusal> {
         match window[at..] {
             [] | [b'\r'] => return Ok(None),
             [b'\r', b'\n', ..] if at < 2 * EMPTY_LINES_MAX => at += 2,
+            [TLS_HANDSHAKE, ..] => {
+                return Err(Refusal::new(400, "this port speaks HTTP without TLS: use http://"));
+            }
             [b'\r' | b'\n', ..] => {
                 return Err(Refusal::new(400, "the request does not begin with a request line"));
             }

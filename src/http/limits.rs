@@ -13,13 +13,15 @@ pub struct Limits {
     pub body_bytes_max: usize,
     /// Connections over all acceptors that share a [`super::Shared`].
     pub connections_max: usize,
+    /// Connections of one client address, over the same acceptors; 0 for no bound but that on all.
+    pub connections_per_address_max: u32,
     /// From the first byte of a request to the end of its header.
     pub header_timeout: Duration,
     /// From the end of the header to the end of the body, however quick it comes.
     pub body_timeout: Duration,
     /// How long a body may stay behind [`Limits::body_rate_min`].
     pub body_grace: Duration,
-    /// Bytes per second that a body must bring, once its grace is over.
+    /// Bytes per second that a body must bring, once its grace is over; 0 for none.
     pub body_rate_min: u32,
     /// Between two requests, and before the first.
     pub idle_timeout: Duration,
@@ -43,7 +45,7 @@ pub struct Limits {
 
 impl Limits {
     /// The room for header fields on the stack.
-    pub const HEADERS_CAP: usize = 100;
+    pub const HEADERS_CAP: usize = 256;
     /// Bytes that a connection may hold however much the others do: an ordinary request gets through.
     pub const HELD_FREE: usize = 16 * 1024;
 }
@@ -52,9 +54,10 @@ impl Default for Limits {
     fn default() -> Self {
         Self {
             header_bytes_max: 32 * 1024,
-            headers_max: Self::HEADERS_CAP,
+            headers_max: 100,
             body_bytes_max: 8 * 1024 * 1024,
             connections_max: 10_000,
+            connections_per_address_max: 0,
             header_timeout: Duration::from_secs(10),
             body_timeout: Duration::from_secs(30),
             body_grace: Duration::from_secs(5),

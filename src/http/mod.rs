@@ -7,15 +7,21 @@ pub mod accept;
 mod accepting;
 #[cfg(test)]
 mod acceptor_tests;
+mod addresses;
 mod chunked;
 mod connection;
 mod encode;
 pub mod engine_guarded;
 pub mod engine_minihttp;
 mod framing;
+#[cfg(feature = "fuzzing")]
+pub mod fuzzing;
+pub mod gzip;
 pub mod limits;
 pub mod listener;
 pub mod refusal;
+#[cfg(any(test, feature = "fuzzing"))]
+mod rehearsal;
 pub mod remote;
 pub mod request;
 pub mod response;
@@ -24,7 +30,11 @@ mod session;
 #[cfg(test)]
 mod session_tests;
 mod target;
+pub mod tls;
+#[cfg(test)]
+mod tls_tests;
 mod wheel;
+mod wire;
 
 pub use engine_guarded::{Acceptor, Turn, pin_to_core};
 pub use limits::Limits;

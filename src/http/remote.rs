@@ -9,12 +9,14 @@ use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, AtomicUsize, Ordering, 
 use crossbeam::queue::SegQueue;
 use mio::{Registry, Token, Waker};
 
+use super::addresses::Addresses;
 use super::{Promise, Response};
 
 /// What all acceptors of a server count together.
 #[derive(Debug, Default)]
 pub struct Shared {
     pub(super) connections: AtomicUsize,
+    pub(super) addresses: Addresses,
     pub(super) accepted: AtomicU64,
     pub(super) turned_away: AtomicU64,
     pub(super) accept_errors: AtomicU64,

@@ -62,6 +62,29 @@ impl<H> Desk<H> {
         }
     }
 
+    /// Counts a new connection, or says why there is no room for it.
+    pub(super) fn admit(&self, peer: IpAddr) -> Option<&'static str> {
+        let (shared, limits) = (&self.shared, &self.limits);
+        let most = limits.connections_per_address_max;
+        if shared.connections.fetch_add(1, Ordering::Relaxed) >= limits.connections_max {
+            shared.connections.fetch_sub(1, Ordering::Relaxed);
+            return Some("there are too many connections");
+        }
+        if most > 0 && !shared.addresses.enter(peer, most) {
+            shared.connections.fetch_sub(1, Ordering::Relaxed);
+            return Some("there are too many connections from this address");
+        }
+        None
+    }
+
+    /// Counts the end of a connection that was admitted.
+    pub(super) fn dismiss(&self, peer: IpAddr) {
+        self.shared.connections.fetch_sub(1, Ordering::Relaxed);
+        if self.limits.connections_per_address_max > 0 {
+            self.shared.addresses.leave(peer);
+        }
+    }
+
     pub(super) fn token(&self) -> mio::Token {
         mio::Token(self.token)
     }
@@ -125,6 +148,10 @@ impl Session {
         Self { peer, input: Vec::new(), phase: Phase::Head, backlog: false, tried: 0, since: now }
     }
 
+    pub(super) fn peer(&self) -> IpAddr {
+        self.peer
+    }
+
     /// By when something must have happened; `idle_since` is when it last did.
     pub(super) fn deadline(&self, idle_since: Moment, limits: &Limits) -> Moment {
         match &self.phase {
@@ -138,7 +165,10 @@ impl Session {
     }
 
     fn body_deadline(&self, received: usize, limits: &Limits) -> Moment {
-        let earned = received as u64 * 1_000_000 / u64::from(limits.body_rate_min.max(1));
+        if limits.body_rate_min == 0 {
+            return self.since.plus(limits.body_timeout);
+        }
+        let earned = received as u64 * 1_000_000 / u64::from(limits.body_rate_min);
         let at_rate = limits.body_grace + std::time::Duration::from_micros(earned);
         self.since.plus(limits.body_timeout.min(at_rate))
     }

@@ -4,6 +4,7 @@ use super::idempotency::HeaderKey;
 use super::problem::{self, ECHO_BYTES_MAX, Errors, FieldError, Kind};
 use super::text;
 use crate::http::{Headers, Response};
+use crate::journal::Level;
 
 /// How a body holds its events.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -14,6 +15,8 @@ pub enum Form {
     Ndjson,
 }
 
+/// The header that asks for a level of durability, and that says which one holds.
+const DURABILITY: &str = "Durability";
 const TYPES: &str = "application/json, application/x-ndjson";
 /// The codings of `Content-Encoding` that are decoded before a body comes here.
 const ENCODINGS: &str = "identity";
@@ -23,6 +26,8 @@ const ENCODINGS: &str = "identity";
 pub struct Call<'a> {
     pub form: Form,
     pub key: Option<HeaderKey<'a>>,
+    /// What the header `Durability` asks for.
+    pub durability: Option<Level>,
 }
 
 /// Why the headers already refuse the request.
@@ -36,6 +41,8 @@ pub enum CallRefused {
     Encoding(String),
     #[error("must stand once and be 1 to {} visible ASCII characters", crate::event::KEY_BYTES_MAX)]
     Key,
+    #[error("{0:?} is not one of memory, written, synced")]
+    Durability(String),
 }
 
 impl<'a> Call<'a> {
@@ -43,7 +50,11 @@ impl<'a> Call<'a> {
         check_encoding(headers)?;
         let form = Form::read(headers)?;
         let key = HeaderKey::read(headers).map_err(|_bad_key| CallRefused::Key)?;
-        Ok(Self { form, key })
+        let durability = match headers.get(DURABILITY) {
+            Some(value) => Some(Level::parse(value).ok_or_else(|| CallRefused::Durability(echo(value)))?),
+            None => None,
+        };
+        Ok(Self { form, key, durability })
     }
 }
 
@@ -58,13 +69,10 @@ impl CallRefused {
                 response.header("Accept-Encoding", ENCODINGS);
                 problem::answer(response, Kind::UnsupportedEncoding, &self.to_string());
             }
-            Self::Key => {
+            Self::Key | Self::Durability(_) => {
+                let field = if *self == Self::Key { HeaderKey::NAME } else { DURABILITY };
                 let mut errors = Errors::default();
-                errors.push(|| FieldError {
-                    index: None,
-                    field: HeaderKey::NAME.into(),
-                    detail: self.to_string(),
-                });
+                errors.push(|| FieldError { index: None, field: field.into(), detail: self.to_string() });
                 problem::answer_invalid(response, "a header is not valid", &errors);
             }
         }
@@ -159,6 +167,18 @@ mod tests {
         check(&[json, ("Content-Encoding", "identity")], Ok((Form::Json, None)));
         check(&[json, ("Content-Encoding", "br")], Err(415));
         check(&[json, ("Content-Encoding", "identity"), ("Content-Encoding", "gzip")], Err(415));
+    }
+
+    #[test]
+    fn a_level_of_durability_is_one_of_three() {
+        let read = |level: &str| {
+            let headers = [("Content-Type", "application/json"), ("durability", level)];
+            let headers = headers.map(|(name, value)| httparse::Header { name, value: value.as_bytes() });
+            Call::read(Headers(&headers)).map(|call| call.durability)
+        };
+        assert_eq!(read("Synced"), Ok(Some(Level::Synced)));
+        assert_eq!(read("fsync"), Err(CallRefused::Durability("fsync".into())));
+        check(&[("Content-Type", "application/json"), ("Durability", "")], Err(400));
     }
 
     #[test]

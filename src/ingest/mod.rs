@@ -26,10 +26,8 @@ use rand::rngs::StdRng;
 
 pub use form::{Call, CallRefused, Form};
 
-use crate::clock::Moment;
 use crate::event::{EventId, Timestamp};
 use crate::http::Response;
-use crate::row::RowBlock;
 use decode::{Context, Within};
 use json::{Scanner, Syntax};
 use problem::FieldError;
@@ -237,11 +235,6 @@ impl<'a> Decoded<'a> {
             *start = cut.end;
             Some((block, cut.rows))
         })
-    }
-
-    /// The blocks as they go into the buffer, an allocation each.
-    pub fn row_blocks(&self, admitted_at: Moment) -> impl Iterator<Item = RowBlock> + use<'a> {
-        self.blocks().map(move |(bytes, rows)| RowBlock { bytes: bytes.into(), rows, admitted_at })
     }
 
     /// Writes the answer of a request whose rows were all kept, or of one that has none to keep.

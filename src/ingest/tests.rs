@@ -21,11 +21,11 @@ fn ingest(rows_per_block_max: u32) -> Ingest {
 }
 
 fn json() -> Call<'static> {
-    Call { form: Form::Json, key: None }
+    Call { form: Form::Json, key: None, durability: None }
 }
 
 fn ndjson() -> Call<'static> {
-    Call { form: Form::Ndjson, key: None }
+    Call { form: Form::Ndjson, key: None, durability: None }
 }
 
 /// An event as text, with `field` replaced or added.
@@ -284,7 +284,7 @@ fn blocks_hold_at_most_their_rows() {
         assert_eq!(decoded.blocks().map(|(_, rows)| rows).collect::<Vec<_>>(), wanted);
         assert_eq!(decoded.blocks().map(|(block, _)| block.len()).sum::<usize>(), decoded.bytes());
         assert_eq!(rows_of(&decoded).len(), events);
-        let joined: Vec<u8> = decoded.row_blocks(Moment::ZERO).flat_map(|block| block.bytes).collect();
+        let joined: Vec<u8> = decoded.blocks().flat_map(|(bytes, _)| bytes).copied().collect();
         assert_eq!(rows_of(&decoded), row::rows(&joined).map(|row| read(&row)).collect::<Vec<_>>());
     }
 }
@@ -293,7 +293,7 @@ fn blocks_hold_at_most_their_rows() {
 fn a_key_makes_the_same_id_anywhere_and_chance_never_does() {
     let ids = |key: Option<&str>, form: Form, body: &str| {
         let key = key.map(|key| HeaderKey::new(key.as_bytes()).unwrap());
-        ingest(9).decode(Call { form, key }, body.as_bytes(), NOW).ids().to_vec()
+        ingest(9).decode(Call { form, key, durability: None }, body.as_bytes(), NOW).ids().to_vec()
     };
     let plain = with("message", "\"m\"");
     let keyed = with("idempotency_key", "\"k\"");

@@ -5,12 +5,12 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 /// Zero until it has been looked at, or where the kernel does not tell.
 #[derive(Debug, Default)]
-pub struct Disk {
+pub struct DiskRoom {
     free_bytes: AtomicU64,
     bytes: AtomicU64,
 }
 
-impl Disk {
+impl DiskRoom {
     pub fn look(&self, directory: &Path) {
         if let Ok(found) = rustix::fs::statvfs(directory) {
             // What an unprivileged process may still write.
@@ -31,7 +31,7 @@ mod tests {
 
     #[test]
     fn a_directory_has_room_and_a_missing_one_says_nothing() {
-        let disk = Disk::default();
+        let disk = DiskRoom::default();
         disk.look(Path::new("/nowhere/at/all"));
         assert_eq!(disk.bytes(), (0, 0));
         disk.look(&std::env::temp_dir());

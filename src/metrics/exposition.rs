@@ -2,7 +2,7 @@
 //!
 //! The names are a contract with dashboards and alerts; `View` says where each figure comes from.
 
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use prometheus::core::Collector;
@@ -20,6 +20,7 @@ use super::rates::{Rates, float};
 use super::writer::WriterFigures;
 use crate::event::Timestamp;
 use crate::http::Shared;
+use crate::journal::{Figures as JournalFigures, Op};
 
 /// How the figures are written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -60,6 +61,7 @@ pub struct View<'a> {
     pub since_drain: Option<Duration>,
     pub writer: &'a WriterFigures,
     pub http: &'a HttpFigures,
+    pub journal: &'a JournalFigures,
 }
 
 impl View<'_> {
@@ -82,6 +84,7 @@ impl View<'_> {
     fn families(&self) -> Vec<MetricFamily> {
         let mut families = self.plain();
         families.push(self.dropped());
+        families.extend(journal(self.journal));
         families.extend(self.writer.processing_ms.collect());
         families.extend(self.writer.insert_ms.collect());
         families.extend(self.business.map(business).into_iter().flatten());
@@ -94,8 +97,7 @@ impl View<'_> {
     fn plain(&self) -> Vec<MetricFamily> {
         let balance = self.balance;
         let count = |count: u64| Value::Counter(float(count));
-        let loaded =
-            |count: &std::sync::atomic::AtomicU64| Value::Counter(float(count.load(Ordering::Relaxed)));
+        let loaded = |count: &AtomicU64| Value::Counter(float(count.load(Ordering::Relaxed)));
         let gauge = Value::Gauge;
         [
             ("buffer_size", "Events admitted and not yet committed.", gauge(float(balance.buffered()))),
@@ -286,7 +288,7 @@ impl View<'_> {
             let micros = i64::try_from(since?.as_micros()).ok()?;
             Some(Timestamp::from_micros(self.wall.micros() - micros).to_string())
         };
-        let figures = Figures {
+        let figures = FiguresJson {
             size: self.balance.buffered(),
             capacity: self.capacity,
             bytes: self.bytes,
@@ -323,7 +325,7 @@ impl View<'_> {
 /// `GET /metrics` as JSON. Times of day are RFC 3339 in UTC, null before the first event.
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
-struct Figures {
+struct FiguresJson {
     size: u64,
     capacity: usize,
     bytes: usize,
@@ -387,6 +389,53 @@ fn business(figures: &BusinessFigures) -> Vec<MetricFamily> {
             metrics.collect(),
         ));
     }
+    families
+}
+
+fn journal(figures: &JournalFigures) -> Vec<MetricFamily> {
+    let load = |figure: &AtomicU64| float(figure.load(Ordering::Relaxed));
+    let failures = Op::ALL.into_iter().zip(&figures.failures);
+    let failures =
+        failures.map(|(op, count)| (vec![("op", op.label())], Value::Counter(load(count)))).collect();
+    let mut families: Vec<_> = [
+        ("journal_segments", "Files of the journal.", Value::Gauge(load(&figures.segments))),
+        ("journal_bytes", "Bytes in them.", Value::Gauge(load(&figures.bytes))),
+        (
+            "journal_segments_unread",
+            "Files from before the start that are still to be replayed.",
+            Value::Gauge(load(&figures.unread)),
+        ),
+        ("journal_written_total", "Events written to the journal.", Value::Counter(load(&figures.written))),
+        (
+            "journal_synced_total",
+            "Events synced to disk. Those committed before that need it no more and are not counted.",
+            Value::Counter(load(&figures.synced)),
+        ),
+        (
+            "journal_recovered_total",
+            "Events brought back from the journal after the start.",
+            Value::Counter(load(&figures.recovered)),
+        ),
+        (
+            "journal_skipped_total",
+            "Damaged stretches of the journal that were skipped.",
+            Value::Counter(load(&figures.skipped)),
+        ),
+        (
+            "journal_torn_bytes_total",
+            "Bytes cut off at the end of segments: what was being written when the process went.",
+            Value::Counter(load(&figures.torn_bytes)),
+        ),
+        (
+            "journal_lag_ms",
+            "How long the oldest event waited when the journal was last written.",
+            Value::Gauge(load(&figures.lag_nanos) / 1e6),
+        ),
+    ]
+    .into_iter()
+    .map(|(name, help, value)| family(name, help, vec![(Vec::new(), value)]))
+    .collect();
+    families.push(family("journal_failures_total", "Failures of the journal's files.", failures));
     families
 }
 

@@ -16,10 +16,13 @@ pub enum Reason {
     TooLarge,
     Invalid,
     ShuttingDown,
+    /// The journal cannot be written, or not with the durability asked for.
+    JournalUnavailable,
 }
 
 impl Reason {
-    pub const ALL: [Self; 4] = [Self::BufferFull, Self::TooLarge, Self::Invalid, Self::ShuttingDown];
+    pub const ALL: [Self; 5] =
+        [Self::BufferFull, Self::TooLarge, Self::Invalid, Self::ShuttingDown, Self::JournalUnavailable];
 
     pub fn label(self) -> &'static str {
         match self {
@@ -27,6 +30,7 @@ impl Reason {
             Self::TooLarge => "too_large",
             Self::Invalid => "invalid",
             Self::ShuttingDown => "shutting_down",
+            Self::JournalUnavailable => "journal_unavailable",
         }
     }
 }

@@ -14,7 +14,7 @@ mod rates;
 mod writer;
 
 pub use business::{Business, BusinessFigures, Counting};
-pub use disk::Disk;
+pub use disk::DiskRoom;
 pub use exposition::{Form, View};
 pub use history::History;
 pub use http::HttpFigures;

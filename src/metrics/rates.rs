@@ -100,7 +100,7 @@ mod tests {
         let balance = |received, turned_away| Balance {
             received,
             stored: received / 2,
-            dropped: [turned_away, 0, 7, 0],
+            dropped: [turned_away, 0, 7, 0, 0],
             ..Balance::default()
         };
         for second in 0..=20 {

@@ -5,6 +5,8 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
+use crate::http::tls::IdentityError;
+use crate::journal::StartFailed;
 use crate::storage::StoreError;
 use crate::storage::postgres::TargetError;
 use crate::storage::postgres::embedded::ClusterError;
@@ -18,6 +20,8 @@ pub enum Failed {
     DataDirInUse(PathBuf),
     #[error("cannot listen on {address}: {error}")]
     Listen { address: SocketAddr, error: io::Error },
+    #[error("{0}")]
+    Identity(#[from] IdentityError),
     #[error("cannot start a thread: {0}")]
     Thread(io::Error),
     #[error("cannot make a readiness loop: {0}")]
@@ -30,19 +34,27 @@ pub enum Failed {
     Cluster(#[from] ClusterError),
     #[error("the database could not be brought up to date: {0}")]
     Migrate(#[from] StoreError),
+    #[error("{0}")]
+    Journal(#[from] StartFailed),
+    #[error("the journal is damaged")]
+    JournalDamaged,
     #[error("the thread {0} died: what it held can no longer be vouched for")]
     ThreadDied(String),
-    #[error("stopped at once, as asked; {0} acknowledged events were not stored")]
-    Interrupted(usize),
-    #[error("the time to shut down is over; {0} acknowledged events were not stored")]
-    Undrained(usize),
+    #[error(
+        "stopped at once, as asked; {0} acknowledged events are not stored, and wait in the journal for the next start"
+    )]
+    Interrupted(u64),
+    #[error(
+        "the time to shut down is over and the journal does not work; {0} acknowledged events are not stored"
+    )]
+    Undrained(u64),
 }
 
 impl Failed {
     pub fn exit_code(&self) -> ExitCode {
         match self {
             // As for wrong settings, since that is what it is.
-            Self::Target(_) => ExitCode::from(2),
+            Self::Target(_) | Self::Identity(_) => ExitCode::from(2),
             // EX_SOFTWARE of sysexits(3).
             Self::ThreadDied(_) => ExitCode::from(70),
             Self::DataDir { .. }
@@ -53,6 +65,8 @@ impl Failed {
             | Self::Signals(_)
             | Self::Cluster(_)
             | Self::Migrate(_)
+            | Self::Journal(_)
+            | Self::JournalDamaged
             | Self::Interrupted(_)
             | Self::Undrained(_) => ExitCode::FAILURE,
         }

@@ -5,15 +5,18 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use crossbeam::channel::{Receiver, RecvTimeoutError, bounded};
+use crossbeam::channel::{Receiver, RecvTimeoutError, Sender, bounded};
 
 use super::Failed;
 use crate::api::Api;
 use crate::clock::Clock;
+use crate::health::Probe;
+use crate::http::tls::{Identity, IdentityError};
 use crate::http::{self, Acceptor, Remote, Shared, engine_minihttp, pin_to_core};
 use crate::ingest;
+use crate::journal::Checkpoint;
 use crate::lifecycle::Lifecycle;
-use crate::metrics::{History, Process};
+use crate::metrics::{Counting, History, Process};
 use crate::query::{self, Line, ReaderLimits};
 use crate::settings::Settings;
 use crate::status::Status;
@@ -34,8 +37,50 @@ pub(super) fn start_writer(mut writer: Writer, lifecycle: &Lifecycle) -> Result<
     Ok(ended)
 }
 
+/// Starts the checkpoint thread. The channel is closed when it has ended.
+pub(super) fn start_checkpoint(
+    mut checkpoint: Checkpoint,
+    lifecycle: &Lifecycle,
+) -> Result<Receiver<()>, Failed> {
+    let (running, ended) = bounded::<()>(0);
+    spawn(lifecycle, "checkpoint", move || {
+        checkpoint.run();
+        drop(running);
+    })?;
+    Ok(ended)
+}
+
+/// Starts what watches the stages and is in no event's way. They end when the other end is dropped.
+pub(super) fn start_helpers(
+    settings: &Settings,
+    status: &Arc<Status>,
+    repository: &Arc<dyn EventRepository>,
+) -> Result<Sender<()>, Failed> {
+    let (stop, stopped) = bounded::<()>(0);
+    let lifecycle = &status.lifecycle;
+    start_sampler(settings, lifecycle, status.clone(), stopped.clone())?;
+    start_history(settings, lifecycle, status.clone(), stopped.clone())?;
+    let counting = Counting {
+        business: status.business.clone(),
+        repository: repository.clone(),
+        breaker: status.breaker.clone(),
+        lifecycle: lifecycle.clone(),
+        clock: status.clock.clone(),
+    };
+    let when = stopped.clone();
+    spawn(lifecycle, "business", move || counting.run(&when))?;
+    let probe = Probe {
+        database: status.database.clone(),
+        repository: repository.clone(),
+        breaker: status.breaker.clone(),
+        clock: status.clock.clone(),
+    };
+    spawn(lifecycle, "probe", move || probe.run(&stopped))?;
+    Ok(stop)
+}
+
 /// Takes a sample of the figures every second, until the other end of `stop` is dropped.
-pub(super) fn start_sampler(
+fn start_sampler(
     settings: &Settings,
     lifecycle: &Lifecycle,
     status: Arc<Status>,
@@ -55,7 +100,7 @@ pub(super) fn start_sampler(
 }
 
 /// Writes a line of figures every interval, until the other end of `stop` is dropped.
-pub(super) fn start_history(
+fn start_history(
     settings: &Settings,
     lifecycle: &Lifecycle,
     status: Arc<Status>,
@@ -100,6 +145,7 @@ pub(super) fn start_acceptors(
     settings: &Settings,
     listeners: Vec<TcpListener>,
     shared: &Arc<Shared>,
+    identity: Option<&Arc<Identity>>,
     api: &impl Fn(usize) -> Api,
     lifecycle: &Lifecycle,
     clock: &Clock,
@@ -109,7 +155,8 @@ pub(super) fn start_acceptors(
     for (nth, listener) in listeners.into_iter().enumerate() {
         let limits = http_limits(settings);
         let mut acceptor = Acceptor::new(listener, limits, clock.clone(), shared.clone(), |_| api(nth))
-            .map_err(Failed::Acceptor)?;
+            .map_err(Failed::Acceptor)?
+            .with_tls(identity.cloned());
         remotes.push(acceptor.remote());
         let running = running.clone();
         spawn(lifecycle, &format!("acceptor-{nth}"), move || {
@@ -146,6 +193,21 @@ pub(super) fn start_minihttp(
     Ok((Vec::new(), ended))
 }
 
+/// The certificate, if TLS is to be spoken; read again on SIGHUP.
+pub(super) fn identity(
+    settings: &Settings,
+    lifecycle: &Lifecycle,
+) -> Result<Option<Arc<Identity>>, IdentityError> {
+    let Some(tls) = &settings.edge.tls else { return Ok(None) };
+    let identity = Arc::new(Identity::read(&tls.certificate, &tls.key)?);
+    let again = Arc::clone(&identity);
+    lifecycle.on_reload("the certificate", move || match again.reload() {
+        Ok(()) => log::info!("the certificate was read again; new connections get it"),
+        Err(error) => log::error!("the certificate stays as it was: {error}"),
+    });
+    Ok(Some(identity))
+}
+
 pub(super) fn ingest_limits(settings: &Settings) -> ingest::Limits {
     ingest::Limits {
         clock_skew: settings.clock_skew_max,
@@ -155,6 +217,7 @@ pub(super) fn ingest_limits(settings: &Settings) -> ingest::Limits {
 }
 
 fn http_limits(settings: &Settings) -> http::Limits {
+    let edge = &settings.edge;
     http::Limits {
         body_bytes_max: settings.body_bytes_max,
         connections_max: settings.connections_max,
@@ -162,7 +225,18 @@ fn http_limits(settings: &Settings) -> http::Limits {
         body_timeout: settings.body_timeout,
         idle_timeout: settings.idle_timeout,
         slow_reader_timeout: settings.slow_reader_timeout,
-        ..http::Limits::default()
+        header_bytes_max: edge.header_bytes_max,
+        headers_max: edge.headers_max,
+        connections_per_address_max: edge.connections_per_address_max,
+        body_grace: edge.body_grace,
+        body_rate_min: edge.body_rate_min,
+        answer_timeout: edge.answer_timeout,
+        pipelined_max: edge.pipelined_max,
+        output_bytes_max: edge.output_bytes_max,
+        // Each acceptor has its share: it knows nothing of what the others hold.
+        held_bytes_max: edge.held_bytes_max / settings.acceptors,
+        linger_timeout: edge.linger_timeout,
+        linger_bytes_max: edge.linger_bytes_max,
     }
 }
 

@@ -2,8 +2,9 @@
 
 use std::time::Duration;
 
+use crate::buffer::RowBlock;
 use crate::clock::Moment;
-use crate::row::{Row, RowBlock, rows};
+use crate::row::{Row, rows};
 
 /// The bounds on a batch. Whichever is reached first closes it.
 #[derive(Clone, Copy, Debug)]
@@ -36,13 +37,13 @@ impl Batch {
     /// could never be written at all.
     pub fn admits(&self, block: &RowBlock) -> bool {
         self.rows == 0
-            || (self.rows + block.rows as usize <= self.limits.rows_max
-                && self.bytes + block.bytes.len() <= self.limits.bytes_max)
+            || (self.rows + block.rows() as usize <= self.limits.rows_max
+                && self.bytes + block.bytes().len() <= self.limits.bytes_max)
     }
 
     pub fn push(&mut self, block: RowBlock) {
-        self.rows += block.rows as usize;
-        self.bytes += block.bytes.len();
+        self.rows += block.rows() as usize;
+        self.bytes += block.bytes().len();
         self.blocks.push(block);
     }
 
@@ -56,17 +57,26 @@ impl Batch {
 
     /// When the first event has waited long enough. None for an empty batch.
     pub fn due(&self) -> Option<Moment> {
-        self.blocks.iter().map(|block| block.admitted_at).min().map(|first| first.plus(self.limits.linger))
+        self.blocks.iter().map(RowBlock::admitted_at).min().map(|first| first.plus(self.limits.linger))
     }
 
     /// The rows as runs, for one COPY.
     pub fn runs(&self) -> Vec<&[u8]> {
-        self.blocks.iter().map(|block| &*block.bytes).collect()
+        self.blocks.iter().map(RowBlock::bytes).collect()
+    }
+
+    pub fn into_blocks(self) -> Vec<RowBlock> {
+        self.blocks
+    }
+
+    /// Whether some of it may be stored already: it comes from the journal.
+    pub fn is_replayed(&self) -> bool {
+        self.blocks.iter().any(RowBlock::is_replayed)
     }
 
     /// The rows one by one, for finding the one at fault.
     pub fn rows(&self) -> Vec<Row<'_>> {
-        self.blocks.iter().flat_map(|block| rows(&block.bytes)).collect()
+        self.blocks.iter().flat_map(|block| rows(block.bytes())).collect()
     }
 }
 
@@ -79,7 +89,7 @@ mod tests {
 
     fn block(rows: u32, bytes: usize, at_ms: u64) -> RowBlock {
         let admitted_at = Moment::ZERO.plus(Duration::from_millis(at_ms));
-        RowBlock { bytes: vec![0; bytes].into(), rows, admitted_at }
+        RowBlock::new(&vec![0; bytes], rows, admitted_at)
     }
 
     #[test]

@@ -22,12 +22,12 @@ use rand::rngs::StdRng;
 pub use batch::{Batch, BatchLimits};
 pub use verdict::Verdict;
 
-use crate::buffer::Buffer;
+use crate::buffer::{Buffer, RowBlock};
 use crate::clock::{Clock, Moment};
+use crate::journal::Journal;
 use crate::lifecycle::{Lifecycle, Phase};
 use crate::logging::Thinned;
 use crate::metrics::{BatchTimes, Ledger, WriterFigures};
-use crate::row::RowBlock;
 use crate::storage::{Breaker, DeadLetter, EventRepository, StoreError, StorePath, Stored};
 use retry::Backoff;
 
@@ -56,6 +56,7 @@ impl Drain {
 #[derive(Debug)]
 pub struct Links {
     pub buffer: Arc<Buffer>,
+    pub journal: Arc<Journal>,
     pub repository: Arc<dyn EventRepository>,
     pub breaker: Arc<Breaker>,
     pub ledger: Arc<Ledger>,
@@ -195,7 +196,9 @@ impl Writer {
         self.insert = Duration::ZERO;
         let emptied = Batch::new(self.batch.limits());
         let batch = std::mem::replace(&mut self.batch, emptied);
-        let settled = match self.settle(&batch.runs(), &[], StorePath::Copy) {
+        // What the journal brought back may be stored already, and COPY would fail on it.
+        let path = if batch.is_replayed() { StorePath::Stage } else { StorePath::Copy };
+        let settled = match self.settle(&batch.runs(), &[], path) {
             Ok(()) => Ok(()),
             Err(Unsettled::GaveUp) => Err(GaveUp),
             Err(Unsettled::Refused(error)) => self.isolate(&batch.rows(), &error),
@@ -208,8 +211,14 @@ impl Writer {
                 events = batch.count(), insert_ms = times.insert.as_millis(), total_ms = total.as_millis();
                 "batch written"
             );
+            self.links.journal.settled(batch.into_blocks());
+        } else {
+            // They stay counted as held; what settled of them is told apart by their ids, should they be replayed.
+            self.batch = batch;
         }
-        if let Some(carry) = self.carry.take() {
+        if settled.is_ok()
+            && let Some(carry) = self.carry.take()
+        {
             self.add(carry);
         }
         settled
@@ -263,7 +272,7 @@ impl Writer {
         let rows = stored.stored + stored.duplicate + stored.dead;
         let rows = u32::try_from(rows).expect("BUG: a batch has fewer than 2^32 rows");
         self.links.ledger.settled(stored);
-        self.links.buffer.release(rows, bytes, self.links.clock.now());
+        self.links.buffer.settled(rows, bytes, self.links.clock.now());
     }
 
     fn succeeded(&mut self) {

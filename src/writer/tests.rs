@@ -6,6 +6,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::event::{EventId, Timestamp};
+use crate::journal::Journal;
 use crate::lifecycle::Notice;
 use crate::row;
 use crate::storage::BreakerLimits;
@@ -48,6 +49,7 @@ impl Bench {
         let drain = Arc::new(Drain::default());
         let links = Links {
             buffer: buffer.clone(),
+            journal: Arc::new(Journal::new(1).0),
             repository: repository.clone(),
             breaker: breaker.clone(),
             ledger: ledger.clone(),
@@ -72,8 +74,8 @@ impl Bench {
             rows += 1;
         }
         let len = bytes.len();
-        let block = RowBlock { bytes: bytes.into(), rows, admitted_at: self.clock.now() };
-        self.buffer.admit(0, rows, len, std::iter::once(block)).unwrap();
+        let blocks = std::iter::once((&*bytes, rows));
+        self.buffer.admit(0, (rows, len), self.clock.now(), blocks, |_| ()).unwrap();
     }
 
     /// Has the writer drain what there is.

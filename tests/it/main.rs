@@ -7,6 +7,7 @@ mod harness;
 
 mod answers;
 mod backpressure;
+mod durability;
 mod engines;
 mod health;
 mod ids;

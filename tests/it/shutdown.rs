@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use crate::harness::client::{JSON, post};
 use crate::harness::events::{id_of, ids_of};
-use crate::harness::{Client, Producer, World, event, judge, until};
+use crate::harness::{Client, Producer, World, event, judge, settle, until};
 
 /// A linger so long that only the drain can be what stores the events.
 const LINGER: (&str, &str) = ("DRAIN_INTERVAL", "60000");
@@ -61,16 +61,27 @@ fn a_drain_takes_nothing_more_and_a_second_signal_ends_it() {
     world.server.signal("TERM");
     let status = world.server.exit_within(SOON);
     assert_ne!(status.code(), Some(0), "events were left behind");
+    world.postgres.start_again();
+    world.server.start_again();
+    settle(&world.server);
+    let held = world.postgres.value::<i64>("SELECT count(*) FROM events WHERE message IN ('stored', 'held')");
+    assert_eq!(held, 2, "what was not stored was in the journal");
 }
 
 #[test]
-fn a_drain_that_cannot_end_is_given_up_in_time() {
+fn what_a_drain_cannot_store_in_time_waits_in_the_journal() {
     let mut world = World::start(&[("SHUTDOWN_TIMEOUT_MS", "1000"), ("DRAIN_INTERVAL", "50")]);
     world.postgres.stop_fast();
     id_of(&world.server.client().post_json(event("s", "held")));
     world.server.signal("TERM");
-    let status = world.server.exit_within(SOON);
-    assert_ne!(status.code(), Some(0), "an event was left behind");
+    assert_eq!(world.server.exit_within(SOON).code(), Some(0), "the event is kept");
+    world.postgres.start_again();
+    world.server.start_again();
+    settle(&world.server);
+    assert_eq!(world.postgres.stored(), 1);
+    world.server.stop();
+    let left = std::fs::read_dir(world.server.data_dir().join("journal")).unwrap().count();
+    assert_eq!(left, 0, "a journal that nobody needs is gone");
 }
 
 #[test]
