@@ -54,3 +54,9 @@ need_compiler() {
   command -v cargo >/dev/null || die "please install Rust first: https://rustup.rs"
   command -v cc >/dev/null || install_packages gcc libc6-dev
 }
+
+# The verdicts of the fault bench as a table, by number of the fault.
+faults_table() {
+  { printf 'fault\ttimes\tacknowledged\tlost\ttwice\tverdict\n'; sort -t ' ' -k 1,1n -k 2 "$1"; } |
+    awk -F '\t' '{ printf "%-56s %6s %13s %7s %6s  %s\n", $1, $2, $3, $4, $5, $6 }'
+}

@@ -25,6 +25,8 @@ pub mod journal;
 
 pub mod writer;
 
+pub mod dead;
+
 pub mod storage;
 
 pub mod query;

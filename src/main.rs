@@ -37,6 +37,7 @@ fn main() -> ExitCode {
         Task::Migrate => server::migrate(&settings, &clock),
         Task::History => server::history(&settings).map(|table| print(&table)),
         Task::JournalInspect => server::inspect_journal(&settings),
+        Task::Dead(task) => server::dead(&settings, &clock, &task),
         Task::Serve | Task::CheckConfig => server::run(&settings, &clock),
     };
     match done {

@@ -17,6 +17,7 @@ pub use failed::Failed;
 use crate::api::Api;
 use crate::buffer::{self, Buffer};
 use crate::clock::Clock;
+use crate::dead::DeadTask;
 use crate::health::Database;
 use crate::http::router::LABELS;
 use crate::http::tls::Identity;
@@ -57,7 +58,7 @@ pub fn run(settings: &Settings, clock: &Clock) -> Result<(), Failed> {
     let listeners =
         listener::bind(address, settings.acceptors).map_err(|error| Failed::Listen { address, error })?;
     notice_signals(&lifecycle)?;
-    let journal = open_journal(settings)?;
+    let journal = open_journal(&settings.data_dir)?;
     let (repository, cluster) = open_database(settings, clock)?;
     let outside = Outside { listeners, identity, repository, journal };
     let served = serve(settings, outside, &lifecycle, &notices, clock);
@@ -98,12 +99,36 @@ pub fn inspect_journal(settings: &Settings) -> Result<(), Failed> {
 }
 
 /// The journal's directory, and what an earlier process left in it.
-fn open_journal(settings: &Settings) -> Result<(Arc<dyn Disk>, Vec<Found>), Failed> {
-    let path = settings.data_dir.join(JOURNAL);
+pub fn open_journal(data_dir: &Path) -> Result<(Arc<dyn Disk>, Vec<Found>), Failed> {
+    let path = data_dir.join(JOURNAL);
     let failed = |error| Failed::from(StartFailed::Io { path: path.clone(), error });
     let disk = Directory::open(path.clone()).map_err(failed)?;
     let found = journal::adopt(&disk).map_err(failed)??;
     Ok((Arc::new(disk), found))
+}
+
+/// `aurore-events dead`. A cluster of a running server is used and left alone; one that nobody runs is started for as
+/// long as this takes.
+pub fn dead(settings: &Settings, clock: &Clock, task: &DeadTask) -> Result<(), Failed> {
+    let own_cluster = settings.data_dir.join("postgres");
+    let (_lock, target, cluster) = match &settings.database_url {
+        Some(url) => (None, Target::parse(url)?, None),
+        None if !own_cluster.is_dir() => return Err(Failed::NoCluster(settings.data_dir.clone())),
+        None => match lock_data_dir(&settings.data_dir) {
+            Ok(lock) => {
+                let cluster = Cluster::start(&settings.data_dir, ClusterLimits::default(), clock)?;
+                (Some(lock), cluster.target(), Some(cluster))
+            }
+            Err(Failed::DataDirInUse(_)) => (None, Cluster::of_a_running_server(&settings.data_dir)?, None),
+            Err(error) => return Err(error),
+        },
+    };
+    let repository =
+        PostgresRepository::new(&target, StoreLimits { connections_max: 2, ..StoreLimits::default() });
+    let done = task.run(&repository, clock, &mut std::io::stdout().lock());
+    drop(repository);
+    stop(cluster);
+    done.map_err(|error| Failed::Dead(Box::new(error)))
 }
 
 /// Keeps two servers from sharing a directory. The lock ends with the process, however that ends.

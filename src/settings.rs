@@ -5,6 +5,7 @@
 //! file, the file over the default. Mistakes are collected and reported together.
 
 mod edge;
+mod task;
 
 use std::collections::HashMap;
 use std::ffi::OsString;
@@ -14,6 +15,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 pub use edge::Edge;
+pub use task::Task;
 
 use clap::parser::ValueSource;
 use clap::{Arg, ArgMatches, Command};
@@ -75,16 +77,6 @@ pub enum HttpEngine {
 pub enum LogFormat {
     Logfmt,
     Json,
-}
-
-/// What the program was asked to do.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Task {
-    Serve,
-    CheckConfig,
-    Migrate,
-    History,
-    JournalInspect,
 }
 
 /// Why there are no settings.
@@ -217,23 +209,13 @@ impl Settings {
     /// Reads the command line, the environment and the `--env-file`.
     pub fn load(args: impl IntoIterator<Item = OsString>) -> Result<(Task, Self), Refused> {
         let matches = command().try_get_matches_from(args).map_err(Refused::Usage)?;
-        let (task, matches) = match matches.subcommand() {
-            Some(("check-config", of_task)) => (Task::CheckConfig, of_task),
-            Some(("migrate", of_task)) => (Task::Migrate, of_task),
-            Some(("history", of_task)) => (Task::History, of_task),
-            Some(("journal", of_task)) => match of_task.subcommand() {
-                Some((_, of_inspect)) => (Task::JournalInspect, of_inspect),
-                None => (Task::JournalInspect, of_task),
-            },
-            Some((_, of_task)) => (Task::Serve, of_task),
-            None => (Task::Serve, &matches),
-        };
+        let (task, matches) = task::of(matches);
         let mut mistakes = Vec::new();
         let file = match matches.get_one::<PathBuf>("ENV_FILE") {
             Some(path) => read_env_file(path, &mut mistakes),
             None => HashMap::new(),
         };
-        let mut reader = Reader { matches, file, mistakes: &mut mistakes };
+        let mut reader = Reader { matches: &matches, file, mistakes: &mut mistakes };
         let mut settings = Self::read(&mut reader);
         settings.shown = all().map(|setting| reader.shown(setting.name)).collect();
         if mistakes.is_empty() { Ok((task, settings)) } else { Err(Refused::Mistakes(mistakes)) }
@@ -324,7 +306,7 @@ fn command() -> Command {
             None => arg,
         }
     });
-    Command::new("aurore-events")
+    let program = Command::new("aurore-events")
         .version(env!("CARGO_PKG_VERSION"))
         .about("Takes in events over HTTP and gets every acknowledged one into PostgreSQL exactly once")
         .max_term_width(110)
@@ -336,17 +318,8 @@ fn command() -> Command {
                 .global(true)
                 .value_parser(clap::value_parser!(PathBuf))
                 .help("File of NAME=value lines, for what neither flags nor the environment set"),
-        )
-        .subcommand(Command::new("serve").about("Run the server (the default)"))
-        .subcommand(Command::new("check-config").about("Check the settings, print them and exit"))
-        .subcommand(
-            Command::new("journal")
-                .about("Look at the journal in DATA_DIR")
-                .subcommand_required(true)
-                .subcommand(Command::new("inspect").about("Say what lies in each segment; touch nothing")),
-        )
-        .subcommand(Command::new("migrate").about("Bring the database's schema up to date and exit"))
-        .subcommand(Command::new("history").about("Print the metrics history of DATA_DIR as a table"))
+        );
+    task::add_to(program)
 }
 
 /// Reads one setting after another, and keeps going when one is wrong.

@@ -258,7 +258,7 @@ impl Status {
             recovering: self.journal.is_recovering(),
             journal: self.journal.trouble(),
             // The writer notices sooner than the probe.
-            database_up: self.database.is_up() && breaker != State::Open,
+            database_up: self.database.is_up(self.clock.now()) && breaker != State::Open,
             breaker,
         }
     }

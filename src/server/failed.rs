@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
+use crate::dead::DeadError;
 use crate::http::tls::IdentityError;
 use crate::journal::StartFailed;
 use crate::storage::StoreError;
@@ -38,6 +39,10 @@ pub enum Failed {
     Journal(#[from] StartFailed),
     #[error("the journal is damaged")]
     JournalDamaged,
+    #[error("{0}")]
+    Dead(Box<DeadError>),
+    #[error("there is no database: DATABASE_URL is not set, and {0} holds no cluster")]
+    NoCluster(PathBuf),
     #[error("the thread {0} died: what it held can no longer be vouched for")]
     ThreadDied(String),
     #[error(
@@ -67,6 +72,8 @@ impl Failed {
             | Self::Migrate(_)
             | Self::Journal(_)
             | Self::JournalDamaged
+            | Self::Dead(_)
+            | Self::NoCluster(_)
             | Self::Interrupted(_)
             | Self::Undrained(_) => ExitCode::FAILURE,
         }

@@ -223,6 +223,7 @@ fn refused(sqlstate: &str, row: Option<usize>, constraint: Option<String>) -> St
         row,
         constraint,
         column: None,
+        timed_out: false,
         in_doubt: false,
     }
 }

@@ -123,6 +123,8 @@ pub struct StoreError {
     pub constraint: Option<String>,
     /// The column at fault, when the database named one.
     pub column: Option<String>,
+    /// The work itself took longer than it may, once it had begun: less of it may do.
+    pub timed_out: bool,
     /// COMMIT was sent and its answer never came: the rows may be stored.
     pub in_doubt: bool,
 }
@@ -136,6 +138,7 @@ impl StoreError {
             row: None,
             constraint: None,
             column: None,
+            timed_out: false,
             in_doubt: false,
         }
     }

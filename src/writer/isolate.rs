@@ -8,7 +8,9 @@ use crate::storage::{DeadLetter, StoreError, StorePath};
 
 /// Rows tried together after a refusal, at least. Where bad rows lie close, small pieces waste less on each; every
 /// piece that goes through doubles the next.
-const PIECE_MIN: usize = 16;
+pub(super) const PIECE_MIN: usize = 16;
+/// After a timeout so many times fewer rows are tried: each timeout costs seconds.
+const TIMEOUT_CUT: usize = 8;
 
 impl Writer {
     /// Settles `rows`, of which at least one is refused with `error`: stores the good, buries the bad.
@@ -16,11 +18,28 @@ impl Writer {
     /// The row that COPY names is only a suspect: it stands trial alone before it is set aside, so that no good row is
     /// ever lost to a misread hint.
     pub(super) fn isolate(&mut self, rows: &[Row<'_>], error: &StoreError) -> Result<(), GaveUp> {
+        let mut todo = Vec::new();
+        divide(&mut todo, 0..rows.len(), error.row);
+        self.settle_pieces(rows, todo, PIECE_MIN, usize::MAX)
+    }
+
+    /// Settles `rows` in pieces that a slow network or a slow database can take in time.
+    pub(super) fn piecemeal(&mut self, rows: &[Row<'_>]) -> Result<(), GaveUp> {
+        let piece_max = cut(rows.len());
+        self.settle_pieces(rows, std::iter::once(0..rows.len()).collect(), piece_max, piece_max)
+    }
+
+    /// Pieces are of `piece_max` rows, and twice as many after each that goes through, up to `piece_limit`.
+    fn settle_pieces(
+        &mut self,
+        rows: &[Row<'_>],
+        mut todo: Vec<Range<usize>>,
+        mut piece_max: usize,
+        mut piece_limit: usize,
+    ) -> Result<(), GaveUp> {
         let mut dead = Vec::new();
         let mut buried = 0;
-        let mut todo = Vec::new();
-        let mut piece_max = PIECE_MIN;
-        divide(&mut todo, 0..rows.len(), error.row);
+        let mut reason = None;
         while let Some(mut piece) = todo.pop() {
             if piece.len() > piece_max {
                 todo.push(piece.start + piece_max..piece.end);
@@ -32,14 +51,22 @@ impl Writer {
             let letters = if alone { &[][..] } else { &dead };
             match self.settle(&runs, letters, StorePath::Copy) {
                 Ok(()) => {
-                    piece_max = piece_max.saturating_mul(2);
+                    piece_max = piece_max.saturating_mul(2).min(piece_limit);
                     if !alone {
                         buried += dead.len();
                         dead.clear();
                     }
                 }
                 Err(Unsettled::GaveUp) => return Err(GaveUp),
-                Err(Unsettled::Refused(error)) if alone => dead.push(letter(rows[piece.start], error)),
+                Err(Unsettled::TooMany) => {
+                    piece_max = cut(piece.len());
+                    piece_limit = piece_max;
+                    todo.push(piece);
+                }
+                Err(Unsettled::Refused(error)) if alone => {
+                    reason.get_or_insert_with(|| error.clone());
+                    dead.push(letter(rows[piece.start], error));
+                }
                 Err(Unsettled::Refused(error)) => {
                     piece_max = error.row.map_or(piece.len() / 2, |row| row * 2).max(PIECE_MIN);
                     divide(&mut todo, piece, error.row);
@@ -51,16 +78,23 @@ impl Writer {
             match self.settle(&[], &dead, StorePath::Copy) {
                 Ok(()) => dead.clear(),
                 Err(Unsettled::GaveUp) => return Err(GaveUp),
+                Err(Unsettled::TooMany) => {}
                 // Nothing of ours can make PostgreSQL refuse a dead letter; somebody constrained the table.
                 Err(Unsettled::Refused(error)) => self.failed(&error, "burying dead letters")?,
             }
         }
-        log::warn!(
-            events = rows.len(), dead = buried, sqlstate = error.sqlstate.as_deref().unwrap_or("none");
-            "PostgreSQL refused events, they are in dead_events: {error}"
-        );
+        if let Some(error) = reason {
+            log::warn!(
+                events = rows.len(), dead = buried, sqlstate = error.sqlstate.as_deref().unwrap_or("none");
+                "PostgreSQL refused events, they are in dead_events: {error}"
+            );
+        }
         Ok(())
     }
+}
+
+fn cut(rows: usize) -> usize {
+    (rows / TIMEOUT_CUT).max(PIECE_MIN)
 }
 
 /// Divides a refused piece around the suspect, or in the middle where there is none. The stack gives the first part

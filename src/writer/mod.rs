@@ -28,7 +28,9 @@ use crate::journal::Journal;
 use crate::lifecycle::{Lifecycle, Phase};
 use crate::logging::Thinned;
 use crate::metrics::{BatchTimes, Ledger, WriterFigures};
+use crate::row;
 use crate::storage::{Breaker, DeadLetter, EventRepository, StoreError, StorePath, Stored};
+use isolate::PIECE_MIN;
 use retry::Backoff;
 
 /// How often the partitions are seen to: those ahead, and the late events that wait for one of their own.
@@ -100,6 +102,8 @@ enum Unsettled {
     GaveUp,
     /// A row among them is refused.
     Refused(StoreError),
+    /// They took longer than they may: fewer at a time may not.
+    TooMany,
 }
 
 impl Writer {
@@ -202,6 +206,7 @@ impl Writer {
             Ok(()) => Ok(()),
             Err(Unsettled::GaveUp) => Err(GaveUp),
             Err(Unsettled::Refused(error)) => self.isolate(&batch.rows(), &error),
+            Err(Unsettled::TooMany) => self.piecemeal(&batch.rows()),
         };
         if settled.is_ok() {
             let total = self.links.clock.now().since(started);
@@ -257,6 +262,10 @@ impl Writer {
                             path = StorePath::Stage;
                         }
                         self.failed(&error, "storing a batch")?;
+                        let count = || runs.iter().flat_map(|run| row::rows(run)).count();
+                        if error.timed_out && count() > PIECE_MIN {
+                            return Err(Unsettled::TooMany);
+                        }
                     }
                 },
             }

@@ -212,6 +212,28 @@ fn a_drain_tries_although_the_breaker_is_open() {
 }
 
 #[test]
+fn a_batch_that_takes_too_long_goes_in_pieces() {
+    let mut bench = Bench::new(Duration::ZERO);
+    bench.writer.tick();
+    let timeout = || Fault::Fail(StoreError { timed_out: true, ..StoreError::unreachable("silence") });
+    // Too long: 100 rows, then 16 once more, which is as few as it gets.
+    bench.repository.meet([timeout(), timeout()]);
+    bench.admit(0..100);
+    bench.drain(SOON);
+    bench.settled(100, 0, 0);
+    let sizes: Vec<_> = bench
+        .repository
+        .calls()
+        .into_iter()
+        .filter_map(|call| match call {
+            Call::Store { rows, .. } => Some(rows),
+            Call::Prepare | Call::Page | Call::Count | Call::Find | Call::Totals | Call::Ping => None,
+        })
+        .collect();
+    assert_eq!(sizes, [100, 16, 16, 16, 16, 16, 16, 16, 4]);
+}
+
+#[test]
 fn a_writer_that_panics_poisons_the_process() {
     let bench = Bench::new(Duration::ZERO);
     bench.repository.meet([Fault::Panic]);

@@ -3,10 +3,12 @@
 //! Every test has its own cluster, server and data directory, so they may all run at once. They wait for
 //! conditions, never for a time, and end on their own: a killed test takes its processes with it.
 
+#[path = "../harness/mod.rs"]
 mod harness;
 
 mod answers;
 mod backpressure;
+mod dead;
 mod durability;
 mod engines;
 mod health;

@@ -118,8 +118,13 @@ impl Connector {
                 Tls::Off => PostgresConnectionManager::new(config.clone(), NoTls).connect(),
             }
         };
-        client.map(|client| (client, pace)).map_err(|error| error::of("connecting", &error))
+        client.map(|client| (client, pace)).map_err(|error| before_any_work("connecting", &error))
     }
+}
+
+/// That this took too long says nothing of how much was asked.
+fn before_any_work(doing: &str, error: &postgres::Error) -> StoreError {
+    StoreError { timed_out: false, ..error::of(doing, error) }
 }
 
 /// A place for a connection. A client that is `busy` has an open transaction.
@@ -142,7 +147,7 @@ impl Link {
         if let Some((client, pace)) = &mut pooled {
             match begin(client, pace) {
                 Ok(()) => {}
-                Err(error) if error::is_answer(&error) => return Err(error::of("BEGIN", &error)),
+                Err(error) if error::is_answer(&error) => return Err(before_any_work("BEGIN", &error)),
                 Err(_died_idle) => pooled = None,
             }
         }
@@ -150,7 +155,7 @@ impl Link {
             link
         } else {
             let (mut client, pace) = connector.connect()?;
-            begin(&mut client, &pace).map_err(|error| error::of("BEGIN", &error))?;
+            begin(&mut client, &pace).map_err(|error| before_any_work("BEGIN", &error))?;
             (client, pace)
         };
         Ok(&mut self.client.insert(link).0)

@@ -137,6 +137,11 @@ impl Cluster {
         Ok(cluster)
     }
 
+    /// Where a cluster answers that a running server keeps. Starts nothing.
+    pub fn of_a_running_server(data_dir: &Path) -> Result<Target, ClusterError> {
+        Ok(Target::socket(Home::prepare(data_dir)?.socket_dir(), USER, DATABASE))
+    }
+
     /// Where to connect.
     pub fn target(&self) -> Target {
         Target::socket(self.home.socket_dir(), USER, DATABASE)

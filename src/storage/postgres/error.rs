@@ -14,8 +14,26 @@ pub(super) fn is_answer(error: &postgres::Error) -> bool {
 pub(super) fn of(doing: &str, error: &postgres::Error) -> StoreError {
     match error.as_db_error() {
         Some(answer) => answered(doing, answer),
-        None => StoreError::unreachable(format!("{doing}: {}", chain(error))),
+        None => StoreError {
+            timed_out: is_timeout(error),
+            ..StoreError::unreachable(format!("{doing}: {}", chain(error)))
+        },
     }
+}
+
+/// Whether our own patience with a silent socket ended it.
+fn is_timeout(error: &postgres::Error) -> bool {
+    let mut cause: Option<&dyn std::error::Error> = Some(error);
+    while let Some(inner) = cause {
+        if inner
+            .downcast_ref::<std::io::Error>()
+            .is_some_and(|inner| inner.kind() == std::io::ErrorKind::TimedOut)
+        {
+            return true;
+        }
+        cause = inner.source();
+    }
+    false
 }
 
 /// A failed COMMIT: unless the database says that it rolled back, the rows may be stored. A connection that was cut
@@ -33,7 +51,10 @@ pub(super) fn of_commit(error: &postgres::Error) -> StoreError {
 pub(super) fn of_io(doing: &str, error: &std::io::Error) -> StoreError {
     match error.get_ref().and_then(|inner| inner.downcast_ref::<postgres::Error>()) {
         Some(inner) => of(doing, inner),
-        None => StoreError::unreachable(format!("{doing}: {error}")),
+        None => StoreError {
+            timed_out: error.kind() == std::io::ErrorKind::TimedOut,
+            ..StoreError::unreachable(format!("{doing}: {error}"))
+        },
     }
 }
 
@@ -52,6 +73,7 @@ fn answered(doing: &str, answer: &DbError) -> StoreError {
         row: answer.where_().and_then(copy_row),
         constraint: answer.constraint().map(str::to_owned),
         column: answer.column().map(str::to_owned).or_else(|| answer.where_().and_then(copy_column)),
+        timed_out: answer.code() == &SqlState::QUERY_CANCELED,
         in_doubt: false,
     }
 }

@@ -1,9 +1,10 @@
 //! Events in PostgreSQL, 14 and later. The only place that names the `postgres` crate.
 //!
 //! `target` and `tls` say where the database is, `connect` how a transaction is had; `migrate` and `partition` make the
-//! tables; `store` and `find` use them; `error` translates; `embedded` runs a cluster of our own.
+//! tables; `store`, `find` and `dead` use them; `error` translates; `embedded` runs a cluster of our own.
 
 mod connect;
+mod dead;
 pub mod embedded;
 mod error;
 mod find;
@@ -22,6 +23,7 @@ mod types;
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::Duration;
 
+pub use dead::{DeadEvent, DeadFilter, Replayed};
 pub use target::{Target, TargetError};
 
 use self::connect::{Connections, Terms};
@@ -36,12 +38,14 @@ use crate::storage::{
 pub struct Limits {
     /// Connections open at once.
     pub connections_max: u32,
-    /// Longest that one statement of a batch may take.
+    /// Longest that one statement of a batch may take. With `grace` below the 15 s in which silence must be noticed.
     pub store_timeout: Duration,
     /// Longest that a batch may wait for a lock.
     pub lock_timeout: Duration,
     /// Longest that a query may take.
     pub query_timeout: Duration,
+    /// Longest that a ping may take.
+    pub ping_timeout: Duration,
     /// How long an answer may be on its way: a database that is silent for longer than the timeouts above and this
     /// counts as lost.
     pub grace: Duration,
@@ -51,10 +55,11 @@ impl Default for Limits {
     fn default() -> Self {
         Self {
             connections_max: 20,
-            store_timeout: Duration::from_secs(30),
+            store_timeout: Duration::from_secs(10),
             lock_timeout: Duration::from_secs(5),
             query_timeout: Duration::from_secs(5),
-            grace: Duration::from_secs(5),
+            ping_timeout: Duration::from_secs(3),
+            grace: Duration::from_secs(3),
         }
     }
 }
@@ -69,6 +74,7 @@ const NEVER: i64 = -1;
 pub struct PostgresRepository {
     connections: Connections,
     limits: Limits,
+    ping_terms: Terms,
     query_terms: Terms,
     page_terms: Terms,
     /// The day for which tables and partitions are known to be there.
@@ -88,9 +94,12 @@ impl PostgresRepository {
         // would sort all of them to find the first hundred. An index has the order that a page needs.
         let begin_page = format!("{begin_query}; SET LOCAL enable_sort = off");
         let patience = limits.query_timeout + limits.grace;
+        let begin_ping =
+            format!("BEGIN READ ONLY; SET LOCAL statement_timeout = {}", limits.ping_timeout.as_millis());
         Self {
             connections: Connections::new(target, limits.connections_max),
             limits,
+            ping_terms: Terms { begin: begin_ping, patience: limits.ping_timeout },
             query_terms: Terms { begin: begin_query, patience },
             page_terms: Terms { begin: begin_page, patience },
             prepared: AtomicI64::new(NEVER),
@@ -162,6 +171,6 @@ impl EventRepository for PostgresRepository {
     }
 
     fn ping(&self) -> Result<(), StoreError> {
-        self.connections.transaction(&self.query_terms, |_client| Ok(()))
+        self.connections.transaction(&self.ping_terms, |_client| Ok(()))
     }
 }

@@ -23,7 +23,7 @@ const PIECE_BYTES: usize = 64 * 1024;
 const HOUR_MICROS: i64 = 3_600_000_000;
 
 /// A stage without indexes or WAL that ends with its transaction.
-const STAGE: &str = "CREATE TEMPORARY TABLE aurore_stage (event_id uuid, timestamp timestamptz, \
+pub(super) const STAGE: &str = "CREATE TEMPORARY TABLE aurore_stage (event_id uuid, timestamp timestamptz, \
      ingested_at timestamptz, service text, message text, metadata jsonb) ON COMMIT DROP";
 
 /// What is new goes into the table, in the order of its ids, so that servers that store the same events wait for each
@@ -87,7 +87,7 @@ pub(super) fn store(
 }
 
 /// Sends all rows. Fails unless the database counts as many as were given.
-fn copy(client: &mut Client, table: &str, runs: &[&[u8]], rows: u64) -> Result<(), StoreError> {
+pub(super) fn copy(client: &mut Client, table: &str, runs: &[&[u8]], rows: u64) -> Result<(), StoreError> {
     const DOING: &str = "COPY";
     let statement = format!("COPY {table} ({COLUMNS}) FROM STDIN BINARY");
     let mut writer = client.copy_in(&statement).map_err(|error| error::of(DOING, &error))?;
@@ -117,7 +117,7 @@ fn copy(client: &mut Client, table: &str, runs: &[&[u8]], rows: u64) -> Result<(
     }
 }
 
-fn from_stage(client: &mut Client, rows: u64) -> Result<u64, StoreError> {
+pub(super) fn from_stage(client: &mut Client, rows: u64) -> Result<u64, StoreError> {
     let row = client
         .query_typed_one(FROM_STAGE, &[])
         .map_err(|error| error::of("INSERT from the stage", &error))?;

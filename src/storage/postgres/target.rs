@@ -20,7 +20,7 @@ const KEEPALIVE_IDLE: Duration = Duration::from_secs(30);
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(5);
 const KEEPALIVE_RETRIES: u32 = 3;
 /// How long bytes that were sent may stay unacknowledged before the connection counts as lost.
-const TCP_USER_TIMEOUT: Duration = Duration::from_secs(20);
+const TCP_USER_TIMEOUT: Duration = Duration::from_secs(12);
 /// Where Debian and most others put the server's socket; what libpq would use without a host.
 const SOCKET_DIR: &str = "/var/run/postgresql";
 

@@ -58,6 +58,27 @@ impl Postgres {
         format!("postgresql://aurore@127.0.0.1:{}/aurore", self.port)
     }
 
+    pub(crate) fn port(&self) -> u16 {
+        self.port
+    }
+
+    /// What a server is told that reaches it through `port`, with this password.
+    pub(crate) fn url_through(port: u16, password: &str) -> String {
+        format!("postgresql://aurore:{password}@127.0.0.1:{port}/aurore?sslmode=disable")
+    }
+
+    /// From now on the server's user must show a password over TCP.
+    pub(crate) fn demand_password(&self) {
+        let rules = "local all postgres trust\nhost all all 127.0.0.1/32 scram-sha-256\n";
+        fs::write(self.dir.path().join("data/pg_hba.conf"), rules).expect("the rules can be written");
+        self.execute("SELECT pg_reload_conf()");
+    }
+
+    /// Ends the server's sessions.
+    pub(crate) fn end_sessions(&self) {
+        self.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = 'aurore'");
+    }
+
     pub(crate) fn stop_fast(&mut self) {
         self.stop("INT");
     }

@@ -81,17 +81,6 @@ impl Server {
         until("the server is ready", || self.client().get("/ready").status == 200);
     }
 
-    /// Another value for a setting, from the next start on.
-    pub(crate) fn set(&mut self, name: &str, value: &str) {
-        self.settings.retain(|(other, _)| other != name);
-        self.settings.push((name.to_owned(), value.to_owned()));
-    }
-
-    /// What it has said since it was started.
-    pub(crate) fn log(&self) -> String {
-        self.running().log()
-    }
-
     pub(crate) fn address(&self) -> SocketAddr {
         self.running().address.expect("BUG: it was waited for")
     }
@@ -103,6 +92,21 @@ impl Server {
 
     pub(crate) fn data_dir(&self) -> &Path {
         self.data.path()
+    }
+
+    pub(crate) fn pid(&self) -> u32 {
+        self.running().child.id()
+    }
+
+    /// What it has said since its start.
+    pub(crate) fn log(&self) -> String {
+        self.running().log()
+    }
+
+    /// From its next start on.
+    pub(crate) fn set(&mut self, name: &str, value: &str) {
+        self.settings.retain(|(known, _)| known != name);
+        self.settings.push((name.to_owned(), value.to_owned()));
     }
 
     pub(crate) fn signal(&self, name: &str) {

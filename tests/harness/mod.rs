@@ -1,5 +1,7 @@
 //! What the promises are tried with: a database that can be broken, the real server, a client that sends any
-//! bytes, a producer that remembers what was acknowledged, and the judge.
+//! bytes, a producer that remembers what was acknowledged, and the judge. Shared by `tests/it` and `tests/faults`.
+
+#![allow(dead_code, unused_imports, reason = "each of the two binaries uses a part of it")]
 
 pub(crate) mod client;
 pub(crate) mod events;

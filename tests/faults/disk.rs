@@ -1,0 +1,220 @@
+//! FAULTS 6 to 11: what can happen to the disk under the data directory. That the journal survives a cut at every
+//! byte and a flip of every byte (8) is tested where it is read.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use crate::bench::{Bench, JOURNAL_LANDED, Line, NO_JOURNAL, times};
+use crate::harness::producer::Manner;
+use crate::harness::server::run;
+use crate::harness::temp::TempDir;
+use crate::harness::{Postgres, until};
+
+const LOAD: Manner = Manner { connections: 4, batch: 10, durability: None };
+
+/// A file system of its own, of so many bytes, for as long as this lives. Needs root.
+struct Mounted(TempDir);
+
+impl Mounted {
+    #[track_caller]
+    fn tmpfs(options: &str) -> Self {
+        let dir = TempDir::new();
+        let done =
+            Command::new("mount").args(["-t", "tmpfs", "-o", options, "tmpfs"]).arg(dir.path()).status();
+        assert!(
+            done.expect("mount runs").success(),
+            "this test mounts a tmpfs, for which it needs root (CAP_SYS_ADMIN)"
+        );
+        Self(dir)
+    }
+
+    fn path(&self) -> &Path {
+        self.0.path()
+    }
+}
+
+impl Drop for Mounted {
+    fn drop(&mut self) {
+        // Lazily: whoever still has a file there may finish.
+        drop(Command::new("umount").arg("-l").arg(self.0.path()).status());
+    }
+}
+
+/// System calls of a process fail, from now until this goes.
+struct Injected(Child);
+
+impl Injected {
+    #[track_caller]
+    fn into(pid: u32, calls: &str, error: &str) -> Self {
+        let log = TempDir::new();
+        let said = log.path().join("strace");
+        let mut strace = Command::new("strace")
+            .args(["-f", "-p", &pid.to_string(), "-e", &format!("trace={calls}")])
+            .args(["-e", &format!("inject={calls}:error={error}")])
+            .stdout(Stdio::null())
+            .stderr(fs::File::create(&said).expect("a file can be made"))
+            .spawn()
+            .expect("this test needs strace: apt-get install strace");
+        until("strace has attached", || {
+            let text = fs::read_to_string(&said).unwrap_or_default();
+            assert_eq!(strace.try_wait().expect("a child can be waited for"), None, "strace ended: {text}");
+            text.contains("attached")
+        });
+        Self(strace)
+    }
+}
+
+impl Drop for Injected {
+    fn drop(&mut self) {
+        crate::harness::process::signal("INT", self.0.id());
+        drop(self.0.wait());
+    }
+}
+
+fn journal(bench: &Bench) -> PathBuf {
+    bench.server.data_dir().join("journal")
+}
+
+#[test]
+fn f06_a_full_disk_refuses_what_it_cannot_keep_and_heals_by_itself() {
+    const FAULT: &str = "6 disk full, then freed";
+    if !JOURNAL_LANDED {
+        return Line::of(FAULT).not_run(NO_JOURNAL);
+    }
+    let disk = Mounted::tmpfs("size=8m,mode=0755");
+    let directory = disk.path().join("data").display().to_string();
+    let mut bench = Bench::start(FAULT, &[("DURABILITY", "written"), ("DATA_DIR", &directory)]);
+    bench.load(LOAD);
+    for _ in 0..times(1, 5) {
+        bench.keeps_taking(500);
+        let ballast = disk.path().join("ballast");
+        // Until the disk says no.
+        drop(fs::write(&ballast, vec![1; 16 << 20]));
+        until("events are refused", || bench.server.metric("events_dropped_total") > 0);
+        fs::remove_file(&ballast).expect("it can be removed");
+        bench.keeps_taking(500);
+    }
+    bench.judge_refusing(1, &[202, 429, 503]);
+}
+
+#[test]
+fn f07_a_failed_fsync_withdraws_the_level_and_is_never_taken_for_done() {
+    const FAULT: &str = "7 fsync fails with EIO";
+    if !JOURNAL_LANDED {
+        return Line::of(FAULT).not_run(NO_JOURNAL);
+    }
+    let mut bench = Bench::loaded(FAULT, &[("DURABILITY", "synced")]);
+    let injected = Injected::into(bench.server.pid(), "fsync,fdatasync", "EIO");
+    until("the level is withdrawn", || bench.server.client().get("/ready").status == 503);
+    drop(injected);
+    // Only a new process may promise it again.
+    assert_eq!(bench.server.client().get("/ready").status, 503);
+    bench.server.kill();
+    bench.unload();
+    bench.server.start_again();
+    bench.load(LOAD);
+    bench.keeps_taking(500);
+    bench.judge_killed(1, |_, _| false);
+}
+
+#[test]
+fn f07_failing_writes_and_renames_are_refused_and_heal() {
+    const FAULT: &str = "7 write and rename fail with EIO";
+    if !JOURNAL_LANDED {
+        return Line::of(FAULT).not_run(NO_JOURNAL);
+    }
+    let mut bench = Bench::loaded(FAULT, &[("DURABILITY", "written")]);
+    let injected = Injected::into(bench.server.pid(), "pwrite64,pwritev,rename,renameat,renameat2", "EIO");
+    until("it is said", || bench.server.client().get("/ready").status == 503);
+    drop(injected);
+    bench.server.kill();
+    bench.unload();
+    bench.server.start_again();
+    bench.load(LOAD);
+    bench.keeps_taking(500);
+    bench.judge_killed(1, |_, _| false);
+}
+
+#[test]
+fn f09_killed_between_write_and_fsync_nothing_that_was_written_is_lost() {
+    const FAULT: &str = "9 killed while fsync and rename hang";
+    if !JOURNAL_LANDED {
+        return Line::of(FAULT).not_run(NO_JOURNAL);
+    }
+    let mut bench = Bench::loaded(FAULT, &[("DURABILITY", "written")]);
+    let rounds = times(2, 10);
+    for round in 0..rounds {
+        let call = ["fsync,fdatasync", "rename,renameat,renameat2,unlink,unlinkat"][round as usize % 2];
+        let slow = Command::new("strace")
+            .args(["-f", "-p", &bench.server.pid().to_string(), "-o", "/dev/null"])
+            .args(["-e", &format!("trace={call}"), "-e", &format!("inject={call}:delay_enter=1000000")])
+            .stderr(Stdio::null())
+            .spawn();
+        let mut slow = slow.expect("this test needs strace: apt-get install strace");
+        bench.keeps_taking(500);
+        bench.server.kill();
+        drop(slow.wait());
+        bench.unload();
+        bench.server.start_again();
+        bench.load(LOAD);
+    }
+    bench.keeps_taking(100);
+    bench.judge_killed(rounds, |_, _| false);
+}
+
+#[test]
+fn f10_leftovers_in_the_data_directory_are_passed_over() {
+    let mut bench = Bench::loaded("10 left-over temporary files, another format version", &[]);
+    bench.server.stop();
+    bench.unload();
+    let journal = journal(&bench);
+    fs::create_dir_all(&journal).expect("it can be made");
+    fs::write(journal.join("0000000000000001.tmp"), b"half a segment").expect("it can be written");
+    fs::write(journal.join("leftover~"), b"").expect("it can be written");
+    bench.server.start_again();
+    bench.load(LOAD);
+    bench.keeps_taking(500);
+    bench.judge_killed(1, |_, _| false);
+}
+
+#[test]
+fn f10_a_data_directory_that_is_no_use_is_said_at_once() {
+    let mut line = Line::of("10 data directory read-only, a file, or out of reach");
+    let postgres = Postgres::start();
+    let file = TempDir::new();
+    fs::write(file.path().join("data"), b"").expect("it can be written");
+    let read_only = Mounted::tmpfs("ro");
+    for path in [read_only.path().to_owned(), file.path().join("data"), PathBuf::from("/proc/none/data")] {
+        let path = path.display().to_string();
+        let ended = run(&[("DATABASE_URL", &postgres.url()), ("DATA_DIR", &path)], &["serve"]);
+        assert!(matches!(ended.code, Some(1 | 2)), "{path}: {:?}: {}", ended.code, ended.stderr);
+        assert!(ended.stderr.contains(&path), "{}", ended.stderr);
+    }
+    line.passed_after(3, 0);
+}
+
+#[test]
+fn f11_killed_during_recovery_and_recovered_twice_it_stores_once() {
+    const FAULT: &str = "11 killed during recovery; a backlog larger than the buffer";
+    if !JOURNAL_LANDED {
+        return Line::of(FAULT).not_run(NO_JOURNAL);
+    }
+    let mut bench = Bench::loaded(FAULT, &[("DURABILITY", "written")]);
+    bench.postgres.stop_fast();
+    bench.keeps_taking(20_000);
+    bench.server.kill();
+    bench.unload();
+    bench.server.set("BUFFER_MAX_SIZE", "5000");
+    bench.postgres.start_again();
+    bench.proxy.throttle(500_000);
+    for _ in 0..times(2, 10) {
+        bench.server.start_again();
+        std::thread::sleep(Duration::from_millis(100));
+        bench.server.kill();
+    }
+    bench.proxy.heal();
+    bench.server.start_again();
+    bench.judge_killed(times(2, 10), |_, _| false);
+}
