@@ -37,6 +37,18 @@ need_postgres() {
   install_packages postgresql
 }
 
+# Installs Prometheus, its Alertmanager and PostgreSQL's exporter unless they are there. The packages would start services
+# of their own, which nobody here needs: on a machine with a service manager they are stopped again.
+need_prometheus() {
+  local name missing=()
+  for name in prometheus prometheus-alertmanager prometheus-postgres-exporter; do
+    command -v "$name" >/dev/null || missing+=("$name")
+  done
+  if [ "${#missing[@]}" -eq 0 ]; then return; fi
+  install_packages "${missing[@]}"
+  if [ -d /run/systemd/system ] && [ "$(id -u)" -eq 0 ]; then systemctl disable --now "${missing[@]}" >&2; fi
+}
+
 # Installs what compiling needs besides the Rust toolchain.
 need_compiler() {
   command -v cargo >/dev/null || die "please install Rust first: https://rustup.rs"

@@ -84,6 +84,7 @@ impl Api {
             Route::Health if !grant.metrics => self.status.health(Part::Word, response),
             Route::Health => self.status.health(Part::Overall, response),
             Route::HealthBuffer => self.status.health(Part::Buffer, response),
+            Route::HealthBusiness => self.status.health_business(response),
             Route::HealthDatabase => self.status.health(Part::Database, response),
             Route::HealthDetailed => self.status.health(Part::Detailed, response),
             Route::Metrics => self.metrics(request, response),
@@ -280,11 +281,11 @@ impl Api {
     fn metrics(&self, request: &Request<'_>, response: &mut Response) {
         const OFFERS: [&str; 3] = ["application/json", "text/plain", "application/openmetrics-text"];
         let accept = request.headers.get("Accept").and_then(|accept| str::from_utf8(accept).ok());
-        // None of them, or no preference: JSON.
-        if accept.and_then(|accept| preferred(accept, &OFFERS)).is_some_and(|offer| offer > 0) {
-            self.status.metrics_text(response);
-        } else {
-            self.status.metrics_json(response);
+        match accept.and_then(|accept| preferred(accept, &OFFERS)) {
+            Some(2) => self.status.metrics_openmetrics(response),
+            Some(1) => self.status.metrics_text(response),
+            // None of them, or no preference: JSON.
+            Some(_) | None => self.status.metrics_json(response),
         }
     }
 }
@@ -357,7 +358,9 @@ fn area(route: Option<&Route<'_>>) -> Area {
         Route::ListEvents | Route::GetEvent(_) | Route::Stats => Area::Query,
         Route::Live | Route::Ready => Area::Probe,
         Route::Health => Area::Health,
-        Route::HealthBuffer | Route::HealthDatabase | Route::HealthDetailed => Area::HealthDetails,
+        Route::HealthBuffer | Route::HealthBusiness | Route::HealthDatabase | Route::HealthDetailed => {
+            Area::HealthDetails
+        }
         Route::Metrics | Route::MetricsPrometheus => Area::Metrics,
         Route::Console | Route::Options(_) => Area::Public,
     }
@@ -378,7 +381,7 @@ fn index_page(response: &mut Response) {
           GET  /events/{event_id}    one event, or what became of it\n\
           GET  /stats                how many events of each service in each hour\n\
           GET  /live /ready          for whoever supervises the process\n\
-          GET  /health               in one word; more under /health/buffer, /health/database, /health/detailed\n\
+          GET  /health               in one word; more under /health/buffer, /health/business, /health/database, /health/detailed\n\
           GET  /metrics              figures in JSON; /metrics/prometheus for Prometheus\n",
     );
 }

@@ -16,11 +16,12 @@ use crate::settings::LogFormat;
 pub fn start(level: log::LevelFilter, format: LogFormat, clock: &Clock) {
     let wall = clock.clone();
     let started = env_logger::Builder::new()
-        .filter_level(level)
+        // What is let through is said by the level of the `log` crate, which may change.
+        .filter_level(log::LevelFilter::Trace)
         // Theirs are about single statements and connections; ours say what it meant.
-        .filter_module("tokio_postgres", level.min(log::LevelFilter::Warn))
-        .filter_module("postgres", level.min(log::LevelFilter::Warn))
-        .filter_module("refinery_core", level.min(log::LevelFilter::Warn))
+        .filter_module("tokio_postgres", log::LevelFilter::Warn)
+        .filter_module("postgres", log::LevelFilter::Warn)
+        .filter_module("refinery_core", log::LevelFilter::Warn)
         .filter_module("r2d2", log::LevelFilter::Off)
         .format(move |out, record| {
             let mut line = Line { format, text: String::with_capacity(200) };
@@ -39,11 +40,35 @@ pub fn start(level: log::LevelFilter, format: LogFormat, clock: &Clock) {
     if let Err(error) = started {
         log::debug!("the log had been started before: {error}");
     }
+    log::set_max_level(level);
     std::panic::set_hook(Box::new(|panic| {
         let place = panic.location().map(ToString::to_string).unwrap_or_default();
         let said = panic.payload_as_str().unwrap_or("(no message)");
         log::error!(at = place.as_str(); "a thread panicked: {said}");
     }));
+}
+
+/// Logs one level more, or one less, from here on; never less than errors.
+pub fn shift(louder: bool) {
+    let from = log::max_level();
+    let to = shifted(from, louder);
+    log::set_max_level(to);
+    log::log!(
+        to.to_level().unwrap_or(log::Level::Error),
+        "the log level is now {}",
+        to.as_str().to_ascii_lowercase()
+    );
+}
+
+fn shifted(from: log::LevelFilter, louder: bool) -> log::LevelFilter {
+    use log::LevelFilter::{Debug, Error, Info, Off, Trace, Warn};
+    match (from, louder) {
+        (Off, _) | (Error | Warn, false) => Error,
+        (Error, true) | (Info, false) => Warn,
+        (Warn, true) | (Debug, false) => Info,
+        (Info, true) | (Trace, false) => Debug,
+        (Debug | Trace, true) => Trace,
+    }
 }
 
 /// One line in the making.
@@ -168,6 +193,15 @@ mod tests {
             line(LogFormat::Json, &pairs),
             "{\"level\":\"warn\",\"msg\":\"a \\\"b\\\"\\nc\",\"empty\":\"\",\"x\":\"\\u007f\\\\\"}\n"
         );
+    }
+
+    #[test]
+    fn the_level_goes_up_and_down_a_step_at_a_time_and_stays_within_its_ends() {
+        use log::LevelFilter::{Debug, Error, Info, Off, Trace, Warn};
+        for pair in [Error, Warn, Info, Debug, Trace].windows(2) {
+            assert_eq!((shifted(pair[0], true), shifted(pair[1], false)), (pair[1], pair[0]));
+        }
+        assert_eq!((shifted(Trace, true), shifted(Error, false), shifted(Off, true)), (Trace, Error, Error));
     }
 
     #[test]

@@ -9,6 +9,11 @@ use aurore_events::{logging, server};
 /// The settings are wrong; nothing was started.
 const WRONG_SETTINGS: u8 = 2;
 
+#[expect(clippy::print_stdout, reason = "the command's answer")]
+fn print(text: &str) {
+    print!("{text}");
+}
+
 fn main() -> ExitCode {
     let (task, settings) = match Settings::load(std::env::args_os()) {
         Ok(loaded) => loaded,
@@ -39,6 +44,7 @@ fn main() -> ExitCode {
     let done = match task {
         Task::Migrate => server::migrate(&settings, &clock),
         Task::RetentionRun { dry_run } => server::retention(&settings, &clock, dry_run),
+        Task::History => server::history(&settings).map(|table| print(&table)),
         Task::JournalInspect => server::inspect_journal(&settings),
         Task::Dead(task) => server::dead(&settings, &clock, &task),
         Task::Serve | Task::CheckConfig | Task::CreateToken(_) => server::run(&settings, &clock),

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crossbeam::channel::{Receiver, RecvError, RecvTimeoutError, bounded, select};
-use signal_hook::consts::{SIGHUP, SIGTERM};
+use signal_hook::consts::{SIGHUP, SIGTERM, SIGUSR1, SIGUSR2};
 
 pub use failed::Failed;
 pub use stages::policy;
@@ -20,14 +20,16 @@ use crate::api::Api;
 use crate::buffer::{self, Buffer};
 use crate::clock::Clock;
 use crate::dead::DeadTask;
-use crate::health::{Database, Probe};
+use crate::health::Database;
 use crate::http::router::LABELS;
 use crate::http::tls::Identity;
-use crate::http::{Remote, listener};
+use crate::http::{Remote, Shared, listener};
 use crate::journal::disk::{Directory, Disk};
 use crate::journal::{self, Checkpoint, Found, Journal, Level, Recovery, StartFailed};
 use crate::lifecycle::{Lifecycle, Notice, Phase};
-use crate::metrics::{HttpFigures, Ledger, Sampler, WriterFigures};
+use crate::logging;
+use crate::metrics::history::{History, table};
+use crate::metrics::{Business, DiskRoom, HttpFigures, Ledger, Sampler, WriterFigures};
 use crate::settings::{HttpEngine, Settings};
 use crate::status::Status;
 use crate::storage::postgres::embedded::{Cluster, ClusterLimits};
@@ -78,6 +80,17 @@ pub fn migrate(settings: &Settings, clock: &Clock) -> Result<(), Failed> {
     migrated?;
     log::info!("the database is up to date");
     Ok(())
+}
+
+/// `aurore-events history`: the table. Only reads, so a server may be running.
+pub fn history(settings: &Settings) -> Result<String, Failed> {
+    let failed = |error| Failed::DataDir { path: settings.data_dir.clone(), error };
+    let history = History::new(&settings.data_dir, settings.history_bytes_max);
+    let (entries, unreadable) = history.read().map_err(failed)?;
+    if unreadable > 0 {
+        log::warn!(lines = unreadable; "some lines of the history cannot be read");
+    }
+    Ok(table(&entries))
 }
 
 /// `aurore-events journal inspect`.
@@ -177,19 +190,25 @@ fn lock_data_dir(path: &Path) -> Result<File, Failed> {
     }
 }
 
-/// SIGTERM and SIGINT ask the server to stop; asked again, it ends at once. SIGHUP has files read again.
+/// SIGTERM and SIGINT ask the server to stop; asked again, it ends at once. SIGHUP has files read again; SIGUSR1 and
+/// SIGUSR2 log more and less.
 fn notice_signals(lifecycle: &Lifecycle) -> Result<(), Failed> {
     let failed = |error: &dyn std::error::Error| Failed::Signals(error.to_string());
     let stop = lifecycle.clone();
     ctrlc::set_handler(move || stop.stop()).map_err(|error| failed(&error))?;
     // ctrlc's feature for SIGTERM would take SIGHUP with it, which is not a reason to stop.
-    let mut signals =
-        signal_hook::iterator::Signals::new([SIGTERM, SIGHUP]).map_err(|error| failed(&error))?;
+    let mut signals = signal_hook::iterator::Signals::new([SIGTERM, SIGHUP, SIGUSR1, SIGUSR2])
+        .map_err(|error| failed(&error))?;
     let told = lifecycle.clone();
     lifecycle
         .spawn("signals", move || {
             for signal in signals.forever() {
-                if signal == SIGHUP { told.reload() } else { told.stop() }
+                match signal {
+                    SIGHUP => told.reload(),
+                    SIGUSR1 => logging::shift(true),
+                    SIGUSR2 => logging::shift(false),
+                    _ => told.stop(),
+                }
             }
         })
         .map_err(Failed::Thread)?;
@@ -264,6 +283,9 @@ pub fn serve(
         writer: Arc::new(WriterFigures::default()),
         http: Arc::new(HttpFigures::new(acceptors, &LABELS)),
         retention: Arc::default(),
+        connections: Arc::new(Shared::default()),
+        business: Arc::new(Business::default()),
+        disk: DiskRoom::default(),
         database: Arc::new(Database::default()),
         breaker: breaker.clone(),
         lifecycle: lifecycle.clone(),
@@ -306,19 +328,7 @@ pub fn serve(
     let journal_ended = stages::start_checkpoint(checkpoint, lifecycle)?;
     lifecycle.spawn_task("recovery", move || recovery.run()).map_err(Failed::Thread)?;
     let writer_ended = stages::start_writer(Writer::new(links, parker, batch), lifecycle)?;
-    let (stop_helpers, helpers_stop) = bounded::<()>(0);
-    stages::start_sampler(lifecycle, status.clone(), helpers_stop.clone())?;
-    let probe = Probe {
-        database: status.database.clone(),
-        repository: repository.clone(),
-        breaker: breaker.clone(),
-        clock: clock.clone(),
-    };
-    let retention =
-        stages::retention(settings, repository.clone(), breaker.clone(), status.retention.clone(), clock);
-    let retention_stop = helpers_stop.clone();
-    stages::spawn(lifecycle, "retention", move || retention.run(&retention_stop))?;
-    stages::spawn(lifecycle, "probe", move || probe.run(&helpers_stop))?;
+    let stop_helpers = stages::start_helpers(settings, &status, &repository)?;
     let line = stages::start_readers(settings, repository, breaker, lifecycle, clock)?;
 
     let address =
@@ -333,9 +343,15 @@ pub fn serve(
         }
     };
     let (remotes, acceptors_ended) = match settings.http_engine {
-        HttpEngine::Guarded => {
-            stages::start_acceptors(settings, listeners, identity.as_ref(), &api, lifecycle, clock)?
-        }
+        HttpEngine::Guarded => stages::start_acceptors(
+            settings,
+            listeners,
+            &status.connections,
+            identity.as_ref(),
+            &api,
+            lifecycle,
+            clock,
+        )?,
         HttpEngine::Minihttp => stages::start_minihttp(settings, listeners, api)?,
     };
     let scheme = if identity.is_some() { "https" } else { "http" };

@@ -67,6 +67,9 @@ pub struct Settings {
     pub breaker_successes: u32,
     pub breaker_timeout: Duration,
     pub shutdown_timeout: Duration,
+    /// Zero: no history is kept.
+    pub history_interval: Duration,
+    pub history_bytes_max: u64,
     pub log_level: log::LevelFilter,
     pub log_format: LogFormat,
     /// All of the above as `NAME=value`, in the order of an event's way, fit for a log.
@@ -233,6 +236,16 @@ const SETTINGS: &[Setting] = &[
         "30000",
         "Milliseconds to drain the buffer when told to stop [0 to 3600000]",
     ),
+    setting(
+        "METRICS_HISTORY_INTERVAL_MS",
+        "60000",
+        "Milliseconds between two lines of DATA_DIR/metrics/metrics-history.jsonl; 0 keeps none [0 to 86400000]",
+    ),
+    setting(
+        "METRICS_HISTORY_MAX_BYTES",
+        "16777216",
+        "Bytes after which that file is begun anew; the one before is kept [4096 to 1073741824]",
+    ),
     setting("LOG_LEVEL", "info", "Least level that is logged: error, warn, info, debug, trace or off"),
     setting("LOG_FORMAT", "logfmt", "Shape of a log line: logfmt or json"),
 ];
@@ -319,6 +332,8 @@ impl Settings {
             breaker_successes: from.number("CIRCUIT_BREAKER_SUCCESS_THRESHOLD", 1..=1000),
             breaker_timeout: from.millis("CIRCUIT_BREAKER_TIMEOUT_MS", 1..=HOUR_MS),
             shutdown_timeout: from.millis("SHUTDOWN_TIMEOUT_MS", 0..=HOUR_MS),
+            history_interval: from.millis("METRICS_HISTORY_INTERVAL_MS", 0..=86_400_000),
+            history_bytes_max: from.number("METRICS_HISTORY_MAX_BYTES", 4096..=1 << 30),
             log_level: from.parsed(
                 "LOG_LEVEL",
                 "one of error, warn, info, debug, trace, off",

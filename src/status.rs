@@ -1,6 +1,7 @@
 //! What the server says of itself: gathers the figures that others hold, for health, readiness and metrics. Answers
 //! at once, from memory.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -9,12 +10,21 @@ use serde::Serialize;
 use crate::buffer::Buffer;
 use crate::clock::{Clock, Moment};
 use crate::health::{Condition, Database, Facts};
-use crate::http::Response;
+use crate::http::{Response, Shared};
 use crate::journal::Journal;
 use crate::lifecycle::Lifecycle;
-use crate::metrics::{HttpFigures, Ledger, RetentionFigures, Sampler, View, WriterFigures, retry_after};
+use crate::metrics::history::Entry;
+use crate::metrics::{
+    Business, BusinessFigures, DiskRoom, Form, HttpFigures, Ledger, RetentionFigures, Sampler, View,
+    WriterFigures, retry_after,
+};
 use crate::storage::Breaker;
 use crate::storage::breaker::State;
+
+/// Business figures are refreshed every 5 s: older than this, something keeps them from being.
+const BUSINESS_OLD_MICROS: i64 = 60_000_000;
+/// How many services `/health/business` calls the top.
+const TOP_SERVICES: usize = 10;
 
 /// Everything that can be asked about.
 #[derive(Debug)]
@@ -26,6 +36,10 @@ pub struct Status {
     pub writer: Arc<WriterFigures>,
     pub http: Arc<HttpFigures>,
     pub retention: Arc<RetentionFigures>,
+    /// What the acceptors count together.
+    pub connections: Arc<Shared>,
+    pub business: Arc<Business>,
+    pub disk: DiskRoom,
     pub database: Arc<Database>,
     pub breaker: Arc<Breaker>,
     pub lifecycle: Lifecycle,
@@ -89,6 +103,35 @@ struct Detailed {
     database: DatabaseHealth,
 }
 
+/// `GET /health/business`. Of all events in the table, whichever server stored them.
+#[derive(Serialize)]
+struct BusinessHealth<'a> {
+    status: Condition,
+    as_of: Option<String>,
+    total_events: Option<u64>,
+    events_last_24h: Option<u64>,
+    events_last_hour: Option<u64>,
+    /// Over the last hour.
+    average_events_per_minute: Option<f64>,
+    /// The 50 largest, and "other" for the rest.
+    events_by_service: BTreeMap<&'a str, u64>,
+    top_services: Vec<TopService<'a>>,
+    /// The last 24 hours that have events.
+    events_per_hour: Vec<PerHour>,
+}
+
+#[derive(Serialize)]
+struct TopService<'a> {
+    service: &'a str,
+    events: u64,
+}
+
+#[derive(Serialize)]
+struct PerHour {
+    hour: String,
+    events: u64,
+}
+
 #[derive(Serialize)]
 struct Ready {
     status: &'static str,
@@ -149,13 +192,19 @@ impl Status {
     /// `GET /metrics/prometheus`.
     pub fn metrics_text(&self, response: &mut Response) {
         response.content_type = "text/plain; version=0.0.4; charset=utf-8";
-        response.body = self.view().text();
+        response.body = self.figures(Form::Text);
+    }
+
+    /// `GET /metrics` for those who ask for `OpenMetrics` first.
+    pub fn metrics_openmetrics(&self, response: &mut Response) {
+        response.content_type = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+        response.body = self.figures(Form::OpenMetrics);
     }
 
     /// `GET /metrics` for those who do not ask for text.
     pub fn metrics_json(&self, response: &mut Response) {
         response.content_type = "application/json";
-        response.body = self.view().json();
+        response.body = self.figures(Form::Json);
     }
 
     /// Seconds that a producer refused for want of room is told to wait.
@@ -164,6 +213,36 @@ impl Status {
         let stalled = retry_at.map_or(Duration::ZERO, |retry_at| retry_at.since(self.clock.now()));
         let settled = self.sampler.rates().settled;
         retry_after(self.buffer.occupied().rows, self.buffer.limits().rows_max, settled, stalled)
+    }
+
+    /// `GET /health/business`: what is stored, as it was a few seconds ago; degraded while that is not known, or old.
+    pub fn health_business(&self, response: &mut Response) {
+        let latest = self.business.latest();
+        let age = latest.as_ref().map(|figures| self.clock.wall().micros() - figures.as_of.micros());
+        let fresh = age.is_some_and(|micros| micros < BUSINESS_OLD_MICROS);
+        let figures = latest.as_deref();
+        let hours = figures.map_or(&[][..], |figures| &figures.hours);
+        let services = figures.map_or(&[][..], |figures| &figures.services);
+        let business = BusinessHealth {
+            status: if fresh { Condition::Healthy } else { Condition::Degraded },
+            as_of: figures.map(|figures| figures.as_of.to_string()),
+            total_events: figures.map(|figures| figures.total),
+            events_last_24h: figures.map(|figures| figures.last_24h),
+            events_last_hour: figures.map(|figures| figures.last_hour),
+            average_events_per_minute: figures.map(BusinessFigures::per_minute),
+            events_by_service: services.iter().map(|(service, events)| (service.as_str(), *events)).collect(),
+            top_services: services
+                .iter()
+                .filter(|(service, _)| service != "other")
+                .take(TOP_SERVICES)
+                .map(|(service, events)| TopService { service, events: *events })
+                .collect(),
+            events_per_hour: hours
+                .iter()
+                .map(|(hour, events)| PerHour { hour: hour.to_string(), events: *events })
+                .collect(),
+        };
+        write(response, &business);
     }
 
     fn buffer_health(&self, facts: &Facts) -> BufferHealth {
@@ -194,11 +273,26 @@ impl Status {
         }
     }
 
-    fn view(&self) -> View<'_> {
+    /// A line of the history, of this moment.
+    pub fn entry(&self) -> Entry {
+        #[expect(
+            clippy::redundant_closure_for_method_calls,
+            reason = "the method itself is not general enough"
+        )]
+        self.view(|view| view.entry())
+    }
+
+    fn figures(&self, form: Form) -> Vec<u8> {
+        self.view(|view| view.written(form))
+    }
+
+    /// All figures of this moment.
+    fn view<T>(&self, read: impl FnOnce(&View<'_>) -> T) -> T {
+        let business = self.business.latest();
         let (facts, now) = (self.facts(), self.clock.now());
         let (enqueue, drain) = self.buffer.last_moments();
         let since = |moment: Moment| (moment != Moment::ZERO).then(|| now.since(moment));
-        View {
+        read(&View {
             wall: self.clock.wall(),
             balance: self.ledger.balance(),
             capacity: self.buffer.limits().rows_max,
@@ -214,13 +308,18 @@ impl Status {
                 State::HalfOpen => 1,
                 State::Open => 2,
             },
+            breaker_transitions: self.breaker.transitions(),
+            occupied: self.buffer.occupied().rows,
+            disk_bytes: self.disk.bytes(),
+            business: business.as_deref(),
+            connections: &self.connections,
             since_enqueue: since(enqueue),
             since_drain: since(drain),
             writer: &self.writer,
             http: &self.http,
             retention: &self.retention,
             journal: &self.journal.figures,
-        }
+        })
     }
 }
 

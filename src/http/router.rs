@@ -17,6 +17,7 @@ pub enum Route<'a> {
     Ready,
     Health,
     HealthBuffer,
+    HealthBusiness,
     HealthDatabase,
     HealthDetailed,
     Metrics,
@@ -27,7 +28,7 @@ pub enum Route<'a> {
 }
 
 /// The pages as they stand in the documentation: a label of bounded range. The last is for what is no page.
-pub const LABELS: [&str; 14] = [
+pub const LABELS: [&str; 15] = [
     "/events",
     "/events/{event_id}",
     "/stats",
@@ -35,6 +36,7 @@ pub const LABELS: [&str; 14] = [
     "/ready",
     "/health",
     "/health/buffer",
+    "/health/business",
     "/health/database",
     "/health/detailed",
     "/metrics",
@@ -57,12 +59,13 @@ impl Route<'_> {
             Self::Ready => 4,
             Self::Health => 5,
             Self::HealthBuffer => 6,
-            Self::HealthDatabase => 7,
-            Self::HealthDetailed => 8,
-            Self::Metrics => 9,
-            Self::MetricsPrometheus => 10,
-            Self::Console => 11,
-            Self::Options(_) => 12,
+            Self::HealthBusiness => 7,
+            Self::HealthDatabase => 8,
+            Self::HealthDetailed => 9,
+            Self::Metrics => 10,
+            Self::MetricsPrometheus => 11,
+            Self::Console => 12,
+            Self::Options(_) => 13,
         }
     }
 }
@@ -80,6 +83,7 @@ pub fn route(method: Method, path: &str) -> Result<Route<'_>, Refusal> {
         "/ready" => Route::Ready,
         "/health" => Route::Health,
         "/health/buffer" => Route::HealthBuffer,
+        "/health/business" => Route::HealthBusiness,
         "/health/database" => Route::HealthDatabase,
         "/health/detailed" => Route::HealthDetailed,
         "/metrics" => Route::Metrics,
@@ -180,6 +184,7 @@ mod tests {
             "/ready",
             "/health",
             "/health/buffer",
+            "/health/business",
             "/health/database",
             "/health/detailed",
             "/metrics",

@@ -6,17 +6,33 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use prometheus::core::Collector;
-use prometheus::proto::{Bucket, Counter, Gauge, Histogram, LabelPair, Metric, MetricFamily, MetricType};
+use prometheus::proto::MetricFamily;
 use prometheus::{Encoder, TextEncoder};
 use serde::Serialize;
 
-use super::http::{BUCKETS_MS, HttpFigures, Requests};
+use super::business::BusinessFigures;
+use super::family::{Value, family};
+use super::history::Entry;
+use super::http::{HttpFigures, Requests};
 use super::ledger::{Balance, Reason};
+use super::openmetrics;
 use super::rates::{Rates, float};
 use super::retention::RetentionFigures;
 use super::writer::WriterFigures;
 use crate::event::Timestamp;
-use crate::journal::{Figures, Op};
+use crate::http::Shared;
+use crate::journal::{Figures as JournalFigures, Op};
+
+/// How the figures are written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Form {
+    /// Prometheus text format 0.0.4.
+    Text,
+    /// `OpenMetrics` 1.0.
+    OpenMetrics,
+    /// The buffer's and the writer's alone.
+    Json,
+}
 
 /// All figures at one moment.
 #[derive(Clone, Copy, Debug)]
@@ -35,27 +51,50 @@ pub struct View<'a> {
     pub database_up: bool,
     /// 0 closed, 1 half-open, 2 open.
     pub breaker: u8,
+    pub breaker_transitions: u64,
+    /// What the buffer holds by its own count, which must be what the ledger has not settled.
+    pub occupied: usize,
+    /// Free, and in all, on the disk of the data directory; zeros when not known.
+    pub disk_bytes: (u64, u64),
+    pub business: Option<&'a BusinessFigures>,
+    pub connections: &'a Shared,
     pub since_enqueue: Option<Duration>,
     pub since_drain: Option<Duration>,
     pub writer: &'a WriterFigures,
     pub http: &'a HttpFigures,
     pub retention: &'a RetentionFigures,
-    pub journal: &'a Figures,
+    pub journal: &'a JournalFigures,
 }
 
 impl View<'_> {
-    /// Prometheus text format 0.0.4.
-    pub fn text(&self) -> Vec<u8> {
+    pub fn written(&self, form: Form) -> Vec<u8> {
+        match form {
+            Form::Text => self.text(),
+            Form::OpenMetrics => openmetrics::encode(&self.families()).into_bytes(),
+            Form::Json => self.json(),
+        }
+    }
+
+    fn text(&self) -> Vec<u8> {
+        let mut text = Vec::with_capacity(16 * 1024);
+        TextEncoder::new()
+            .encode(&self.families(), &mut text)
+            .expect("BUG: every family has a name and a metric");
+        text
+    }
+
+    fn families(&self) -> Vec<MetricFamily> {
         let mut families = self.plain();
         families.extend(self.retention());
         families.push(self.dropped());
         families.extend(journal(self.journal));
         families.extend(self.writer.processing_ms.collect());
         families.extend(self.writer.insert_ms.collect());
+        families.extend(self.business.map(business).into_iter().flatten());
+        families.extend(self.connections());
+        families.extend(self.disk());
         families.extend(self.requests());
-        let mut text = Vec::with_capacity(16 * 1024);
-        TextEncoder::new().encode(&families, &mut text).expect("BUG: every family has a name and a metric");
-        text
+        families
     }
 
     fn plain(&self) -> Vec<MetricFamily> {
@@ -124,6 +163,16 @@ impl View<'_> {
             ),
             ("circuit_breaker_state", "0 closed, 1 half-open, 2 open.", gauge(f64::from(self.breaker))),
             (
+                "circuit_breaker_transitions_total",
+                "Changes of the circuit breaker's state.",
+                count(self.breaker_transitions),
+            ),
+            (
+                "ledger_imbalance_events",
+                "Events by which ledger and buffer disagree. For a moment, under load, a few do.",
+                gauge(float(balance.buffered().abs_diff(self.occupied as u64))),
+            ),
+            (
                 "process_cpu_usage_percent",
                 "CPU time over the last 10 s, in percent of one core.",
                 gauge(self.rates.cpu_percent),
@@ -170,6 +219,43 @@ impl View<'_> {
         family("events_dropped_total", "Events refused at the edge, by reason.", metrics)
     }
 
+    fn connections(&self) -> Vec<MetricFamily> {
+        let count = |name, help, count| family(name, help, vec![(Vec::new(), Value::Counter(float(count)))]);
+        let http = self.connections;
+        vec![
+            family(
+                "http_connections",
+                "Connections open now.",
+                vec![(Vec::new(), Value::Gauge(float(http.connections() as u64)))],
+            ),
+            count("http_connections_accepted_total", "Connections accepted.", http.accepted()),
+            count(
+                "http_connections_turned_away_total",
+                "Connections closed at once because there were too many.",
+                http.turned_away(),
+            ),
+            count("http_accept_errors_total", "Failures to accept a connection.", http.accept_errors()),
+            count(
+                "http_timeouts_total",
+                "Connections closed because their client was too slow.",
+                http.timeouts(),
+            ),
+            count("http_panics_total", "Requests whose handler panicked.", http.panics()),
+        ]
+    }
+
+    fn disk(&self) -> Vec<MetricFamily> {
+        let (free, all) = self.disk_bytes;
+        if all == 0 {
+            return Vec::new();
+        }
+        let gauge = |name, help, bytes| family(name, help, vec![(Vec::new(), Value::Gauge(float(bytes)))]);
+        vec![
+            gauge("data_dir_free_bytes", "Bytes free on the disk of DATA_DIR.", free),
+            gauge("data_dir_capacity_bytes", "Bytes of the disk of DATA_DIR.", all),
+        ]
+    }
+
     fn requests(&self) -> Vec<MetricFamily> {
         let all = self.http.collect();
         if all.is_empty() {
@@ -200,8 +286,29 @@ impl View<'_> {
         ]
     }
 
+    /// A line of the history.
+    pub fn entry(&self) -> Entry {
+        Entry {
+            ts: self.wall.to_string(),
+            received: self.balance.received,
+            stored: self.balance.stored,
+            duplicate: self.balance.duplicate,
+            dead: self.balance.dead,
+            dropped: self.balance.dropped.iter().sum(),
+            buffered: self.balance.buffered(),
+            utilization_percent: self.utilization_percent,
+            throughput_per_second: self.rates.received,
+            drop_rate_percent: self.rates.drop_percent,
+            batches: self.writer.batches.load(Ordering::Relaxed),
+            database_up: self.database_up,
+            breaker: self.breaker,
+            cpu_percent: self.rates.cpu_percent,
+            memory_bytes: self.rates.memory_bytes,
+        }
+    }
+
     /// The buffer's and the writer's figures for `GET /metrics`.
-    pub fn json(&self) -> Vec<u8> {
+    fn json(&self) -> Vec<u8> {
         let (insert_ms, total_ms) = self.writer.totals_ms();
         let batches = self.writer.batches.load(Ordering::Relaxed);
         let mean = |sum: f64| if batches == 0 { 0.0 } else { sum / float(batches) };
@@ -281,31 +388,40 @@ struct LedgerJson {
     buffered: u64,
 }
 
-enum Value {
-    Counter(f64),
-    Gauge(f64),
-    Histogram(Histogram),
-}
-
-impl Value {
-    fn histogram(requests: &Requests) -> Self {
-        let mut histogram = Histogram::default();
-        let mut cumulative = 0;
-        let buckets = BUCKETS_MS.iter().zip(requests.buckets).map(|(bound, count)| {
-            cumulative += count;
-            let mut bucket = Bucket::default();
-            bucket.set_upper_bound(*bound);
-            bucket.set_cumulative_count(cumulative);
-            bucket
-        });
-        histogram.set_bucket(buckets.collect());
-        histogram.set_sample_count(requests.count());
-        histogram.set_sample_sum(float(requests.sum_nanos) / 1e6);
-        Self::Histogram(histogram)
+/// Of all events in the table, whichever server stored them.
+fn business(figures: &BusinessFigures) -> Vec<MetricFamily> {
+    let gauge = |name, help, events| family(name, help, vec![(Vec::new(), Value::Gauge(float(events)))]);
+    let mut families = vec![
+        family(
+            "business_events_total",
+            "Events stored by all servers on this database. It does not shrink when old ones are dropped.",
+            vec![(Vec::new(), Value::Counter(float(figures.counted)))],
+        ),
+        gauge(
+            "business_events_last_24h",
+            "Stored events of the last 24 hours, by their timestamps.",
+            figures.last_24h,
+        ),
+        gauge(
+            "business_events_last_hour",
+            "Stored events of the last hour, by their timestamps.",
+            figures.last_hour,
+        ),
+    ];
+    if !figures.services.is_empty() {
+        let services = figures.services.iter();
+        let metrics = services
+            .map(|(service, events)| (vec![("service", service.as_str())], Value::Gauge(float(*events))));
+        families.push(family(
+            "business_events_by_service",
+            "Events in the table, by service: the 50 largest, and all others together.",
+            metrics.collect(),
+        ));
     }
+    families
 }
 
-fn journal(figures: &Figures) -> Vec<MetricFamily> {
+fn journal(figures: &JournalFigures) -> Vec<MetricFamily> {
     let load = |figure: &AtomicU64| float(figure.load(Ordering::Relaxed));
     let failures = Op::ALL.into_iter().zip(&figures.failures);
     let failures =
@@ -350,43 +466,6 @@ fn journal(figures: &Figures) -> Vec<MetricFamily> {
     .collect();
     families.push(family("journal_failures_total", "Failures of the journal's files.", failures));
     families
-}
-
-fn family(name: &str, help: &str, metrics: Vec<(Vec<(&str, &str)>, Value)>) -> MetricFamily {
-    let kind = match metrics.first() {
-        Some((_, Value::Counter(_))) => MetricType::COUNTER,
-        Some((_, Value::Histogram(_))) => MetricType::HISTOGRAM,
-        Some((_, Value::Gauge(_))) | None => MetricType::GAUGE,
-    };
-    let metrics = metrics.into_iter().map(|(labels, value)| {
-        let pairs = labels.into_iter().map(|(name, value)| {
-            let mut pair = LabelPair::default();
-            pair.set_name(name.to_owned());
-            pair.set_value(value.to_owned());
-            pair
-        });
-        let mut metric = Metric::from_label(pairs.collect());
-        match value {
-            Value::Counter(value) => {
-                let mut counter = Counter::default();
-                counter.set_value(value);
-                metric.set_counter(counter);
-            }
-            Value::Gauge(value) => {
-                let mut gauge = Gauge::default();
-                gauge.set_value(value);
-                metric.set_gauge(gauge);
-            }
-            Value::Histogram(histogram) => metric.set_histogram(histogram),
-        }
-        metric
-    });
-    let mut family = MetricFamily::default();
-    family.set_name(name.to_owned());
-    family.set_help(help.to_owned());
-    family.set_field_type(kind);
-    family.set_metric(metrics.collect());
-    family
 }
 
 fn status_label(status: u16) -> String {

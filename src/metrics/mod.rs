@@ -1,15 +1,23 @@
 //! What the server knows of itself in numbers. Counting costs the hot path a few uncontended additions; everything
 //! else is worked out by whoever asks.
 
+mod business;
+mod disk;
 mod exposition;
+mod family;
+pub mod history;
 mod http;
 mod ledger;
+mod openmetrics;
 mod process;
 mod rates;
 mod retention;
 mod writer;
 
-pub use exposition::View;
+pub use business::{Business, BusinessFigures, Counting};
+pub use disk::DiskRoom;
+pub use exposition::{Form, View};
+pub use history::History;
 pub use http::HttpFigures;
 pub use ledger::{Balance, Ledger, Reason};
 pub use process::Process;

@@ -5,19 +5,20 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use crossbeam::channel::{Receiver, RecvTimeoutError, bounded};
+use crossbeam::channel::{Receiver, RecvTimeoutError, Sender, bounded};
 
 use super::Failed;
 use crate::access::tokens::Mistakes;
 use crate::access::{Limiter, Policy, TokenFile, limiter};
 use crate::api::Api;
 use crate::clock::Clock;
+use crate::health::Probe;
 use crate::http::tls::{Identity, IdentityError};
 use crate::http::{self, Acceptor, Remote, Shared, engine_minihttp, pin_to_core};
 use crate::ingest;
 use crate::journal::Checkpoint;
 use crate::lifecycle::Lifecycle;
-use crate::metrics::{Process, RetentionFigures};
+use crate::metrics::{Counting, History, Process, RetentionFigures};
 use crate::query::{self, Line, ReaderLimits};
 use crate::retention::Retention;
 use crate::settings::Settings;
@@ -52,15 +53,51 @@ pub(super) fn start_checkpoint(
     Ok(ended)
 }
 
+/// Starts what watches the stages and is in no event's way. They end when the other end is dropped.
+pub(super) fn start_helpers(
+    settings: &Settings,
+    status: &Arc<Status>,
+    repository: &Arc<dyn EventRepository>,
+) -> Result<Sender<()>, Failed> {
+    let (stop, stopped) = bounded::<()>(0);
+    let lifecycle = &status.lifecycle;
+    start_sampler(settings, lifecycle, status.clone(), stopped.clone())?;
+    start_history(settings, lifecycle, status.clone(), stopped.clone())?;
+    let counting = Counting {
+        business: status.business.clone(),
+        repository: repository.clone(),
+        breaker: status.breaker.clone(),
+        lifecycle: lifecycle.clone(),
+        clock: status.clock.clone(),
+    };
+    let (breaker, figures) = (status.breaker.clone(), status.retention.clone());
+    let retention = retention(settings, repository.clone(), breaker, figures, &status.clock);
+    let when = stopped.clone();
+    spawn(lifecycle, "retention", move || retention.run(&when))?;
+    let when = stopped.clone();
+    spawn(lifecycle, "business", move || counting.run(&when))?;
+    let probe = Probe {
+        database: status.database.clone(),
+        repository: repository.clone(),
+        breaker: status.breaker.clone(),
+        clock: status.clock.clone(),
+    };
+    spawn(lifecycle, "probe", move || probe.run(&stopped))?;
+    Ok(stop)
+}
+
 /// Takes a sample of the figures every second, until the other end of `stop` is dropped.
-pub(super) fn start_sampler(
+fn start_sampler(
+    settings: &Settings,
     lifecycle: &Lifecycle,
     status: Arc<Status>,
     stop: Receiver<()>,
 ) -> Result<(), Failed> {
+    let data_dir = settings.data_dir.clone();
     spawn(lifecycle, "sampler", move || {
         let process = Process::new();
         loop {
+            status.disk.look(&data_dir);
             status.sampler.sample(status.clock.now(), status.ledger.balance(), &process);
             if stop.recv_timeout(SAMPLE_EVERY) == Err(RecvTimeoutError::Disconnected) {
                 return;
@@ -86,6 +123,31 @@ pub(super) fn retention(
     }
 }
 
+/// Writes a line of figures every interval, until the other end of `stop` is dropped.
+fn start_history(
+    settings: &Settings,
+    lifecycle: &Lifecycle,
+    status: Arc<Status>,
+    stop: Receiver<()>,
+) -> Result<(), Failed> {
+    let every = settings.history_interval;
+    if every.is_zero() {
+        return Ok(());
+    }
+    let history = History::new(&settings.data_dir, settings.history_bytes_max);
+    spawn(lifecycle, "history", move || {
+        let mut failing = false;
+        while stop.recv_timeout(every) != Err(RecvTimeoutError::Disconnected) {
+            let written = history.append(&status.entry());
+            // Said once, not every minute.
+            if let (Err(error), false) = (&written, failing) {
+                log::warn!("the metrics history cannot be written: {error}");
+            }
+            failing = written.is_err();
+        }
+    })
+}
+
 pub(super) fn start_readers(
     settings: &Settings,
     repository: Arc<dyn EventRepository>,
@@ -106,12 +168,12 @@ pub(super) fn start_readers(
 pub(super) fn start_acceptors(
     settings: &Settings,
     listeners: Vec<TcpListener>,
+    shared: &Arc<Shared>,
     identity: Option<&Arc<Identity>>,
     api: &impl Fn(usize) -> Api,
     lifecycle: &Lifecycle,
     clock: &Clock,
 ) -> Result<(Vec<Remote>, Receiver<()>), Failed> {
-    let shared = Arc::new(Shared::default());
     let (running, ended) = bounded::<()>(0);
     let mut remotes = Vec::with_capacity(listeners.len());
     for (nth, listener) in listeners.into_iter().enumerate() {

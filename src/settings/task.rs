@@ -11,6 +11,7 @@ pub enum Task {
     Serve,
     CheckConfig,
     Migrate,
+    History,
     JournalInspect,
     Dead(DeadTask),
     CreateToken(NewToken),
@@ -27,6 +28,7 @@ pub(super) fn add_to(program: Command) -> Command {
         .subcommand(Command::new("check-config").about("Check the settings, print them and exit"))
         .subcommand(Command::new("migrate").about("Bring the database's schema up to date and exit"))
         .subcommand(token_command())
+        .subcommand(Command::new("history").about("Print the metrics history of DATA_DIR as a table"))
         .subcommand(dead::command())
         .subcommand(
             Command::new("retention").about("Remove old events").subcommand_required(true).subcommand(
@@ -74,6 +76,7 @@ pub(super) fn of(matches: ArgMatches) -> Result<(Task, ArgMatches), String> {
     Ok(match name {
         "check-config" => (Task::CheckConfig, own()),
         "migrate" => (Task::Migrate, own()),
+        "history" => (Task::History, own()),
         "dead" => {
             let (task, of_action) = DeadTask::of(of_command).expect("clap demands one of its commands");
             (Task::Dead(task), of_action)

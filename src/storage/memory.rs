@@ -12,7 +12,7 @@ use crate::event::{Event, EventId, Timestamp};
 use crate::row::{self, Row};
 use crate::storage::{
     Day, DeadLetter, Deleted, EventRepository, Filter, Found, HourCount, Order, Page, StoreError, StorePath,
-    Stored, Sweeping,
+    Stored, Sweeping, Totals,
 };
 
 /// What was asked of the repository, in order.
@@ -23,6 +23,7 @@ pub enum Call {
     Page,
     Count,
     Find,
+    Totals,
     Ping,
     Days,
     Sweep,
@@ -200,6 +201,21 @@ impl Inner {
         events
     }
 
+    fn totals(&self, since: Timestamp, services_max: u16) -> Totals {
+        const HOUR_MICROS: i64 = 3_600_000_000;
+        let (mut services, mut hours) = (BTreeMap::new(), BTreeMap::new());
+        for event in self.events.values() {
+            *services.entry(event.service.clone()).or_default() += 1;
+            let hour = event.timestamp.micros().div_euclid(HOUR_MICROS) * HOUR_MICROS;
+            *hours.entry(Timestamp::from_micros(hour)).or_default() += 1;
+        }
+        let mut services: Vec<(String, u64)> = services.into_iter().collect();
+        services.sort_by_key(|(_, events)| std::cmp::Reverse(*events));
+        services.truncate(usize::from(services_max));
+        hours.retain(|hour, _| *hour >= since);
+        Totals { events: self.events.len() as u64, services, hours: hours.into_iter().collect() }
+    }
+
     fn find(&self, id: EventId) -> Option<Found> {
         if let Some(event) = self.events.get(&id) {
             return Some(Found::Stored(event.clone()));
@@ -273,6 +289,10 @@ impl EventRepository for MemoryRepository {
 
     fn find(&self, id: EventId) -> Result<Option<Found>, StoreError> {
         self.call(Call::Find, |inner| Ok(inner.find(id)))
+    }
+
+    fn totals(&self, since: Timestamp, services_max: u16) -> Result<Totals, StoreError> {
+        self.call(Call::Totals, |inner| Ok(inner.totals(since, services_max)))
     }
 
     fn ping(&self) -> Result<(), StoreError> {

@@ -36,6 +36,10 @@ pub trait EventRepository: Send + Sync + std::fmt::Debug {
     /// The event of this id, or the reason it is dead.
     fn find(&self, id: EventId) -> Result<Option<Found>, StoreError>;
 
+    /// What the counts per service and hour add up to: in all, by the `services_max` largest services, and hour by hour
+    /// from `since` on. Reads no event.
+    fn totals(&self, since: Timestamp, services_max: u16) -> Result<Totals, StoreError>;
+
     /// Whether the database answers.
     fn ping(&self) -> Result<(), StoreError>;
 
@@ -149,6 +153,16 @@ pub struct Page {
     pub limit: u16,
     /// The event after which the page begins, in the order asked for.
     pub after: Option<(Timestamp, EventId)>,
+}
+
+/// What is stored, in numbers.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Totals {
+    pub events: u64,
+    /// The services with the most events, and how many; most first.
+    pub services: Vec<(String, u64)>,
+    /// Hours that have events, by their beginning; oldest first.
+    pub hours: Vec<(Timestamp, u64)>,
 }
 
 /// What is known of an id.

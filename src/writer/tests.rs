@@ -227,9 +227,14 @@ fn a_batch_that_takes_too_long_goes_in_pieces() {
         .into_iter()
         .filter_map(|call| match call {
             Call::Store { rows, .. } => Some(rows),
-            Call::Prepare | Call::Page | Call::Count | Call::Find | Call::Ping | Call::Days | Call::Sweep => {
-                None
-            }
+            Call::Prepare
+            | Call::Page
+            | Call::Count
+            | Call::Find
+            | Call::Totals
+            | Call::Ping
+            | Call::Days
+            | Call::Sweep => None,
         })
         .collect();
     assert_eq!(sizes, [100, 16, 16, 16, 16, 16, 16, 16, 4]);

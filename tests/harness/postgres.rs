@@ -26,10 +26,16 @@ pub(crate) struct Postgres {
     port: u16,
     process: Option<Child>,
     dir: TempDir,
+    /// Settings of the server besides, as `name=value`.
+    besides: &'static [&'static str],
 }
 
 impl Postgres {
     pub(crate) fn start() -> Self {
+        Self::start_with(&[])
+    }
+
+    pub(crate) fn start_with(besides: &'static [&'static str]) -> Self {
         let dir = TempDir::new();
         if is_root() {
             run(Command::new("chown").arg("postgres").arg(dir.path()), MISSING);
@@ -37,7 +43,7 @@ impl Postgres {
         let mut initdb = bound_command("KILL", user(), program("initdb"));
         initdb.args(["--no-sync", "--auth=trust", "--username=postgres", "--encoding=UTF8", "--locale=C"]);
         run(initdb.arg("-D").arg(dir.path().join("data")), "initdb failed");
-        let mut this = Self { port: free_port(), process: None, dir };
+        let mut this = Self { port: free_port(), process: None, dir, besides };
         while !this.launched() {
             this.port = free_port();
         }
@@ -152,6 +158,9 @@ impl Postgres {
         ] {
             command.args(["-c", setting]);
         }
+        for setting in self.besides {
+            command.args(["-c", setting]);
+        }
         let out = log.try_clone().expect("a file handle can be copied");
         let mut process = command.stdout(out).stderr(log).spawn().expect("setpriv (util-linux) runs");
         let mut up = false;
@@ -188,7 +197,7 @@ impl Drop for Postgres {
     }
 }
 
-fn free_port() -> u16 {
+pub(crate) fn free_port() -> u16 {
     static NEXT: AtomicU16 = AtomicU16::new(0);
     // Tests run as processes of their own: each begins elsewhere.
     let begin = u16::try_from(std::process::id() % 1200).expect("a remainder of 1,200 fits") * 10;

@@ -7,7 +7,7 @@ use crate::event::Event;
 use crate::query::cursor::Cursor;
 use crate::storage::breaker::State;
 use crate::storage::{
-    BreakerLimits, Day, DeadLetter, Found, HourCount, Order as Direction, StorePath, Stored, Sweeping,
+    BreakerLimits, Day, DeadLetter, Found, HourCount, Order as Direction, StorePath, Stored, Sweeping, Totals,
 };
 
 const NOW: Timestamp = Timestamp::from_millis(1_795_435_200_000);
@@ -52,6 +52,10 @@ impl EventRepository for Fake {
 
     fn find(&self, _id: EventId) -> Result<Option<Found>, StoreError> {
         self.ask("find", self.found.clone())
+    }
+
+    fn totals(&self, _since: Timestamp, _services_max: u16) -> Result<Totals, StoreError> {
+        unimplemented!("queries are not about totals")
     }
 
     fn ping(&self) -> Result<(), StoreError> {

@@ -10,7 +10,7 @@ use postgres::{Client, Row};
 use super::error;
 use super::types::{Time, Uuid};
 use crate::event::{Event, EventId, Timestamp};
-use crate::storage::{Filter, Found, HourCount, Order, Page, StoreError};
+use crate::storage::{Filter, Found, HourCount, Order, Page, StoreError, Totals};
 
 const COLUMNS: &str = "event_id, timestamp, ingested_at, service, message, metadata::text";
 const HOUR_MICROS: i64 = 3_600_000_000;
@@ -288,6 +288,31 @@ pub(super) fn hours(
         count: u64::try_from(row.get::<_, i64>(2)).unwrap_or(0),
     };
     Ok(rows.iter().map(count).collect())
+}
+
+/// All of it from `event_counts`, which has a row a service and hour.
+pub(super) fn totals(client: &mut Client, since: Timestamp, services_max: u16) -> Result<Totals, StoreError> {
+    let failed = |error| error::of("adding up the counts", &error);
+    let number = |row: &Row, column| u64::try_from(row.get::<_, i64>(column)).unwrap_or(0);
+    let services = client
+        .query_typed(
+            "WITH sums AS (SELECT service, sum(count)::bigint AS events FROM event_counts GROUP BY service) \
+             SELECT service, events, (SELECT sum(events)::bigint FROM sums) FROM sums \
+             ORDER BY events DESC, service LIMIT $1",
+            &[(&i64::from(services_max), Type::INT8)],
+        )
+        .map_err(failed)?;
+    let hours = client
+        .query_typed(
+            "SELECT hour, sum(count)::bigint FROM event_counts WHERE hour >= $1 GROUP BY hour ORDER BY hour",
+            &[(&Time(since), Type::TIMESTAMPTZ)],
+        )
+        .map_err(failed)?;
+    Ok(Totals {
+        events: services.first().map_or(0, |row| number(row, 2)),
+        services: services.iter().map(|row| (row.get(0), number(row, 1))).collect(),
+        hours: hours.iter().map(|row| (row.get::<_, Time>(0).0, number(row, 1))).collect(),
+    })
 }
 
 fn nearest_hour(time: Timestamp) -> Timestamp {

@@ -30,7 +30,8 @@ pub use target::{Target, TargetError};
 use self::connect::{Connections, Terms};
 use crate::event::{Event, EventId, Timestamp};
 use crate::storage::{
-    Day, DeadLetter, EventRepository, Filter, Found, HourCount, Page, StoreError, StorePath, Stored, Sweeping,
+    Day, DeadLetter, EventRepository, Filter, Found, HourCount, Page, StoreError, StorePath, Stored,
+    Sweeping, Totals,
 };
 
 /// The bounds on what is asked of the database.
@@ -167,6 +168,13 @@ impl EventRepository for PostgresRepository {
 
     fn find(&self, id: EventId) -> Result<Option<Found>, StoreError> {
         self.noting(self.connections.transaction(&self.query_terms, |client| find::find(client, id)))
+    }
+
+    fn totals(&self, since: Timestamp, services_max: u16) -> Result<Totals, StoreError> {
+        self.noting(
+            self.connections
+                .transaction(&self.query_terms, |client| find::totals(client, since, services_max)),
+        )
     }
 
     fn ping(&self) -> Result<(), StoreError> {

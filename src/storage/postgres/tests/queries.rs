@@ -252,3 +252,17 @@ fn hours_come_from_the_counts_in_order_and_bounded() {
     let of_a = repository.hours(&filter(Some("a"), NOON * 1000, NOON * 1000 + 3_600_000_000), 1000).unwrap();
     assert!(of_a.len() == 1 && of_a[0].service == "a" && of_a[0].hour == now());
 }
+
+#[test]
+fn totals_add_up_and_name_the_largest_services_and_the_hours_of_late() {
+    let (_database, repository, all) = filled();
+    let since = Timestamp::from_micros(i64::try_from(NOON).unwrap() * 1000);
+    let totals = repository.totals(since, 50).unwrap();
+    assert_eq!(totals.events, 120);
+    assert_eq!(totals.services, [("b".to_owned(), 80), ("a".to_owned(), 40)]);
+    let recent = all.iter().filter(|(micros, ..)| *micros >= NOON * 1000).count();
+    assert_eq!(totals.hours.iter().map(|(_, events)| events).sum::<u64>(), recent as u64);
+    assert!(totals.hours.is_sorted() && totals.hours[0].0 == since, "{totals:?}");
+    let one = repository.totals(since, 1).unwrap();
+    assert_eq!((one.events, one.services.len()), (120, 1));
+}

@@ -1,0 +1,109 @@
+//! The names, types and labels of the metrics, and what business figures say.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use aurore_events::clock::Clock;
+use sonic_rs::JsonValueTrait;
+
+use crate::harness::client::request;
+use crate::harness::events::{ids_of, list};
+use crate::harness::{World, event, settle, until};
+
+const GOLDEN: &str = include_str!("golden/metrics.txt");
+
+/// Reads the text format: what each metric's type and labels are. Panics on what the format does not allow.
+#[track_caller]
+fn described(page: &str) -> BTreeMap<String, (String, BTreeSet<String>)> {
+    let mut types = BTreeMap::new();
+    let (mut helped, mut series) = (BTreeSet::new(), BTreeSet::new());
+    for line in page.lines() {
+        if let Some(help) = line.strip_prefix("# HELP ") {
+            let (name, text) = help.split_once(' ').unwrap_or_else(|| panic!("{line}"));
+            assert!(!text.is_empty() && helped.insert(name.to_owned()), "{line}");
+        } else if let Some(kind) = line.strip_prefix("# TYPE ") {
+            let (name, kind) = kind.split_once(' ').unwrap_or_else(|| panic!("{line}"));
+            let fresh = types.insert(name.to_owned(), (kind.to_owned(), BTreeSet::new())).is_none();
+            assert!(fresh && helped.contains(name), "{line}");
+        } else {
+            let (name, value) = line.rsplit_once(' ').unwrap_or_else(|| panic!("{line}"));
+            assert!(value.parse::<f64>().is_ok() && series.insert(name.to_owned()), "{line}");
+            let (name, labels) = name.split_once('{').unwrap_or((name, "}"));
+            let base = ["_bucket", "_sum", "_count"]
+                .iter()
+                .filter_map(|suffix| name.strip_suffix(suffix))
+                .find(|base| types.get(*base).is_some_and(|(kind, _)| kind == "histogram"))
+                .unwrap_or(name);
+            let (_, known) = types.get_mut(base).unwrap_or_else(|| panic!("{line} has no type"));
+            // No label value of these tests has a comma in it.
+            let labels = labels.strip_suffix('}').unwrap_or_else(|| panic!("{line}"));
+            for label in labels.split(',').filter(|label| !label.is_empty()) {
+                let (label, _) = label.split_once("=\"").unwrap_or_else(|| panic!("{line}"));
+                if label != "le" {
+                    known.insert(label.to_owned());
+                }
+            }
+        }
+    }
+    types
+}
+
+#[test]
+fn every_metric_has_the_name_the_type_and_the_labels_that_dashboards_rely_on() {
+    let world = World::start(&[("DRAIN_INTERVAL", "50")]);
+    let mut client = world.server.client();
+    ids_of(&client.post_ndjson(&vec![event("s", "m"); 3]));
+    settle(&world.server);
+    until("business figures are known", || world.server.metrics().contains("business_events_by_service"));
+    let found = described(&world.server.metrics());
+    for line in GOLDEN.lines().filter(|line| !line.starts_with('#')) {
+        let mut words = line.split(' ');
+        let (name, kind) = (words.next().unwrap_or_default(), words.next().unwrap_or_default());
+        let labels: BTreeSet<_> =
+            words.next().map(|labels| labels.split(',').map(str::to_owned).collect()).unwrap_or_default();
+        assert_eq!(found.get(name), Some(&(kind.to_owned(), labels)), "{name}");
+    }
+
+    // The same figures as OpenMetrics, for those who ask for it first.
+    let wanted = [("Accept", "application/openmetrics-text;version=1.0.0,text/plain;q=0.5")];
+    let reply = client.exchange(&request("GET", "/metrics", &wanted, b""));
+    assert!(
+        reply.header("content-type").is_some_and(|kind| kind.starts_with("application/openmetrics-text"))
+    );
+    let page = reply.text();
+    assert!(page.ends_with("# EOF\n") && page.contains("# TYPE events_stored counter\n"), "{page}");
+    assert!(page.contains("\nevents_stored_total 3\n"), "{page}");
+}
+
+#[test]
+fn business_figures_are_those_of_the_table_and_a_scrape_does_not_ask_for_them() {
+    let mut world = World::start(&[("DRAIN_INTERVAL", "50")]);
+    let mut client = world.server.client();
+    ids_of(&client.post_ndjson(&vec![event("a", "m"); 7]));
+    ids_of(&client.post_ndjson(&vec![event("other", "m"); 2]));
+    settle(&world.server);
+    until("business figures are known", || {
+        client.get_json("/health/business")["total_events"].as_u64() == Some(9)
+    });
+    let health = client.get_json("/health/business");
+    assert_eq!(health["status"].as_str(), Some("healthy"), "{health}");
+    assert_eq!(health["events_by_service"]["a"].as_u64(), Some(7), "{health}");
+    assert_eq!(health["events_by_service"]["other"].as_u64(), Some(2), "{health}");
+    assert_eq!(list(&health["top_services"]).len(), 1, "{health}");
+    for name in ["events_last_hour", "events_last_24h"] {
+        assert_eq!(health[name].as_u64(), Some(9), "{name} in {health}");
+    }
+    assert!((health["average_events_per_minute"].as_f64().unwrap_or_default() - 0.15).abs() < 1e-9);
+    assert!(!list(&health["events_per_hour"]).is_empty(), "{health}");
+    assert_eq!(world.server.metric("business_events_total"), 9);
+
+    // Without a database the figures stay, and the page comes as quickly.
+    world.postgres.stop_fast();
+    let clock = Clock::system();
+    let started = clock.now();
+    for _ in 0..100 {
+        assert_eq!(world.server.metric("business_events_total"), 9);
+    }
+    let took = clock.now().since(started);
+    assert!(took < Duration::from_secs(2), "100 scrapes took {took:?}");
+}
