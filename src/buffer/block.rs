@@ -24,11 +24,11 @@ struct Head {
     admitted_at: Moment,
     replayed: bool,
     place: AtomicU64,
-    /// Only here to be dropped.
-    _room: Option<Room>,
+    room: Option<Room>,
 }
 
-/// Room in the buffer, given back when it is dropped.
+/// Room in the buffer. The events' is given back when they are settled, so that capacity is exact; the bytes' when
+/// the memory is free, so that it stays bounded while the journal still holds what is settled.
 #[derive(Debug)]
 pub(super) struct Room {
     pub(super) occupancy: Arc<Occupancy>,
@@ -36,9 +36,12 @@ pub(super) struct Room {
     pub(super) bytes: usize,
 }
 
-impl Drop for Room {
+impl Drop for Head {
     fn drop(&mut self) {
-        self.occupancy.release(self.rows as usize, self.bytes);
+        if let Some(room) = &self.room {
+            let rows = if *self.place.get_mut() == SETTLED { 0 } else { room.rows as usize };
+            room.occupancy.release(rows, room.bytes);
+        }
     }
 }
 
@@ -58,19 +61,19 @@ impl RowBlock {
     pub fn new(bytes: &[u8], rows: u32, admitted_at: Moment) -> Self {
         Self::with(
             bytes,
-            Head { rows, admitted_at, replayed: false, place: AtomicU64::new(UNPLACED), _room: None },
+            Head { rows, admitted_at, replayed: false, place: AtomicU64::new(UNPLACED), room: None },
         )
     }
 
     pub(super) fn admitted(bytes: &[u8], rows: u32, admitted_at: Moment, room: Room) -> Self {
         let place = AtomicU64::new(UNPLACED);
-        Self::with(bytes, Head { rows, admitted_at, replayed: false, place, _room: Some(room) })
+        Self::with(bytes, Head { rows, admitted_at, replayed: false, place, room: Some(room) })
     }
 
     /// Rows that were read from `segment`, and lie there still.
     pub(super) fn replayed(bytes: &[u8], rows: u32, admitted_at: Moment, segment: u64, room: Room) -> Self {
         let place = AtomicU64::new(segment + 1);
-        Self::with(bytes, Head { rows, admitted_at, replayed: true, place, _room: Some(room) })
+        Self::with(bytes, Head { rows, admitted_at, replayed: true, place, room: Some(room) })
     }
 
     fn with(bytes: &[u8], head: Head) -> Self {
@@ -101,6 +104,9 @@ impl RowBlock {
     pub fn settle(&self) -> Option<u64> {
         let before = self.0.header.place.swap(SETTLED, Ordering::AcqRel);
         assert_ne!(before, SETTLED, "BUG: a block is settled twice");
+        if let Some(room) = &self.0.header.room {
+            room.occupancy.release(room.rows as usize, 0);
+        }
         before.checked_sub(1)
     }
 
@@ -147,15 +153,21 @@ mod tests {
     }
 
     #[test]
-    fn the_last_to_drop_a_block_gives_back_its_room() {
-        let occupancy = Arc::new(Occupancy::new(1, 3));
-        occupancy.reserve(1, 3).unwrap();
-        let room = Room { occupancy: occupancy.clone(), rows: 1, bytes: 3 };
-        let block = RowBlock::admitted(b"row", 1, Moment::ZERO, room);
-        let other = block.clone();
-        drop(block);
-        assert_eq!(occupancy.occupied().rows, 1);
-        drop(other);
-        assert_eq!(occupancy.occupied(), super::super::Occupied::default());
+    fn the_room_for_events_comes_back_when_they_are_settled_and_that_for_bytes_with_the_last_holder() {
+        use super::super::Occupied;
+        for settle in [true, false] {
+            let occupancy = Arc::new(Occupancy::new(1, 3));
+            occupancy.reserve(1, 3).unwrap();
+            let room = Room { occupancy: occupancy.clone(), rows: 1, bytes: 3 };
+            let block = RowBlock::admitted(b"row", 1, Moment::ZERO, room);
+            let other = block.clone();
+            if settle {
+                block.settle();
+            }
+            drop(block);
+            assert_eq!(occupancy.occupied(), Occupied { rows: usize::from(!settle), bytes: 3 });
+            drop(other);
+            assert_eq!(occupancy.occupied(), Occupied::default());
+        }
     }
 }

@@ -6,6 +6,7 @@
 //! and no statement is named past its end, so that a transaction-pooling proxy may stand between.
 
 use std::convert::Infallible;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -105,20 +106,29 @@ impl Connector {
         let pace = Arc::new(Pace::new(config.get_connect_timeout().copied().unwrap_or(CHECKOUT_TIMEOUT)));
         let over_tcp = !config.get_hosts().is_empty()
             && config.get_hosts().iter().all(|host| matches!(host, Host::Tcp(_)));
-        let client = if over_tcp {
-            let direct_tls = config.get_ssl_negotiation() == SslNegotiation::Direct;
-            let mut config = config.clone();
-            config.ssl_mode(SslMode::Require).ssl_negotiation(SslNegotiation::Direct);
-            let patiently = Patiently::new(tls.clone(), direct_tls, Arc::clone(&pace));
-            PostgresConnectionManager::new(config, patiently).connect()
-        } else {
-            match tls {
-                Tls::On { config: tls, .. } => {
-                    let tls = MakeRustlsConnect::new(rustls::ClientConfig::clone(tls));
-                    PostgresConnectionManager::new(config.clone(), tls).connect()
+        let connect = || {
+            if over_tcp {
+                let direct_tls = config.get_ssl_negotiation() == SslNegotiation::Direct;
+                let mut config = config.clone();
+                config.ssl_mode(SslMode::Require).ssl_negotiation(SslNegotiation::Direct);
+                let patiently = Patiently::new(tls.clone(), direct_tls, Arc::clone(&pace));
+                PostgresConnectionManager::new(config, patiently).connect()
+            } else {
+                match tls {
+                    Tls::On { config: tls, .. } => {
+                        let tls = MakeRustlsConnect::new(rustls::ClientConfig::clone(tls));
+                        PostgresConnectionManager::new(config.clone(), tls).connect()
+                    }
+                    Tls::Off => PostgresConnectionManager::new(config.clone(), NoTls).connect(),
                 }
-                Tls::Off => PostgresConnectionManager::new(config.clone(), NoTls).connect(),
             }
+        };
+        // The crate makes a runtime for each connection and unwraps it: out of file descriptors it panics, and that
+        // must cost a try and not the writer.
+        let Ok(client) = catch_unwind(AssertUnwindSafe(connect)) else {
+            return Err(StoreError::unreachable(
+                "connecting: no runtime could be made, file descriptors may be short",
+            ));
         };
         client.map(|client| (client, pace)).map_err(|error| before_any_work("connecting", &error))
     }
