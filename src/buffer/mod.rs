@@ -1,9 +1,9 @@
 //! Where admitted events wait for the writer: one bounded queue (shard) per acceptor, one bound on them all.
 //!
 //! Admission reserves room first, by events and by bytes, so that what is admitted always fits and what does not
-//! fit leaves nothing behind. Room is given back when the events are committed, not when they are taken out: what
-//! the writer holds is still buffered, and so is what the journal has still to write: memory that is in use is room
-//! that is taken.
+//! fit leaves nothing behind. Room for events is given back when they are committed, not when they are taken out: what
+//! the writer holds is still buffered. Room for their bytes is given back when the memory is free: the journal may hold
+//! a block a little longer than the writer.
 //!
 //! Knows nothing of requests, files or SQL.
 
@@ -171,7 +171,7 @@ impl Buffer {
         None
     }
 
-    /// Events have been committed. Their room is given back when their blocks are dropped.
+    /// Events have been committed.
     pub fn settled(&self, rows: u32, bytes: usize, now: Moment) {
         self.unsettled.release(rows as usize, bytes);
         self.last_drain.store(now.nanos(), Ordering::Relaxed);

@@ -10,12 +10,6 @@ use crate::harness::producer::{Manner, Tally};
 use crate::harness::{Postgres, Producer, Server, until};
 use crate::proxy::Proxy;
 
-/// Whether the server keeps what it acknowledged on disk. Until it does, what a killed server held is lost, at every
-/// level: tests that rest on the journal say "not run" in the table, and `kill -9` is judged by the window that the
-/// README declares for a server without a journal.
-pub(crate) const JOURNAL_LANDED: bool = true;
-pub(crate) const NO_JOURNAL: &str = "the journal is not built yet";
-
 /// Room for what a producer sends during a fault, and a breaker that tries again soon.
 pub(crate) const SETTINGS: &[(&str, &str)] =
     &[("BUFFER_MAX_SIZE", "500000"), ("CIRCUIT_BREAKER_TIMEOUT_MS", "200"), ("DRAIN_INTERVAL", "20")];
@@ -186,12 +180,6 @@ impl Line {
     pub(crate) fn passed_after(&mut self, times: u32, stored: u64) {
         self.figures = format!("{times}\t{stored}\t0\t0");
         self.passed();
-    }
-
-    /// Not run, and why: also said on stderr.
-    pub(crate) fn not_run(mut self, why: &str) {
-        eprintln!("NOT RUN: {}: {why}", self.fault);
-        self.verdict = format!("not run: {why}");
     }
 }
 

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
-use crate::bench::{Bench, JOURNAL_LANDED, Line, NO_JOURNAL, times};
+use crate::bench::{Bench, Line, times};
 use crate::harness::producer::Manner;
 use crate::harness::server::run;
 use crate::harness::temp::TempDir;
@@ -98,9 +98,6 @@ fn journal(bench: &Bench) -> PathBuf {
 #[test]
 fn f06_a_full_disk_refuses_what_it_cannot_keep_and_heals_by_itself() {
     const FAULT: &str = "6 disk full, then freed";
-    if !JOURNAL_LANDED {
-        return Line::of(FAULT).not_run(NO_JOURNAL);
-    }
     let disk = Mounted::tmpfs("size=8m,mode=0755");
     let directory = disk.path().join("data").display().to_string();
     let mut bench = Bench::start(FAULT, &[("DURABILITY", "written"), ("DATA_DIR", &directory)]);
@@ -122,9 +119,6 @@ fn f06_a_full_disk_refuses_what_it_cannot_keep_and_heals_by_itself() {
 #[test]
 fn f07_a_failed_fsync_withdraws_the_level_and_is_never_taken_for_done() {
     const FAULT: &str = "7 fsync fails with EIO";
-    if !JOURNAL_LANDED {
-        return Line::of(FAULT).not_run(NO_JOURNAL);
-    }
     let mut bench = Bench::loaded(FAULT, &[("DURABILITY", "synced")]);
     let injected = Injected::into(bench.server.pid(), "fsync,fdatasync", "EIO");
     until("the level is withdrawn", || bench.server.client().get("/ready").status == 503);
@@ -142,9 +136,6 @@ fn f07_a_failed_fsync_withdraws_the_level_and_is_never_taken_for_done() {
 #[test]
 fn f07_failing_writes_are_refused_and_nothing_is_lost() {
     const FAULT: &str = "7 write fails with EIO";
-    if !JOURNAL_LANDED {
-        return Line::of(FAULT).not_run(NO_JOURNAL);
-    }
     let mut bench = Bench::loaded(FAULT, &[("DURABILITY", "written")]);
     // Other threads write to sockets and pipes.
     let injected = Injected::into_thread(bench.server.pid(), "checkpoint", "write,rename,renameat2", "EIO");
@@ -161,9 +152,6 @@ fn f07_failing_writes_are_refused_and_nothing_is_lost() {
 #[test]
 fn f09_killed_between_write_and_fsync_nothing_that_was_written_is_lost() {
     const FAULT: &str = "9 killed while fsync and rename hang";
-    if !JOURNAL_LANDED {
-        return Line::of(FAULT).not_run(NO_JOURNAL);
-    }
     let mut bench = Bench::loaded(FAULT, &[("DURABILITY", "written")]);
     let rounds = times(2, 10);
     for round in 0..rounds {
@@ -219,9 +207,6 @@ fn f10_a_data_directory_that_is_no_use_is_said_at_once() {
 #[test]
 fn f11_killed_during_recovery_and_recovered_twice_it_stores_once() {
     const FAULT: &str = "11 killed during recovery; a backlog larger than the buffer";
-    if !JOURNAL_LANDED {
-        return Line::of(FAULT).not_run(NO_JOURNAL);
-    }
     let mut bench = Bench::loaded(FAULT, &[("DURABILITY", "written")]);
     bench.postgres.stop_fast();
     bench.keeps_taking(20_000);

@@ -12,24 +12,21 @@ use aurore_events::server::{Failed, Outside, open_journal, policy, serve};
 use aurore_events::settings::Settings;
 use aurore_events::storage::memory::{Fault, MemoryRepository};
 
-use crate::bench::{Bench, JOURNAL_LANDED, Line, NO_JOURNAL, seconds, times};
+use crate::bench::{Bench, Line, seconds, times};
 use crate::harness::events::{id_of, ids_of};
 use crate::harness::producer::Manner;
 use crate::harness::temp::TempDir;
 use crate::harness::{Client, event, until};
 
 /// How long before the kill an event may have been acknowledged that is lost at `memory`: `JOURNAL_WRITE_MS` and what
-/// a busy machine adds to it. Without a journal: `DRAIN_INTERVAL` and the batch that was being written.
-const WINDOW: Duration = Duration::from_millis(if JOURNAL_LANDED { 10 + 90 } else { 2_000 });
+/// a busy machine adds to it.
+const WINDOW: Duration = Duration::from_millis(10 + 90);
 
 const LOAD: Manner = Manner { connections: 4, batch: 10, durability: None };
 
 /// Kills the server at random moments under load, and judges all of its lives together.
 #[track_caller]
 fn killed(fault: &'static str, setting: &str, header: Option<&'static str>, window: Duration) {
-    if !JOURNAL_LANDED && window.is_zero() {
-        return Line::of(fault).not_run(NO_JOURNAL);
-    }
     let mut bench = Bench::start(fault, &[("DURABILITY", setting)]);
     let rounds = times(3, 50);
     let clock = Clock::system();
@@ -81,9 +78,6 @@ fn f01_kill_9_at_synced_by_header_loses_nothing() {
 #[test]
 fn f01_kill_9_with_the_database_away_loses_nothing_that_was_written() {
     const FAULT: &str = "1 kill -9 with the database away, written";
-    if !JOURNAL_LANDED {
-        return Line::of(FAULT).not_run(NO_JOURNAL);
-    }
     let mut bench = Bench::loaded(FAULT, &[("DURABILITY", "written")]);
     let rounds = times(2, 10);
     for _ in 0..rounds {
@@ -118,9 +112,6 @@ fn f02_sigterm_with_a_full_buffer_and_the_database_up_stores_all_of_it() {
 #[test]
 fn f02_sigterm_with_a_full_buffer_and_the_database_down_keeps_all_of_it() {
     const FAULT: &str = "2 SIGTERM, then a second, buffer full, database down";
-    if !JOURNAL_LANDED {
-        return Line::of(FAULT).not_run(NO_JOURNAL);
-    }
     let settings = [("BUFFER_MAX_SIZE", "20000"), ("SPILL_MAX_BYTES", "0"), ("SHUTDOWN_TIMEOUT_MS", "1000")];
     let mut bench = Bench::start(FAULT, &settings);
     for second in [false, true] {
