@@ -58,7 +58,7 @@ pub enum Full {
 pub struct Buffer {
     shards: Box<[CachePadded<ArrayQueue<RowBlock>>]>,
     occupancy: Arc<Occupancy>,
-    /// What is not settled yet. Less than what is occupied while the journal still holds blocks that are.
+    /// What is not settled yet. In bytes less than what is occupied, while the journal still holds blocks that are.
     unsettled: CachePadded<Occupancy>,
     limits: Limits,
     ledger: Arc<Ledger>,
@@ -158,7 +158,8 @@ impl Buffer {
     }
 
     /// Takes out one block, from the shard at `turn` or the next that has one, and moves `turn` on: no shard waits
-    /// for another to run dry. Its room stays reserved until the last clone of it is dropped.
+    /// for another to run dry. Its events' room stays reserved until it is settled, its bytes' until
+    /// the last clone of it is dropped.
     pub fn take(&self, turn: &mut usize) -> Option<RowBlock> {
         let count = self.shards.len();
         for at in 0..count {
