@@ -129,10 +129,14 @@ fn every_member_of_every_answer_is_documented() {
         let mut names = Vec::new();
         members(&client.get_json(path), "", &mut names);
         assert!(!names.is_empty(), "{path}");
-        let section = documented.split("\n### ").find(|section| section.starts_with(&format!("`GET {path}`")));
+        let section =
+            documented.split("\n### ").find(|section| section.starts_with(&format!("`GET {path}`")));
         let section = section.unwrap_or_else(|| panic!("{path} has no section"));
         unknown.extend(
-            names.iter().filter(|name| !section.contains(&format!("`{name}`"))).map(|name| format!("{path}: {name}")),
+            names
+                .iter()
+                .filter(|name| !section.contains(&format!("`{name}`")))
+                .map(|name| format!("{path}: {name}")),
         );
     }
     assert!(unknown.is_empty(), "not documented: {unknown:#?}");

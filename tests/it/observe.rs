@@ -73,7 +73,12 @@ fn the_compose_file_passes_its_check() {
         let file = fs::read_to_string(&path).expect("the file is there");
         let file = file.replacen("\nname: aurore\n", "\n", 1);
         let directory = docker("").display().to_string();
-        run("docker-compose", &["-f", "-", "--project-directory", &directory, "config", "--quiet"], &file, false);
+        run(
+            "docker-compose",
+            &["-f", "-", "--project-directory", &directory, "config", "--quiet"],
+            &file,
+            false,
+        );
     }
 }
 
