@@ -36,7 +36,8 @@ async function ask(path) {
   const body = await reply.json().catch(() => ({}));
   // A critical condition is a 503 that says all there is to say.
   if (!reply.ok && !(reply.status === 503 && body.ledger)) {
-    throw new Error(wanted ? "a token is needed" : body.detail ?? `the server answered ${reply.status}`);
+    const fields = body.errors?.map((error) => `${error.field} ${error.detail}`).join("; ");
+    throw new Error(wanted ? "a token is needed" : fields ?? body.detail ?? `the server answered ${reply.status}`);
   }
   if (token) at("token-form").hidden = true;
   return body;
