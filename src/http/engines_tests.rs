@@ -18,7 +18,7 @@ const SOON: Duration = Duration::from_millis(100);
 fn minihttp() -> SocketAddr {
     // The library does not say which port it was given: take one that was just free.
     let address = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
-    engine_minihttp::start(address, 1, Limits::default(), || Echo).unwrap();
+    engine_minihttp::start(address, 1, Limits::default(), Echo::default).unwrap();
     address
 }
 
