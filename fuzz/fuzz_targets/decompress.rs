@@ -14,6 +14,14 @@ fn fresh(coding: Coding, body: &[u8]) -> Result<Vec<u8>, Undecodable> {
     Decompressor::new(DecompressLimits::new(BYTES_MAX)).decode(coding, body).map(<[u8]>::to_vec)
 }
 
+/// The same in slices.
+fn sliced(coding: Coding, body: &[u8]) -> Result<Vec<u8>, Undecodable> {
+    let mut decompressor = Decompressor::new(DecompressLimits::new(BYTES_MAX));
+    decompressor.begin();
+    while !decompressor.go_on(coding, body, 1 + body.len() * 16)? {}
+    Ok(decompressor.plain(coding, body).to_vec())
+}
+
 libfuzzer_sys::fuzz_target!(|body: &[u8]| {
     let mut used = Decompressor::new(DecompressLimits::new(BYTES_MAX));
     for (coding, magic) in [(Coding::Gzip, &[0x1f, 0x8b, 8, 0][..]), (Coding::Zstd, &[0x28, 0xb5, 0x2f, 0xfd])] {
@@ -21,6 +29,7 @@ libfuzzer_sys::fuzz_target!(|body: &[u8]| {
             let first = used.decode(coding, body).map(<[u8]>::to_vec);
             used.release();
             assert_eq!(fresh(coding, body), first);
+            assert_eq!(sliced(coding, body), first);
             let Ok(plain) = first else { continue };
             assert!(plain.len() <= BYTES_MAX);
             if coding == Coding::Gzip {

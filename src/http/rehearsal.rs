@@ -6,11 +6,11 @@ use std::sync::Arc;
 
 use super::encode::DateLine;
 use super::session::{Desk, Progress, Session};
-use super::{Answer, Handler, Limits, Remote, Request, Response};
+use super::{Answer, Handler, Limits, Remote, Request, Response, Unfinished};
 use crate::clock::Clock;
 use crate::event::Timestamp;
 
-/// Answers with the body it got; 404 on `/nothing`.
+/// Answers with the body it got; 404 on `/nothing`; in three slices where the path begins with `/l`.
 #[derive(Debug, Default)]
 pub(super) struct Echo {
     /// Stands for all that it was asked so far.
@@ -19,6 +19,22 @@ pub(super) struct Echo {
 
 impl Handler for Echo {
     fn handle(&mut self, request: &Request<'_>, response: &mut Response) -> Answer {
+        if request.path.starts_with("/l") {
+            return Answer::More(Box::new(2_u32));
+        }
+        self.answer(request, response)
+    }
+
+    fn go_on(&mut self, unfinished: Unfinished, request: &Request<'_>, response: &mut Response) -> Answer {
+        match *unfinished.downcast::<u32>().expect("it is what was left") {
+            0 => self.answer(request, response),
+            left => Answer::More(Box::new(left - 1)),
+        }
+    }
+}
+
+impl Echo {
+    fn answer(&mut self, request: &Request<'_>, response: &mut Response) -> Answer {
         (request.method, request.path, request.query, request.body).hash(&mut self.seen);
         for header in request.headers.0 {
             (header.name, header.value).hash(&mut self.seen);
@@ -49,6 +65,7 @@ fn desk_within(limits: Limits) -> Desk<Echo> {
         now: clock.now(),
         token: 0,
         budget: 0,
+        bytes_left: 0,
         serial: 0,
         held: 0,
         draining: false,
@@ -82,8 +99,14 @@ pub(super) fn speak_within<'a>(limits: Limits, pieces: impl IntoIterator<Item = 
             desk.begin(0);
             let progress = session.take(piece, &mut desk);
             out.extend_from_slice(&desk.out);
-            if progress != Progress::Paused {
-                break;
+            match progress {
+                Progress::Paused => {}
+                Progress::Working => {
+                    desk.begin(0);
+                    session.go_on(&mut desk);
+                    out.extend_from_slice(&desk.out);
+                }
+                Progress::Hungry | Progress::Waiting | Progress::Over => break,
             }
             piece = &[];
         }
