@@ -10,12 +10,12 @@ URL=http://127.0.0.1:$PORT
 work=
 server=
 
-need_tools() {
+# need_tools [EXAMPLE]: builds the server and the program that it is measured by.
   need_compiler
   need_postgres
   command -v "$TOOL" >/dev/null || { [ "$TOOL" = wrk ] && install_packages wrk; } || die "please install $TOOL"
   command -v curl >/dev/null || install_packages curl ca-certificates
-  (cd "$PERF_DIR/.." && cargo build --release --locked --bin aurore-events --example bare)
+  (cd "$PERF_DIR/.." && cargo build --release --locked --bin aurore-events --example "${1:-bare}")
   # A directory that the embedded cluster's user can reach.
   work=$(mktemp -d)
   chmod 755 "$work"

@@ -2,50 +2,49 @@
 //!
 //! Runs on the acceptor and must not block: what needs the database goes to the reader threads.
 
+mod intake;
+
 use std::sync::Arc;
 
 use rand::rngs::StdRng;
 
 use crate::access::{self, Area, Gate, Grant, Origins};
-use crate::buffer::{Buffer, Full, RowBlock};
 use crate::clock::{Clock, Moment};
 use crate::console;
 use crate::http::accept::preferred;
 use crate::http::gzip;
 use crate::http::router::{self, Route};
-use crate::http::{Answer, Handler, Headers, Method, Promise, Request, Response};
-use crate::ingest::{
-    self, Call, Coding, DecompressLimits, Decompressor, Form, Ingest, Limits, Undecodable, problem,
-};
-use crate::journal::{Journal, Level};
-use crate::lifecycle::Phase;
-use crate::metrics::{HttpFigures, Reason};
+use crate::http::{Answer, Handler, Headers, Method, Promise, Request, Response, Unfinished};
+use crate::ingest::Limits;
+use crate::journal::Level;
+use crate::metrics::HttpFigures;
 use crate::query::{Line, Query};
 use crate::status::{Part, Status};
+use intake::{Intake, Posted, Upload};
 
 /// The label of a single event's page.
 const GET_EVENT: usize = 1;
-/// Seconds after which another server, or this one restarted, may take what a stopping one refused.
-const RESTART_S: u64 = 5;
-/// Seconds after which a journal that failed may work again.
-const JOURNAL_RETRY_S: u64 = 5;
+/// The label of posts.
+const POST_EVENTS: usize = 0;
 
 #[derive(Debug)]
 pub struct Api {
     acceptor: usize,
     gate: Gate,
-    ingest: Ingest,
-    decompressor: Decompressor,
-    buffer: Arc<Buffer>,
-    journal: Arc<Journal>,
-    /// What a 202 means unless the request says.
-    durability: Level,
-    /// Whether somebody waits since the turn began.
-    waiting: bool,
+    intake: Intake,
     status: Arc<Status>,
     line: Line,
     figures: Arc<HttpFigures>,
     clock: Clock,
+}
+
+/// A post that takes more than a turn.
+struct Post {
+    grant: Grant,
+    /// The headers that the gate gave the answer.
+    front: Vec<u8>,
+    started: Moment,
+    upload: Upload,
 }
 
 impl Api {
@@ -61,12 +60,7 @@ impl Api {
         Self {
             acceptor,
             gate,
-            ingest: Ingest::new(limits, rng),
-            decompressor: Decompressor::new(DecompressLimits::new(limits.plain_bytes_max)),
-            buffer: status.buffer.clone(),
-            journal: status.journal.clone(),
-            durability,
-            waiting: false,
+            intake: Intake::new(acceptor, limits, durability, rng, status.clone()),
             figures: status.http.clone(),
             clock: status.clock.clone(),
             status,
@@ -99,114 +93,30 @@ impl Api {
         }
     }
 
-    /// `POST /events`: all of its good events are admitted, or none. Tells with which durability a 202 is to be given;
-    /// with none the response is an answer already.
-    fn post_events(
+    /// What to say of a post. The first `front` bytes of the answer's headers are the gate's.
+    fn posted(
         &mut self,
-        grant: &Grant,
+        posted: Posted,
+        grant: Grant,
+        front: usize,
+        started: Moment,
         request: &Request<'_>,
         response: &mut Response,
-    ) -> Option<Level> {
-        let level = self.admit(grant, request, response);
-        self.decompressor.release();
-        response.header("Durability", level?.name());
-        level
-    }
-
-    /// Has the answer in `response` given when the events it speaks of have reached `level`.
-    fn answer_when(&mut self, level: Level, promise: Promise, response: &mut Response) {
-        let answer = std::mem::take(response);
-        let told = move |holds| {
-            if holds {
-                return promise.fulfil(answer);
+    ) -> Answer {
+        match posted {
+            Posted::Answered | Posted::Admitted(Level::Memory) => Answer::Ready,
+            Posted::Admitted(level @ (Level::Written | Level::Synced)) => {
+                // Whatever the answer comes to be, it begins with what the gate has to say.
+                let front = response.headers.drain(..front).collect();
+                let promise = self.counted_promise(request, &grant, front, POST_EVENTS, started);
+                self.intake.answer_when(level, promise, response);
+                Answer::Later
             }
-            let mut response = Response::default();
-            problem::answer_later(
-                &mut response,
-                problem::Kind::JournalUnavailable,
-                "the durability asked for could not be reached; the events may be stored all the same, so that \
-                 only those with an idempotency key can be sent again without being stored twice",
-                JOURNAL_RETRY_S,
-            );
-            promise.fulfil(response);
-        };
-        self.journal.when(self.acceptor, level, Box::new(told));
-        self.waiting = true;
-    }
-
-    fn admit(&mut self, grant: &Grant, request: &Request<'_>, response: &mut Response) -> Option<Level> {
-        let ledger = &self.status.ledger;
-        if self.status.lifecycle.phase() > Phase::Serving {
-            problem::shutting_down(response, RESTART_S);
-            return None;
-        }
-        if request.body.is_empty() && !is_framed(request.headers) {
-            let detail = "a POST says how long its body is";
-            problem::answer(response, problem::Kind::LengthRequired, detail);
-            return None;
-        }
-        let call = match Call::read(request.headers) {
-            Ok(call) => Call { services: grant.services.as_deref(), ..call },
-            Err(refused) => {
-                refused.answer(response);
-                return None;
-            }
-        };
-        let level = call.durability.unwrap_or(self.durability);
-        // Under overload most batches are turned away: not to read them leaves the time to the writer. Only lines can be
-        // counted without reading them; of what is compressed it is only known that there is one.
-        let plain = call.coding == Coding::Identity;
-        if (call.form == Form::Ndjson || !plain) && self.buffer.is_full() {
-            let events = if plain { ingest::count_lines(request.body) } else { 1 };
-            ledger.dropped(Reason::BufferFull, events);
-            problem::buffer_full(response, self.status.retry_after());
-            return None;
-        }
-        let body = match self.decompressor.decode(call.coding, request.body) {
-            Ok(body) => body,
-            Err(refused) => {
-                ledger.dropped(Reason::Invalid, 1);
-                undecodable(refused, response);
-                return None;
-            }
-        };
-        let decoded = self.ingest.decode(call, body, self.clock.wall());
-        if decoded.rejected() > 0 {
-            ledger.dropped(Reason::Invalid, u64::from(decoded.rejected()));
-        }
-        let rows = u32::try_from(decoded.accepted()).expect("BUG: a body is bounded far below 2^32 events");
-        if rows == 0 {
-            decoded.answer(response);
-            return None;
-        }
-        if !self.journal.promises(level) {
-            ledger.dropped(Reason::JournalUnavailable, u64::from(rows));
-            problem::journal_unavailable(response, JOURNAL_RETRY_S);
-            return None;
-        }
-        let admitted_at = self.clock.now();
-        let keep = |block: &RowBlock| self.journal.keep(self.acceptor, block);
-        let size = (rows, decoded.bytes());
-        match self.buffer.admit(self.acceptor, size, admitted_at, decoded.blocks(), keep) {
-            Ok(()) => {
-                decoded.answer(response);
-                return Some(level);
-            }
-            Err(Full::Now) => {
-                ledger.dropped(Reason::BufferFull, u64::from(rows));
-                problem::buffer_full(response, self.status.retry_after());
-            }
-            Err(Full::Always) => {
-                ledger.dropped(Reason::TooLarge, u64::from(rows));
-                let detail = "the request has more events than the whole buffer holds; send it in parts";
-                problem::answer(response, problem::Kind::TooLarge, detail);
-            }
-            Err(Full::Closed) => {
-                ledger.dropped(Reason::ShuttingDown, u64::from(rows));
-                problem::shutting_down(response, RESTART_S);
+            Posted::More(upload) => {
+                let front = response.headers[..front].to_vec();
+                Answer::More(Box::new(Post { grant, front, started, upload }))
             }
         }
-        None
     }
 
     fn count(&self, method: Method, route: usize, status: u16, started: Moment) {
@@ -308,16 +218,8 @@ impl Handler for Api {
             }
             (Some(grant), Ok(Route::PostEvents)) => {
                 let front = response.headers.len();
-                match self.post_events(&grant, request, response) {
-                    None | Some(Level::Memory) => Answer::Ready,
-                    Some(level @ (Level::Written | Level::Synced)) => {
-                        // Whatever the answer comes to be, it begins with what the gate has to say.
-                        let front = response.headers.drain(..front).collect();
-                        let promise = self.counted_promise(request, &grant, front, index, started);
-                        self.answer_when(level, promise, response);
-                        Answer::Later
-                    }
-                }
+                let posted = self.intake.post(grant.services.as_deref(), request, response);
+                self.posted(posted, grant, front, started, request, response)
             }
             (Some(grant), Ok(route)) => {
                 self.answer(&route, &grant, request, response);
@@ -327,28 +229,33 @@ impl Handler for Api {
                 Answer::Ready
             }
         };
-        if answer == Answer::Ready {
+        if matches!(answer, Answer::Ready) {
             self.count(request.method, index, response.status, started);
         }
         answer
     }
 
-    /// Wakes the checkpoint thread once for all who wait since the turn began.
-    fn turn_ended(&mut self) {
-        if std::mem::take(&mut self.waiting) {
-            self.journal.wake();
+    fn go_on(&mut self, unfinished: Unfinished, request: &Request<'_>, response: &mut Response) -> Answer {
+        let post = unfinished.downcast::<Post>().expect("BUG: only posts are left unfinished");
+        let Post { grant, front, started, upload } = *post;
+        response.headers.extend_from_slice(&front);
+        let posted = self.intake.go_on(upload, grant.services.as_deref(), request, response);
+        let answer = self.posted(posted, grant, front.len(), started, request, response);
+        if matches!(answer, Answer::Ready) {
+            self.count(request.method, POST_EVENTS, response.status, started);
         }
+        answer
+    }
+
+    fn turn_ended(&mut self) {
+        self.intake.turn_ended();
     }
 
     /// The engine refused a request that never came to be one.
-    fn refused(&mut self, status: u16) {
-        self.count(Method::Other, router::OTHER, status, self.clock.now());
+    fn refused(&mut self, headers: Headers<'_>, response: &mut Response) {
+        self.gate.mark(headers, response);
+        self.count(Method::Other, router::OTHER, response.status, self.clock.now());
     }
-}
-
-fn undecodable(refused: Undecodable, response: &mut Response) {
-    let kind = if refused.is_too_large() { problem::Kind::TooLarge } else { problem::Kind::Invalid };
-    problem::answer(response, kind, &refused.to_string());
 }
 
 /// What it takes to be shown a page.
@@ -365,9 +272,4 @@ fn area(route: Option<&Route<'_>>) -> Area {
         Route::Metrics | Route::MetricsPrometheus => Area::Metrics,
         Route::Console(_) | Route::Options(_) => Area::Public,
     }
-}
-
-/// Whether the request said that it has a body, be it an empty one.
-fn is_framed(headers: Headers<'_>) -> bool {
-    headers.get("Content-Length").is_some() || headers.get("Transfer-Encoding").is_some()
 }

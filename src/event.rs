@@ -3,6 +3,9 @@
 use std::fmt;
 use std::str::FromStr;
 
+/// Bytes of an event as it was sent. All of its fields at their bounds and escaped throughout take a quarter of it; the
+/// rest is for white space, and for telling what is wrong with longer ones.
+pub const EVENT_BYTES_MAX: usize = 2 * 1024 * 1024;
 /// Bytes of `service`, once unescaped: 1 to this.
 pub const SERVICE_BYTES_MAX: usize = 100;
 /// Bytes of `message`, once unescaped: 1 to this.

@@ -153,6 +153,11 @@ impl Gate {
         self.examine(area, request, now, response)
     }
 
+    /// Adds to an answer that the engine gives whether its page may read it.
+    pub fn mark(&self, headers: Headers<'_>, response: &mut Response) {
+        self.policy.origins.mark(headers, response);
+    }
+
     fn examine(
         &mut self,
         area: Area,

@@ -17,6 +17,8 @@ const GET: &[u8] = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n";
 pub(super) struct Tester {
     promises: Sender<Promise>,
     kept: Vec<Promise>,
+    /// Whether `/release` was asked for.
+    released: bool,
 }
 
 impl Handler for Tester {
@@ -35,11 +37,25 @@ impl Handler for Tester {
                 return Answer::Later;
             }
             "/panic" => panic!("as the test wants"),
+            "/long" | "/long/panic" => return Answer::More(Box::new(Slices(0))),
+            "/release" => self.released = true,
             "/large" => response.body.resize(8 << 20, b'x'),
             "/peer" => write!(response.body, "{}", request.peer).unwrap(),
             "/nothing" => response.status = 404,
             _ => response.body.extend_from_slice(request.body),
         }
+        Answer::Ready
+    }
+
+    /// What takes long takes until somebody else was answered.
+    fn go_on(&mut self, unfinished: Unfinished, request: &Request<'_>, response: &mut Response) -> Answer {
+        let Slices(done) = *unfinished.downcast::<Slices>().unwrap();
+        assert!(request.path == "/long", "as the test wants");
+        if done < SLICES_MIN || !self.released {
+            return Answer::More(Box::new(Slices(done + 1)));
+        }
+        response.status = 202;
+        response.body.extend_from_slice(request.body);
         Answer::Ready
     }
 
@@ -49,6 +65,11 @@ impl Handler for Tester {
         }
     }
 }
+
+/// Slices of a long request that are done.
+struct Slices(u32);
+
+const SLICES_MIN: u32 = 3;
 
 pub(super) struct Server {
     pub(super) address: SocketAddr,
@@ -69,7 +90,7 @@ impl Server {
         let shared = Arc::<Shared>::default();
         let (sender, promises) = channel();
         let mut acceptor = Acceptor::new(listener, limits, Clock::system(), Arc::clone(&shared), |_| {
-            Tester { promises: sender, kept: Vec::new() }
+            Tester { promises: sender, kept: Vec::new(), released: false }
         })
         .unwrap()
         .with_tls(identity);
@@ -302,6 +323,57 @@ fn a_late_answer_comes_before_those_asked_after_it_and_holds_up_nobody_else() {
     first.say(b"GET /dropped HTTP/1.1\r\nHost: a\r\n\r\nGET /turn HTTP/1.1\r\nHost: a\r\n\r\n");
     assert_eq!(first.status(), 500);
     assert_eq!(first.status(), 202);
+}
+
+#[test]
+fn what_takes_long_keeps_nobody_from_being_answered_first() {
+    let server = Server::start(Limits::default());
+    // Whole bodies, chunked ones, one that waits in line, and what is pipelined behind them.
+    let mut long: Vec<Client> = (0..3).map(|_| server.connect()).collect();
+    let body = "x".repeat(100_000);
+    let whole = format!("POST /long HTTP/1.1\r\nHost: a\r\nContent-Length: {}\r\n\r\n{body}", body.len());
+    long[0].say(format!("{whole}{whole}GET /nothing HTTP/1.1\r\nHost: a\r\n\r\n").as_bytes());
+    long[1].say(b"POST /long HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\n\r\n");
+    long[2].say(b"GET /long HTTP/1.0\r\n\r\n");
+    // It would never end if it kept the others from their turn.
+    let mut other = server.connect();
+    for _ in 0..100 {
+        other.say(GET);
+        assert_eq!(other.status(), 200);
+    }
+    other.say(b"GET /release HTTP/1.1\r\nHost: a\r\n\r\n");
+    assert_eq!(other.status(), 200);
+    assert_eq!(long[1].answer(), (202, "abc".to_owned()));
+    assert_eq!(long[2].answer(), (202, String::new()));
+    long[2].closed();
+    for _ in 0..2 {
+        assert!(long[0].answer() == (202, body.clone()));
+    }
+    assert_eq!(long[0].status(), 404);
+}
+
+#[test]
+fn a_long_request_whose_client_is_gone_or_whose_handler_panics_gives_its_place_away() {
+    let server = Server::start(Limits::default());
+    let gone = server.say(b"GET /long HTTP/1.1\r\nHost: a\r\n\r\n");
+    let mut next = server.say(b"GET /long/panic HTTP/1.1\r\nHost: a\r\n\r\n");
+    let mut last = server.say(b"GET /long HTTP/1.1\r\nHost: a\r\n\r\n");
+    await_that(|| server.shared.connections() == 3);
+    socket2::SockRef::from(&gone.0).set_linger(Some(Duration::ZERO)).unwrap();
+    drop(gone);
+    assert_eq!(next.status(), 500);
+    next.closed();
+    assert_eq!(server.say(b"GET /release HTTP/1.1\r\nHost: a\r\n\r\n").status(), 200);
+    assert_eq!(last.status(), 202);
+}
+
+#[test]
+fn a_long_request_is_not_worked_on_for_ever() {
+    let server = Server::start(hasty());
+    let mut client = server.say(b"GET /long HTTP/1.1\r\nHost: a\r\n\r\n");
+    assert_eq!(client.status(), 503);
+    client.closed();
+    assert_eq!(server.say(GET).status(), 200);
 }
 
 #[test]

@@ -21,6 +21,8 @@ pub(super) enum Next {
     Sleep,
     /// Give it another turn after the others: the socket will not ask for one.
     Again,
+    /// Give it its place in the line of those that take long.
+    Line,
     Close,
 }
 
@@ -46,6 +48,8 @@ pub(super) struct Connection {
     watches_writable: bool,
     /// It stands in the ready line.
     pub(super) queued: bool,
+    /// It stands in the line of those that take long.
+    pub(super) lined: bool,
     /// All is said and the sending side shut; so many bytes are still read, and discarded.
     lingering: Option<usize>,
     /// What it is counted with in the acceptor's sum of bytes held.
@@ -67,6 +71,7 @@ impl Connection {
             eof: false,
             watches_writable: false,
             queued: false,
+            lined: false,
             lingering: None,
             counted: 0,
             guest: false,
@@ -146,6 +151,7 @@ impl Connection {
             Progress::Hungry | Progress::Over if self.eof => Next::Close,
             Progress::Hungry | Progress::Waiting => Next::Sleep,
             Progress::Paused => Next::Again,
+            Progress::Working => Next::Line,
             Progress::Over => {
                 self.wire.shutdown()?;
                 self.lingering = Some(desk.limits.linger_bytes_max);
@@ -225,9 +231,12 @@ impl Connection {
             unreachable!("BUG: only called when lingering");
         };
         for _ in 0..READS_MAX {
-            match self.wire.discard(scratch) {
+            if *left == 0 {
+                return Next::Close;
+            }
+            let room = scratch.len().min(*left);
+            match self.wire.discard(&mut scratch[..room]) {
                 Ok(0) => return Next::Close,
-                Ok(count) if count >= *left => return Next::Close,
                 Ok(count) => *left -= count,
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Next::Sleep,
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}

@@ -1,8 +1,8 @@
 //! The acceptor: one thread's listener, readiness loop, connections and timers. A connection lives its life on
 //! one core; nothing is stolen or shared, and nothing here blocks but the wait for readiness.
 //!
-//! Knows nothing of what the handler does. A turn is: late answers, orders, wait, readiness, timers, new
-//! connections, the ready line, then [`Handler::turn_ended`].
+//! Knows nothing of what the handler does. A turn is: wait, readiness, timers, the ready line, new connections, late
+//! answers, a slice of what takes long, then [`Handler::turn_ended`] and orders.
 
 use std::collections::VecDeque;
 use std::io;
@@ -58,6 +58,8 @@ pub struct Acceptor<H> {
     connections: Slab<Connection>,
     /// Connections with something to do though their socket says nothing.
     ready: VecDeque<usize>,
+    /// Connections whose request takes more than a turn; the first of them is worked on, a slice a turn.
+    long: VecDeque<usize>,
     /// Of the connections, those that are one too many and only stay to be told so.
     guests: usize,
     wheel: super::wheel::Wheel,
@@ -89,6 +91,7 @@ impl<H: Handler> Acceptor<H> {
             identity: None,
             connections: Slab::new(),
             ready: VecDeque::new(),
+            long: VecDeque::new(),
             guests: 0,
             wheel: super::wheel::Wheel::new(now),
             due: Vec::new(),
@@ -104,6 +107,7 @@ impl<H: Handler> Acceptor<H> {
                 now,
                 token: 0,
                 budget: 0,
+                bytes_left: 0,
                 serial: 0,
                 held: 0,
                 draining: false,
@@ -163,6 +167,7 @@ impl<H: Handler> Acceptor<H> {
         // After the events: none of them may be taken for one of a connection that got the place of a closed one.
         self.accept();
         self.deliver();
+        self.work();
         self.desk.handler.turn_ended();
         // What the handler itself gave in that moment goes out before the wait.
         self.deliver();
@@ -172,7 +177,7 @@ impl<H: Handler> Acceptor<H> {
     fn wait(&self, wait_max: Option<Duration>) -> Option<Duration> {
         let ordered = self.desk.remote.ordered();
         let news = ordered == Order::End || (ordered == Order::Drain && !self.desk.draining);
-        if !self.ready.is_empty() || self.accepting.is_pending() || news {
+        if !self.ready.is_empty() || !self.long.is_empty() || self.accepting.is_pending() || news {
             return Some(Duration::ZERO);
         }
         // The last reading of the clock: handling the last turn took from the wait, which a grain late outweighs.
@@ -217,6 +222,11 @@ impl<H: Handler> Acceptor<H> {
                 connection.queued = true;
                 self.ready.push_back(token);
             }
+            Next::Line if connection.lined => {}
+            Next::Line => {
+                connection.lined = true;
+                self.long.push_back(token);
+            }
             Next::Close => {
                 self.close(token);
                 return;
@@ -247,8 +257,27 @@ impl<H: Handler> Acceptor<H> {
         }
     }
 
+    /// Works on the request that is first in the line of those that take long, for a slice.
+    fn work(&mut self) {
+        let Some(&token) = self.long.front() else { return };
+        self.desk.begin(token);
+        let session = &mut self.connections[token].session;
+        if session.progress() == Progress::Working {
+            session.go_on(&mut self.desk);
+            if session.progress() == Progress::Working {
+                return;
+            }
+        }
+        self.long.pop_front();
+        self.connections[token].lined = false;
+        self.drive(token);
+    }
+
     fn close(&mut self, token: usize) {
         let mut connection = self.connections.remove(token);
+        if connection.lined {
+            self.long.retain(|other| *other != token);
+        }
         connection.wire.farewell();
         self.desk.held -= connection.counted;
         if connection.guest {

@@ -94,7 +94,8 @@ struct Service<H> {
 
 /// What becomes of a request before a handler sees it.
 enum Judged {
-    Answer,
+    /// Its body has so many bytes.
+    Answer(usize),
     /// Its body has an end, so that the connection goes on behind it.
     Refuse(Refusal),
     /// Where it ends is not known.
@@ -111,17 +112,18 @@ impl<H: Handler> HttpService for Service<H> {
         self.body.clear();
         match judge(&request, &self.limits) {
             Judged::HangUp(refusal) => {
-                self.handler.refused(refusal.status);
+                refusal.write(&mut self.response);
+                self.handler.refused(Headers(request.headers()), &mut self.response);
                 // The library goes on reading after an error; only the end of its coroutine ends the connection.
                 resume_unwind(Box::new(refusal.detail));
             }
             Judged::Refuse(refusal) => {
-                self.handler.refused(refusal.status);
                 refusal.write(&mut self.response);
+                self.handler.refused(Headers(request.headers()), &mut self.response);
                 // Dropped, the reader reads the body to its end.
                 drop(request.body());
             }
-            Judged::Answer => self.answer(request)?,
+            Judged::Answer(length) => self.answer(request, length)?,
         }
         write(&mut self.response, answer);
         Ok(())
@@ -129,21 +131,25 @@ impl<H: Handler> HttpService for Service<H> {
 }
 
 impl<H: Handler> Service<H> {
-    fn answer(&mut self, request: may_minihttp::Request<'_, '_, '_>) -> io::Result<()> {
+    fn answer(&mut self, request: may_minihttp::Request<'_, '_, '_>, length: usize) -> io::Result<()> {
         // The library gives either the header or the body: the header is copied, being the shorter.
         let method = Method::parse(request.method());
         let target = request.path().to_owned();
         let fields: Vec<(String, Vec<u8>)> =
             request.headers().iter().map(|field| (field.name.to_owned(), field.value.to_vec())).collect();
         request.body().read_to_end(&mut self.body)?;
+        if self.body.len() < length {
+            // The client ended in the midst of it, which the library takes for its end.
+            resume_unwind(Box::new("the body is cut off"));
+        }
 
         let fields: Vec<_> =
             fields.iter().map(|(name, value)| httparse::Header { name: name.as_str(), value }).collect();
         let (path, query) = match target::parse(method, &target) {
             Ok(parts) => parts,
             Err(refusal) => {
-                self.handler.refused(refusal.status);
                 refusal.write(&mut self.response);
+                self.handler.refused(Headers(&fields), &mut self.response);
                 return Ok(());
             }
         };
@@ -172,12 +178,18 @@ impl<H: Handler> Service<H> {
         let handler = &mut self.handler;
         let response = &mut self.response;
         let answered = catch_unwind(AssertUnwindSafe(|| {
-            let answered = handler.handle(&whole, response);
+            let mut answered = handler.handle(&whole, response);
+            // Between the slices its worker's other connections have their turn.
+            while let Answer::More(unfinished) = answered {
+                response.clear();
+                answered = handler.go_on(unfinished, &whole, response);
+                may::coroutine::yield_now();
+            }
             handler.turn_ended();
             answered
         }));
         match answered {
-            Ok(Answer::Ready) => {}
+            Ok(Answer::Ready | Answer::More(_)) => {}
             Ok(Answer::Later) => {
                 // If no promise was made, none can be kept: the end of the channel says so.
                 drop(sender.take());
@@ -205,7 +217,7 @@ fn judge(request: &may_minihttp::Request<'_, '_, '_>, limits: &Limits) -> Judged
         Err(refusal) => return Judged::HangUp(refusal),
     };
     match fields.body(old, &wide) {
-        Ok(Body::Bytes(length)) if length <= limits.body_bytes_max => Judged::Answer,
+        Ok(Body::Bytes(length)) if length <= limits.body_bytes_max => Judged::Answer(length),
         Ok(Body::Bytes(_)) => Judged::Refuse(framing::TOO_LARGE),
         Ok(Body::Chunked) => Judged::HangUp(Refusal::new(411, "this engine needs Content-Length")),
         Err(refusal) => Judged::HangUp(refusal),
@@ -333,6 +345,22 @@ mod tests {
         check("GET /unpromised HTTP/1.1\r\nHost: a\r\n\r\n", &["500"], "");
         check("GET /panic HTTP/1.1\r\nHost: a\r\n\r\n", &["500"], "");
         check("GET x HTTP/1.1\r\nHost: a\r\n\r\nGET / HTTP/1.1\r\nHost: a\r\n\r\n", &["400", "200"], "");
+    }
+
+    #[test]
+    fn a_body_that_is_cut_off_reaches_no_handler() {
+        let mut stream = TcpStream::connect(server()).unwrap();
+        stream.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+        stream.write_all(b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\n\r\nhell").unwrap();
+        // Not together with what comes before it: the library would answer none of it.
+        std::thread::park_timeout(Duration::from_millis(100));
+        stream.shutdown(std::net::Shutdown::Write).unwrap();
+        let mut answer = Vec::new();
+        // However it ends.
+        if let Err(error) = stream.read_to_end(&mut answer) {
+            assert_eq!(error.kind(), io::ErrorKind::ConnectionReset);
+        }
+        assert_eq!(String::from_utf8(answer).unwrap(), "");
     }
 
     #[test]

@@ -57,6 +57,16 @@ where
     pub(super) expects_continue: bool,
 }
 
+/// What `Origin` says in a header that need be neither whole nor good: who is refused is to be able to read why.
+#[cold]
+pub(super) fn origin(bytes: &[u8]) -> Option<&[u8]> {
+    let lines = bytes.split_inclusive(|byte| *byte == b'\n').skip(1);
+    let lines = lines.map_while(|line| line.strip_suffix(b"\r\n").filter(|line| !line.is_empty()));
+    lines
+        .filter_map(|line| line.split_first_chunk::<7>())
+        .find_map(|(name, value)| name.eq_ignore_ascii_case(b"Origin:").then(|| value.trim_ascii()))
+}
+
 /// How the end of the body is found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Body {

@@ -3,11 +3,15 @@
 //! Two engines serve the same handlers: `engine_guarded`, our own, fit to face a network, and
 //! `engine_minihttp`, a thin adapter on `may_minihttp`.
 
+use std::any::Any;
+
 pub mod accept;
 mod accepting;
 #[cfg(test)]
 mod acceptor_tests;
 mod addresses;
+#[cfg(test)]
+mod bounds_tests;
 mod chunked;
 mod connection;
 mod encode;
@@ -45,8 +49,11 @@ pub use remote::{Remote, Shared};
 pub use request::{Headers, Method, Request};
 pub use response::{Promise, Response};
 
+/// A request as far as its handler has come with it. What is in it only the handler knows; it goes with the connection.
+pub type Unfinished = Box<dyn Any + Send>;
+
 /// What a handler says of the answer.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Debug)]
 #[must_use]
 pub enum Answer {
     /// It stands in the response.
@@ -54,6 +61,9 @@ pub enum Answer {
     /// Another thread will give it through the promise that [`Request::promise`] made. The connection's later
     /// requests wait for it; other connections do not.
     Later,
+    /// It takes more work than one turn should: [`Handler::go_on`] does it, a slice a turn, so that other connections
+    /// have theirs in between. One such request of an acceptor is worked on at a time, the others wait in line.
+    More(Unfinished),
 }
 
 /// Answers the requests of one acceptor. Each acceptor has its own, so it may keep state without locks.
@@ -61,8 +71,14 @@ pub trait Handler: Send {
     /// Runs on an acceptor and must not block. `response` is fresh: 200, no headers, an empty body.
     fn handle(&mut self, request: &Request<'_>, response: &mut Response) -> Answer;
 
-    /// The engine itself refused a request that it could not read, with this status.
-    fn refused(&mut self, _status: u16) {}
+    /// Does the next slice of a request that was answered [`Answer::More`]. `response` is fresh once more.
+    fn go_on(&mut self, _unfinished: Unfinished, _request: &Request<'_>, _response: &mut Response) -> Answer {
+        unreachable!("BUG: this handler does all of its work at once")
+    }
+
+    /// The engine itself refuses a request that it could not read, with this answer. Of its headers there is no more
+    /// than could be read, and may be nothing.
+    fn refused(&mut self, _headers: Headers<'_>, _response: &mut Response) {}
 
     /// A batch of readiness is worked off and the acceptor is about to sleep: the time for what is cheaper once
     /// than for each request. Runs after every [`Remote::wake`] too.

@@ -1,20 +1,44 @@
 //! A conversation without a socket, for tests and fuzzers: what a session answers to pieces of bytes.
 
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 
 use super::encode::DateLine;
 use super::session::{Desk, Progress, Session};
-use super::{Answer, Handler, Limits, Remote, Request, Response};
+use super::{Answer, Handler, Limits, Remote, Request, Response, Unfinished};
 use crate::clock::Clock;
 use crate::event::Timestamp;
 
-/// Answers with the body it got; 404 on `/nothing`.
-#[derive(Debug)]
-pub(super) struct Echo;
+/// Answers with the body it got; 404 on `/nothing`; in three slices where the path begins with `/l`.
+#[derive(Debug, Default)]
+pub(super) struct Echo {
+    /// Stands for all that it was asked so far.
+    seen: DefaultHasher,
+}
 
 impl Handler for Echo {
     fn handle(&mut self, request: &Request<'_>, response: &mut Response) -> Answer {
+        if request.path.starts_with("/l") {
+            return Answer::More(Box::new(2_u32));
+        }
+        self.answer(request, response)
+    }
+
+    fn go_on(&mut self, unfinished: Unfinished, request: &Request<'_>, response: &mut Response) -> Answer {
+        match *unfinished.downcast::<u32>().expect("it is what was left") {
+            0 => self.answer(request, response),
+            left => Answer::More(Box::new(left - 1)),
+        }
+    }
+}
+
+impl Echo {
+    fn answer(&mut self, request: &Request<'_>, response: &mut Response) -> Answer {
+        (request.method, request.path, request.query, request.body).hash(&mut self.seen);
+        for header in request.headers.0 {
+            (header.name, header.value).hash(&mut self.seen);
+        }
         if request.path == "/nothing" {
             response.status = 404;
         }
@@ -24,19 +48,24 @@ impl Handler for Echo {
 }
 
 pub(super) fn desk() -> Desk<Echo> {
+    desk_within(Limits::default())
+}
+
+fn desk_within(limits: Limits) -> Desk<Echo> {
     let clock = Clock::manual(Timestamp::from_millis(0), 1);
     let poll = mio::Poll::new().expect("there is a descriptor left");
     Desk {
-        handler: Echo,
+        handler: Echo::default(),
         response: Response::default(),
         out: Vec::new(),
         date: DateLine::new(&clock),
-        limits: Limits::default(),
+        limits,
         remote: Remote::new(poll.registry(), mio::Token(0)).expect("there is a descriptor left"),
         shared: Arc::default(),
         now: clock.now(),
         token: 0,
         budget: 0,
+        bytes_left: 0,
         serial: 0,
         held: 0,
         draining: false,
@@ -51,11 +80,17 @@ pub(super) struct Outcome {
     pub(super) over: bool,
     /// All that was said is answered, and more may be said.
     pub(super) done: bool,
+    /// Stands for the requests as the handler saw them.
+    pub(super) seen: u64,
 }
 
 /// Speaks `pieces` to a fresh session.
 pub(super) fn speak<'a>(pieces: impl IntoIterator<Item = &'a [u8]>) -> Outcome {
-    let mut desk = desk();
+    speak_within(Limits::default(), pieces)
+}
+
+pub(super) fn speak_within<'a>(limits: Limits, pieces: impl IntoIterator<Item = &'a [u8]>) -> Outcome {
+    let mut desk = desk_within(limits);
     let mut session = Session::new(IpAddr::V4(Ipv4Addr::LOCALHOST), desk.now);
     let mut out = Vec::new();
     for piece in pieces {
@@ -64,8 +99,14 @@ pub(super) fn speak<'a>(pieces: impl IntoIterator<Item = &'a [u8]>) -> Outcome {
             desk.begin(0);
             let progress = session.take(piece, &mut desk);
             out.extend_from_slice(&desk.out);
-            if progress != Progress::Paused {
-                break;
+            match progress {
+                Progress::Paused => {}
+                Progress::Working => {
+                    desk.begin(0);
+                    session.go_on(&mut desk);
+                    out.extend_from_slice(&desk.out);
+                }
+                Progress::Hungry | Progress::Waiting | Progress::Over => break,
             }
             piece = &[];
         }
@@ -73,7 +114,8 @@ pub(super) fn speak<'a>(pieces: impl IntoIterator<Item = &'a [u8]>) -> Outcome {
     // How long a body takes to come decides about a 100, so that it does not count for the comparison.
     let out = String::from_utf8_lossy(&out).replace("HTTP/1.1 100 Continue\r\n\r\n", "");
     let over = session.progress() == Progress::Over;
-    Outcome { statuses: statuses(&out), out, over, done: !over && session.held() == 0 }
+    let done = !over && session.held() == 0;
+    Outcome { statuses: statuses(&out), out, over, done, seen: desk.handler.seen.finish() }
 }
 
 /// The statuses of the answers in `out`; an echoed request line is none.

@@ -14,11 +14,14 @@ pub struct Response {
     pub body: Vec<u8>,
     /// Whether the connection ends after this answer.
     pub close: bool,
+    /// Bytes that were worked on beside those of the request and of this answer: they count for the connection's
+    /// share of a turn.
+    pub effort: usize,
 }
 
 impl Default for Response {
     fn default() -> Self {
-        Self { status: 200, content_type: "", headers: Vec::new(), body: Vec::new(), close: false }
+        Self { status: 200, content_type: "", headers: Vec::new(), body: Vec::new(), close: false, effort: 0 }
     }
 }
 
@@ -30,6 +33,7 @@ impl Response {
         self.headers.clear();
         self.body.clear();
         self.close = false;
+        self.effort = 0;
     }
 
     /// Adds a header line. A control character in `value`, which could end the line and begin another, is a

@@ -13,7 +13,7 @@ use super::framing::{self, Body, Head, Verdict, judge};
 use super::limits::Limits;
 use super::refusal::{Refusal, problem};
 use super::remote::{Remote, Shared};
-use super::{Answer, Handler, Request, Response};
+use super::{Answer, Handler, Request, Response, Unfinished};
 use crate::clock::Moment;
 
 /// A header that is looked at again with every packet below this size costs little; above it, a header that
@@ -21,6 +21,8 @@ use crate::clock::Moment;
 const EAGER_BYTES: usize = 2048;
 /// How much must come, without a line's end, before a longer header is looked at again.
 const STEP_BYTES: usize = 256;
+/// Bytes of requests, answers and what they took to make, after which a connection's turn is over: some 100 us of work.
+const TURN_BYTES: usize = 128 * 1024;
 /// What an answer may leave allocated for the next one.
 const RESPONSE_KEPT_BYTES: usize = 256 * 1024;
 /// What the answers of one turn may leave allocated for the next.
@@ -42,6 +44,8 @@ pub(super) struct Desk<H> {
     pub(super) token: usize,
     /// Requests that it may still have answered in this turn.
     pub(super) budget: u32,
+    /// Bytes of them and of their answers that it still may.
+    pub(super) bytes_left: usize,
     /// Counts requests over the acceptor's life.
     pub(super) serial: u64,
     /// Bytes that the acceptor's connections hold, that of this turn as it was before.
@@ -56,6 +60,7 @@ impl<H> Desk<H> {
     pub(super) fn begin(&mut self, token: usize) {
         self.token = token;
         self.budget = self.limits.pipelined_max;
+        self.bytes_left = TURN_BYTES;
         self.out.clear();
         if self.out.capacity() > OUT_KEPT_BYTES {
             self.out = Vec::new();
@@ -97,6 +102,8 @@ pub(super) enum Progress {
     Hungry,
     /// The answer that a promise holds.
     Waiting,
+    /// Its place in the line of those that take long.
+    Working,
     /// Another turn: there is more to do than one connection may have done in one.
     Paused,
     /// Nothing: the last answer is written, and no further byte is read.
@@ -117,7 +124,24 @@ enum Phase {
         serial: u64,
         frame: Frame,
     },
+    Working(Box<Working>),
     Over,
+}
+
+/// A request that takes more than one turn.
+#[derive(Debug)]
+struct Working {
+    frame: Frame,
+    unfinished: Unfinished,
+    bytes: Whole,
+}
+
+/// Where a request's bytes are.
+#[derive(Debug)]
+enum Whole {
+    /// In front of `input`: so many of header and body.
+    Input(usize),
+    Chunked(Box<Chunked>),
 }
 
 #[derive(Debug)]
@@ -127,6 +151,12 @@ struct Chunked {
     body: Vec<u8>,
     /// Bytes of the coding so far, which the minimum rate is about.
     received: usize,
+}
+
+impl Chunked {
+    fn held(&self) -> usize {
+        self.head.capacity() + self.body.capacity()
+    }
 }
 
 /// Invariant: `input` holds what has arrived and is not answered, and is not allocated when that is nothing.
@@ -159,7 +189,7 @@ impl Session {
             Phase::Head => self.since.plus(limits.header_timeout),
             Phase::Body { .. } => self.body_deadline(self.input.len(), limits),
             Phase::Chunked(chunked) => self.body_deadline(chunked.received, limits),
-            Phase::Waiting { .. } => self.since.plus(limits.answer_timeout),
+            Phase::Waiting { .. } | Phase::Working(_) => self.since.plus(limits.answer_timeout),
             Phase::Over => idle_since.plus(limits.linger_timeout),
         }
     }
@@ -175,14 +205,18 @@ impl Session {
 
     /// Between two requests, or before the first.
     pub(super) fn is_idle(&self) -> bool {
-        matches!(self.phase, Phase::Head) && self.input.iter().all(|byte| matches!(byte, b'\r' | b'\n'))
+        matches!(self.phase, Phase::Head) && is_blank(&self.input)
     }
 
     /// Bytes allocated for the request in hand.
     #[inline]
     pub(super) fn held(&self) -> usize {
         let chunked = match &self.phase {
-            Phase::Chunked(chunked) => chunked.head.capacity() + chunked.body.capacity(),
+            Phase::Chunked(chunked) => chunked.held(),
+            Phase::Working(working) => match &working.bytes {
+                Whole::Input(_) => 0,
+                Whole::Chunked(chunked) => chunked.held(),
+            },
             Phase::Head | Phase::Body { .. } | Phase::Waiting { .. } | Phase::Over => 0,
         };
         self.input.capacity() + chunked
@@ -196,6 +230,7 @@ impl Session {
     pub(super) fn progress(&self) -> Progress {
         match self.phase {
             Phase::Waiting { .. } => Progress::Waiting,
+            Phase::Working(_) => Progress::Working,
             Phase::Over => Progress::Over,
             Phase::Head | Phase::Body { .. } | Phase::Chunked(_) if self.backlog => Progress::Paused,
             Phase::Head | Phase::Body { .. } | Phase::Chunked(_) => Progress::Hungry,
@@ -226,7 +261,6 @@ impl Session {
             && self.progress() == Progress::Hungry
         {
             self.turn_away("there is no room for the body now", desk);
-            self.input = Vec::new();
         }
         self.progress()
     }
@@ -243,7 +277,7 @@ impl Session {
                     && !fresh.contains(&b'\n')
             }
             // Bytes that may complete nothing yet: they wait with the others.
-            Phase::Waiting { .. } => true,
+            Phase::Waiting { .. } | Phase::Working(_) => true,
             Phase::Chunked(_) | Phase::Over => false,
         }
     }
@@ -256,10 +290,7 @@ impl Session {
             let rest = &input[at..];
             match &mut self.phase {
                 Phase::Over => return input.len(),
-                Phase::Waiting { .. } => {
-                    self.backlog = !rest.is_empty();
-                    return at;
-                }
+                Phase::Waiting { .. } | Phase::Working(_) => return at,
                 Phase::Chunked(chunked) => {
                     match chunked.decoder.feed(rest, &mut chunked.body) {
                         Ok(used) => {
@@ -270,7 +301,10 @@ impl Session {
                             }
                             self.answer_chunked(desk);
                         }
-                        Err(refusal) => self.refuse(&refusal, desk),
+                        Err(refusal) => {
+                            let head = mem::take(&mut chunked.head);
+                            self.refuse(&refusal, &head, desk);
+                        }
                     }
                     continue;
                 }
@@ -279,7 +313,7 @@ impl Session {
             if rest.is_empty() {
                 return at;
             }
-            if desk.budget == 0 || desk.out.len() > desk.limits.output_bytes_max {
+            if desk.budget == 0 || desk.bytes_left == 0 || desk.out.len() > desk.limits.output_bytes_max {
                 self.backlog = true;
                 self.since = desk.now;
                 return at;
@@ -294,7 +328,7 @@ impl Session {
                     self.tried = rest.len();
                     return at;
                 }
-                Verdict::Refuse(refusal) => self.refuse(&refusal, desk),
+                Verdict::Refuse(refusal) => self.refuse(&refusal, rest, desk),
                 Verdict::Head(head) => match head.body {
                     Body::Bytes(length) => {
                         let bytes = head.bytes + length;
@@ -302,8 +336,12 @@ impl Session {
                             self.await_body(&head, rest, desk);
                             return at;
                         };
-                        self.answer(&head, body, desk);
-                        at += bytes;
+                        match self.answer(&head, body, desk) {
+                            None => at += bytes,
+                            Some((frame, unfinished)) => {
+                                self.work(frame, unfinished, Whole::Input(bytes), desk);
+                            }
+                        }
                     }
                     Body::Chunked => {
                         self.await_body(&head, rest, desk);
@@ -336,22 +374,78 @@ impl Session {
             unreachable!("BUG: only called with a chunked body in hand");
         };
         let mut slots = framing::slots();
-        let Verdict::Head(head) = judge(&chunked.head, &mut slots, &desk.limits) else {
-            unreachable!("BUG: the same bytes were a good header before");
-        };
-        self.answer(&head, &chunked.body, desk);
+        let head = judged(&chunked.head, &mut slots, &desk.limits);
+        if let Some((frame, unfinished)) = self.answer(&head, &chunked.body, desk) {
+            self.work(frame, unfinished, Whole::Chunked(chunked), desk);
+        }
     }
 
-    fn answer<H: Handler>(&mut self, head: &Head<'_, '_>, body: &[u8], desk: &mut Desk<H>) {
-        desk.serial += 1;
+    /// Takes its place in the line of those that take long, its bytes kept.
+    fn work<H>(&mut self, frame: Frame, unfinished: Unfinished, bytes: Whole, desk: &Desk<H>) {
+        self.since = desk.now;
+        self.phase = Phase::Working(Box::new(Working { frame, unfinished, bytes }));
+    }
+
+    /// Does the next slice of the request that is worked on.
+    pub(super) fn go_on<H: Handler>(&mut self, desk: &mut Desk<H>) {
+        let Phase::Working(mut working) = mem::replace(&mut self.phase, Phase::Head) else {
+            unreachable!("BUG: nothing is worked on");
+        };
+        let input = mem::take(&mut self.input);
+        let mut slots = framing::slots();
+        let (header, body) = match &working.bytes {
+            Whole::Input(bytes) => (&input[..*bytes], None),
+            Whole::Chunked(chunked) => (chunked.head.as_slice(), Some(chunked.body.as_slice())),
+        };
+        let head = judged(header, &mut slots, &desk.limits);
+        let body = body.unwrap_or_else(|| &header[head.bytes..]);
+        let unfinished = working.unfinished;
+        let more = self.ask(&head, body, working.frame, desk, |handler, request, response| {
+            handler.go_on(unfinished, request, response)
+        });
+        if let Some(unfinished) = more {
+            self.input = input;
+            working.unfinished = unfinished;
+            self.phase = Phase::Working(working);
+            return;
+        }
+        self.input = match working.bytes {
+            Whole::Input(bytes) => input[bytes..].to_vec(),
+            Whole::Chunked(_) => input,
+        };
+        self.backlog = !self.input.is_empty();
+    }
+
+    /// What has to be kept when the handler has more to do.
+    fn answer<H: Handler>(
+        &mut self,
+        head: &Head<'_, '_>,
+        body: &[u8],
+        desk: &mut Desk<H>,
+    ) -> Option<(Frame, Unfinished)> {
         desk.budget = desk.budget.saturating_sub(1);
-        desk.response.clear();
         self.tried = 0;
         let frame = Frame {
             head_only: head.method == super::Method::Head,
             old: head.old,
             keep_alive: head.keep_alive,
         };
+        let more = self.ask(head, body, frame, desk, H::handle);
+        more.map(|unfinished| (frame, unfinished))
+    }
+
+    /// Has the handler speak and does what it says, unless that is that it has more to do.
+    #[inline]
+    fn ask<H: Handler>(
+        &mut self,
+        head: &Head<'_, '_>,
+        body: &[u8],
+        frame: Frame,
+        desk: &mut Desk<H>,
+        speak: impl FnOnce(&mut H, &Request<'_>, &mut Response) -> Answer,
+    ) -> Option<Unfinished> {
+        desk.serial += 1;
+        desk.response.clear();
         let Desk { handler, response, remote, token, serial, .. } = &mut *desk;
         let promise = || remote.promise(*token, *serial);
         let request = Request {
@@ -364,12 +458,17 @@ impl Session {
             promise: &promise,
         };
         // A handler's state is its own affair: it is told nothing of its panic and goes on with the next request.
-        match catch_unwind(AssertUnwindSafe(|| handler.handle(&request, response))) {
-            Ok(Answer::Ready) => self.conclude(frame, desk),
+        match catch_unwind(AssertUnwindSafe(|| speak(handler, &request, response))) {
+            Ok(Answer::Ready) => {
+                let bytes = head.bytes + body.len() + desk.response.body.len() + desk.response.effort;
+                desk.bytes_left = desk.bytes_left.saturating_sub(bytes);
+                self.conclude(frame, desk);
+            }
             Ok(Answer::Later) => {
                 self.since = desk.now;
                 self.phase = Phase::Waiting { serial: desk.serial, frame };
             }
+            Ok(Answer::More(unfinished)) => return Some(unfinished),
             Err(_) => {
                 log::error!("BUG: the handler panicked at {request:?}; its connection is closed");
                 desk.shared.panics.fetch_add(1, Ordering::Relaxed);
@@ -378,6 +477,7 @@ impl Session {
                 self.conclude(Frame { keep_alive: false, ..frame }, desk);
             }
         }
+        None
     }
 
     /// Writes the answer that stands in the desk's response.
@@ -400,12 +500,11 @@ impl Session {
         self.conclude(frame, desk);
     }
 
-    fn refuse<H: Handler>(&mut self, refusal: &Refusal, desk: &mut Desk<H>) {
-        desk.serial += 1;
+    /// Refuses what begins with `bytes`, of which the header need not be whole or good, and ends.
+    fn refuse<H: Handler>(&mut self, refusal: &Refusal, bytes: &[u8], desk: &mut Desk<H>) {
         desk.response.clear();
         refusal.write(&mut desk.response);
-        desk.handler.refused(refusal.status);
-        self.conclude(Frame { head_only: false, old: false, keep_alive: false }, desk);
+        self.end_refused(bytes, desk);
     }
 
     /// Answers that there is no room, before it has been asked anything, or all of it, and ends.
@@ -413,28 +512,60 @@ impl Session {
         desk.response.clear();
         problem(&mut desk.response, 503, detail);
         desk.response.header("Retry-After", 1);
-        desk.handler.refused(503);
+        let input = mem::take(&mut self.input);
+        self.end_refused(&input, desk);
+    }
+
+    fn end_refused<H: Handler>(&mut self, bytes: &[u8], desk: &mut Desk<H>) {
+        desk.serial += 1;
+        let origin = framing::origin(bytes).map(|value| httparse::Header { name: "Origin", value });
+        desk.handler.refused(super::Headers(origin.as_slice()), &mut desk.response);
         self.conclude(Frame { head_only: false, old: false, keep_alive: false }, desk);
+    }
+
+    fn give_up<H>(&mut self, frame: Frame, desk: &mut Desk<H>) {
+        desk.response.clear();
+        problem(&mut desk.response, 503, "the answer took too long");
+        desk.response.header("Retry-After", 1);
+        self.conclude(Frame { keep_alive: false, ..frame }, desk);
     }
 
     /// Its time is up: says so where there is somebody to say it to, and ends.
     pub(super) fn expire<H: Handler>(&mut self, desk: &mut Desk<H>) {
-        match &self.phase {
-            Phase::Head if self.is_idle() => {}
-            Phase::Head => self.refuse(&Refusal::new(408, "the header took too long"), desk),
-            Phase::Body { .. } | Phase::Chunked(_) => {
-                self.refuse(&Refusal::new(408, "the body came too slowly"), desk);
+        let input = mem::take(&mut self.input);
+        match &mut self.phase {
+            Phase::Head if is_blank(&input) => {}
+            Phase::Head => self.refuse(&Refusal::new(408, "the header took too long"), &input, desk),
+            Phase::Body { .. } => self.refuse(&TOO_SLOW, &input, desk),
+            Phase::Chunked(chunked) => {
+                let head = mem::take(&mut chunked.head);
+                self.refuse(&TOO_SLOW, &head, desk);
             }
             Phase::Waiting { frame, .. } => {
-                let frame = Frame { keep_alive: false, ..*frame };
-                desk.response.clear();
-                problem(&mut desk.response, 503, "the answer took too long");
-                desk.response.header("Retry-After", 1);
-                self.conclude(frame, desk);
+                let frame = *frame;
+                self.give_up(frame, desk);
+            }
+            Phase::Working(working) => {
+                let frame = working.frame;
+                self.give_up(frame, desk);
             }
             Phase::Over => {}
         }
         self.phase = Phase::Over;
-        self.input = Vec::new();
     }
+}
+
+const TOO_SLOW: Refusal = Refusal::new(408, "the body came too slowly");
+
+/// Whether no request has begun.
+fn is_blank(input: &[u8]) -> bool {
+    input.iter().all(|byte| matches!(byte, b'\r' | b'\n'))
+}
+
+/// The header that these bytes were found to begin with.
+fn judged<'b, 'h>(bytes: &'b [u8], slots: &'h mut framing::Slots<'b>, limits: &Limits) -> Head<'b, 'h> {
+    let Verdict::Head(head) = judge(bytes, slots, limits) else {
+        unreachable!("BUG: the same bytes were a good header before");
+    };
+    head
 }

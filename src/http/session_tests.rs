@@ -113,6 +113,18 @@ fn every_case_of_the_corpus_leaves_the_requests_before_and_behind_it_alone() {
 }
 
 #[test]
+fn what_takes_several_turns_is_answered_in_its_place_however_it_is_cut() {
+    let whole = b"POST /long HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\n\r\nwhole".as_slice();
+    let chunked = b"POST /long HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nin\r\n0\r\n\r\n"
+        .as_slice();
+    let last = b"GET /long HTTP/1.0\r\n\r\n".as_slice();
+    let said = [BEFORE, whole, whole, chunked, BEHIND, chunked, last, BEHIND].concat();
+    let outcome = speak_in_all_ways(&said, "long");
+    assert_eq!(outcome.statuses, [200; 7]);
+    assert!(outcome.over && outcome.out.matches("\r\n\r\nwhole").count() == 2, "{}", outcome.out);
+}
+
+#[test]
 fn a_body_of_8_mib_is_taken_and_none_above() {
     let head = b"POST /nothing HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n".as_slice();
     let chunk = format!("100000\r\n{}\r\n", "x".repeat(1 << 20));

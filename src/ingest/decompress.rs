@@ -1,4 +1,4 @@
-//! Compressed bodies, made plain piece by piece into one allocation that an acceptor uses again. A body that grows past
+//! Compressed bodies, made plain piece by piece into one allocation that is used again. A body that grows past
 //! its bounds is given up as soon as it does, so that a bomb costs what those bounds allow and no more.
 //!
 //! Knows no HTTP but the names of codings. Both decoders are Rust alone: what reads strangers' bytes on the thread that
@@ -102,12 +102,31 @@ const STEP_BYTES: usize = 64 * 1024;
 /// The same for zstd, whose blocks are no larger: a step makes at least as much and less than twice.
 const ZSTD_STEP_BYTES: usize = 128 * 1024;
 
-/// One acceptor's decoders. They come into being with the first body that needs them.
+/// What a member or frame costs to begin, in bytes made.
+const MEMBER_COST: usize = 8 * 1024;
+
+/// Decoders and the body they make. They come into being with the first body that needs them.
+///
+/// Invariant: everything before `at` in the compressed body is in `plain`, or in the decoder that is in use.
 pub struct Decompressor {
     limits: DecompressLimits,
     plain: Vec<u8>,
     inflate: Option<Decompress>,
     zstd: Option<FrameDecoder>,
+    at: usize,
+    members: usize,
+    member: Option<Member>,
+    /// The largest window that a frame wanted.
+    window_max: u64,
+}
+
+/// The member of gzip or frame of zstd at hand.
+struct Member {
+    /// Where its plain bytes begin.
+    start: usize,
+    crc: Crc,
+    /// The decoder of zstd keeps the last window to itself, so what it has made is counted and not measured.
+    made_at_least: usize,
 }
 
 impl fmt::Debug for Decompressor {
@@ -118,18 +137,66 @@ impl fmt::Debug for Decompressor {
 
 impl Decompressor {
     pub fn new(limits: DecompressLimits) -> Self {
-        Self { limits, plain: Vec::new(), inflate: None, zstd: None }
+        Self {
+            limits,
+            plain: Vec::new(),
+            inflate: None,
+            zstd: None,
+            at: 0,
+            members: 0,
+            member: None,
+            window_max: 0,
+        }
+    }
+
+    /// Another one with the same limits.
+    #[must_use]
+    pub fn another(&self) -> Self {
+        Self::new(self.limits)
     }
 
     /// The plain bytes of `body`. [`Decompressor::release`] gives them back.
     pub fn decode<'a>(&'a mut self, coding: Coding, body: &'a [u8]) -> Result<&'a [u8], Undecodable> {
+        self.begin();
+        let all = self.go_on(coding, body, usize::MAX)?;
+        debug_assert!(all, "BUG: a body is finite");
+        Ok(self.plain(coding, body))
+    }
+
+    /// Makes ready for a body that [`Self::go_on`] makes plain slice by slice.
+    pub fn begin(&mut self) {
         self.plain.clear();
+        self.at = 0;
+        self.members = 0;
+        self.member = None;
+        self.window_max = 0;
+    }
+
+    /// Makes about `budget` bytes more of `body` plain. Says whether all of it is. Each call of one body must be given the
+    /// same but for the budget.
+    pub fn go_on(&mut self, coding: Coding, body: &[u8], budget: usize) -> Result<bool, Undecodable> {
         match coding {
-            Coding::Identity => return Ok(body),
-            Coding::Gzip => self.gunzip(body)?,
-            Coding::Zstd => self.unzstd(body)?,
+            Coding::Identity => Ok(true),
+            Coding::Gzip => self.gunzip(body, budget),
+            Coding::Zstd => {
+                let mut decoder = self.zstd.take().unwrap_or_else(|| {
+                    let mut decoder = FrameDecoder::new();
+                    decoder.set_max_window_size(WINDOW_BYTES_MAX);
+                    decoder
+                });
+                // After an error the decoder is in a state nobody has thought of; after a large window it is large.
+                let all = self.unzstd(&mut decoder, body, budget)?;
+                if !all || self.window_max <= WINDOW_BYTES_KEPT {
+                    self.zstd = Some(decoder);
+                }
+                Ok(all)
+            }
         }
-        Ok(&self.plain)
+    }
+
+    /// The plain bytes of `body`, all of them once [`Self::go_on`] has said so.
+    pub fn plain<'a>(&'a self, coding: Coding, body: &'a [u8]) -> &'a [u8] {
+        if coding == Coding::Identity { body } else { &self.plain }
     }
 
     /// Gives back what a large body took, once it has been read or refused.
@@ -138,53 +205,77 @@ impl Decompressor {
         self.plain.shrink_to(KEPT_BYTES);
     }
 
-    fn gunzip(&mut self, body: &[u8]) -> Result<(), Undecodable> {
-        let mut rest = body;
-        for _ in 0..self.limits.members_max {
-            rest = gzip_header(rest)?;
-            rest = self.inflate(body.len(), rest)?;
-            if rest.is_empty() {
-                return Ok(());
-            }
+    /// Counts a member that begins here.
+    fn count(&mut self) -> Result<(), Undecodable> {
+        if self.members == self.limits.members_max {
+            return Err(Undecodable::Members(self.limits.members_max));
         }
-        Err(Undecodable::Members(self.limits.members_max))
+        self.members += 1;
+        Ok(())
     }
 
-    /// Inflates one member, its header taken off, and says what follows its trailer.
-    fn inflate<'a>(&mut self, body_bytes: usize, mut rest: &'a [u8]) -> Result<&'a [u8], Undecodable> {
-        let inflate = self.inflate.get_or_insert_with(|| Decompress::new(false));
-        inflate.reset(false);
-        let mut crc = Crc::new();
-        let start = self.plain.len();
-        loop {
+    fn gunzip(&mut self, body: &[u8], budget: usize) -> Result<bool, Undecodable> {
+        let mut left = budget;
+        while left > 0 {
+            let mut member = if let Some(member) = self.member.take() {
+                member
+            } else {
+                self.count()?;
+                left = left.saturating_sub(MEMBER_COST);
+                self.at = body.len() - gzip_header(&body[self.at..])?.len();
+                self.inflate.get_or_insert_with(|| Decompress::new(false)).reset(false);
+                Member { start: self.plain.len(), crc: Crc::new(), made_at_least: 0 }
+            };
             let before = self.plain.len();
-            // One byte past the bound, so that what ends there exactly is not taken for more.
-            let room = STEP_BYTES.min(self.limits.bytes_max + 1 - before);
-            self.plain.reserve(room);
-            let read = inflate.total_in();
-            let ended = inflate
-                .decompress_vec(rest, &mut self.plain, FlushDecompress::None)
-                .map_err(|_no_more_is_known| Undecodable::Broken(GZIP, "its data is corrupt"))?;
-            let used = usize::try_from(inflate.total_in() - read).expect("no more than there was");
-            rest = &rest[used..];
-            crc.update(&self.plain[before..]);
-            self.limits.check(body_bytes - rest.len(), self.plain.len())?;
-            if ended == Status::StreamEnd {
-                break;
+            if self.inflate(&mut member, body)? {
+                self.at = body.len() - self.trailer(&member, &body[self.at..])?.len();
+                if self.at == body.len() {
+                    return Ok(true);
+                }
+            } else {
+                self.member = Some(member);
             }
-            if used == 0 && self.plain.len() == before {
-                return Err(if rest.is_empty() {
-                    Undecodable::Cut(GZIP)
-                } else {
-                    Undecodable::Broken(GZIP, "its data is corrupt")
-                });
-            }
+            left = left.saturating_sub((self.plain.len() - before).max(1));
         }
+        Ok(false)
+    }
+
+    /// Inflates a step of the member at hand. Says whether that was its last.
+    fn inflate(&mut self, member: &mut Member, body: &[u8]) -> Result<bool, Undecodable> {
+        let inflate = self.inflate.as_mut().expect("BUG: a member was begun");
+        let rest = &body[self.at..];
+        let before = self.plain.len();
+        // One byte past the bound, so that what ends there exactly is not taken for more.
+        let room = STEP_BYTES.min(self.limits.bytes_max + 1 - before);
+        self.plain.reserve(room);
+        let read = inflate.total_in();
+        let ended = inflate
+            .decompress_vec(rest, &mut self.plain, FlushDecompress::None)
+            .map_err(|_no_more_is_known| Undecodable::Broken(GZIP, "its data is corrupt"))?;
+        let used = usize::try_from(inflate.total_in() - read).expect("no more than there was");
+        self.at += used;
+        member.crc.update(&self.plain[before..]);
+        self.limits.check(self.at, self.plain.len())?;
+        if ended == Status::StreamEnd {
+            return Ok(true);
+        }
+        if used == 0 && self.plain.len() == before {
+            return Err(if rest.is_empty() {
+                Undecodable::Cut(GZIP)
+            } else {
+                Undecodable::Broken(GZIP, "its data is corrupt")
+            });
+        }
+        Ok(false)
+    }
+
+    /// Takes the trailer off a member, and says what follows.
+    fn trailer<'a>(&self, member: &Member, rest: &'a [u8]) -> Result<&'a [u8], Undecodable> {
         let Some((trailer, rest)) = rest.split_at_checked(GZIP_TRAILER_BYTES) else {
             return Err(Undecodable::Cut(GZIP));
         };
-        let length = u32::try_from(self.plain.len() - start).ok();
-        if trailer[..4] != crc.sum().to_le_bytes()
+        let length = u32::try_from(self.plain.len() - member.start).ok();
+        if trailer[..4] != member.crc.sum().to_le_bytes()
             || Some(&trailer[4..]) != length.map(u32::to_le_bytes).as_ref().map(<[u8; 4]>::as_slice)
         {
             return Err(Undecodable::Broken(GZIP, "its checksum is wrong"));
@@ -192,81 +283,75 @@ impl Decompressor {
         Ok(rest)
     }
 
-    fn unzstd(&mut self, body: &[u8]) -> Result<(), Undecodable> {
-        let mut decoder = self.zstd.take().unwrap_or_else(|| {
-            let mut decoder = FrameDecoder::new();
-            decoder.set_max_window_size(WINDOW_BYTES_MAX);
-            decoder
-        });
-        let frames = Frames { limits: self.limits, body, window_max: 0 };
-        let (done, window_max) = frames.decode(&mut decoder, &mut self.plain);
-        // It keeps its window. After an error it is in a state nobody has thought of, after a large one it is large.
-        if done.is_ok() && window_max <= WINDOW_BYTES_KEPT {
-            self.zstd = Some(decoder);
-        }
-        done
-    }
-}
-
-/// The frames of one body.
-struct Frames<'a> {
-    limits: DecompressLimits,
-    body: &'a [u8],
-    /// The largest window that a frame wanted.
-    window_max: u64,
-}
-
-impl Frames<'_> {
-    fn decode(mut self, decoder: &mut FrameDecoder, plain: &mut Vec<u8>) -> (Result<(), Undecodable>, u64) {
-        let done = self.all(decoder, plain);
-        (done, self.window_max)
-    }
-
-    fn all(&mut self, decoder: &mut FrameDecoder, plain: &mut Vec<u8>) -> Result<(), Undecodable> {
-        let mut rest = self.body;
-        for _ in 0..self.limits.members_max {
-            self.window_max = self.window_max.max(window_bytes(rest));
-            match decoder.reset(&mut rest) {
-                Ok(()) => self.one(decoder, &mut rest, plain)?,
-                Err(FrameDecoderError::ReadFrameHeaderError(ReadFrameHeaderError::SkipFrame {
-                    length,
-                    ..
-                })) => {
-                    let length = usize::try_from(length).unwrap_or(usize::MAX);
-                    rest = rest.get(length..).ok_or(Undecodable::Cut(ZSTD))?;
-                }
-                Err(error) => return Err(refusal(&error, "it has no zstd header")),
-            }
-            if rest.is_empty() {
-                return Ok(());
-            }
-        }
-        Err(Undecodable::Members(self.limits.members_max))
-    }
-
-    fn one(
+    fn unzstd(
         &mut self,
         decoder: &mut FrameDecoder,
+        body: &[u8],
+        budget: usize,
+    ) -> Result<bool, Undecodable> {
+        let mut left = budget;
+        while left > 0 {
+            let mut rest = &body[self.at..];
+            if self.member.is_none() {
+                self.count()?;
+                left = left.saturating_sub(MEMBER_COST);
+                self.window_max = self.window_max.max(window_bytes(rest));
+                match decoder.reset(&mut rest) {
+                    Ok(()) => {
+                        self.member =
+                            Some(Member { start: self.plain.len(), crc: Crc::new(), made_at_least: 0 });
+                    }
+                    Err(FrameDecoderError::ReadFrameHeaderError(ReadFrameHeaderError::SkipFrame {
+                        length,
+                        ..
+                    })) => {
+                        let length = usize::try_from(length).unwrap_or(usize::MAX);
+                        rest = rest.get(length..).ok_or(Undecodable::Cut(ZSTD))?;
+                    }
+                    Err(error) => return Err(refusal(&error, "it has no zstd header")),
+                }
+            }
+            if let Some(mut member) = self.member.take() {
+                let before = self.plain.len();
+                let ended = self.step(decoder, &mut member, &mut rest, body)?;
+                left = left.saturating_sub((self.plain.len() - before).max(ZSTD_STEP_BYTES / 2));
+                self.member = (!ended).then_some(member);
+            }
+            self.at = body.len() - rest.len();
+            if self.member.is_none() && rest.is_empty() {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
+    /// Decodes a step of the frame at hand. Says whether that was its last.
+    fn step(
+        &mut self,
+        decoder: &mut FrameDecoder,
+        member: &mut Member,
         rest: &mut &[u8],
-        plain: &mut Vec<u8>,
-    ) -> Result<(), Undecodable> {
-        let start = plain.len();
-        // The decoder keeps the last window to itself, so what it has made is counted and not measured.
-        let mut made_at_least = 0;
-        while !decoder.is_finished() {
+        body: &[u8],
+    ) -> Result<bool, Undecodable> {
+        let plain = &mut self.plain;
+        if !decoder.is_finished() {
             let more = BlockDecodingStrategy::UptoBytes(ZSTD_STEP_BYTES);
             let ended = decoder
                 .decode_blocks(&mut *rest, more)
                 .map_err(|error| refusal(&error, "its data is corrupt"))?;
             if !ended {
-                made_at_least += ZSTD_STEP_BYTES;
+                member.made_at_least += ZSTD_STEP_BYTES;
             }
-            let made = start + made_at_least.max(plain.len() - start + decoder.can_collect());
-            self.limits.check(self.body.len() - rest.len(), made)?;
+            let made =
+                member.start + member.made_at_least.max(plain.len() - member.start + decoder.can_collect());
+            self.limits.check(body.len() - rest.len(), made)?;
             decoder.collect_to_writer(&mut *plain).expect("a vector takes all that is written");
+            if !decoder.is_finished() {
+                return Ok(false);
+            }
         }
         decoder.collect_to_writer(&mut *plain).expect("a vector takes all that is written");
-        let frame_bytes = plain.len() - start;
+        let frame_bytes = plain.len() - member.start;
         if decoder.get_checksum_from_data().is_some_and(|sum| Some(sum) != decoder.get_calculated_checksum())
         {
             return Err(Undecodable::Broken(ZSTD, "its checksum is wrong"));
@@ -276,7 +361,7 @@ impl Frames<'_> {
         if said != 0 && said != frame_bytes as u64 {
             return Err(Undecodable::Broken(ZSTD, "its length is not what its header says"));
         }
-        Ok(())
+        Ok(true)
     }
 }
 

@@ -49,6 +49,25 @@ fn noise() -> Vec<u8> {
 #[track_caller]
 fn check(coding: Coding, body: &[u8], wanted: Result<&[u8], Undecodable>) {
     assert_eq!(decompressor().decode(coding, body), wanted);
+    for budget in [1, 100_000] {
+        assert!(sliced(coding, body, budget).as_deref().map_err(|error| *error) == wanted, "{budget}");
+    }
+}
+
+/// The same slice by slice, each of about `budget` bytes.
+fn sliced(coding: Coding, body: &[u8], budget: usize) -> Result<Vec<u8>, Undecodable> {
+    const STEP_MAX: usize = 2 * ZSTD_STEP_BYTES;
+    let mut decompressor = decompressor();
+    decompressor.begin();
+    loop {
+        let before = decompressor.plain.len();
+        let all = decompressor.go_on(coding, body, budget)?;
+        // The end of a frame brings its window with it.
+        assert!(all || decompressor.plain.len() - before <= budget + STEP_MAX, "a slice is bounded");
+        if all {
+            return Ok(decompressor.plain(coding, body).to_vec());
+        }
+    }
 }
 
 const PLAIN: &[u8] = b"{\"an\":\"event\"}";

@@ -80,6 +80,15 @@ impl<'a> Scanner<'a> {
         Self { bytes, at: 0 }
     }
 
+    /// Goes on where another scan of the same bytes stood.
+    pub(super) fn resume(bytes: &'a [u8], at: usize) -> Self {
+        Self { bytes, at }
+    }
+
+    pub(super) fn at(&self) -> usize {
+        self.at
+    }
+
     #[inline]
     pub(super) fn slice(&self, start: usize, end: usize) -> &'a [u8] {
         &self.bytes[start..end]

@@ -15,6 +15,7 @@ mod decode;
 mod encode;
 mod json;
 mod number;
+mod reading;
 mod scan;
 mod sink;
 
@@ -30,11 +31,8 @@ pub use form::{Call, CallRefused, Form};
 
 use crate::event::{EventId, Timestamp};
 use crate::http::Response;
-use decode::{Context, Within};
-use json::{Scanner, Syntax};
-use problem::FieldError;
+use reading::Reading;
 use sink::Sink;
-use timestamp::Window;
 
 /// What is taken, and in what portions it is handed on.
 #[derive(Clone, Copy, Debug)]
@@ -54,6 +52,7 @@ pub struct Limits {
 pub struct Ingest {
     limits: Limits,
     sink: Sink,
+    reading: Reading,
 }
 
 /// What a request came to. Nothing of it is anywhere else yet.
@@ -78,129 +77,49 @@ pub enum Shape {
 impl Ingest {
     /// `rng` must be cryptographic and seeded by the system: ids are not to be guessed, and never to collide.
     pub fn new(limits: Limits, rng: StdRng) -> Self {
-        Self { limits, sink: Sink::new(limits.rows_per_block_max, rng) }
+        Self { limits, sink: Sink::new(limits.rows_per_block_max, rng), reading: Reading::default() }
+    }
+
+    /// Another one with the same limits, and chance of its own.
+    #[must_use]
+    pub fn another(&mut self) -> Self {
+        Self::new(self.limits, self.sink.another_rng())
     }
 
     /// Reads the events of `body`.
     pub fn decode(&mut self, call: Call<'_>, body: &[u8], now: Timestamp) -> Decoded<'_> {
+        self.begin();
+        let all = self.read_on(call, body, now, usize::MAX);
+        debug_assert!(all, "BUG: a body is finite");
+        self.decoded()
+    }
+
+    /// Makes ready for a body that [`Self::read_on`] reads slice by slice.
+    pub fn begin(&mut self) {
         self.sink.clear();
-        let window = Window::new(now, self.limits.retention, self.limits.clock_skew);
-        let context = Context { window, now, key: call.key, within: Within::Body, services: call.services };
-        let shape = match call.form {
-            Form::Json => self.json(context, body),
-            Form::Ndjson => self.lines(&Context { within: Within::Line, ..context }, body),
-        };
-        let shape = shape.unwrap_or_else(|unreadable| {
-            self.sink.clear();
-            self.sink.errors.push(|| FieldError {
-                index: None,
-                field: "body".into(),
-                detail: unreadable.to_string(),
-            });
-            Shape::Unreadable
-        });
-        self.sink.cut();
-        Decoded { sink: &self.sink, shape }
+        self.reading = Reading::default();
+    }
+
+    /// Reads on in `body`, for about as much work as `budget` bytes of ordinary events are. Says whether all of it is
+    /// read. Each call of one body must be given the same but for the budget.
+    pub fn read_on(&mut self, call: Call<'_>, body: &[u8], now: Timestamp, budget: usize) -> bool {
+        self.reading.read_on(&mut self.sink, self.limits, call, body, now, budget)
+    }
+
+    /// What was read. All of it, once [`Self::read_on`] has said so.
+    pub fn decoded(&self) -> Decoded<'_> {
+        Decoded { sink: &self.sink, shape: self.reading.shape() }
     }
 
     /// Gives back what a large request took, for an acceptor that has nothing else to do.
     pub fn release(&mut self) {
         self.sink.clear();
     }
-
-    fn json(&mut self, context: Context<'_>, body: &[u8]) -> Result<Shape, Unreadable> {
-        if let Err(error) = str::from_utf8(body) {
-            return Err(Unreadable::NotUtf8(error.valid_up_to()));
-        }
-        let mut scanner = Scanner::new(body);
-        match scanner.next_token() {
-            b'{' => {
-                decode::event(&mut scanner, &context, &mut self.sink)?;
-                Ok(Shape::One)
-            }
-            b'[' => {
-                self.array(&Context { within: Within::Array, ..context }, &mut scanner)?;
-                Ok(Shape::Batch)
-            }
-            _ if scanner.done() => Err(Unreadable::Empty),
-            _ => {
-                scanner.value()?;
-                Err(Unreadable::NotEvents)
-            }
-        }
-    }
-
-    fn array(&mut self, context: &Context<'_>, scanner: &mut Scanner<'_>) -> Result<(), Unreadable> {
-        scanner.step();
-        if scanner.next_token() == b']' {
-            return Err(Unreadable::EmptyArray);
-        }
-        loop {
-            decode::event(scanner, context, &mut self.sink)?;
-            match scanner.next_token() {
-                b',' => scanner.step(),
-                b']' => break,
-                _ => return Err(scanner.error("',' or ']' was expected").into()),
-            }
-            scanner.next_token();
-        }
-        scanner.step();
-        scanner.next_token();
-        if scanner.done() { Ok(()) } else { Err(scanner.error("the JSON is over and more follows").into()) }
-    }
-
-    fn lines(&mut self, context: &Context<'_>, body: &[u8]) -> Result<Shape, Unreadable> {
-        let all_utf8 = str::from_utf8(body).is_ok();
-        for (number, line) in scan::lines(body) {
-            let mark = self.sink.errors.mark();
-            if let Err(unreadable) = self.line(context, line, all_utf8) {
-                self.sink.errors.back_to(mark);
-                self.bad_line(number, &unreadable);
-            }
-        }
-        if self.sink.index() == 0 { Err(Unreadable::Empty) } else { Ok(Shape::Batch) }
-    }
-
-    #[inline]
-    fn line(&mut self, context: &Context<'_>, line: &[u8], utf8: bool) -> Result<(), Unreadable> {
-        if !utf8 && let Err(error) = str::from_utf8(line) {
-            return Err(Unreadable::NotUtf8(error.valid_up_to()));
-        }
-        let mut scanner = Scanner::new(line);
-        scanner.next_token();
-        Ok(decode::event(&mut scanner, context, &mut self.sink)?)
-    }
-
-    #[cold]
-    fn bad_line(&mut self, number: u64, unreadable: &Unreadable) {
-        let index = self.sink.index();
-        self.sink.errors.push(|| FieldError {
-            index: Some(index),
-            field: "body".into(),
-            detail: format!("line {number}: {unreadable} of the line"),
-        });
-        self.sink.reject();
-    }
 }
 
 /// How many events NDJSON holds, good or bad, without reading them.
 pub fn count_lines(body: &[u8]) -> u64 {
     scan::lines(body).count() as u64
-}
-
-/// Why a body, or a line of it, has no events in it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-enum Unreadable {
-    #[error("there are no events in it")]
-    Empty,
-    #[error("the array is empty; it must hold an event at least")]
-    EmptyArray,
-    #[error("it must be an event object or an array of them")]
-    NotEvents,
-    #[error("it is not UTF-8 at byte {0}")]
-    NotUtf8(usize),
-    #[error("it is not JSON: {0}")]
-    Syntax(#[from] Syntax),
 }
 
 impl<'a> Decoded<'a> {

@@ -1,8 +1,8 @@
 //! What a request's events become while they are decoded: rows in blocks, ids, errors. The allocations are an
 //! acceptor's own and are used again.
 
-use rand::Rng;
 use rand::rngs::StdRng;
+use rand::{Rng, SeedableRng};
 
 use super::encode::{self, Parts};
 use super::json::Text;
@@ -51,6 +51,11 @@ impl Sink {
             rng,
             scratch: Vec::new(),
         }
+    }
+
+    /// A generator whose chance is taken from this one's.
+    pub(super) fn another_rng(&mut self) -> StdRng {
+        StdRng::from_rng(&mut self.rng)
     }
 
     /// Makes it empty and gives back what a large request took.

@@ -3,6 +3,8 @@
 use proptest::prelude::*;
 
 use super::*;
+use crate::event::EVENT_BYTES_MAX;
+use crate::http::Response;
 
 /// JSON text of `text` with escapes chosen by `choices`.
 fn escape(text: &str, choices: &mut impl Iterator<Item = u8>) -> String {
@@ -149,4 +151,95 @@ proptest! {
             }
         }
     }
+}
+
+/// The same as [`Ingest::decode`], in slices of `budget`.
+fn decode_sliced<'a>(ingest: &'a mut Ingest, call: Call<'_>, body: &[u8], budget: usize) -> Decoded<'a> {
+    ingest.begin();
+    while !ingest.read_on(call, body, NOW, budget) {}
+    ingest.decoded()
+}
+
+fn comes_of(decoded: &Decoded<'_>) -> (Shape, Vec<Read>, String) {
+    let mut response = Response::default();
+    decoded.answer(&mut response);
+    (decoded.shape(), rows_of(decoded), String::from_utf8(response.body).unwrap())
+}
+
+proptest! {
+    #[test]
+    fn no_slicing_changes_what_comes_of_a_body(
+        pieces in prop::collection::vec(
+            prop_oneof![
+                4 => Just(with("message", "\"good\"")),
+                1 => Just(with("message", "\"\u{e9}\u{1f600}\"")),
+                1 => Just(with("service", "7")),
+                1 => Just("{}".to_owned()),
+                1 => Just("[1]".to_owned()),
+                1 => Just("{".to_owned()),
+                1 => "[ \r\t]{0,9}",
+            ],
+            0..12,
+        ),
+        (open, between, close) in prop_oneof![
+            Just(("", "\n", "")), Just(("[", ",", "]")), Just((" [ ", " , ", " ] \n")), Just(("[", ",", "] 1")),
+            Just(("", " ", "")), Just((" ", "\r\n", "\n\n")),
+        ],
+        broken in prop::option::of(any::<prop::sample::Index>()),
+        budget in 1_usize..600,
+    ) {
+        let mut body = format!("{open}{}{close}", pieces.join(between)).into_bytes();
+        if let Some(at) = broken {
+            let at = at.index(body.len() + 1);
+            body.insert(at, 0xff);
+        }
+        for call in [json(), ndjson()] {
+            let whole = comes_of(&ingest(3).decode(call, &body, NOW));
+            prop_assert_eq!(comes_of(&decode_sliced(&mut ingest(3), call, &body, budget)), whole);
+        }
+    }
+}
+
+#[test]
+fn a_slice_of_a_body_is_bounded_whatever_is_in_it() {
+    const BYTES: usize = 1 << 20;
+    const BUDGET: usize = 64 * 1024;
+    let good = with("message", "\"m\"");
+    for piece in [good.as_str(), "{}", " ", "\n", "7,", "\u{e9}"] {
+        for open in ["", "["] {
+            for between in [",", "\n"] {
+                let body = format!("{open}{}", format!("{piece}{between}").repeat(BYTES / (piece.len() + 1)));
+                for call in [json(), ndjson()] {
+                    let mut ingest = ingest(100);
+                    ingest.begin();
+                    let mut events = 0;
+                    while !ingest.read_on(call, body.as_bytes(), NOW, BUDGET) {
+                        let now = ingest.decoded().accepted() + ingest.decoded().rejected() as usize;
+                        assert!(now - events <= BUDGET / 100, "{} events in a slice", now - events);
+                        events = now;
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn an_event_has_a_most_of_bytes_and_a_longer_one_costs_no_more() {
+    let padded = |bytes: usize| {
+        let good = with("message", "\"m\"");
+        format!("{{{}{}", " ".repeat(bytes - good.len()), &good[1..])
+    };
+    let (full, long, good) = (padded(EVENT_BYTES_MAX), padded(EVENT_BYTES_MAX + 1), padded(100));
+    let decode = |call, body: &str| {
+        let (shape, rows, answer) = comes_of(&ingest(9).decode(call, body.as_bytes(), NOW));
+        (shape, rows.len(), answer.contains(&format!("takes more than {EVENT_BYTES_MAX} bytes")))
+    };
+    assert_eq!(decode(json(), &full), (Shape::One, 1, false));
+    assert_eq!(decode(json(), &long), (Shape::Unreadable, 0, true));
+    assert_eq!(decode(json(), &format!("[{good},{full},{good}]")), (Shape::Batch, 3, false));
+    // Where the next one begins nobody looks for.
+    assert_eq!(decode(json(), &format!("[{good},{long},{good}]")), (Shape::Unreadable, 0, true));
+    assert_eq!(decode(ndjson(), &format!("{good}\n{full}\n{good}")), (Shape::Batch, 3, false));
+    assert_eq!(decode(ndjson(), &format!("{good}\n{long}\n{good}")), (Shape::Batch, 2, true));
 }
