@@ -15,6 +15,9 @@ pub(super) const MOVING_BYTES_MAX: usize = 32 * 1024 * 1024;
 /// So many of them, and they are synced without waiting for more: only then is the memory free.
 pub(super) const MOVING_BYTES_HIGH: usize = 8 * 1024 * 1024;
 
+/// What a small event takes: with less left, there is no room.
+const EVENT_BYTES: u64 = 256;
+
 /// Invariant: `bytes` with `backlog_bytes` never exceeds `bytes_max`, unless the backlog alone does. What is counted is
 /// in memory, counted in `moving` too, or synced in the journal.
 #[derive(Debug)]
@@ -116,7 +119,7 @@ impl Spill {
 
     /// Whether the bound is not reached, however busy the disk is.
     pub fn has_room_on_disk(&self) -> bool {
-        self.bytes() + self.backlog_bytes.load(Ordering::Acquire) < self.bytes_max
+        self.bytes() + self.backlog_bytes.load(Ordering::Acquire) + EVENT_BYTES <= self.bytes_max
     }
 
     /// Whether it is the disk that takes less than comes in, for a moment, and not the bound that is reached.
