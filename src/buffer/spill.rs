@@ -158,3 +158,48 @@ impl Spill {
         self.events_total.load(Ordering::Relaxed)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn both_bounds_are_exact_and_what_does_not_fit_leaves_nothing_behind() {
+        let spill = Spill::new(100);
+        assert_eq!(spill.reserve(1, 60), Ok(()));
+        assert!(spill.is_engaged());
+        assert_eq!(spill.reserve(1, 41), Err(Full::Now));
+        assert_eq!((spill.moving().bytes, spill.bytes(), spill.events()), (60, 60, 1));
+        assert_eq!(spill.reserve(2, 40), Ok(()));
+        assert_eq!((spill.events(), spill.bytes(), spill.events_total()), (3, 100, 3));
+        spill.release(1, 60);
+        assert_eq!((spill.events(), spill.bytes(), spill.events_total()), (2, 40, 3));
+        // What an earlier process left takes room as well.
+        spill.set_backlog(31);
+        assert_eq!((spill.reserve(1, 30), spill.reserve(1, 29)), (Err(Full::Now), Ok(())));
+        spill.close();
+        assert_eq!(spill.reserve(1, 1), Err(Full::Closed));
+    }
+
+    #[test]
+    fn the_disk_may_be_behind_by_so_much_and_anything_fits_that_is_alone() {
+        let spill = Spill::new(1 << 40);
+        assert_eq!(spill.reserve(1, MOVING_BYTES_MAX + 1), Ok(()));
+        assert_eq!(spill.reserve(1, 1), Err(Full::Now));
+        assert!(spill.is_disk_behind() && !spill.has_room() && spill.is_pressing());
+        let spill = Spill::new(1 << 40);
+        spill.reserve(1, MOVING_BYTES_HIGH - 1).unwrap();
+        assert!(!spill.is_pressing());
+        spill.set_hungry(true);
+        assert!(spill.is_pressing());
+        spill.reserve(1, MOVING_BYTES_MAX - MOVING_BYTES_HIGH + 1).unwrap();
+        assert_eq!(spill.reserve(1, 1), Err(Full::Now));
+    }
+
+    #[test]
+    fn nothing_is_spilled_where_that_is_off() {
+        let spill = Spill::new(0);
+        assert_eq!(spill.reserve(1, 1), Err(Full::Now));
+        assert_eq!((spill.is_engaged(), spill.has_room(), spill.utilization_percent()), (false, false, None));
+    }
+}
