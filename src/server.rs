@@ -25,7 +25,7 @@ use crate::http::router::LABELS;
 use crate::http::tls::Identity;
 use crate::http::{Remote, Shared, listener};
 use crate::journal::disk::{Directory, Disk};
-use crate::journal::{self, Checkpoint, Found, Journal, Level, Recovery, StartFailed};
+use crate::journal::{self, Checkpoint, Found, Journal, Level, Recovery, StartFailed, Syncer};
 use crate::lifecycle::{Lifecycle, Notice, Phase};
 use crate::logging;
 use crate::metrics::history::{History, table};
@@ -253,6 +253,16 @@ pub struct Outside {
     pub journal: (Arc<dyn Disk>, Vec<Found>),
 }
 
+/// The ledger's first line. Its last is said at the end.
+fn say_what_is_found(found: &[Found]) {
+    let bytes: u64 = found.iter().map(|found| found.bytes).sum();
+    log::info!(
+        received = 0, stored = 0, duplicate = 0, dead = 0, buffered = 0, spilled = 0,
+        backlog_segments = found.len(), backlog_bytes = bytes;
+        "the ledger begins; what the journal holds is received again as it is read"
+    );
+}
+
 /// Serves until a notice says to stop.
 pub fn serve(
     settings: &Settings,
@@ -269,6 +279,7 @@ pub fn serve(
         bytes_max: settings.buffer_bytes_max,
         batch_rows_max: settings.batch_rows_max,
         batch_bytes_max: settings.batch_bytes_max,
+        spill_bytes_max: settings.spill_bytes_max,
     };
     let (buffer, parker) = Buffer::new(limits, acceptors, ledger.clone());
     let buffer = Arc::new(buffer);
@@ -314,8 +325,10 @@ pub fn serve(
         sync_every: settings.journal_sync,
         segment_bytes_max: settings.journal_segment_bytes,
     };
-    let checkpoint =
-        Checkpoint::new(journal.clone(), disk.clone(), limits, clock.clone(), parkers.checkpoint, &found);
+    let kept = (journal.clone(), buffer.clone());
+    let checkpoint = Checkpoint::new(kept, disk.clone(), limits, clock.clone(), parkers.checkpoint, &found);
+    say_what_is_found(&found);
+    let syncer = Syncer::new(journal.clone(), disk.clone());
     let recovery = Recovery::new(
         journal.clone(),
         disk,
@@ -325,7 +338,7 @@ pub fn serve(
         parkers.recovery,
         found,
     );
-    let journal_ended = stages::start_checkpoint(checkpoint, lifecycle)?;
+    let journal_ended = stages::start_checkpoint(checkpoint, syncer, lifecycle)?;
     lifecycle.spawn_task("recovery", move || recovery.run()).map_err(Failed::Thread)?;
     let writer_ended = stages::start_writer(Writer::new(links, parker, batch), lifecycle)?;
     let stop_helpers = stages::start_helpers(settings, &status, &repository)?;
@@ -407,8 +420,8 @@ impl Running<'_> {
         let balance = self.status.ledger.balance();
         log::info!(
             received = balance.received, stored = balance.stored, duplicate = balance.duplicate,
-            dead = balance.dead, buffered = balance.buffered();
-            "stopped"
+            dead = balance.dead, lost = balance.lost, buffered = balance.buffered(), spilled = buffer.spill().events();
+            "stopped; the ledger ends"
         );
         match (left, kept) {
             (0, _) => Ok(()),

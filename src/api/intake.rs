@@ -58,8 +58,8 @@ pub(super) struct Intake {
     ingest: Ingest,
     decompressor: Decompressor,
     admission: Admission,
-    /// Whether somebody waits since the turn began.
-    waiting: bool,
+    /// The least that somebody waits for since the turn began.
+    waiting: Option<Level>,
 }
 
 /// Where events go.
@@ -84,7 +84,7 @@ impl Intake {
             ingest: Ingest::new(limits, rng),
             decompressor: Decompressor::new(DecompressLimits::new(limits.plain_bytes_max)),
             admission: Admission { acceptor, durability, clock: status.clock.clone(), status },
-            waiting: false,
+            waiting: None,
         }
     }
 
@@ -178,7 +178,7 @@ impl Intake {
             promise.fulfil(response);
         };
         self.admission.status.journal.when(self.admission.acceptor, level, Box::new(told));
-        self.waiting = true;
+        self.waiting = Some(self.waiting.map_or(level, |waiting| waiting.min(level)));
     }
 
     /// Wakes the checkpoint thread once for all who wait since the turn began.

@@ -67,12 +67,14 @@ function show(health) {
   at("buffer").value = buffer.utilization_percent;
   at("buffer").textContent = `${buffer.utilization_percent.toFixed(1)} %`;
   say("buffer-bytes", `${bytes(buffer.bytes)} of ${bytes(buffer.bytes_capacity)}, ${buffer.utilization_percent.toFixed(1)} % full`);
+  say("spilled", buffer.spilled_events ? `${count(buffer.spilled_events)} more in the journal only, ${bytes(buffer.spilled_bytes)} of ${bytes(buffer.spill_capacity_bytes)}` : "");
   word("database", database.connected ? "reachable" : "not reachable", database.connected ? "good" : "bad");
   word("breaker", database.circuit_breaker);
   say("writer", `${count(writer.batches)} batches of ${writer.average_batch_ms.toFixed(1)} ms on average, ${count(writer.retries)} retries`);
   word("journal", journal.recovering ? "recovering" : journal.status, journal.recovering ? "warn" : undefined);
   say("journal-size", `${bytes(journal.bytes)} in ${count(journal.segments)} segments; ${bytes(journal.disk_free_bytes)} free on its disk`);
-  for (const name of ["received", "stored", "duplicate", "dead", "buffered"]) say(name, count(ledger[name]));
+  for (const name of ["received", "stored", "duplicate", "dead", "lost", "buffered"]) say(name, count(ledger[name]));
+  at("lost-row").hidden = ledger.lost === 0;
   draw();
 }
 

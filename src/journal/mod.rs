@@ -1,24 +1,30 @@
 //! The append-only log of what is buffered, so that what was acknowledged outlives the process.
 //!
 //! An acceptor puts each block into its lane, and behind it whoever waits for a level of durability. The checkpoint
-//! thread empties the lanes, writes what is not committed yet in groups, syncs, and answers those who wait: a lane
-//! keeps its order, so whoever stands behind a block is answered after it. Segments go when all their rows are settled.
+//! thread empties the lanes, writes what is not committed yet in groups, has the sync thread sync them, and answers
+//! those who wait: a lane keeps its order, so whoever stands behind a block is answered after it. Segments go when all their rows are settled.
+//!
+//! Blocks that the buffer has no room for are in the journal alone: synced, they leave memory, and are read back when
+//! the writer has caught up.
 //!
 //! Knows nothing of requests or SQL.
 
 pub mod checkpoint;
 pub mod disk;
 pub mod inspect;
+mod pipeline;
 pub mod reader;
 pub mod record;
 pub mod recovery;
+mod refill;
 pub mod segment;
+pub mod sync;
 
 #[cfg(test)]
 mod tests;
 
 use std::fmt;
-use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering, fence};
 
 use crossbeam::queue::SegQueue;
 use crossbeam::sync::{Parker, Unparker};
@@ -26,6 +32,8 @@ use crossbeam::utils::CachePadded;
 
 pub use checkpoint::{Checkpoint, Limits};
 pub use recovery::{Found, Recovery, StartFailed, adopt};
+use refill::{Stretch, Stretches};
+pub use sync::Syncer;
 
 use crate::buffer::RowBlock;
 
@@ -143,12 +151,14 @@ pub struct Figures {
     pub lag_nanos: AtomicU64,
     /// Segments from before the start that are still to be read.
     pub unread: AtomicU64,
+    /// What is read back has found no room for a while.
+    pub stalled: AtomicBool,
 }
 
 /// The journal as the other threads see it.
 ///
-/// Invariant: a lane holds no more blocks than the buffer has rows reserved, since a block keeps its room until the
-/// lane has let go of it, and no more waiters than there are connections.
+/// Invariant: a lane holds no more blocks than the buffer or the spill has rows reserved, since a block keeps its room
+/// until the lane has let go of it, and no more waiters than there are connections.
 #[derive(Debug)]
 pub struct Journal {
     lanes: Box<[CachePadded<SegQueue<Entry>>]>,
@@ -157,6 +167,10 @@ pub struct Journal {
     recovery: Unparker,
     trouble: AtomicU8,
     finishing: AtomicBool,
+    /// A sync is under way; when it ends the checkpoint thread empties the lanes.
+    syncing: AtomicBool,
+    /// Synced, and to be brought back when there is room.
+    stretches: Stretches,
     pub figures: Figures,
 }
 
@@ -177,6 +191,8 @@ impl Journal {
             recovery: parkers.recovery.unparker().clone(),
             trouble: AtomicU8::new(0),
             finishing: AtomicBool::new(false),
+            syncing: AtomicBool::new(false),
+            stretches: Stretches::default(),
             figures: Figures::default(),
         };
         (journal, parkers)
@@ -196,6 +212,25 @@ impl Journal {
 
     pub fn wake(&self) {
         self.checkpoint.unpark();
+    }
+
+    /// Wakes the checkpoint thread for somebody who waits for `level`. Who waits for a sync while another is under way
+    /// is seen when that ends, with all the others that have come by then.
+    pub fn wake_for(&self, level: Level) {
+        // Pairs with the one in `sync_has_ended`: either that sync's end is seen here, or the waiter there.
+        fence(Ordering::SeqCst);
+        if level != Level::Synced || !self.syncing.load(Ordering::SeqCst) {
+            self.wake();
+        }
+    }
+
+    fn sync_has_begun(&self) {
+        self.syncing.store(true, Ordering::SeqCst);
+    }
+
+    fn sync_has_ended(&self) {
+        self.syncing.store(false, Ordering::SeqCst);
+        fence(Ordering::SeqCst);
     }
 
     /// Every row of these is committed. Drops them, and with them what they take of the buffer.
@@ -247,6 +282,17 @@ impl Journal {
     /// Whether there is something from before the start that is not in the buffer again.
     pub fn is_recovering(&self) -> bool {
         self.figures.unread.load(Ordering::Acquire) > 0
+    }
+
+    /// Whether what is read back waits for room, and has for a while.
+    pub fn is_stalled(&self) -> bool {
+        self.figures.stalled.load(Ordering::Acquire)
+    }
+
+    /// Has spilled events brought back.
+    fn hand(&self, stretch: Stretch) {
+        self.stretches.push(stretch);
+        self.recovery.unpark();
     }
 
     /// Has the checkpoint thread write and sync what it has and end.

@@ -2,6 +2,7 @@
 //! it, reading goes on where the segment's tag is next found before a record whose checksum holds.
 
 use std::io;
+use std::ops::Range;
 
 use super::disk::File;
 use super::record::{HEADER_BYTES, Header, NotAHeader, RECORD_HEADER_BYTES, RecordHeader};
@@ -32,12 +33,16 @@ pub struct Reader {
     window_at: u64,
     rows: Vec<u8>,
     pub damage: Damage,
+    /// Zeros at the end, known once that was reached.
+    pub reserved: u64,
 }
 
 /// One record: rows that have been checked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Record<'a> {
     pub rows: u32,
+    /// Whether the writer was to get them from here.
+    pub overflow: bool,
     pub bytes: &'a [u8],
 }
 
@@ -53,18 +58,9 @@ pub enum Unreadable {
 impl Reader {
     pub fn new(file: Box<dyn File>, segment: u64) -> Result<Self, Unreadable> {
         let end = file.bytes()?;
-        let mut reader = Self {
-            file,
-            segment,
-            tag: None,
-            at: HEADER_BYTES as u64,
-            end,
-            window: Vec::new(),
-            window_at: 0,
-            rows: Vec::new(),
-            damage: Damage::default(),
-        };
-        let header = reader.bytes_at(0, HEADER_BYTES)?;
+        let mut reader = Self::of(file, segment, HEADER_BYTES as u64..end);
+        // Where nothing but zeros came to the disk, nothing was ever synced; nor where it is cut off.
+        let header = reader.bytes_at(0, HEADER_BYTES)?.filter(|bytes| bytes.iter().any(|byte| *byte != 0));
         let header = header.map(|bytes| Header::decode(bytes.try_into().expect("as many were asked for")));
         match header {
             Some(Ok(header)) if header.segment == segment => reader.tag = Some(header.tag),
@@ -74,23 +70,51 @@ impl Reader {
                 reader.damage.header = true;
                 reader.tag = reader.tag_of_first_record()?;
             }
-            // Cut off within the header: nothing was ever synced.
             None => {}
         }
         if reader.tag.is_none() {
-            reader.damage.torn_bytes = end;
-            reader.at = end;
+            reader.torn_from(0)?;
         }
         Ok(reader)
     }
 
-    /// The next good record. None at the end.
-    pub fn next_record(&mut self) -> io::Result<Option<Record<'_>>> {
-        Ok(self.advance()?.map(|rows| Record { rows, bytes: &self.rows }))
+    /// Reads a stretch of a segment, from the beginning of a record to the end of one.
+    pub fn within(file: Box<dyn File>, segment: u64, tag: [u8; 8], span: Range<u64>) -> io::Result<Self> {
+        let end = file.bytes()?.min(span.end);
+        Ok(Self { tag: Some(tag), ..Self::of(file, segment, span.start..end) })
     }
 
-    /// Goes to the next good record and tells how many rows it has.
-    fn advance(&mut self) -> io::Result<Option<u32>> {
+    fn of(file: Box<dyn File>, segment: u64, span: Range<u64>) -> Self {
+        Self {
+            file,
+            segment,
+            tag: None,
+            at: span.start,
+            end: span.end,
+            window: Vec::new(),
+            window_at: 0,
+            rows: Vec::new(),
+            damage: Damage::default(),
+            reserved: 0,
+        }
+    }
+
+    /// The next good record. None at the end.
+    pub fn next_record(&mut self) -> io::Result<Option<Record<'_>>> {
+        Ok(self.advance()?.map(|header| Record {
+            rows: header.rows(),
+            overflow: header.is_overflow(),
+            bytes: &self.rows,
+        }))
+    }
+
+    /// Everything before has been given out, or counted as damage.
+    pub fn at(&self) -> u64 {
+        self.at
+    }
+
+    /// Goes to the next good record.
+    fn advance(&mut self) -> io::Result<Option<RecordHeader>> {
         // Where what is neither a record nor yet counted as damage begins.
         let mut begin = self.at;
         let mut at = begin;
@@ -106,17 +130,33 @@ impl Reader {
             let rows_at = at + RECORD_HEADER_BYTES as u64;
             self.at = rows_at + u64::from(header.bytes);
             self.take_rows(rows_at, header.bytes as usize)?;
-            if are_rows(&self.rows, header.rows) {
-                return Ok(Some(header.rows));
+            if are_rows(&self.rows, header.rows()) {
+                return Ok(Some(header));
             }
             // The checksum holds and the rows are none: they were wrong when they were written.
             self.damage.skipped += 1;
             begin = self.at;
             at = begin;
         }
-        self.damage.torn_bytes += self.end - begin.min(self.end);
-        self.at = self.end;
+        self.torn_from(begin)?;
         Ok(None)
+    }
+
+    /// What begins here is no record, and none follows. Zeros at the end are what was reserved and not used.
+    fn torn_from(&mut self, begin: u64) -> io::Result<()> {
+        let (mut from, mut torn_to) = (begin, begin);
+        while from < self.end {
+            let some = usize::try_from(self.end - from).unwrap_or(usize::MAX).min(WINDOW_BYTES);
+            let bytes = self.bytes_at(from, some)?.unwrap_or_default();
+            if let Some(last) = bytes.iter().rposition(|byte| *byte != 0) {
+                torn_to = from + last as u64 + 1;
+            }
+            from += some as u64;
+        }
+        self.damage.torn_bytes += torn_to - begin;
+        self.reserved = self.end - torn_to.min(self.end);
+        self.at = self.end;
+        Ok(())
     }
 
     /// The record at `at`, if there is one and its checksum holds.
@@ -125,7 +165,7 @@ impl Reader {
         let Some(bytes) = self.bytes_at(at, RECORD_HEADER_BYTES)? else { return Ok(None) };
         let header = RecordHeader::decode(bytes.try_into().expect("as many were asked for"));
         let rows_at = at + RECORD_HEADER_BYTES as u64;
-        if Some(header.tag) != tag || header.rows == 0 || rows_at + u64::from(header.bytes) > self.end {
+        if Some(header.tag) != tag || header.rows() == 0 || rows_at + u64::from(header.bytes) > self.end {
             return Ok(None);
         }
         // Not taken into memory as a whole before the checksum has proved that it is a record.
