@@ -213,6 +213,15 @@ fn judge(request: &may_minihttp::Request<'_, '_, '_>, limits: &Limits) -> Judged
 }
 
 fn write(response: &mut Response, answer: &mut may_minihttp::Response<'_>) {
+    // The library sends whole bodies alone. Dropped, the stream tells its maker to stop.
+    if response.stream.take().is_some() {
+        response.clear();
+        problem(
+            response,
+            501,
+            "this engine does not stream: ask page by page, or serve with HTTP_ENGINE=guarded",
+        );
+    }
     answer.status_code(usize::from(response.status), reason(response.status));
     if !response.content_type.is_empty()
         && let Some(line) = kept_line(format!("Content-Type: {}", response.content_type).as_bytes())

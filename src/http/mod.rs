@@ -31,6 +31,9 @@ pub mod router;
 mod session;
 #[cfg(test)]
 mod session_tests;
+pub mod stream;
+#[cfg(test)]
+mod stream_tests;
 mod target;
 pub mod tls;
 #[cfg(test)]
@@ -44,6 +47,7 @@ pub use refusal::{Refusal, problem};
 pub use remote::{Remote, Shared};
 pub use request::{Headers, Method, Request};
 pub use response::{Promise, Response};
+pub use stream::{Feed, Stream, stream};
 
 /// What a handler says of the answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -3,7 +3,10 @@
 use std::fmt;
 use std::io::Write;
 
-/// What a handler fills. The engine adds the status line, `Date`, `Content-Length` and `Connection`.
+use super::stream::Stream;
+
+/// What a handler fills. The engine adds the status line, `Date`, `Content-Length` or
+/// `Transfer-Encoding`, and `Connection`.
 #[derive(Debug)]
 pub struct Response {
     pub status: u16,
@@ -12,13 +15,22 @@ pub struct Response {
     /// Further header lines, each ended by CR LF.
     pub headers: Vec<u8>,
     pub body: Vec<u8>,
+    /// The body comes in pieces, and `body` stays empty.
+    pub stream: Option<Stream>,
     /// Whether the connection ends after this answer.
     pub close: bool,
 }
 
 impl Default for Response {
     fn default() -> Self {
-        Self { status: 200, content_type: "", headers: Vec::new(), body: Vec::new(), close: false }
+        Self {
+            status: 200,
+            content_type: "",
+            headers: Vec::new(),
+            body: Vec::new(),
+            stream: None,
+            close: false,
+        }
     }
 }
 
@@ -29,6 +41,7 @@ impl Response {
         self.content_type = "";
         self.headers.clear();
         self.body.clear();
+        self.stream = None;
         self.close = false;
     }
 

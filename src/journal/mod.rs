@@ -9,6 +9,7 @@
 pub mod checkpoint;
 pub mod disk;
 pub mod inspect;
+pub mod lookup;
 pub mod reader;
 pub mod record;
 pub mod recovery;
@@ -25,6 +26,7 @@ use crossbeam::sync::{Parker, Unparker};
 use crossbeam::utils::CachePadded;
 
 pub use checkpoint::{Checkpoint, Limits};
+pub use lookup::Lookup;
 pub use recovery::{Found, Recovery, StartFailed, adopt};
 
 use crate::buffer::RowBlock;

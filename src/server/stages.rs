@@ -16,10 +16,10 @@ use crate::health::Probe;
 use crate::http::tls::{Identity, IdentityError};
 use crate::http::{self, Acceptor, Remote, Shared, engine_minihttp, pin_to_core};
 use crate::ingest;
-use crate::journal::Checkpoint;
+use crate::journal::{Checkpoint, Lookup};
 use crate::lifecycle::Lifecycle;
 use crate::metrics::{Counting, History, Process, RetentionFigures};
-use crate::query::{self, Line, ReaderLimits};
+use crate::query::{self, Entrance, ReaderLimits};
 use crate::retention::Retention;
 use crate::settings::Settings;
 use crate::status::Status;
@@ -28,6 +28,8 @@ use crate::writer::Writer;
 
 /// How long a query may wait for a reader.
 const QUERY_WAIT_MAX: Duration = Duration::from_secs(10);
+/// Threads that exports share: one that searches does not hold up one that streams.
+const EXPORTERS: usize = 2;
 const SAMPLE_EVERY: Duration = Duration::from_secs(1);
 
 /// Starts the writer. The channel is closed when it has ended.
@@ -152,16 +154,24 @@ pub(super) fn start_readers(
     settings: &Settings,
     repository: Arc<dyn EventRepository>,
     breaker: Arc<Breaker>,
+    lookup: Lookup,
     lifecycle: &Lifecycle,
     clock: &Clock,
-) -> Result<Line, Failed> {
+) -> Result<Entrance, Failed> {
     let limits = ReaderLimits { jobs_max: settings.query_line_max, wait_max: QUERY_WAIT_MAX };
-    let (line, readers) = query::line(limits, repository, breaker, clock.clone());
+    let (line, readers) = query::line(limits, repository.clone(), breaker.clone(), clock.clone());
+    let readers = readers.with_lookup(Arc::new(lookup));
     for nth in 0..settings.query_threads {
         let readers = readers.clone();
         spawn(lifecycle, &format!("reader-{nth}"), move || readers.run())?;
     }
-    Ok(line)
+    let (exports, exporters) =
+        query::export::exports(settings.exports_max, repository, breaker, clock.clone());
+    for nth in 0..settings.exports_max.min(EXPORTERS) {
+        let exporters = exporters.clone();
+        spawn(lifecycle, &format!("exporter-{nth}"), move || exporters.run())?;
+    }
+    Ok(Entrance { line, exports })
 }
 
 /// Starts an acceptor a listener, each pinned to a core. The channel is closed when all have ended.
