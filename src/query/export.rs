@@ -211,6 +211,8 @@ impl Exporters {
         }
         let feed = export.way.begin();
         feed.push(block);
+        // Before the client can see the end and ask for another.
+        drop(export.place);
         feed.finish();
     }
 

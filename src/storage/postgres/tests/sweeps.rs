@@ -52,7 +52,9 @@ fn a_day_goes_with_its_partition_and_its_counts() {
     let mut sweep = sweep(&repository);
     assert_eq!(sweep.drop_day(day(9)).unwrap(), 10);
     assert_eq!(sweep.drop_day(day(8)).unwrap(), 10);
+    assert_eq!(repository.last_sweep().unwrap(), None, "it has not come to its end");
     sweep.end(None).unwrap();
+    assert!(repository.last_sweep().unwrap().is_some());
     assert!(!repository.days().unwrap().contains(&day(9)));
     assert_eq!((database.number(EVENTS), database.number(DETACHED)), (80, 0));
     counts_are_right(&database);
