@@ -398,7 +398,7 @@ fn index_page(response: &mut Response) {
     response.body.extend_from_slice(
         b"aurore-events\n\n\
           POST /events               one event, an array of them, or NDJSON\n\
-          GET  /events               stored events, by service and time\n\
+          GET  /events               stored events, by service and time; all of them for Accept: application/x-ndjson or text/csv\n\
           GET  /events/{event_id}    one event, or what became of it\n\
           GET  /stats                how many events of each service in each hour\n\
           GET  /live /ready          for whoever supervises the process\n\
