@@ -28,6 +28,8 @@ const DETACH_PAUSE: Duration = Duration::from_millis(500);
 const CHUNK_PAUSE_MAX: Duration = Duration::from_secs(1);
 /// When a sweep that failed is tried again, unless the next is due before.
 const RETRY: Duration = Duration::from_mins(5);
+/// How often the last sweep is asked for until the database says: at a first start its tables are still being made.
+const ASK_EVERY: Duration = Duration::from_secs(2);
 /// How often the default partition is looked into.
 const TIDY_EVERY: Duration = Duration::from_mins(1);
 /// The time of day may jump: it is looked at this often.
@@ -89,7 +91,7 @@ impl Retention {
         let mut tidy_at = Moment::ZERO;
         loop {
             due = due.or_else(|| self.first_due());
-            let until_due = due.map_or(LOOK_EVERY, |due| between(self.clock.wall(), due));
+            let until_due = due.map_or(ASK_EVERY, |due| between(self.clock.wall(), due));
             match stop.recv_timeout(until_due.min(LOOK_EVERY)) {
                 Ok(()) | Err(RecvTimeoutError::Timeout) => {}
                 Err(RecvTimeoutError::Disconnected) => return,

@@ -238,8 +238,8 @@ impl Sweeping for PostgresSweep<'_> {
             let params: [(&(dyn ToSql + Sync), Type); 2] = [(&edge, Type::TIMESTAMPTZ), (&limit, Type::INT8)];
             let rows = client
                 .execute_typed(
-                    "DELETE FROM dead_events WHERE event_id IN \
-                     (SELECT event_id FROM dead_events WHERE died_at < $1 ORDER BY died_at LIMIT $2)",
+                    "DELETE FROM dead_events WHERE event_id = ANY (ARRAY(\
+                     SELECT event_id FROM dead_events WHERE died_at < $1 ORDER BY died_at LIMIT $2))",
                     &params,
                 )
                 .map_err(told)?;
