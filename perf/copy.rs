@@ -1,7 +1,8 @@
 //! What the transaction of a batch costs beside a bare COPY: the same rows into the same table, in turns.
 //!
 //! `copy DIRECTORY`: makes a private cluster there, as the server does, and leaves it behind. Prints rows a second
-//! and this process's CPU a row, for one connection doing COPY BINARY and for the repository on both of its paths.
+//! and this process's CPU a row, for one connection doing COPY BINARY, for the repository on both of its paths, and for
+//! the quicker of them with an index on the members of metadata.
 
 use std::error::Error;
 use std::io::Write as _;
@@ -38,15 +39,20 @@ fn main() -> Result<()> {
     let batches = batches(&clock);
     let runs: Vec<Vec<&[u8]>> =
         batches.iter().map(|batch| batch.iter().map(Vec::as_slice).collect()).collect();
-    let mut figures: [Vec<(f64, f64)>; 3] = Default::default();
+    let mut figures: [Vec<(f64, f64)>; 4] = Default::default();
     for _ in 0..ROUNDS {
         for (nth, figures) in figures.iter_mut().enumerate() {
-            client.batch_execute("TRUNCATE events, event_counts; CHECKPOINT")?;
+            client
+                .batch_execute("DROP INDEX IF EXISTS perf_gin; TRUNCATE events, event_counts; CHECKPOINT")?;
+            if nth == 3 {
+                client
+                    .batch_execute("CREATE INDEX perf_gin ON events USING gin (metadata jsonb_path_ops)")?;
+            }
             let (begin, cpu) = (clock.now(), own_cpu()?);
             for runs in &runs {
                 match nth {
                     0 => bare_copy(&mut client, runs)?,
-                    1 => drop(repository.store(runs, &[], StorePath::Copy)?),
+                    1 | 3 => drop(repository.store(runs, &[], StorePath::Copy)?),
                     _ => drop(repository.store(runs, &[], StorePath::Stage)?),
                 }
             }
@@ -60,7 +66,12 @@ fn main() -> Result<()> {
         rounds.sort_by(|one, other| one.0.total_cmp(&other.0));
         rounds[ROUNDS / 2]
     });
-    let names = ["bare COPY, one connection", "batch, straight", "batch, through the stage"];
+    let names = [
+        "bare COPY, one connection",
+        "batch, straight",
+        "batch, through the stage",
+        "batch, with GIN on metadata",
+    ];
     let mut out = std::io::stdout().lock();
     for (name, (rows, cpu)) in names.into_iter().zip(medians) {
         writeln!(
@@ -86,7 +97,13 @@ fn batches(clock: &Clock) -> Vec<Vec<Vec<u8>>> {
             row::text(&mut bytes, b"payment accepted in 128 ms for order 4711");
             row::metadata(
                 &mut bytes,
-                Some(br#"{"region":"eu-west-1","attempt":1,"trace":"4bf92f3577b34da6a3ce929d"}"#),
+                Some(
+                    format!(
+                        r#"{{"region":"eu-west-1","attempt":1,"trace":"{:024x}"}}"#,
+                        chance.random::<u64>()
+                    )
+                    .as_bytes(),
+                ),
             );
             nth += 1;
         }

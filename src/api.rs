@@ -18,7 +18,7 @@ use crate::http::{Answer, Handler, Headers, Method, Promise, Request, Response, 
 use crate::ingest::Limits;
 use crate::journal::Level;
 use crate::metrics::HttpFigures;
-use crate::query::{Line, Query};
+use crate::query::{Entrance, Format, How, Query};
 use crate::status::{Part, Status};
 use intake::{Intake, Posted, Upload};
 
@@ -33,7 +33,7 @@ pub struct Api {
     gate: Gate,
     intake: Intake,
     status: Arc<Status>,
-    line: Line,
+    queries: Entrance,
     figures: Arc<HttpFigures>,
     clock: Clock,
 }
@@ -55,7 +55,7 @@ impl Api {
         durability: Level,
         rng: StdRng,
         status: Arc<Status>,
-        line: Line,
+        queries: Entrance,
     ) -> Self {
         Self {
             acceptor,
@@ -64,7 +64,7 @@ impl Api {
             figures: status.http.clone(),
             clock: status.clock.clone(),
             status,
-            line,
+            queries,
         }
     }
 
@@ -165,13 +165,16 @@ impl Api {
         let headers = response.headers.clone();
         let promise = || self.counted_promise(request, grant, headers, route.index(), started);
         if let Route::GetEvent(id) = route {
-            return self.line.find(id, promise, response);
+            return self.queries.line.find(id, promise, response);
         }
         let now = self.clock.wall();
         let of_stats = *route == Route::Stats;
+        let format = if of_stats { None } else { exported(request.headers) };
         if let Some(services) = &grant.services {
             let filter = if of_stats {
                 Query::parse_stats(request.query, now)
+            } else if format.is_some() {
+                Query::parse_export(request.query, now).map(|query| query.filter)
             } else {
                 Query::parse(request.query, now).map(|query| query.filter)
             };
@@ -183,9 +186,16 @@ impl Api {
             }
         }
         if of_stats {
-            self.line.stats(request.query, now, promise, response)
+            self.queries.line.stats(request.query, now, promise, response)
+        } else if let Some(format) = format {
+            let how = How {
+                format,
+                gzipped: gzip::is_accepted(request.headers),
+                head_only: request.method == Method::Head,
+            };
+            self.queries.exports.start(request.query, now, how, promise, response)
         } else {
-            self.line.list(request.query, now, promise, response)
+            self.queries.line.list(request.query, now, promise, response)
         }
     }
 
@@ -255,6 +265,17 @@ impl Handler for Api {
     fn refused(&mut self, headers: Headers<'_>, response: &mut Response) {
         self.gate.mark(headers, response);
         self.count(Method::Other, router::OTHER, response.status, self.clock.now());
+    }
+}
+
+/// What events are exported in, where a page of JSON is not what the client likes best.
+fn exported(headers: Headers<'_>) -> Option<Format> {
+    const OFFERS: [&str; 3] = ["application/json", "application/x-ndjson", "text/csv"];
+    let accept = headers.get("Accept").and_then(|accept| str::from_utf8(accept).ok())?;
+    match preferred(accept, &OFFERS)? {
+        1 => Some(Format::Ndjson),
+        2 => Some(Format::Csv),
+        _ => None,
     }
 }
 

@@ -181,6 +181,13 @@ pub struct Event {
     pub ingested_at: Timestamp,
 }
 
+impl Event {
+    /// Bytes of its texts.
+    pub fn bytes(&self) -> usize {
+        self.service.len() + self.message.len() + self.metadata.as_ref().map_or(0, String::len)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

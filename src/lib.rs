@@ -27,6 +27,7 @@ pub mod journal;
 
 pub mod writer;
 
+pub mod counts;
 pub mod dead;
 
 pub mod storage;

@@ -46,6 +46,7 @@ fn main() -> ExitCode {
         Task::RetentionRun { dry_run } => server::retention(&settings, &clock, dry_run),
         Task::History => server::history(&settings).map(|table| print(&table)),
         Task::JournalInspect => server::inspect_journal(&settings),
+        Task::Counts(task) => server::counts(&settings, &clock, task),
         Task::Dead(task) => server::dead(&settings, &clock, &task),
         Task::Serve | Task::CheckConfig | Task::CreateToken(_) => server::run(&settings, &clock),
     };

@@ -7,7 +7,7 @@
 //!
 //! Knows nothing of JSON, sockets or SQL sessions.
 
-use crate::event::{EventId, MESSAGE_BYTES_MAX, METADATA_BYTES_MAX, SERVICE_BYTES_MAX, Timestamp};
+use crate::event::{Event, EventId, MESSAGE_BYTES_MAX, METADATA_BYTES_MAX, SERVICE_BYTES_MAX, Timestamp};
 
 /// The columns of a row, in its order, as COPY names them.
 pub const COLUMNS: &str = "event_id, timestamp, ingested_at, service, message, metadata";
@@ -133,6 +133,28 @@ impl<'a> Row<'a> {
             }
         }
         Ok(())
+    }
+
+    /// What the row of this event begins with.
+    pub fn head(id: EventId) -> [u8; ID_AT + 16] {
+        let mut head = [0; ID_AT + 16];
+        head[..2].copy_from_slice(&FIELDS.to_be_bytes());
+        head[2..ID_AT].copy_from_slice(&16_i32.to_be_bytes());
+        head[ID_AT..].copy_from_slice(id.bytes());
+        head
+    }
+
+    /// The event, for whoever is to be shown it.
+    pub fn event(&self) -> Event {
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        Event {
+            event_id: self.event_id(),
+            timestamp: self.timestamp(),
+            service: text(self.service()),
+            message: text(self.message()),
+            metadata: self.metadata().map(text),
+            ingested_at: self.ingested_at(),
+        }
     }
 
     pub fn bytes(&self) -> &'a [u8] {

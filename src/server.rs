@@ -17,15 +17,16 @@ pub use stages::policy;
 
 use crate::access::{Gate, Policy};
 use crate::api::Api;
-use crate::buffer::{self, Buffer};
+use crate::buffer::Buffer;
 use crate::clock::Clock;
+use crate::counts::CountsTask;
 use crate::dead::DeadTask;
 use crate::health::Database;
 use crate::http::router::LABELS;
 use crate::http::tls::Identity;
 use crate::http::{Remote, Shared, listener};
 use crate::journal::disk::{Directory, Disk};
-use crate::journal::{self, Checkpoint, Found, Journal, Level, Recovery, StartFailed, Syncer};
+use crate::journal::{self, Checkpoint, Found, Journal, Level, Lookup, Recovery, StartFailed, Syncer};
 use crate::lifecycle::{Lifecycle, Notice, Phase};
 use crate::logging;
 use crate::metrics::history::{History, table};
@@ -74,7 +75,7 @@ pub fn run(settings: &Settings, clock: &Clock) -> Result<(), Failed> {
 pub fn migrate(settings: &Settings, clock: &Clock) -> Result<(), Failed> {
     let _lock = if settings.database_url.is_none() { Some(lock_data_dir(&settings.data_dir)?) } else { None };
     let (repository, cluster) = open_database(settings, clock)?;
-    let migrated = repository.prepare(clock.wall());
+    let migrated = repository.prepare(clock.wall()).and_then(|()| repository.tidy());
     drop(repository);
     stop(cluster);
     migrated?;
@@ -117,6 +118,14 @@ pub fn dead(settings: &Settings, clock: &Clock, task: &DeadTask) -> Result<(), F
     let done = task.run(&database.repository, clock, &mut std::io::stdout().lock());
     database.close();
     done.map_err(|error| Failed::Dead(Box::new(error)))
+}
+
+/// `aurore-events counts`.
+pub fn counts(settings: &Settings, clock: &Clock, task: CountsTask) -> Result<(), Failed> {
+    let database = CommandDatabase::open(settings, clock)?;
+    let done = task.run(&database.repository, &mut std::io::stdout().lock());
+    database.close();
+    done.map_err(|error| Failed::Counts(Box::new(error)))
 }
 
 /// `aurore-events retention run`.
@@ -274,14 +283,7 @@ pub fn serve(
     let Outside { listeners, policy, identity, repository, journal: (disk, found) } = outside;
     let acceptors = listeners.len();
     let ledger = Arc::new(Ledger::new(acceptors));
-    let limits = buffer::Limits {
-        rows_max: settings.buffer_rows_max,
-        bytes_max: settings.buffer_bytes_max,
-        batch_rows_max: settings.batch_rows_max,
-        batch_bytes_max: settings.batch_bytes_max,
-        spill_bytes_max: settings.spill_bytes_max,
-    };
-    let (buffer, parker) = Buffer::new(limits, acceptors, ledger.clone());
+    let (buffer, parker) = Buffer::new(stages::buffer_limits(settings), acceptors, ledger.clone());
     let buffer = Arc::new(buffer);
     let (journal, parkers) = Journal::new(acceptors);
     let journal = Arc::new(journal);
@@ -329,6 +331,7 @@ pub fn serve(
     let checkpoint = Checkpoint::new(kept, disk.clone(), limits, clock.clone(), parkers.checkpoint, &found);
     say_what_is_found(&found);
     let syncer = Syncer::new(journal.clone(), disk.clone());
+    let lookup = Lookup { journal: journal.clone(), disk: disk.clone(), buffer: buffer.clone() };
     let recovery = Recovery::new(
         journal.clone(),
         disk,
@@ -342,7 +345,7 @@ pub fn serve(
     lifecycle.spawn_task("recovery", move || recovery.run()).map_err(Failed::Thread)?;
     let writer_ended = stages::start_writer(Writer::new(links, parker, batch), lifecycle)?;
     let stop_helpers = stages::start_helpers(settings, &status, &repository)?;
-    let line = stages::start_readers(settings, repository, breaker, lifecycle, clock)?;
+    let queries = stages::start_readers(settings, repository, breaker, lookup, lifecycle, clock)?;
 
     let address =
         listeners[0].local_addr().map_err(|error| Failed::Listen { address: settings.address(), error })?;
@@ -352,7 +355,7 @@ pub fn serve(
         let durability = settings.durability;
         move |acceptor: usize| {
             let gate = Gate::new(policy.clone());
-            Api::new(acceptor, gate, limits, durability, clock.rng(), status.clone(), line.clone())
+            Api::new(acceptor, gate, limits, durability, clock.rng(), status.clone(), queries.clone())
         }
     };
     let (remotes, acceptors_ended) = match settings.http_engine {

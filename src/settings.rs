@@ -65,6 +65,7 @@ pub struct Settings {
     pub clock_skew_max: Duration,
     pub query_threads: usize,
     pub query_line_max: usize,
+    pub exports_max: usize,
     pub breaker_failures: u32,
     pub breaker_successes: u32,
     pub breaker_timeout: Duration,
@@ -224,6 +225,11 @@ const SETTINGS: &[Setting] = &[
         "Queries that may wait for a thread; more are answered 503 [1 to 100000]",
     ),
     setting(
+        "EXPORTS_MAX",
+        "4",
+        "Exports (GET /events as NDJSON or CSV) at once, 2 MiB each; more are answered 503 [1 to 1000]",
+    ),
+    setting(
         "CIRCUIT_BREAKER_FAILURE_THRESHOLD",
         "5",
         "Consecutive failures of the database that open the breaker [1 to 1000]",
@@ -336,6 +342,7 @@ impl Settings {
             clock_skew_max: from.millis("MAX_CLOCK_SKEW_MS", 0..=86_400_000),
             query_threads: from.number("QUERY_THREADS", 1..=256),
             query_line_max: from.number("QUERY_LINE_MAX", 1..=100_000),
+            exports_max: from.number("EXPORTS_MAX", 1..=1000),
             breaker_failures: from.number("CIRCUIT_BREAKER_FAILURE_THRESHOLD", 1..=1000),
             breaker_successes: from.number("CIRCUIT_BREAKER_SUCCESS_THRESHOLD", 1..=1000),
             breaker_timeout: from.millis("CIRCUIT_BREAKER_TIMEOUT_MS", 1..=HOUR_MS),

@@ -183,8 +183,8 @@ impl Intake {
 
     /// Wakes the checkpoint thread once for all who wait since the turn began.
     pub(super) fn turn_ended(&mut self) {
-        if std::mem::take(&mut self.waiting) {
-            self.admission.status.journal.wake();
+        if let Some(level) = self.waiting.take() {
+            self.admission.status.journal.wake_for(level);
         }
     }
 }

@@ -112,6 +112,10 @@ impl Server {
         client
     }
 
+    pub(super) fn promise(&self) -> Promise {
+        self.promises.recv().unwrap()
+    }
+
     fn join(&mut self) {
         self.thread.take().unwrap().join().unwrap();
     }
@@ -134,7 +138,7 @@ impl Client {
     }
 
     /// The head of the next answer.
-    fn head(&mut self) -> String {
+    pub(super) fn head(&mut self) -> String {
         let mut head = Vec::new();
         while !head.ends_with(b"\r\n\r\n") {
             let mut byte = [0];

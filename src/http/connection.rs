@@ -149,9 +149,10 @@ impl Connection {
         Ok(match progress {
             // Whatever a client has begun to say before it left stays unsaid.
             Progress::Hungry | Progress::Over if self.eof => Next::Close,
-            Progress::Hungry | Progress::Waiting => Next::Sleep,
+            Progress::Hungry | Progress::Waiting | Progress::Streaming => Next::Sleep,
             Progress::Paused => Next::Again,
             Progress::Working => Next::Line,
+            Progress::Broken => Next::Close,
             Progress::Over => {
                 self.wire.shutdown()?;
                 self.lingering = Some(desk.limits.linger_bytes_max);
@@ -163,8 +164,13 @@ impl Connection {
     }
 
     fn converse<H: Handler>(&mut self, desk: &mut Desk<H>, scratch: &mut [u8]) -> io::Result<Progress> {
-        let mut progress =
-            if self.session.has_backlog() { self.session.take(&[], desk) } else { self.session.progress() };
+        // What came behind a request waits until the answer that has begun is whole.
+        let streams = self.session.sending().is_some();
+        let mut progress = if self.session.has_backlog() && !streams {
+            self.session.take(&[], desk)
+        } else {
+            self.session.progress()
+        };
         let mut reads = 0;
         while progress == Progress::Hungry && self.readable && !self.eof {
             if reads == READS_MAX {
@@ -185,6 +191,9 @@ impl Connection {
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) => return Err(error),
             }
+        }
+        if progress == Progress::Streaming {
+            progress = self.session.pump(desk);
         }
         Ok(progress)
     }

@@ -86,7 +86,12 @@ pub(super) fn encode(out: &mut Vec<u8>, response: &Response, frame: Frame, date:
     }
     // RFC 9110, 8.6: a 204 has no Content-Length. A 304 has that of the 200, which is not known here.
     let bodiless = response.status == 204 || response.status == 304;
-    if !bodiless {
+    if response.stream.is_some() {
+        // HTTP/1.0 knows no chunks: there the end of the connection ends the body.
+        if !frame.old {
+            out.extend_from_slice(b"Transfer-Encoding: chunked\r\n");
+        }
+    } else if !bodiless {
         out.extend_from_slice(b"Content-Length: ");
         number(out, response.body.len());
         out.extend_from_slice(b"\r\n");
@@ -154,6 +159,17 @@ mod tests {
                  Connection: close\r\n\r\n"
             ),
         );
+    }
+
+    #[test]
+    fn a_streamed_answer_says_no_length() {
+        const HEAD: &str =
+            "HTTP/1.1 200 OK\r\nDate: Sun, 06 Nov 1994 08:49:37 GMT\r\nContent-Type: text/csv\r\n";
+        let (_feed, stream) = crate::http::stream();
+        let streamed = Response { stream: Some(stream), ..response(200, "text/csv", "") };
+        check(&streamed, OPEN, &format!("{HEAD}Transfer-Encoding: chunked\r\n\r\n"));
+        let old = Frame { old: true, keep_alive: false, ..OPEN };
+        check(&streamed, old, &format!("{HEAD}Connection: close\r\n\r\n"));
     }
 
     #[test]

@@ -18,7 +18,7 @@ use super::accepting::{Accepting, Arrival, turn_away};
 use super::connection::{Connection, Next};
 use super::encode::DateLine;
 use super::limits::Limits;
-use super::remote::{Order, Remote, Shared};
+use super::remote::{News, Order, Remote, Shared};
 use super::session::{Desk, Progress, Session};
 use super::tls::Identity;
 use super::wire::Wire;
@@ -278,6 +278,10 @@ impl<H: Handler> Acceptor<H> {
         if connection.lined {
             self.long.retain(|other| *other != token);
         }
+        if let Some(sending) = connection.session.sending() {
+            // Whoever reads the answer must not take it for whole.
+            connection.wire.break_off(!sending.chunked);
+        }
         connection.wire.farewell();
         self.desk.held -= connection.counted;
         if connection.guest {
@@ -365,11 +369,14 @@ impl<H: Handler> Acceptor<H> {
                 self.wheel.ensure(token, deadline);
                 continue;
             }
-            let slow = matches!(connection.session.progress(), Progress::Hungry | Progress::Paused);
+            let slow = matches!(
+                connection.session.progress(),
+                Progress::Hungry | Progress::Paused | Progress::Streaming
+            );
             if slow && (!connection.is_idle() || connection.wire.is_handshaking()) {
                 self.desk.shared.timeouts.fetch_add(1, Ordering::Relaxed);
             }
-            if connection.is_past_words() || connection.is_idle() {
+            if connection.is_past_words() || connection.is_idle() || connection.session.sending().is_some() {
                 self.close(token);
                 continue;
             }
@@ -384,10 +391,18 @@ impl<H: Handler> Acceptor<H> {
         while let Some(late) = self.desk.remote.next_late() {
             let Some(connection) = self.connections.get_mut(late.token) else { continue };
             // The connection it was meant for may be gone, or have given up, and another have its place.
-            if connection.session.awaits(late.serial) {
-                self.desk.begin(late.token);
-                connection.session.conclude_late(late.response, &mut self.desk);
-                self.drive(late.token);
+            match late.news {
+                News::Answer(response) if connection.session.awaits(late.serial) => {
+                    self.desk.begin(late.token);
+                    connection.session.conclude_late(response, &mut self.desk);
+                    self.drive(late.token);
+                }
+                News::More
+                    if connection.session.sending().is_some_and(|sending| sending.serial == late.serial) =>
+                {
+                    self.serve(late.token);
+                }
+                News::Answer(_) | News::More => {}
             }
         }
     }

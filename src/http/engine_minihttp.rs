@@ -8,6 +8,7 @@
 //! - no `Expect: 100-continue`: the client waits until it sends the body unasked;
 //! - HTTP/1.0 and `Connection: close` are answered, but the connection is left for the client to close;
 //! - HEAD is answered with `Content-Length: 0`;
+//! - a streamed answer is refused with 501: the library sends a body only once it has all of it;
 //! - a client's address is not known: [`Request::peer`] is `0.0.0.0`, so that limits per address limit all at once;
 //! - header lines have to live for ever: of lines that vary, the first [`LINES_MAX`] are kept, others left out;
 //! - it ends with the process and not before, and [`Handler::turn_ended`] follows each request.
@@ -225,6 +226,15 @@ fn judge(request: &may_minihttp::Request<'_, '_, '_>, limits: &Limits) -> Judged
 }
 
 fn write(response: &mut Response, answer: &mut may_minihttp::Response<'_>) {
+    // The library sends whole bodies alone. Dropped, the stream tells its maker to stop.
+    if response.stream.take().is_some() {
+        response.clear();
+        problem(
+            response,
+            501,
+            "this engine does not stream: ask page by page, or serve with HTTP_ENGINE=guarded",
+        );
+    }
     answer.status_code(usize::from(response.status), reason(response.status));
     if !response.content_type.is_empty()
         && let Some(line) = kept_line(format!("Content-Type: {}", response.content_type).as_bytes())
@@ -279,6 +289,7 @@ mod tests {
                     return Answer::Later;
                 }
                 "/unpromised" => return Answer::Later,
+                "/stream" => response.stream = Some(crate::http::stream().1),
                 "/busy" => {
                     response.status = 503;
                     response.header("Retry-After", 7);
@@ -341,6 +352,7 @@ mod tests {
             "Retry-After: 7\r\n",
         );
         check("GET /later HTTP/1.1\r\nHost: a\r\n\r\n", &["202"], "");
+        check("GET /stream HTTP/1.1\r\nHost: a\r\n\r\n", &["501"], "does not stream");
         check("GET /dropped HTTP/1.1\r\nHost: a\r\n\r\n", &["500"], "");
         check("GET /unpromised HTTP/1.1\r\nHost: a\r\n\r\n", &["500"], "");
         check("GET /panic HTTP/1.1\r\nHost: a\r\n\r\n", &["500"], "");

@@ -90,7 +90,7 @@ fn table() -> String {
          `tests/corpus/http.txt`, each sent whole on a connection of its own, it answers {same} as `guarded` does. The others\n\
          stand here, written by a test of `src/http/engines_tests.rs` (`cargo test --lib -- --ignored writes_the_table`),\n\
          and another one sees to it that they are still so. Besides, it has no timeouts and no bound on connections,\n\
-         headers and waiting answers; it sends no `100 Continue` and knows no client's address.\n\n\
+         headers and waiting answers; it sends no `100 Continue`, knows no client's address, and answers an export with 501.\n\n\
          | request | guarded | minihttp |\n|---|---|---|\n{}",
         rows.concat()
     )

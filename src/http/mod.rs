@@ -35,6 +35,9 @@ pub mod router;
 mod session;
 #[cfg(test)]
 mod session_tests;
+pub mod stream;
+#[cfg(test)]
+mod stream_tests;
 mod target;
 pub mod tls;
 #[cfg(test)]
@@ -48,6 +51,7 @@ pub use refusal::{Refusal, problem};
 pub use remote::{Remote, Shared, wake_together};
 pub use request::{Headers, Method, Request};
 pub use response::{Promise, Response};
+pub use stream::{Feed, Stream, stream};
 
 /// A request as far as its handler has come with it. What is in it only the handler knows; it goes with the connection.
 pub type Unfinished = Box<dyn Any + Send>;

@@ -106,6 +106,7 @@ pub(super) fn speak_within<'a>(limits: Limits, pieces: impl IntoIterator<Item = 
                     session.go_on(&mut desk);
                     out.extend_from_slice(&desk.out);
                 }
+                Progress::Streaming | Progress::Broken => unreachable!("BUG: nothing streams here"),
                 Progress::Hungry | Progress::Waiting | Progress::Over => break,
             }
             piece = &[];

@@ -63,7 +63,14 @@ pub(super) struct Late {
     pub(super) token: usize,
     /// Which request of the acceptor's life it answers: an answer nobody waits for any more is dropped.
     pub(super) serial: u64,
-    pub(super) response: Response,
+    pub(super) news: News,
+}
+
+#[derive(Debug)]
+pub(super) enum News {
+    Answer(Response),
+    /// More of an answer that has begun may be there.
+    More,
 }
 
 /// What an acceptor is told to do, in the order in which it may change.
@@ -75,7 +82,8 @@ pub(super) enum Order {
     End = 2,
 }
 
-/// Invariant: there are never more late answers in it than promises open, so connections bound it.
+/// Invariant: there are never more late answers in it than promises open, and one nudge for each answer that has
+/// begun, so connections bound it.
 struct Mailbox {
     late: SegQueue<Late>,
     order: AtomicU8,
@@ -150,13 +158,19 @@ impl Remote {
     pub(super) fn promise(&self, token: usize, serial: u64) -> Promise {
         let remote = self.clone();
         Promise::new(move |response| {
-            remote.0.late.push(Late { token, serial, response });
+            remote.0.late.push(Late { token, serial, news: News::Answer(response) });
             HELD.with_borrow_mut(|held| match held {
                 Some(held) if held.iter().any(|held| Arc::ptr_eq(&held.0, &remote.0)) => {}
                 Some(held) => held.push(remote),
                 None => remote.wake(),
             });
         })
+    }
+
+    /// Has the acceptor look for more of the answer to request `serial`.
+    pub(super) fn nudge(&self, token: usize, serial: u64) {
+        self.0.late.push(Late { token, serial, news: News::More });
+        self.wake();
     }
 
     pub(super) fn ordered(&self) -> Order {

@@ -3,7 +3,10 @@
 use std::fmt;
 use std::io::Write;
 
-/// What a handler fills. The engine adds the status line, `Date`, `Content-Length` and `Connection`.
+use super::stream::Stream;
+
+/// What a handler fills. The engine adds the status line, `Date`, `Content-Length` or
+/// `Transfer-Encoding`, and `Connection`.
 #[derive(Debug)]
 pub struct Response {
     pub status: u16,
@@ -12,6 +15,8 @@ pub struct Response {
     /// Further header lines, each ended by CR LF.
     pub headers: Vec<u8>,
     pub body: Vec<u8>,
+    /// The body comes in pieces, and `body` stays empty.
+    pub stream: Option<Stream>,
     /// Whether the connection ends after this answer.
     pub close: bool,
     /// Bytes that were worked on beside those of the request and of this answer: they count for the connection's
@@ -21,7 +26,15 @@ pub struct Response {
 
 impl Default for Response {
     fn default() -> Self {
-        Self { status: 200, content_type: "", headers: Vec::new(), body: Vec::new(), close: false, effort: 0 }
+        Self {
+            status: 200,
+            content_type: "",
+            headers: Vec::new(),
+            body: Vec::new(),
+            stream: None,
+            close: false,
+            effort: 0,
+        }
     }
 }
 
@@ -32,6 +45,7 @@ impl Response {
         self.content_type = "";
         self.headers.clear();
         self.body.clear();
+        self.stream = None;
         self.close = false;
         self.effort = 0;
     }

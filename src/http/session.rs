@@ -13,6 +13,7 @@ use super::framing::{self, Body, Head, Verdict, judge};
 use super::limits::Limits;
 use super::refusal::{Refusal, problem};
 use super::remote::{Remote, Shared};
+use super::stream::{Pumped, Sending, Stream};
 use super::{Answer, Handler, Request, Response, Unfinished};
 use crate::clock::Moment;
 
@@ -106,6 +107,10 @@ pub(super) enum Progress {
     Working,
     /// Another turn: there is more to do than one connection may have done in one.
     Paused,
+    /// More of an answer that has begun.
+    Streaming,
+    /// Nothing: the rest of an answer will never come, and its client must notice.
+    Broken,
     /// Nothing: the last answer is written, and no further byte is read.
     Over,
 }
@@ -125,6 +130,7 @@ enum Phase {
         frame: Frame,
     },
     Working(Box<Working>),
+    Streaming(Box<Sending>),
     Over,
 }
 
@@ -189,7 +195,9 @@ impl Session {
             Phase::Head => self.since.plus(limits.header_timeout),
             Phase::Body { .. } => self.body_deadline(self.input.len(), limits),
             Phase::Chunked(chunked) => self.body_deadline(chunked.received, limits),
-            Phase::Waiting { .. } | Phase::Working(_) => self.since.plus(limits.answer_timeout),
+            Phase::Waiting { .. } | Phase::Working(_) | Phase::Streaming(_) => {
+                self.since.plus(limits.answer_timeout)
+            }
             Phase::Over => idle_since.plus(limits.linger_timeout),
         }
     }
@@ -217,7 +225,7 @@ impl Session {
                 Whole::Input(_) => 0,
                 Whole::Chunked(chunked) => chunked.held(),
             },
-            Phase::Head | Phase::Body { .. } | Phase::Waiting { .. } | Phase::Over => 0,
+            Phase::Head | Phase::Body { .. } | Phase::Waiting { .. } | Phase::Streaming(_) | Phase::Over => 0,
         };
         self.input.capacity() + chunked
     }
@@ -231,6 +239,7 @@ impl Session {
         match self.phase {
             Phase::Waiting { .. } => Progress::Waiting,
             Phase::Working(_) => Progress::Working,
+            Phase::Streaming(_) => Progress::Streaming,
             Phase::Over => Progress::Over,
             Phase::Head | Phase::Body { .. } | Phase::Chunked(_) if self.backlog => Progress::Paused,
             Phase::Head | Phase::Body { .. } | Phase::Chunked(_) => Progress::Hungry,
@@ -240,6 +249,38 @@ impl Session {
     /// Whether the answer to request `serial` of the acceptor is awaited here.
     pub(super) fn awaits(&self, serial: u64) -> bool {
         matches!(self.phase, Phase::Waiting { serial: awaited, .. } if awaited == serial)
+    }
+
+    /// The answer that has begun and not ended.
+    pub(super) fn sending(&self) -> Option<&Sending> {
+        match &self.phase {
+            Phase::Streaming(sending) => Some(sending),
+            Phase::Head
+            | Phase::Body { .. }
+            | Phase::Chunked(_)
+            | Phase::Waiting { .. }
+            | Phase::Working(_)
+            | Phase::Over => None,
+        }
+    }
+
+    /// Writes the next block of the answer that has begun, or its end.
+    pub(super) fn pump<H>(&mut self, desk: &mut Desk<H>) -> Progress {
+        let Phase::Streaming(sending) = &self.phase else {
+            unreachable!("BUG: no answer has begun here");
+        };
+        self.since = desk.now;
+        match sending.pump(&mut desk.out) {
+            // The others have their turn between two blocks.
+            Pumped::Block => Progress::Paused,
+            Pumped::Nothing => Progress::Streaming,
+            Pumped::Broken => Progress::Broken,
+            Pumped::End => {
+                self.phase = if sending.keep_alive && !desk.draining { Phase::Head } else { Phase::Over };
+                self.backlog = !self.input.is_empty();
+                self.progress()
+            }
+        }
     }
 
     /// Takes `fresh` bytes and answers what they complete.
@@ -277,7 +318,7 @@ impl Session {
                     && !fresh.contains(&b'\n')
             }
             // Bytes that may complete nothing yet: they wait with the others.
-            Phase::Waiting { .. } | Phase::Working(_) => true,
+            Phase::Waiting { .. } | Phase::Working(_) | Phase::Streaming(_) => true,
             Phase::Chunked(_) | Phase::Over => false,
         }
     }
@@ -290,7 +331,7 @@ impl Session {
             let rest = &input[at..];
             match &mut self.phase {
                 Phase::Over => return input.len(),
-                Phase::Waiting { .. } | Phase::Working(_) => return at,
+                Phase::Waiting { .. } | Phase::Working(_) | Phase::Streaming(_) => return at,
                 Phase::Chunked(chunked) => {
                     match chunked.decoder.feed(rest, &mut chunked.body) {
                         Ok(used) => {
@@ -482,12 +523,28 @@ impl Session {
 
     /// Writes the answer that stands in the desk's response.
     fn conclude<H>(&mut self, frame: Frame, desk: &mut Desk<H>) {
-        let keep_alive = frame.keep_alive && !desk.response.close && !desk.draining;
+        let mut keep_alive = frame.keep_alive && !desk.response.close && !desk.draining;
+        // Without chunks only the end of the connection tells the end of a streamed body.
+        keep_alive &= desk.response.stream.is_none() || !frame.old || frame.head_only;
         encode(&mut desk.out, &desk.response, Frame { keep_alive, ..frame }, &desk.date);
         if desk.response.body.capacity() > RESPONSE_KEPT_BYTES {
             desk.response.body = Vec::new();
         }
-        self.phase = if keep_alive { Phase::Head } else { Phase::Over };
+        self.phase = match desk.response.stream.take() {
+            Some(stream) if !frame.head_only => {
+                self.begin_stream(stream, Frame { keep_alive, ..frame }, desk)
+            }
+            _ if keep_alive => Phase::Head,
+            _ => Phase::Over,
+        };
+    }
+
+    fn begin_stream<H>(&mut self, stream: Stream, frame: Frame, desk: &mut Desk<H>) -> Phase {
+        desk.serial += 1;
+        let (remote, token, serial) = (desk.remote.clone(), desk.token, desk.serial);
+        stream.attach(move || remote.nudge(token, serial));
+        self.since = desk.now;
+        Phase::Streaming(Box::new(Sending::new(stream, !frame.old, frame.keep_alive, serial)))
     }
 
     /// Writes a late answer, which the caller knows to be awaited.
@@ -549,7 +606,7 @@ impl Session {
                 let frame = working.frame;
                 self.give_up(frame, desk);
             }
-            Phase::Over => {}
+            Phase::Streaming(_) | Phase::Over => {}
         }
         self.phase = Phase::Over;
     }

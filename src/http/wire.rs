@@ -3,6 +3,7 @@
 use std::fmt;
 use std::io::{self, Read, Write};
 use std::net::Shutdown;
+use std::time::Duration;
 
 use mio::net::TcpStream;
 use mio::{Interest, Registry, Token};
@@ -104,6 +105,17 @@ impl Wire {
     pub(super) fn shutdown(&mut self) -> io::Result<()> {
         self.farewell();
         self.stream.shutdown(Shutdown::Write)
+    }
+
+    /// Lets the end look like the accident that it is: without TLS's word for it, and with a reset where only the
+    /// connection's end would tell the end of an answer.
+    pub(super) fn break_off(&mut self, reset: bool) {
+        if let Some(tls) = &mut self.tls {
+            tls.over = true;
+        }
+        if reset && let Err(error) = socket2::SockRef::from(&self.stream).set_linger(Some(Duration::ZERO)) {
+            log::debug!("a connection could not be reset: {error}");
+        }
     }
 
     /// Tells a TLS client that the end is meant. Not waited for: who does not take it learns it from the socket.

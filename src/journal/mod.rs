@@ -12,6 +12,7 @@
 pub mod checkpoint;
 pub mod disk;
 pub mod inspect;
+pub mod lookup;
 mod pipeline;
 pub mod reader;
 pub mod record;
@@ -31,6 +32,7 @@ use crossbeam::sync::{Parker, Unparker};
 use crossbeam::utils::CachePadded;
 
 pub use checkpoint::{Checkpoint, Limits};
+pub use lookup::Lookup;
 pub use recovery::{Found, Recovery, StartFailed, adopt};
 use refill::{Stretch, Stretches};
 pub use sync::Syncer;

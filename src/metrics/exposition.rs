@@ -253,6 +253,16 @@ impl View<'_> {
             ("retention_dead_deleted_total", "Dead letters removed as too old.", count(&figures.dead)),
             ("retention_partitions_dropped_total", "Partitions dropped.", count(&figures.partitions)),
             (
+                "events_default_moved_total",
+                "Events moved out of the default partition into those of their days.",
+                count(&figures.default_moved),
+            ),
+            (
+                "events_default_partition_rows",
+                "Events in the default partition, counted up to 10000; it is looked at every minute.",
+                Value::Gauge(float(figures.default_rows.load(Ordering::Relaxed))),
+            ),
+            (
                 "retention_last_run_timestamp_seconds",
                 "When the last sweep came to its end; 0 when none has.",
                 Value::Gauge(float(last)),

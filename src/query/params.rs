@@ -12,6 +12,8 @@ use crate::ingest::timestamp::{self, TimestampFault};
 use crate::storage::{Filter, Order, Page};
 
 pub const LIMIT_MAX: u16 = 1000;
+/// Events of one export, where it is told how many: more than a table holds.
+const EXPORT_LIMIT_MAX: u64 = 1_000_000_000_000;
 pub const LIMIT_DEFAULT: u16 = 100;
 /// How far back a query goes that does not say.
 const SPAN_DEFAULT: Duration = Duration::from_hours(24);
@@ -47,10 +49,31 @@ impl Query {
         Params::read(query, NAMES_OF_STATS).finish(now).map(|query| query.filter)
     }
 
+    /// Reads what follows the `?` of an export: all events of the time, unless a limit is given.
+    pub fn parse_export(query: &str, now: Timestamp) -> Result<Export, Errors> {
+        let mut params = Params::read_up_to(query, NAMES_OF_EXPORT, EXPORT_LIMIT_MAX);
+        let limit = params.limit.take();
+        params.finish(now).map(|query| Export {
+            filter: query.filter,
+            order: query.order,
+            after: query.after,
+            limit: limit.unwrap_or(u64::MAX),
+        })
+    }
+
     /// What to ask storage for: one event more than is shown tells whether there is a next page.
     pub fn page(&self) -> Page {
         Page { filter: self.filter.clone(), order: self.order, limit: self.limit + 1, after: self.after }
     }
+}
+
+/// A query for all events that match.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Export {
+    pub filter: Filter,
+    pub order: Order,
+    pub after: Option<(Timestamp, EventId)>,
+    pub limit: u64,
 }
 
 /// The parameters as far as they have been read.
@@ -61,7 +84,8 @@ struct Params {
     service: Option<String>,
     from: Option<Timestamp>,
     to: Option<Timestamp>,
-    limit: Option<u16>,
+    limit_max: u64,
+    limit: Option<u64>,
     cursor: Option<Cursor>,
     order: Option<Order>,
     count: Option<Count>,
@@ -72,6 +96,8 @@ struct Params {
 const NAMES: &[&str] = &["service", "from", "to", "limit", "cursor", "order", "count", "q", "metadata.KEY"];
 /// Those of `GET /stats`.
 const NAMES_OF_STATS: &[&str] = &["service", "from", "to"];
+/// Those of an export: nothing is counted there.
+const NAMES_OF_EXPORT: &[&str] = &["service", "from", "to", "limit", "cursor", "order", "q", "metadata.KEY"];
 /// What a filter by metadata begins with; its key follows.
 const METADATA: &str = "metadata.";
 
@@ -84,7 +110,11 @@ const TEXT_BYTES_MAX: usize = 256;
 
 impl Params {
     fn read(query: &str, names: &[&'static str]) -> Self {
-        let mut params = Self::default();
+        Self::read_up_to(query, names, u64::from(LIMIT_MAX))
+    }
+
+    fn read_up_to(query: &str, names: &[&'static str], limit_max: u64) -> Self {
+        let mut params = Self { limit_max, ..Self::default() };
         for pair in query.split('&').filter(|pair| !pair.is_empty()) {
             params.pair(pair, names);
         }
@@ -123,7 +153,7 @@ impl Params {
             "service" => self.service = Some(service(value)?),
             "from" => self.from = Some(time(value)?),
             "to" => self.to = Some(time(value)?),
-            "limit" => self.limit = Some(limit(&value)?),
+            "limit" => self.limit = Some(limit(&value, self.limit_max)?),
             "cursor" => self.cursor = Some(Cursor::decode(&value).map_err(|error| error.to_string())?),
             "order" => self.order = Some(one_of(&value, ("desc", Order::Desc), ("asc", Order::Asc))?),
             "q" => self.text = Some(text_searched(value)?),
@@ -182,7 +212,7 @@ impl Params {
         Ok(Query {
             filter: Filter { service: self.service, from, to, metadata: self.metadata, text: self.text },
             order,
-            limit: self.limit.unwrap_or(LIMIT_DEFAULT),
+            limit: self.limit.and_then(|limit| limit.try_into().ok()).unwrap_or(LIMIT_DEFAULT),
             after: self.cursor.map(|cursor| (cursor.timestamp, cursor.event_id)),
             count: self.count.unwrap_or(Count::Exact),
         })
@@ -231,13 +261,13 @@ fn time(value: String) -> Result<Timestamp, String> {
     }
 }
 
-fn limit(value: &str) -> Result<u16, String> {
+fn limit(value: &str, most: u64) -> Result<u64, String> {
     let digits = !value.is_empty() && value.bytes().all(|byte| byte.is_ascii_digit());
     value
         .parse()
         .ok()
-        .filter(|limit| digits && (1..=LIMIT_MAX).contains(limit))
-        .ok_or_else(|| format!("must be a whole number from 1 to {LIMIT_MAX}"))
+        .filter(|limit| digits && (1..=most).contains(limit))
+        .ok_or_else(|| format!("must be a whole number from 1 to {most}"))
 }
 
 fn one_of<T>(value: &str, one: (&str, T), other: (&str, T)) -> Result<T, String> {
@@ -397,6 +427,16 @@ mod tests {
         );
         for query in ["q=a", "limit=1", "metadata.k=1", "count=none"] {
             assert!(Query::parse_stats(query, NOW).is_err(), "{query}");
+        }
+    }
+
+    #[test]
+    fn an_export_is_of_all_events_unless_it_is_told_how_many() {
+        assert_eq!(Query::parse_export("", NOW).unwrap().limit, u64::MAX);
+        let query = Query::parse_export("limit=1000000&order=asc&q=a&metadata.k=1&service=s", NOW).unwrap();
+        assert_eq!((query.limit, query.order), (1_000_000, Order::Asc));
+        for query in ["count=none", "limit=0", "limit=1000000000001", "limit=-1"] {
+            assert!(Query::parse_export(query, NOW).is_err(), "{query}");
         }
     }
 

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use crossbeam::channel::{Receiver, Sender, bounded};
 
+use super::asking::{Asking, Failure, LINE_RETRY_S};
 use super::join::{Join, fulfil};
 use super::page::Shown;
 use super::params::{Count, Query};
@@ -17,13 +18,8 @@ use crate::clock::{Clock, Moment};
 use crate::event::{EventId, Timestamp};
 use crate::http::{Answer, Promise, Response};
 use crate::ingest::problem::{self, Errors, FieldError, Kind};
-use crate::logging::Thinned;
-use crate::storage::{Breaker, EventRepository, Filter, Page, StoreError};
-
-/// When a client may come again that was refused for the length of the line: queries take milliseconds.
-const LINE_RETRY_S: u64 = 1;
-/// How often the failures of queries are logged.
-const COMPLAIN_EVERY: Duration = Duration::from_secs(5);
+use crate::journal::lookup::{self, Lookup};
+use crate::storage::{Breaker, EventRepository, Filter, Found, Page};
 
 #[derive(Clone, Copy, Debug)]
 pub struct ReaderLimits {
@@ -39,8 +35,7 @@ pub struct Line {
     jobs: Sender<Job>,
     waiting: Arc<AtomicUsize>,
     limits: ReaderLimits,
-    breaker: Arc<Breaker>,
-    clock: Clock,
+    asking: Asking,
 }
 
 /// What all reader threads share: the other end of the line.
@@ -50,9 +45,8 @@ pub struct Readers {
     waiting: Arc<AtomicUsize>,
     wait_max: Duration,
     repository: Arc<dyn EventRepository>,
-    breaker: Arc<Breaker>,
-    complaint: Arc<Thinned>,
-    clock: Clock,
+    asking: Asking,
+    lookup: Option<Arc<Lookup>>,
 }
 
 #[derive(Debug)]
@@ -79,16 +73,16 @@ pub fn line(
 ) -> (Line, Readers) {
     let (sender, receiver) = bounded(limits.jobs_max);
     let waiting = Arc::new(AtomicUsize::new(0));
+    let asking = Asking::new(breaker, clock);
     let readers = Readers {
         jobs: receiver,
         waiting: Arc::clone(&waiting),
         wait_max: limits.wait_max,
         repository,
-        breaker: Arc::clone(&breaker),
-        complaint: Arc::new(Thinned::new(COMPLAIN_EVERY)),
-        clock: clock.clone(),
+        asking: asking.clone(),
+        lookup: None,
     };
-    (Line { jobs: sender, waiting, limits, breaker, clock }, readers)
+    (Line { jobs: sender, waiting, limits, asking }, readers)
 }
 
 impl Line {
@@ -167,10 +161,7 @@ impl Line {
     /// Takes places in the line for all jobs of a request or for none, and says since when they wait; or writes
     /// the refusal.
     fn enter(&self, jobs: usize, response: &mut Response) -> Option<Moment> {
-        let now = self.clock.now();
-        // Only looked at: who is admitted must report, and a job may yet be skipped.
-        if let Some(retry_at) = self.breaker.retry_at().filter(|&retry_at| now < retry_at) {
-            unavailable(response, retry_at.since(now));
+        if self.asking.refuses(response) {
             return None;
         }
         let room = |waiting: usize| Some(waiting + jobs).filter(|&total| total <= self.limits.jobs_max);
@@ -178,7 +169,7 @@ impl Line {
             queries_full(response);
             return None;
         }
-        Some(now)
+        Some(self.asking.clock.now())
     }
 
     fn put(&self, since: Moment, task: Task) {
@@ -191,6 +182,12 @@ impl Line {
 }
 
 impl Readers {
+    /// Also finds what is not stored yet.
+    #[must_use]
+    pub fn with_lookup(self, lookup: Arc<Lookup>) -> Self {
+        Self { lookup: Some(lookup), ..self }
+    }
+
     /// The life of a reader thread.
     pub fn run(&self) {
         while let Ok(job) = self.jobs.recv() {
@@ -200,29 +197,29 @@ impl Readers {
 
     fn tick(&self, job: Job) {
         self.waiting.fetch_sub(1, Ordering::AcqRel);
-        let late = self.clock.now().since(job.since) > self.wait_max;
+        let late = self.asking.clock.now().since(job.since) > self.wait_max;
         match job.task {
             Task::Page(join, _) | Task::Count(join, _) if late => join.fail(queries_full),
             Task::Find(promise, _) | Task::Hours(promise, _) if late => fulfil(promise, queries_full),
             Task::Page(join, _) | Task::Count(join, _) if join.over() => {}
-            Task::Page(join, page) => match self.ask("page", || self.repository.page(&page)) {
+            Task::Page(join, page) => match self.asking.ask("page", || self.repository.page(&page)) {
                 Ok(events) => join.events(events),
                 Err(failure) => join.fail(|response| failure.answer(response)),
             },
-            Task::Count(join, filter) => match self.ask("count", || self.repository.count(&filter)) {
+            Task::Count(join, filter) => match self.asking.ask("count", || self.repository.count(&filter)) {
                 Ok(total) => join.total(total),
                 Err(failure) => join.fail(|response| failure.answer(response)),
             },
             Task::Hours(promise, filter) => {
                 // One more than is shown tells that there are too many.
-                let hours = self.ask("stats", || self.repository.hours(&filter, stats::ROWS_MAX + 1));
+                let hours = self.asking.ask("stats", || self.repository.hours(&filter, stats::ROWS_MAX + 1));
                 fulfil(promise, |response| match hours {
                     Ok(hours) => stats::answer(response, &filter, &hours),
                     Err(failure) => failure.answer(response),
                 });
             }
             Task::Find(promise, id) => {
-                let found = self.ask("find", || self.repository.find(id));
+                let found = self.find(id);
                 fulfil(promise, |response| match found {
                     Ok(found) => receipt::answer(response, id, found.as_ref()),
                     Err(failure) => failure.answer(response),
@@ -230,71 +227,28 @@ impl Readers {
             }
         }
     }
-
-    /// Asks the database, unless the breaker is open, and tells the breaker what came of it.
-    fn ask<T>(&self, what: &str, call: impl FnOnce() -> Result<T, StoreError>) -> Result<T, Failure> {
-        let now = self.clock.now();
-        if let Err(open) = self.breaker.admit(now) {
-            return Err(Failure::Unavailable { retry_in: open.retry_at.since(now) });
-        }
-        let result = call();
-        let now = self.clock.now();
-        result.inspect(|_value| self.breaker.succeeded(now)).map_err(|error| {
-            let failure = Failure::of(&error);
-            match failure {
-                Failure::Unavailable { .. } => self.breaker.failed(now),
-                // The database answered, and that is all the breaker is about.
-                Failure::TooSlow | Failure::Query => self.breaker.succeeded(now),
-            }
-            if let Some(held_back) = self.complaint.due(now) {
-                let sqlstate = error.sqlstate.as_deref().unwrap_or("none");
-                log::warn!(query = what, sqlstate, held_back; "a query failed: {error}");
-            }
-            failure
-        })
-    }
 }
 
-/// A query's one question about an error: whose fault is it?
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Failure {
-    /// The database is not able to, now: the same query may succeed later.
-    Unavailable { retry_in: Duration },
-    /// It took longer than a query may. That must not open the breaker, or a few dear questions would stop the writer.
-    TooSlow,
-    /// This query is at fault: ours, since the parameters were checked.
-    Query,
-}
-
-impl Failure {
-    fn of(error: &StoreError) -> Self {
-        match error.sqlstate.as_deref().map(|state| (state, state.get(..2).unwrap_or(state))) {
-            Some(("57014", _)) => Self::TooSlow,
-            // Data, syntax of a value, limits of a statement.
-            Some((_, "22" | "23" | "21" | "54")) => Self::Query,
-            Some(_) | None => Self::Unavailable { retry_in: Duration::ZERO },
+impl Readers {
+    /// Stored, dead, or waiting in the journal. What left the journal between two looks is stored, so that whoever is
+    /// not found there is asked for once more.
+    fn find(&self, id: EventId) -> Result<Option<Found>, Failure> {
+        let find = || self.asking.ask("find", || self.repository.find(id));
+        let found = find()?;
+        let Some(lookup) = self.lookup.as_ref().filter(|_| found.is_none()) else { return Ok(found) };
+        let waiting = lookup.find(id);
+        if let Some(found) = find()? {
+            return Ok(Some(found));
         }
-    }
-
-    fn answer(self, response: &mut Response) {
-        match self {
-            Self::Unavailable { retry_in } => unavailable(response, retry_in),
-            Self::TooSlow => {
-                let detail = "the query took too long; ask for less time, or for count=none";
-                problem::answer_later(response, Kind::DatabaseUnavailable, detail, LINE_RETRY_S);
-            }
-            Self::Query => problem::answer(response, Kind::Internal, "the query failed; the log says why"),
+        match waiting {
+            Ok(event) => Ok(event.map(Found::Buffered)),
+            Err(lookup::Unknown) => Err(Failure::Unavailable { retry_in: Duration::ZERO }),
         }
     }
 }
 
 fn queries_full(response: &mut Response) {
     problem::answer_later(response, Kind::QueriesFull, "too many queries are waiting", LINE_RETRY_S);
-}
-
-fn unavailable(response: &mut Response, wait: Duration) {
-    let retry_s = wait.as_secs() + u64::from(wait.subsec_nanos() > 0);
-    problem::answer_later(response, Kind::DatabaseUnavailable, "the database does not answer now", retry_s);
 }
 
 #[cfg(test)]

@@ -1,7 +1,7 @@
 //! `GET /events/{event_id}`: what became of an event.
 //!
-//! A stored event is its fields and `"status":"stored"`; a dead one its `reason` and `sqlstate`. An event that is
-//! still buffered is not known here yet: the answer is 404 until it is stored.
+//! A stored event is its fields and `"status":"stored"`; one that waits to be stored the same and `"buffered"`; a dead
+//! one its `reason` and `sqlstate`.
 
 use super::page::{write_id, write_members};
 use crate::event::EventId;
@@ -24,6 +24,10 @@ pub fn answer(response: &mut Response, id: EventId, found: Option<&Found>) {
     match found {
         Found::Stored(event) => {
             out.extend_from_slice(b",\"status\":\"stored\"");
+            write_members(out, event);
+        }
+        Found::Buffered(event) => {
+            out.extend_from_slice(b",\"status\":\"buffered\"");
             write_members(out, event);
         }
         Found::Dead { sqlstate, reason } => {

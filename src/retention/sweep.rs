@@ -1,5 +1,5 @@
 //! The sweep: finishes what an earlier one left, drops whole days, deletes the rest in chunks. And the thread that does
-//! it when it is due.
+//! it when it is due, and which keeps the default partition empty in between.
 //!
 //! Every step asks the breaker first. A failure ends the sweep and nothing else: what it removed is noted, and the next
 //! one goes on from there.
@@ -13,7 +13,7 @@ use crossbeam::channel::{Receiver, RecvTimeoutError};
 
 use super::plan::{self, Plan};
 use super::schedule::Schedule;
-use crate::clock::Clock;
+use crate::clock::{Clock, Moment};
 use crate::event::{EventId, Timestamp};
 use crate::metrics::RetentionFigures;
 use crate::storage::{Breaker, Day, EventRepository, Filter, StoreError, Sweeping};
@@ -28,6 +28,10 @@ const DETACH_PAUSE: Duration = Duration::from_millis(500);
 const CHUNK_PAUSE_MAX: Duration = Duration::from_secs(1);
 /// When a sweep that failed is tried again, unless the next is due before.
 const RETRY: Duration = Duration::from_mins(5);
+/// How often the last sweep is asked for until the database says: at a first start its tables are still being made.
+const ASK_EVERY: Duration = Duration::from_secs(2);
+/// How often the default partition is looked into.
+const TIDY_EVERY: Duration = Duration::from_mins(1);
 /// The time of day may jump: it is looked at this often.
 const LOOK_EVERY: Duration = Duration::from_secs(30);
 
@@ -83,14 +87,48 @@ enum Halt {
 impl Retention {
     /// The life of the thread: until the other end of `stop` is dropped.
     pub fn run(&self, stop: &Receiver<()>) {
-        let mut due = self.schedule.after(self.clock.wall());
+        let mut due = None;
+        let mut tidy_at = Moment::ZERO;
         loop {
-            let until_due = due.map_or(LOOK_EVERY, |due| between(self.clock.wall(), due));
+            due = due.or_else(|| self.first_due());
+            let until_due = due.map_or(ASK_EVERY, |due| between(self.clock.wall(), due));
             match stop.recv_timeout(until_due.min(LOOK_EVERY)) {
                 Ok(()) | Err(RecvTimeoutError::Timeout) => {}
                 Err(RecvTimeoutError::Disconnected) => return,
             }
-            due = self.tick(due, stop);
+            if due.is_some() {
+                due = self.tick(due, stop);
+            }
+            if self.clock.now() >= tidy_at {
+                self.tidy();
+                tidy_at = self.clock.now().plus(TIDY_EVERY);
+            }
+        }
+    }
+
+    /// A sweep that was due while no server ran is made up for. Where there never was one, the schedule begins. None
+    /// while the database cannot be asked.
+    fn first_due(&self) -> Option<Timestamp> {
+        let last = self.ask(|| self.repository.last_sweep()).ok()?;
+        let due = self.schedule.after(last.unwrap_or_else(|| self.clock.wall()));
+        if due.is_some_and(|due| due < self.clock.wall()) {
+            log::info!("retention: a sweep was due while no server ran");
+        }
+        due
+    }
+
+    /// Empties the default partition and tells what is in it.
+    fn tidy(&self) {
+        match self.ask(|| self.repository.tidy()) {
+            Ok(tidied) => {
+                self.figures.default_moved.fetch_add(tidied.moved, Ordering::Relaxed);
+                self.figures.default_rows.store(tidied.left, Ordering::Relaxed);
+            }
+            Err(Halt::Stopped) => {}
+            Err(Halt::Failed(error)) => {
+                let sqlstate = error.sqlstate.as_deref().unwrap_or("none");
+                log::warn!(sqlstate; "the default partition could not be emptied, and is tried again: {error}");
+            }
         }
     }
 
@@ -188,7 +226,13 @@ impl Retention {
         self.ask(|| sweeping.finish_drops())?;
         let plan = Plan::new(&self.ask(|| self.repository.days())?, edge);
         for day in plan.days {
+            let begin = self.clock.now();
             let events = self.drop_day(sweeping, day, stop)?;
+            let date = day.begin().to_string();
+            log::info!(
+                day = &date[..10], events, ms:? = self.clock.now().since(begin).as_millis();
+                "retention: a day was dropped"
+            );
             swept.partitions += 1;
             swept.dropped += events;
             self.figures.partitions.fetch_add(1, Ordering::Relaxed);

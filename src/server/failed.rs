@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use crate::access::tokens::Mistakes;
+use crate::counts::CountsError;
 use crate::dead::DeadError;
 use crate::http::tls::IdentityError;
 use crate::journal::StartFailed;
@@ -45,6 +46,8 @@ pub enum Failed {
     #[error("the journal is damaged")]
     JournalDamaged,
     #[error("{0}")]
+    Counts(Box<CountsError>),
+    #[error("{0}")]
     Dead(Box<DeadError>),
     #[error("there is no database: DATABASE_URL is not set, and {0} holds no cluster")]
     NoCluster(PathBuf),
@@ -78,6 +81,7 @@ impl Failed {
             | Self::Command(_)
             | Self::Journal(_)
             | Self::JournalDamaged
+            | Self::Counts(_)
             | Self::Dead(_)
             | Self::NoCluster(_)
             | Self::Interrupted(_)

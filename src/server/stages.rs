@@ -11,16 +11,17 @@ use super::Failed;
 use crate::access::tokens::Mistakes;
 use crate::access::{Limiter, Policy, TokenFile, limiter};
 use crate::api::Api;
+use crate::buffer;
 use crate::clock::Clock;
 use crate::health::Probe;
 use crate::http::tls::{Identity, IdentityError};
 use crate::http::{self, Acceptor, Remote, Shared, engine_minihttp, pin_to_core};
 use crate::ingest;
 use crate::journal::sync::Link;
-use crate::journal::{Checkpoint, Syncer};
+use crate::journal::{Checkpoint, Lookup, Syncer};
 use crate::lifecycle::Lifecycle;
 use crate::metrics::{Counting, History, Process, RetentionFigures};
-use crate::query::{self, Line, ReaderLimits};
+use crate::query::{self, Entrance, ReaderLimits};
 use crate::retention::Retention;
 use crate::settings::Settings;
 use crate::status::Status;
@@ -29,6 +30,8 @@ use crate::writer::Writer;
 
 /// How long a query may wait for a reader.
 const QUERY_WAIT_MAX: Duration = Duration::from_secs(10);
+/// Threads that exports share: one that searches does not hold up one that streams.
+const EXPORTERS: usize = 2;
 const SAMPLE_EVERY: Duration = Duration::from_secs(1);
 
 /// Starts the writer. The channel is closed when it has ended.
@@ -155,16 +158,24 @@ pub(super) fn start_readers(
     settings: &Settings,
     repository: Arc<dyn EventRepository>,
     breaker: Arc<Breaker>,
+    lookup: Lookup,
     lifecycle: &Lifecycle,
     clock: &Clock,
-) -> Result<Line, Failed> {
+) -> Result<Entrance, Failed> {
     let limits = ReaderLimits { jobs_max: settings.query_line_max, wait_max: QUERY_WAIT_MAX };
-    let (line, readers) = query::line(limits, repository, breaker, clock.clone());
+    let (line, readers) = query::line(limits, repository.clone(), breaker.clone(), clock.clone());
+    let readers = readers.with_lookup(Arc::new(lookup));
     for nth in 0..settings.query_threads {
         let readers = readers.clone();
         spawn(lifecycle, &format!("reader-{nth}"), move || readers.run())?;
     }
-    Ok(line)
+    let (exports, exporters) =
+        query::export::exports(settings.exports_max, repository, breaker, clock.clone());
+    for nth in 0..settings.exports_max.min(EXPORTERS) {
+        let exporters = exporters.clone();
+        spawn(lifecycle, &format!("exporter-{nth}"), move || exporters.run())?;
+    }
+    Ok(Entrance { line, exports })
 }
 
 /// Starts an acceptor a listener, each pinned to a core. The channel is closed when all have ended.
@@ -253,6 +264,16 @@ pub(super) fn identity(
         Err(error) => log::error!("the certificate stays as it was: {error}"),
     });
     Ok(Some(identity))
+}
+
+pub(super) fn buffer_limits(settings: &Settings) -> buffer::Limits {
+    buffer::Limits {
+        rows_max: settings.buffer_rows_max,
+        bytes_max: settings.buffer_bytes_max,
+        batch_rows_max: settings.batch_rows_max,
+        batch_bytes_max: settings.batch_bytes_max,
+        spill_bytes_max: settings.spill_bytes_max,
+    }
 }
 
 pub(super) fn ingest_limits(settings: &Settings) -> ingest::Limits {

@@ -3,6 +3,7 @@
 use clap::{Arg, ArgAction, ArgMatches, Command};
 
 use crate::access::NewToken;
+use crate::counts::{self, CountsTask};
 use crate::dead::{self, DeadTask};
 
 /// What the program was asked to do.
@@ -14,6 +15,7 @@ pub enum Task {
     History,
     JournalInspect,
     Dead(DeadTask),
+    Counts(CountsTask),
     CreateToken(NewToken),
     RetentionRun {
         /// Say what would go, and change nothing.
@@ -30,6 +32,7 @@ pub(super) fn add_to(program: Command) -> Command {
         .subcommand(token_command())
         .subcommand(Command::new("history").about("Print the metrics history of DATA_DIR as a table"))
         .subcommand(dead::command())
+        .subcommand(counts::command())
         .subcommand(
             Command::new("retention").about("Remove old events").subcommand_required(true).subcommand(
                 Command::new("run").about("Remove what is older than RETENTION_DAYS now, and exit").arg(
@@ -80,6 +83,10 @@ pub(super) fn of(matches: ArgMatches) -> Result<(Task, ArgMatches), String> {
         "dead" => {
             let (task, of_action) = DeadTask::of(of_command).expect("clap demands one of its commands");
             (Task::Dead(task), of_action)
+        }
+        "counts" => {
+            let (task, of_action) = CountsTask::of(of_command).expect("clap demands one of its commands");
+            (Task::Counts(task), of_action)
         }
         "journal" => (Task::JournalInspect, inner()),
         "token" => {

@@ -11,8 +11,8 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use crate::event::{Event, EventId, Timestamp};
 use crate::row::{self, Row};
 use crate::storage::{
-    Day, DeadLetter, Deleted, EventRepository, Filter, Found, HourCount, Order, Page, StoreError, StorePath,
-    Stored, Sweeping, Totals,
+    Chunk, Day, DeadLetter, Deleted, EventRepository, Filter, Found, HourCount, Order, Page, StoreError,
+    StorePath, Stored, Sweeping, Tidied, Totals,
 };
 
 /// What was asked of the repository, in order.
@@ -21,11 +21,14 @@ pub enum Call {
     Prepare,
     Store { rows: usize, dead: usize, path: StorePath },
     Page,
+    Chunk,
     Count,
     Find,
     Totals,
     Ping,
     Days,
+    Tidy,
+    LastSweep,
     Sweep,
 }
 
@@ -55,6 +58,7 @@ struct Inner {
     refusal: Option<Refusal>,
     names_the_row: bool,
     calls: Vec<Call>,
+    swept: Option<Timestamp>,
 }
 
 impl fmt::Debug for MemoryRepository {
@@ -102,6 +106,11 @@ impl MemoryRepository {
     /// The dead, with SQLSTATE and reason.
     pub fn dead(&self) -> Vec<(EventId, String, String)> {
         self.lock().dead.iter().map(|(id, (state, reason))| (*id, state.clone(), reason.clone())).collect()
+    }
+
+    /// A sweep came to its end that had begun then.
+    pub fn set_swept(&self, at: Timestamp) {
+        self.lock().swept = Some(at);
     }
 
     pub fn calls(&self) -> Vec<Call> {
@@ -156,7 +165,7 @@ impl Inner {
                 }
                 StorePath::Stage if known => duplicate += 1,
                 StorePath::Copy | StorePath::Stage => {
-                    fresh.insert(id, decoded(&row));
+                    fresh.insert(id, row.event());
                 }
             }
         }
@@ -244,18 +253,6 @@ fn refused(sqlstate: &str, row: Option<usize>, constraint: Option<String>) -> St
     }
 }
 
-fn decoded(row: &Row<'_>) -> Event {
-    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
-    Event {
-        event_id: row.event_id(),
-        timestamp: row.timestamp(),
-        service: text(row.service()),
-        message: text(row.message()),
-        metadata: row.metadata().map(text),
-        ingested_at: row.ingested_at(),
-    }
-}
-
 impl EventRepository for MemoryRepository {
     fn prepare(&self, _now: Timestamp) -> Result<(), StoreError> {
         self.call(Call::Prepare, |_| Ok(()))
@@ -268,6 +265,12 @@ impl EventRepository for MemoryRepository {
 
     fn page(&self, page: &Page) -> Result<Vec<Event>, StoreError> {
         self.call(Call::Page, |inner| Ok(inner.page(page)))
+    }
+
+    fn chunk(&self, page: &Page, bytes_max: usize) -> Result<Chunk, StoreError> {
+        self.call(Call::Chunk, |inner| {
+            Chunk::gather(inner.page(page).into_iter().map(Ok), page.limit, bytes_max)
+        })
     }
 
     fn count(&self, filter: &Filter) -> Result<u64, StoreError> {
@@ -303,6 +306,14 @@ impl EventRepository for MemoryRepository {
         self.call(Call::Days, |inner| {
             Ok(inner.events.keys().map(|id| Day::of_id(*id)).collect::<BTreeSet<_>>().into_iter().collect())
         })
+    }
+
+    fn tidy(&self) -> Result<Tidied, StoreError> {
+        self.call(Call::Tidy, |_| Ok(Tidied::default()))
+    }
+
+    fn last_sweep(&self) -> Result<Option<Timestamp>, StoreError> {
+        self.call(Call::LastSweep, |inner| Ok(inner.swept))
     }
 
     fn sweep(&self, _edge: Timestamp) -> Result<Option<Box<dyn Sweeping + '_>>, StoreError> {

@@ -26,6 +26,9 @@ pub trait EventRepository: Send + Sync + std::fmt::Debug {
     /// Up to `page.limit` events in the order asked for.
     fn page(&self, page: &Page) -> Result<Vec<Event>, StoreError>;
 
+    /// As many of a page's first events as come to `bytes_max` of text, and one at least: what an export reads at a time.
+    fn chunk(&self, page: &Page, bytes_max: usize) -> Result<Chunk, StoreError>;
+
     /// How many events match.
     fn count(&self, filter: &Filter) -> Result<u64, StoreError>;
 
@@ -45,6 +48,12 @@ pub trait EventRepository: Send + Sync + std::fmt::Debug {
 
     /// The days that have a partition of their own.
     fn days(&self) -> Result<Vec<Day>, StoreError>;
+
+    /// Gives the days of what lies in the default partition partitions of their own.
+    fn tidy(&self) -> Result<Tidied, StoreError>;
+
+    /// When the latest sweep began that came to its end, as far as any server knows.
+    fn last_sweep(&self) -> Result<Option<Timestamp>, StoreError>;
 
     /// Begins to remove what is older than `edge`; None while another server does.
     fn sweep(&self, edge: Timestamp) -> Result<Option<Box<dyn Sweeping + '_>>, StoreError>;
@@ -72,6 +81,19 @@ pub trait Sweeping: std::fmt::Debug {
 
     /// Notes how it ended.
     fn end(&mut self, error: Option<&str>) -> Result<(), StoreError>;
+}
+
+/// What became of the default partition.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Tidied {
+    /// Events that were moved into partitions of their days.
+    pub moved: u64,
+    /// Events that are still there, counted up to [`Tidied::LEFT_MAX`].
+    pub left: u64,
+}
+
+impl Tidied {
+    pub const LEFT_MAX: u64 = 10_000;
 }
 
 /// One chunk of rows.
@@ -155,6 +177,36 @@ pub struct Page {
     pub after: Option<(Timestamp, EventId)>,
 }
 
+/// The beginning of a page.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Chunk {
+    pub events: Vec<Event>,
+    /// There may be more on the page, or after it.
+    pub more: bool,
+}
+
+impl Chunk {
+    /// What the first `bytes_max` bytes hold of the events that came, one after the other, for a page of `limit`.
+    pub fn gather<E>(
+        events: impl IntoIterator<Item = Result<Event, E>>,
+        limit: u16,
+        bytes_max: usize,
+    ) -> Result<Self, E> {
+        let (mut chunk, mut bytes) = (Self { events: Vec::new(), more: false }, 0);
+        for event in events {
+            let event = event?;
+            bytes += event.bytes();
+            chunk.events.push(event);
+            if bytes >= bytes_max {
+                chunk.more = true;
+                break;
+            }
+        }
+        chunk.more |= chunk.events.len() == usize::from(limit);
+        Ok(chunk)
+    }
+}
+
 /// What is stored, in numbers.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Totals {
@@ -169,7 +221,12 @@ pub struct Totals {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Found {
     Stored(Event),
-    Dead { sqlstate: String, reason: String },
+    /// Acknowledged, and waiting to be stored.
+    Buffered(Event),
+    Dead {
+        sqlstate: String,
+        reason: String,
+    },
 }
 
 /// What went wrong, as far as the database told.

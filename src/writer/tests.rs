@@ -230,11 +230,14 @@ fn a_batch_that_takes_too_long_goes_in_pieces() {
             Call::Store { rows, .. } => Some(rows),
             Call::Prepare
             | Call::Page
+            | Call::Chunk
             | Call::Count
             | Call::Find
             | Call::Totals
             | Call::Ping
             | Call::Days
+            | Call::Tidy
+            | Call::LastSweep
             | Call::Sweep => None,
         })
         .collect();

@@ -125,7 +125,6 @@ fn produce(
     let mut client = None;
     let is_single = name.ends_with(['0', '2', '4', '6', '8']);
     let (size, content_type) = if is_single { (1, JSON) } else { (manner.batch, NDJSON) };
-    let service = format!("service-{name}");
     let mut headers = vec![("Content-Type", content_type)];
     headers.extend(manner.durability.map(|level| ("Durability", level)));
     for round in 0_u64.. {
@@ -133,7 +132,12 @@ fn produce(
             break;
         }
         let messages: Vec<String> = (0..size).map(|index| format!("p{name}-{round}-{index}")).collect();
-        let events: Vec<String> = messages.iter().map(|message| event(&service, message)).collect();
+        // Of a few services, the same for all producers: they meet at the same counts.
+        let events: Vec<String> = messages
+            .iter()
+            .zip(round..)
+            .map(|(message, nth)| event(&format!("service-{}", nth % 5), message))
+            .collect();
         let bytes = request("POST", "/events", &headers, events.join("\n").as_bytes());
         let Some(connection) = client.as_mut() else {
             match Client::try_connect(address) {

@@ -215,3 +215,18 @@ fn metadata_and_text_narrow_a_query_and_stats_count_by_hour() {
     assert_eq!(client.get_json("/stats?service=other")["total"].as_u64(), Some(0));
     assert_eq!(client.get("/stats?limit=1").status, 400);
 }
+
+#[test]
+fn an_event_that_waits_to_be_stored_has_a_receipt() {
+    let world = World::start(&[("DRAIN_INTERVAL", "600000"), ("BATCH_SIZE", "10")]);
+    let mut client = world.server.client();
+    let id = id_of(&client.post_json(event_at(now(), "s", "waits")));
+    let receipt = client.get_json(&format!("/events/{id}"));
+    assert_eq!(text(&receipt["status"]), "buffered");
+    assert_eq!((text(&receipt["event_id"]), text(&receipt["message"])), (id.clone(), "waits".to_owned()));
+    assert_eq!(client.get("/events/01234567-89ab-7fff-bfff-ffffffffffff").status, 404);
+    let rest: Vec<String> = (0..9).map(|_| event_at(now(), "s", "m")).collect();
+    ids_of(&client.post_ndjson(&rest));
+    settle(&world.server);
+    assert_eq!(text(&client.get_json(&format!("/events/{id}"))["status"]), "stored");
+}

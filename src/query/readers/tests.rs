@@ -7,7 +7,8 @@ use crate::event::Event;
 use crate::query::cursor::Cursor;
 use crate::storage::breaker::State;
 use crate::storage::{
-    BreakerLimits, Day, DeadLetter, Found, HourCount, Order as Direction, StorePath, Stored, Sweeping, Totals,
+    BreakerLimits, Chunk, Day, DeadLetter, HourCount, Order as Direction, StoreError, StorePath, Stored,
+    Sweeping, Tidied, Totals,
 };
 
 const NOW: Timestamp = Timestamp::from_millis(1_795_435_200_000);
@@ -46,6 +47,11 @@ impl EventRepository for Fake {
         self.ask("page", self.events.iter().take(usize::from(page.limit)).cloned().collect())
     }
 
+    fn chunk(&self, page: &Page, bytes_max: usize) -> Result<Chunk, StoreError> {
+        let events = self.page(page)?.into_iter().map(Ok);
+        Chunk::gather(events, page.limit, bytes_max)
+    }
+
     fn count(&self, _filter: &Filter) -> Result<u64, StoreError> {
         self.ask("count", 42)
     }
@@ -68,6 +74,14 @@ impl EventRepository for Fake {
 
     fn days(&self) -> Result<Vec<Day>, StoreError> {
         unimplemented!("queries do not ask for partitions")
+    }
+
+    fn tidy(&self) -> Result<Tidied, StoreError> {
+        unimplemented!("queries do not tidy")
+    }
+
+    fn last_sweep(&self) -> Result<Option<Timestamp>, StoreError> {
+        unimplemented!("queries do not ask for sweeps")
     }
 
     fn sweep(&self, _edge: Timestamp) -> Result<Option<Box<dyn Sweeping + '_>>, StoreError> {

@@ -115,3 +115,22 @@ fn told_to_stop_it_ends_between_two_steps() {
     assert_eq!(repository.events().len(), 39);
     retention.run(&stop);
 }
+
+#[test]
+fn a_sweep_that_was_missed_is_made_up_for() {
+    let World { retention, repository, stop, stopper: _stopper } = world();
+    assert_eq!(retention.first_due().unwrap().to_string(), "2026-01-02T02:00:00.000000Z", "none was before");
+    repository.set_swept(Timestamp::from_millis(NOON.millis() - 2 * DAY_MS));
+    let due = retention.first_due();
+    assert_eq!(due.unwrap().to_string(), "2025-12-31T02:00:00.000000Z");
+    assert_eq!(retention.tick(due, &stop).unwrap().to_string(), "2026-01-02T02:00:00.000000Z");
+    assert_eq!(repository.events().len(), 30);
+    repository.set_swept(Timestamp::from_millis(NOON.millis() - DAY_MS / 12));
+    assert_eq!(
+        retention.first_due().unwrap().to_string(),
+        "2026-01-02T02:00:00.000000Z",
+        "nothing was missed"
+    );
+    repository.set_outage(Some(StoreError::unreachable("away")));
+    assert_eq!(retention.first_due(), None, "asked again");
+}

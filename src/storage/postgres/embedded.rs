@@ -44,7 +44,24 @@ const SETTINGS: &[&str] = &[
     "max_connections=60",
     "jit=off",
     "log_checkpoints=off",
+    // Whoever reads should find clean buffers: one that has to write a page first waits for the WAL to be synced.
+    "bgwriter_delay=20ms",
+    "bgwriter_lru_maxpages=1000",
+    "bgwriter_lru_multiplier=4",
 ];
+
+/// Megabytes of shared buffers: an eighth of the memory, 128 at least and 2,048 at most.
+fn shared_buffers_mb() -> u64 {
+    const PART: u64 = 8;
+    let read = |path: &str| std::fs::read_to_string(path).unwrap_or_default();
+    let total_kb = read("/proc/meminfo")
+        .lines()
+        .find_map(|line| line.strip_prefix("MemTotal:")?.trim().strip_suffix(" kB")?.parse::<u64>().ok());
+    // A container may have less than the machine.
+    let bound_kb = read("/sys/fs/cgroup/memory.max").trim().parse::<u64>().ok().map(|bytes| bytes / 1024);
+    let memory_kb = [total_kb, bound_kb].into_iter().flatten().min().unwrap_or(0);
+    (memory_kb / 1024 / PART).clamp(128, 2048)
+}
 
 /// How long the cluster may take.
 #[derive(Clone, Copy, Debug)]
@@ -108,6 +125,8 @@ pub struct Cluster {
     programs: Programs,
     limits: ClusterLimits,
     settings: &'static [&'static str],
+    /// None for PostgreSQL's own default.
+    shared_buffers_mb: Option<u64>,
     /// The postmaster when we started it; None when we took it over, or stopped it.
     child: Option<Child>,
     running: bool,
@@ -116,22 +135,34 @@ pub struct Cluster {
 impl Cluster {
     /// Makes the cluster in `data_dir`/postgres when there is none, and starts it or takes it over.
     pub fn start(data_dir: &Path, limits: ClusterLimits, clock: &Clock) -> Result<Self, ClusterError> {
-        Self::start_with(data_dir, limits, clock, SETTINGS)
+        Self::start_sized(data_dir, limits, clock, SETTINGS, Some(shared_buffers_mb()))
     }
 
     /// Which settings it runs with is for tests to vary.
+    #[cfg(test)]
     pub(super) fn start_with(
         data_dir: &Path,
         limits: ClusterLimits,
         clock: &Clock,
         settings: &'static [&'static str],
     ) -> Result<Self, ClusterError> {
+        Self::start_sized(data_dir, limits, clock, settings, None)
+    }
+
+    fn start_sized(
+        data_dir: &Path,
+        limits: ClusterLimits,
+        clock: &Clock,
+        settings: &'static [&'static str],
+        shared_buffers_mb: Option<u64>,
+    ) -> Result<Self, ClusterError> {
         let home = Home::prepare(data_dir)?;
         let programs = Programs::find(&home)?;
         if !home.exists() {
             initialize(&home, &programs)?;
         }
-        let mut cluster = Self { home, programs, limits, settings, child: None, running: true };
+        let mut cluster =
+            Self { home, programs, limits, settings, shared_buffers_mb, child: None, running: true };
         let mut client = cluster.await_answer(clock)?;
         create_database(&mut client)?;
         Ok(cluster)
@@ -229,6 +260,9 @@ impl Cluster {
         command.arg("-D").arg(self.home.cluster()).arg("-k").arg(self.home.socket_dir());
         for setting in self.settings {
             command.args(["-c", setting]);
+        }
+        if let Some(size) = self.shared_buffers_mb {
+            command.arg("-c").arg(format!("shared_buffers={size}MB"));
         }
         // A process group of its own: Ctrl-C in a terminal is for the server, which stops the cluster in good order.
         command.stdin(Stdio::null()).stdout(out).stderr(err).process_group(0);

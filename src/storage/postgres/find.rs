@@ -4,13 +4,16 @@
 //! An id begins with the milliseconds of its event's timestamp. So a range of time is a range of ids too, which the
 //! planner prunes partitions by, and the order of ids is the order of time down to the millisecond.
 
+use std::fmt::{self, Write as _};
+
+use postgres::fallible_iterator::FallibleIterator as _;
 use postgres::types::{ToSql, Type};
-use postgres::{Client, Row};
+use postgres::{Client, Row, RowIter};
 
 use super::error;
 use super::types::{Time, Uuid};
 use crate::event::{Event, EventId, Timestamp};
-use crate::storage::{Filter, Found, HourCount, Order, Page, StoreError, Totals};
+use crate::storage::{Chunk, Filter, Found, HourCount, Order, Page, StoreError, Totals};
 
 const COLUMNS: &str = "event_id, timestamp, ingested_at, service, message, metadata::text";
 const HOUR_MICROS: i64 = 3_600_000_000;
@@ -64,12 +67,17 @@ fn floor(millis: i64) -> EventId {
 }
 
 pub(super) fn page(client: &mut Client, page: &Page) -> Result<Vec<Event>, StoreError> {
+    chunk(client, page, usize::MAX).map(|chunk| chunk.events)
+}
+
+/// Reads no further than `bytes_max` needs: what comes after it is thrown away where it arrives.
+pub(super) fn chunk(client: &mut Client, page: &Page, bytes_max: usize) -> Result<Chunk, StoreError> {
     let mut span = Span::of(&page.filter);
     if let Some((timestamp, _)) = page.after {
         span = span.after(page.order, timestamp);
     }
     if span.is_empty() || page.limit == 0 {
-        return Ok(Vec::new());
+        return Ok(Chunk { events: Vec::new(), more: false });
     }
     let (direction, beyond) = match page.order {
         Order::Desc => ("DESC", "<"),
@@ -87,6 +95,12 @@ pub(super) fn page(client: &mut Client, page: &Page) -> Result<Vec<Event>, Store
     let more = More::of(&page.filter);
     more.require(&mut condition, 9);
     if page.filter.service.is_none() {
+        // Most often a few events more than asked for show that the last millisecond is whole.
+        if bytes_max == usize::MAX
+            && let Some(events) = by_millisecond(client, &condition, direction, span, page, &more)?
+        {
+            return Ok(Chunk { more: events.len() == usize::from(page.limit), events });
+        }
         // No index has the order asked for, but the primary key has it down to the millisecond. So the last event of
         // the page by id is looked up, and what is sorted is what lies up to the end of its millisecond.
         let edge = ask(
@@ -97,8 +111,10 @@ pub(super) fn page(client: &mut Client, page: &Page) -> Result<Vec<Event>, Store
             span,
             page,
             &more,
-        )?;
-        if let Some(row) = edge.first() {
+        )?
+        .next()
+        .map_err(told)?;
+        if let Some(row) = edge {
             let millis = i64::try_from(row.get::<_, Uuid>(0).0.millis()).unwrap_or(MILLIS_END);
             match page.order {
                 Order::Desc => span.low = floor(millis),
@@ -116,19 +132,52 @@ pub(super) fn page(client: &mut Client, page: &Page) -> Result<Vec<Event>, Store
         page,
         &more,
     )?;
-    Ok(rows.iter().map(event).collect())
+    Chunk::gather(rows.iterator().map(|row| row.map(|row| event(&row)).map_err(told)), page.limit, bytes_max)
 }
+
+/// A page in the order of ids, put into that of times: None when the millisecond that it ends in is too full to tell
+/// whether all of it was read.
+fn by_millisecond(
+    client: &mut Client,
+    condition: &str,
+    direction: &str,
+    span: Span,
+    page: &Page,
+    more: &More,
+) -> Result<Option<Vec<Event>>, StoreError> {
+    let wider = Page { limit: page.limit.saturating_add(BEYOND), ..page.clone() };
+    let statement =
+        format!("SELECT {COLUMNS} FROM events WHERE {condition} ORDER BY event_id {direction} LIMIT $8");
+    let rows = ask(client, &statement, span, &wider, more)?;
+    let mut events: Vec<Event> = rows.map(|row| Ok(event(&row))).collect().map_err(told)?;
+    if events.len() == usize::from(wider.limit) {
+        let last = events.last().map(|event| event.event_id.millis());
+        events.retain(|event| Some(event.event_id.millis()) != last);
+        if events.len() < usize::from(page.limit) {
+            return Ok(None);
+        }
+    }
+    events.sort_unstable_by_key(|event| (event.timestamp, event.event_id));
+    if page.order == Order::Desc {
+        events.reverse();
+    }
+    events.truncate(usize::from(page.limit));
+    Ok(Some(events))
+}
+
+/// Events read beyond a page, to learn whether the millisecond that it ends in is whole.
+const BEYOND: u16 = 16;
 
 const IN_SPAN: &str = "event_id >= $1 AND event_id < $2 AND timestamp >= $3 AND timestamp < $4";
 
 /// All parameters are given each time, whether the statement speaks of them or not.
-fn ask(
-    client: &mut Client,
+fn ask<'a>(
+    client: &'a mut Client,
     statement: &str,
     span: Span,
     page: &Page,
     more: &More,
-) -> Result<Vec<Row>, StoreError> {
+) -> Result<RowIter<'a>, StoreError> {
     let (low, high) = (Uuid(span.low), Uuid(span.high));
     let (from, to) = (Time(span.from), Time(span.to));
     let (timestamp, id) = page.after.unwrap_or((span.from, span.low));
@@ -145,12 +194,18 @@ fn ask(
         (&limit, Type::INT8),
     ];
     more.give(&mut params);
-    client.query_typed(statement, &params).map_err(|error| error::of("reading events", &error))
+    client.query_typed_raw(statement, params).map_err(told)
 }
 
-/// Hours are added up from `event_counts`, from the one that begins nearest to `from` to the one that ends nearest to
-/// `to`. What that leaves out or has too much at either end, half an hour at most, is counted event by event. All in
-/// one statement, so that everything is of the same moment.
+#[expect(clippy::needless_pass_by_value, reason = "what map_err gives")]
+fn told(error: postgres::Error) -> StoreError {
+    error::of("reading events", &error)
+}
+
+/// Whole hours are added up from `event_counts`, in the same statement as the rest, so that everything is of one
+/// moment. At either end, what lies between the time asked for and the nearest hour is counted event by event, and added
+/// or taken off: half an hour of events at most. Of the hour that is being filled, nothing is there past now; so when
+/// the time asked for is nearer to now than to its beginning, what is left of it is taken off the whole.
 pub(super) fn count(client: &mut Client, filter: &Filter) -> Result<u64, StoreError> {
     let span = Span::of(filter);
     if span.is_empty() {
@@ -161,40 +216,132 @@ pub(super) fn count(client: &mut Client, filter: &Filter) -> Result<u64, StoreEr
         return count_each(client, filter, span, &more);
     }
     let (first, last) = (nearest_hour(span.from), nearest_hour(span.to));
-    // Without an hour between them there is only the span itself.
-    let (first, last, head, tail) = if first < last {
-        let head = Span::new(span.from.min(first), span.from.max(first));
-        (first, last, head, Span::new(span.to.min(last), span.to.max(last)))
+    let service = if filter.service.is_some() { " AND service = $1" } else { "" };
+    let mut sum = Sum::new(service);
+    if first >= last {
+        // Without an hour between them there is only the span itself.
+        sum.add_events('+', span);
     } else {
-        (span.to, span.to, span, Span::new(span.to, span.to))
-    };
-    let head_sign = if first < span.from { "-" } else { "+" };
-    let tail_sign = if last > span.to { "-" } else { "+" };
-    let service = if filter.service.is_some() { "AND service = $9" } else { "" };
-    let statement = format!(
-        "SELECT 0 {head_sign} (SELECT count(*) FROM events WHERE {IN_SPAN} {service}) \
-         {tail_sign} (SELECT count(*) FROM events WHERE event_id >= $5 AND event_id < $6 \
-                AND timestamp >= $7 AND timestamp < $8 {service}) \
-         + (SELECT coalesce(sum(count), 0)::bigint FROM event_counts WHERE hour >= $10 AND hour < $11 {service})"
-    );
-    let ids = [head.low, head.high, tail.low, tail.high].map(Uuid);
-    let times = [head.from, head.to, tail.from, tail.to, first, last].map(Time);
-    let params: [(&(dyn ToSql + Sync), Type); 11] = [
-        (&ids[0], Type::UUID),
-        (&ids[1], Type::UUID),
-        (&times[0], Type::TIMESTAMPTZ),
-        (&times[1], Type::TIMESTAMPTZ),
-        (&ids[2], Type::UUID),
-        (&ids[3], Type::UUID),
-        (&times[2], Type::TIMESTAMPTZ),
-        (&times[3], Type::TIMESTAMPTZ),
-        (&filter.service, Type::TEXT),
-        (&times[4], Type::TIMESTAMPTZ),
-        (&times[5], Type::TIMESTAMPTZ),
-    ];
-    let row =
-        client.query_typed_one(&statement, &params).map_err(|error| error::of("counting events", &error))?;
+        sum.add_edge(first, span.from);
+        sum.add_tail(first, last, span.to);
+    }
+    let mut params: Vec<(&(dyn ToSql + Sync), Type)> = vec![(&filter.service, Type::TEXT)];
+    params.extend(sum.params.iter().map(Param::as_sql));
+    let row = client
+        .query_typed_one(&format!("SELECT {}", sum.sql), &params)
+        .map_err(|error| error::of("counting events", &error))?;
     Ok(u64::try_from(row.get::<_, i64>(0)).unwrap_or(0))
+}
+
+/// A sum in the making, as an expression of SQL. Its first parameter is the service.
+struct Sum {
+    sql: String,
+    params: Vec<Param>,
+    service: &'static str,
+}
+
+enum Param {
+    Id(Uuid),
+    Time(Time),
+}
+
+impl Param {
+    fn as_sql(&self) -> (&(dyn ToSql + Sync), Type) {
+        match self {
+            Self::Id(id) => (id, Type::UUID),
+            Self::Time(time) => (time, Type::TIMESTAMPTZ),
+        }
+    }
+}
+
+impl Sum {
+    fn new(service: &'static str) -> Self {
+        Self { sql: "0".to_owned(), params: Vec::new(), service }
+    }
+
+    fn push(&mut self, text: fmt::Arguments<'_>) {
+        self.sql.write_fmt(text).expect("a string takes all that is written");
+    }
+
+    fn param(&mut self, param: Param) -> usize {
+        self.params.push(param);
+        self.params.len() + 1
+    }
+
+    /// The events of a span, one by one. Where ids alone tell, which is all but the first and the last millisecond, the
+    /// primary key is read and no table.
+    fn add_events(&mut self, sign: char, span: Span) {
+        let whole = |micros: i64| Timestamp::from_millis(Timestamp::from_micros(micros).millis());
+        let (from, to) = (whole(span.from.micros() + 999), whole(span.to.micros()));
+        if !self.service.is_empty() || from >= to {
+            return self.add_events_by_time(sign, span);
+        }
+        if span.from < from {
+            self.add_events_by_time(sign, Span::new(span.from, from));
+        }
+        if to < span.to {
+            self.add_events_by_time(sign, Span::new(to, span.to));
+        }
+        let ids = Span::new(from, to);
+        let [low, high] = [ids.low, ids.high].map(|id| self.param(Param::Id(Uuid(id))));
+        self.push(format_args!(
+            " {sign} (SELECT count(*) FROM events WHERE event_id >= ${low} AND event_id < ${high})"
+        ));
+    }
+
+    fn add_events_by_time(&mut self, sign: char, span: Span) {
+        let params = [
+            Param::Id(Uuid(span.low)),
+            Param::Id(Uuid(span.high)),
+            Param::Time(Time(span.from)),
+            Param::Time(Time(span.to)),
+        ];
+        let [low, high, from, to] = params.map(|param| self.param(param));
+        let service = self.service;
+        self.push(format_args!(
+            " {sign} (SELECT count(*) FROM events WHERE event_id >= ${low} AND event_id < ${high} \
+               AND timestamp >= ${from} AND timestamp < ${to}{service})",
+        ));
+    }
+
+    /// The counts of whole hours.
+    fn add_hours(&mut self, first: Timestamp, last: Timestamp) {
+        let [first, last] = [first, last].map(|time| self.param(Param::Time(Time(time))));
+        let service = self.service;
+        self.push(format_args!(
+            " + (SELECT coalesce(sum(count), 0)::bigint FROM event_counts \
+               WHERE hour >= ${first} AND hour < ${last}{service})",
+        ));
+    }
+
+    /// What lies between the hour that the sum begins with and the time asked for.
+    fn add_edge(&mut self, hour: Timestamp, from: Timestamp) {
+        if from < hour {
+            self.add_events('+', Span::new(from, hour));
+        } else if from > hour {
+            self.add_events('-', Span::new(hour, from));
+        }
+    }
+
+    /// The hours from `first` on, up to the time asked for, which `last` is the nearest hour to.
+    fn add_tail(&mut self, first: Timestamp, last: Timestamp, to: Timestamp) {
+        if to <= last {
+            self.add_hours(first, last);
+            if to < last {
+                self.add_events('-', Span::new(to, last));
+            }
+            return;
+        }
+        let (at, from) = (self.param(Param::Time(Time(to))), self.param(Param::Time(Time(last))));
+        self.push(format_args!(" + CASE WHEN now() - ${at} < ${at} - ${from} THEN 0"));
+        let end = Timestamp::from_micros(last.micros() + HOUR_MICROS);
+        self.add_hours(first, end);
+        self.add_events('-', Span::new(to, end));
+        self.sql.push_str(" ELSE 0");
+        self.add_hours(first, last);
+        self.add_events('+', Span::new(last, to));
+        self.sql.push_str(" END");
+    }
 }
 
 /// What the counts know nothing of is counted event by event; the timeout bounds it.

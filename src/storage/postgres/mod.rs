@@ -4,6 +4,7 @@
 //! tables; `store`, `find` and `dead` use them, `sweep` takes what is old out of them; `error` translates; `embedded` runs a cluster of our own.
 
 mod connect;
+mod counts;
 mod dead;
 pub mod embedded;
 mod error;
@@ -24,14 +25,15 @@ mod types;
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::Duration;
 
+pub use counts::Difference;
 pub use dead::{DeadEvent, DeadFilter, Replayed};
 pub use target::{Target, TargetError};
 
 use self::connect::{Connections, Terms};
 use crate::event::{Event, EventId, Timestamp};
 use crate::storage::{
-    Day, DeadLetter, EventRepository, Filter, Found, HourCount, Page, StoreError, StorePath, Stored,
-    Sweeping, Totals,
+    Chunk, Day, DeadLetter, EventRepository, Filter, Found, HourCount, Page, StoreError, StorePath, Stored,
+    Sweeping, Tidied, Totals,
 };
 
 /// The bounds on what is asked of the database.
@@ -144,7 +146,7 @@ impl EventRepository for PostgresRepository {
                 partition::ensure(&self.connections, now)?;
                 self.prepared.store(today, Ordering::Release);
             }
-            partition::empty_default(&self.connections)
+            Ok(())
         })())
     }
 
@@ -154,6 +156,12 @@ impl EventRepository for PostgresRepository {
 
     fn page(&self, page: &Page) -> Result<Vec<Event>, StoreError> {
         self.noting(self.connections.transaction(&self.page_terms, |client| find::page(client, page)))
+    }
+
+    fn chunk(&self, page: &Page, bytes_max: usize) -> Result<Chunk, StoreError> {
+        self.noting(
+            self.connections.transaction(&self.page_terms, |client| find::chunk(client, page, bytes_max)),
+        )
     }
 
     fn count(&self, filter: &Filter) -> Result<u64, StoreError> {
@@ -183,6 +191,14 @@ impl EventRepository for PostgresRepository {
 
     fn days(&self) -> Result<Vec<Day>, StoreError> {
         self.noting(self.connections.transaction(&self.query_terms, partition::days))
+    }
+
+    fn tidy(&self) -> Result<Tidied, StoreError> {
+        self.noting(partition::empty_default(&self.connections))
+    }
+
+    fn last_sweep(&self) -> Result<Option<Timestamp>, StoreError> {
+        self.noting(self.connections.transaction(&self.query_terms, sweep::last))
     }
 
     fn sweep(&self, edge: Timestamp) -> Result<Option<Box<dyn Sweeping + '_>>, StoreError> {

@@ -12,8 +12,8 @@ use postgres::types::Type;
 use super::connect::{Connections, Terms};
 use super::error;
 use super::types::Uuid;
-use crate::event::Timestamp;
-use crate::storage::{Day, StoreError};
+use crate::event::{EventId, Timestamp};
+use crate::storage::{Day, StoreError, Tidied};
 
 /// Days before and after today that have a partition: events may be late and clocks may be ahead, and a server that
 /// cannot reach its database for a week finds partitions when it can again.
@@ -95,21 +95,33 @@ pub(super) fn ensure(connections: &Connections, now: Timestamp) -> Result<(), St
     Ok(())
 }
 
-/// Gives every day of which rows lie in the default partition a partition of its own.
-pub(super) fn empty_default(connections: &Connections) -> Result<(), StoreError> {
+/// Gives every day of which rows lie in the default partition a partition of its own, the oldest first.
+pub(super) fn empty_default(connections: &Connections) -> Result<Tidied, StoreError> {
+    let mut tidied = Tidied::default();
     for _ in 0..MOVED_DAYS_MAX {
-        let first = connections.transaction(&glance(), |client| {
-            let rows = client
-                .query_typed("SELECT event_id FROM events_default ORDER BY event_id LIMIT 1", &[])
-                .map_err(|error| error::of("looking into the default partition", &error))?;
-            Ok(rows.first().map(|row| row.get::<_, Uuid>(0).0))
-        })?;
-        match first {
-            Some(id) if make(connections, Day::of_id(id))? => {}
-            Some(_) | None => break,
+        let (first, left) = connections.transaction(&glance(), look_into_default)?;
+        tidied.left = left;
+        let Some(id) = first else { break };
+        match make(connections, Day::of_id(id))? {
+            Made::Moved(rows) => tidied.moved += rows,
+            // The rest waits until somebody attaches or drops what stands in the way.
+            Made::InTheWay => break,
         }
     }
-    Ok(())
+    Ok(tidied)
+}
+
+/// The first id there, and how many there are.
+fn look_into_default(client: &mut Client) -> Result<(Option<EventId>, u64), StoreError> {
+    let row = client
+        .query_typed_one(
+            "SELECT (SELECT event_id FROM events_default ORDER BY event_id LIMIT 1), \
+                    (SELECT count(*) FROM (SELECT FROM events_default LIMIT $1) AS found)",
+            &[(&i64::try_from(Tidied::LEFT_MAX).unwrap_or(i64::MAX), Type::INT8)],
+        )
+        .map_err(|error| error::of("looking into the default partition", &error))?;
+    let id: Option<Uuid> = row.get(0);
+    Ok((id.map(|id| id.0), u64::try_from(row.get::<_, i64>(1)).unwrap_or(0)))
 }
 
 fn existing(client: &mut Client) -> Result<BTreeSet<String>, StoreError> {
@@ -123,9 +135,17 @@ fn existing(client: &mut Client) -> Result<BTreeSet<String>, StoreError> {
     Ok(rows.iter().map(|row| row.get(0)).collect())
 }
 
-/// Makes the partition of `day`, moving what the default partition holds of it, in one transaction. False when there
-/// is a table of that name which is not attached: somebody took it out, and that is left alone.
-fn make(connections: &Connections, day: Day) -> Result<bool, StoreError> {
+/// What came of making a partition.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Made {
+    /// It is there, and so many rows were moved into it.
+    Moved(u64),
+    /// There is a table of that name which is not attached: somebody took it out, and that is left alone.
+    InTheWay,
+}
+
+/// Makes the partition of `day`, moving what the default partition holds of it, in one transaction.
+fn make(connections: &Connections, day: Day) -> Result<Made, StoreError> {
     let table = day.table();
     let (from, to) = day.bounds();
     let told = |error: postgres::Error| error::of(&format!("making the partition {table}"), &error);
@@ -134,7 +154,7 @@ fn make(connections: &Connections, day: Day) -> Result<bool, StoreError> {
             .batch_execute(&format!("SELECT pg_advisory_xact_lock({LOCK})"))
             .map_err(told)?;
         if existing(client)?.contains(&table) {
-            return Ok(true);
+            return Ok(Made::Moved(0));
         }
         let name = &table;
         let taken: bool = client
@@ -143,7 +163,7 @@ fn make(connections: &Connections, day: Day) -> Result<bool, StoreError> {
             .get(0);
         if taken {
             log::warn!(table = table.as_str(); "a detached table stands where a partition should be made");
-            return Ok(false);
+            return Ok(Made::InTheWay);
         }
         // A table made beside and attached holds up nobody who uses other partitions; PARTITION OF would lock all.
         // The order of the locks is the one in which a COPY takes them.
@@ -170,14 +190,13 @@ fn make(connections: &Connections, day: Day) -> Result<bool, StoreError> {
         if moved > 0 {
             log::info!(partition = table.as_str(), rows = moved; "partition made from the default partition");
         }
-        Ok(true)
+        Ok(Made::Moved(moved))
     })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::event::EventId;
 
     const NOON: Timestamp = Timestamp::from_millis(1_767_268_800_000); // 2026-01-01T12:00:00Z
 

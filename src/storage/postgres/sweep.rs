@@ -24,7 +24,7 @@ use crate::event::{EventId, Timestamp};
 use crate::storage::{Day, Deleted, StoreError, Sweeping};
 
 /// The key of the advisory lock under which one server at a time sweeps.
-const LOCK: i64 = 0x6175_726f_7265_0003;
+pub(super) const LOCK: i64 = 0x6175_726f_7265_0003;
 
 /// Everybody who comes meanwhile waits behind it. A batch takes some 50 ms.
 const DETACH_WAIT: &str = "150ms";
@@ -95,6 +95,17 @@ pub(super) fn begin(
         Ok(run)
     })?;
     Ok(Some(PostgresSweep { connections, guard: Guard(guard), edge, run }))
+}
+
+/// When the latest one began that came to its end.
+pub(super) fn last(client: &mut Client) -> Result<Option<Timestamp>, StoreError> {
+    let row = client
+        .query_typed_one(
+            "SELECT max(started_at) FROM retention_runs WHERE finished_at IS NOT NULL AND error IS NULL",
+            &[],
+        )
+        .map_err(|error| error::of("looking for the last sweep", &error))?;
+    Ok(row.get::<_, Option<Time>>(0).map(|time| time.0))
 }
 
 /// A server that dies in the middle of a step must not hold locks for ever.
@@ -227,8 +238,8 @@ impl Sweeping for PostgresSweep<'_> {
             let params: [(&(dyn ToSql + Sync), Type); 2] = [(&edge, Type::TIMESTAMPTZ), (&limit, Type::INT8)];
             let rows = client
                 .execute_typed(
-                    "DELETE FROM dead_events WHERE event_id IN \
-                     (SELECT event_id FROM dead_events WHERE died_at < $1 ORDER BY died_at LIMIT $2)",
+                    "DELETE FROM dead_events WHERE event_id = ANY (ARRAY(\
+                     SELECT event_id FROM dead_events WHERE died_at < $1 ORDER BY died_at LIMIT $2))",
                     &params,
                 )
                 .map_err(told)?;

@@ -1,8 +1,10 @@
 //! The repository against a real PostgreSQL.
 
+mod counts;
 mod embedded;
 mod faults;
 mod network;
+mod plans;
 mod queries;
 mod schema;
 mod storing;

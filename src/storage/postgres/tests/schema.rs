@@ -63,7 +63,7 @@ fn the_default_partition_takes_the_rest_and_is_emptied_into_partitions() {
         .query_one("SELECT string_agg(e::text, '|' ORDER BY event_id) FROM events e", &[])
         .unwrap()
         .get(0);
-    repository.prepare(now()).unwrap();
+    repository.tidy().unwrap();
     assert_eq!(database.number("SELECT count(*) FROM events_default"), 0);
     assert_eq!(database.number("SELECT count(*) FROM events_20251212"), 2);
     let after: String = database
@@ -82,8 +82,8 @@ fn a_detached_table_is_left_alone_and_its_day_goes_to_the_default() {
     let (database, repository) = prepared();
     database.execute("ALTER TABLE events DETACH PARTITION events_20260103");
     store(&repository, &[&event((NOON + 2 * 86_400_000) * 1000, 1, "a", "m")], StorePath::Copy, (1, 0));
-    repository.prepare(now()).unwrap();
-    database.repository().prepare(now()).unwrap();
+    repository.tidy().unwrap();
+    database.repository().tidy().unwrap();
     assert_eq!(database.number("SELECT count(*) FROM events_default"), 1);
 }
 
@@ -114,11 +114,11 @@ fn partitions_can_be_made_while_rows_stream_in() {
         });
         let other = database.repository();
         while !storing.is_finished() {
-            other.prepare(now()).unwrap();
+            other.tidy().unwrap();
         }
         assert!(storing.join().unwrap() < 40);
     });
-    repository.prepare(now()).unwrap();
+    repository.tidy().unwrap();
     assert_eq!(database.number("SELECT count(*) FROM events"), 320);
     assert_eq!(database.number("SELECT count(*) FROM events_default"), 0);
     assert_eq!(database.number("SELECT sum(count)::bigint FROM event_counts"), 320);

@@ -29,7 +29,7 @@ fn filled() -> (Database, PostgresRepository) {
         }
     }
     store(&repository, &[&rows], StorePath::Copy, (100, 0));
-    repository.prepare(now()).unwrap();
+    repository.tidy().unwrap();
     counts_are_right(&database);
     (database, repository)
 }
@@ -52,7 +52,9 @@ fn a_day_goes_with_its_partition_and_its_counts() {
     let mut sweep = sweep(&repository);
     assert_eq!(sweep.drop_day(day(9)).unwrap(), 10);
     assert_eq!(sweep.drop_day(day(8)).unwrap(), 10);
+    assert_eq!(repository.last_sweep().unwrap(), None, "it has not come to its end");
     sweep.end(None).unwrap();
+    assert!(repository.last_sweep().unwrap().is_some());
     assert!(!repository.days().unwrap().contains(&day(9)));
     assert_eq!((database.number(EVENTS), database.number(DETACHED)), (80, 0));
     counts_are_right(&database);
@@ -63,7 +65,7 @@ fn a_day_goes_with_its_partition_and_its_counts() {
     assert_eq!(noted, 2020);
     // An event of that day that comes late is not lost: it gets a partition again, for the next sweep.
     store(&repository, &[&event(NOON * 1000 - 9 * DAY, 2, "a", "late")], StorePath::Copy, (1, 0));
-    repository.prepare(now()).unwrap();
+    repository.tidy().unwrap();
     assert!(repository.days().unwrap().contains(&day(9)));
     counts_are_right(&database);
 }
@@ -198,7 +200,7 @@ fn days_are_dropped_while_rows_stream_in() {
                     Err(error) => panic!("{error:?}"),
                 }
             }
-            other.prepare(now()).unwrap();
+            other.tidy().unwrap();
         }
         assert!(storing.join().unwrap() > 0);
     });

@@ -1,0 +1,75 @@
+-- Every form of statement that the server sends, in one transaction that is rolled back: what ends without an error
+-- here, a server can work with. Works on plain PostgreSQL as well, where it shows that the statements are as they stand.
+\set ON_ERROR_STOP on
+BEGIN;
+SET LOCAL lock_timeout = '2s';
+
+\echo 'a batch, straight'
+COPY events (event_id, timestamp, ingested_at, service, message, metadata) FROM STDIN;
+0000000003e8700080000000000000aa	1970-01-01 00:00:01+00	1970-01-01 00:00:01+00	check	first	{"k": 1}
+\.
+INSERT INTO event_counts AS c (service, hour, count)
+SELECT service COLLATE "C", hour, count
+FROM unnest(ARRAY['check'], ARRAY['1970-01-01 00:00Z'::timestamptz], ARRAY[1::bigint]) AS new (service, hour, count)
+ORDER BY 1, 2
+ON CONFLICT (service, hour) DO UPDATE SET count = c.count + excluded.count;
+
+\echo 'a batch of which some is stored'
+CREATE TEMPORARY TABLE aurore_stage (event_id uuid, timestamp timestamptz, ingested_at timestamptz, service text,
+    message text, metadata jsonb) ON COMMIT DROP;
+COPY aurore_stage (event_id, timestamp, ingested_at, service, message, metadata) FROM STDIN;
+0000000003e8700080000000000000aa	1970-01-01 00:00:01+00	1970-01-01 00:00:01+00	check	first	{"k": 1}
+0000000003e9700080000000000000ab	1970-01-01 00:00:01+00	1970-01-01 00:00:01+00	check	second	\N
+\.
+WITH stored AS (
+    INSERT INTO events (event_id, timestamp, ingested_at, service, message, metadata)
+    SELECT event_id, timestamp, ingested_at, service, message, metadata FROM aurore_stage ORDER BY event_id
+    ON CONFLICT DO NOTHING RETURNING service, timestamp),
+counted AS (
+    INSERT INTO event_counts AS c (service, hour, count)
+    SELECT service, date_trunc('hour', timestamp, 'UTC') AS hour, count(*) FROM stored GROUP BY 1, 2 ORDER BY 1, 2
+    ON CONFLICT (service, hour) DO UPDATE SET count = c.count + excluded.count)
+SELECT count(*) = 1 AS one_is_new FROM stored;
+
+\echo 'a dead letter'
+INSERT INTO dead_events (event_id, timestamp, service, row, sqlstate, reason)
+VALUES ('0000000003ea700080000000000000ac', now(), 'check', '\x00', '22000', 'r') ON CONFLICT (event_id) DO NOTHING;
+
+\echo 'pages, totals, one event, stats'
+SELECT event_id FROM events WHERE event_id >= '0000000003e800000000000000000000' AND event_id < '0000000007d000000000000000000000'
+    AND timestamp >= '1970-01-01 00:00Z' AND timestamp < '1970-01-01 00:01Z' ORDER BY event_id DESC OFFSET 1 - 1 LIMIT 1;
+SELECT event_id, timestamp, metadata::text FROM events
+    WHERE event_id >= '0000000003e800000000000000000000' AND event_id < '0000000007d000000000000000000000' AND service = 'check'
+    AND (timestamp, event_id) < ('1970-01-01 00:00:01Z', '0000000003e9700080000000000000ab')
+    AND metadata @> ANY (ARRAY['{"k":1}']::jsonb[]) AND message ILIKE '%FIRST%' ESCAPE '!'
+    ORDER BY timestamp DESC, event_id DESC LIMIT 101;
+SELECT 0 + (SELECT coalesce(sum(count), 0)::bigint FROM event_counts WHERE hour >= '1970-01-01 00:00Z' AND hour < '1970-01-01 01:00Z')
+    - (SELECT count(*) FROM events WHERE event_id >= '0000000007d000000000000000000000' AND event_id < '0000000008d000000000000000000000') AS total;
+SELECT event_id FROM events WHERE event_id = '0000000003e8700080000000000000aa';
+WITH sums AS (SELECT service, sum(count)::bigint AS events FROM event_counts GROUP BY service)
+SELECT service, events, (SELECT sum(events)::bigint FROM sums) FROM sums ORDER BY events DESC, service LIMIT 50;
+
+\echo 'a partition is made, filled from the default one, attached, taken out and dropped'
+SELECT pg_advisory_xact_lock(1);
+LOCK TABLE events IN SHARE UPDATE EXCLUSIVE MODE;
+LOCK TABLE events_default IN ACCESS EXCLUSIVE MODE;
+CREATE TABLE events_19700101 (LIKE events INCLUDING DEFAULTS INCLUDING STORAGE);
+WITH moved AS (DELETE FROM events_default WHERE event_id >= '00000000-0000-0000-0000-000000000000' AND event_id < '00000526-5c00-0000-0000-000000000000'
+    RETURNING id, event_id, timestamp, ingested_at, created_at, service, message, metadata)
+INSERT INTO events_19700101 (id, event_id, timestamp, ingested_at, created_at, service, message, metadata)
+SELECT id, event_id, timestamp, ingested_at, created_at, service, message, metadata FROM moved;
+ALTER TABLE events ATTACH PARTITION events_19700101
+    FOR VALUES FROM ('00000000-0000-0000-0000-000000000000') TO ('00000526-5c00-0000-0000-000000000000');
+WITH gone AS (DELETE FROM events WHERE event_id > '00000000-0000-0000-0000-000000000000' AND event_id <= '0000000003e8700080000000000000aa' RETURNING service, timestamp),
+lowered AS (
+    INSERT INTO event_counts AS c (service, hour, count)
+    SELECT service, date_trunc('hour', timestamp, 'UTC') AS hour, -count(*) FROM gone GROUP BY 1, 2 ORDER BY 1, 2
+    ON CONFLICT (service, hour) DO UPDATE SET count = c.count + excluded.count)
+SELECT count(*) = 1 AS one_is_gone FROM gone;
+LOCK TABLE ONLY events_19700101 IN ACCESS EXCLUSIVE MODE;
+DELETE FROM event_counts WHERE hour >= '1970-01-01 00:00Z' AND hour < '1970-01-02 00:00Z';
+ALTER TABLE events DETACH PARTITION events_19700101;
+ALTER TABLE events_19700101 RENAME TO events_19700101_retired;
+DROP TABLE events_19700101_retired;
+ROLLBACK;
+\echo 'all of it works'

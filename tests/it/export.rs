@@ -1,0 +1,185 @@
+//! Exports: everything a query matches, streamed as NDJSON or CSV, whole or visibly not, in bounded memory.
+
+use std::fs;
+use std::io::{Read, Write};
+use std::net::TcpStream;
+use std::time::Duration;
+
+use aurore_events::event::Timestamp;
+use sonic_rs::JsonValueTrait;
+
+use crate::harness::client::request;
+use crate::harness::events::{ids_of, list, text};
+use crate::harness::{Client, Reply, Server, World, event_at, now, settle, until};
+
+const NDJSON: (&str, &str) = ("Accept", "application/x-ndjson");
+const CSV: (&str, &str) = ("Accept", "text/csv");
+const LAST: &[u8] = b"\r\n0\r\n\r\n";
+
+#[track_caller]
+fn export(client: &mut Client, query: &str, headers: &[(&str, &str)]) -> Reply {
+    client.exchange(&request("GET", &format!("/events?{query}"), headers, b""))
+}
+
+#[test]
+fn an_export_is_all_that_matches_in_either_form() {
+    let world = World::start(&[("DRAIN_INTERVAL", "50")]);
+    let mut client = world.server.client();
+    let base = now().micros() - 3_600_000_000;
+    let batch: Vec<String> = (0..2_500)
+        .map(|index| {
+            let time = Timestamp::from_micros(base + index / 3 * 1000);
+            event_at(time, if index % 5 == 0 { "fifth" } else { "rest" }, &format!("m, {index:04} \\\"q\\\""))
+        })
+        .collect();
+    ids_of(&client.post_ndjson(&batch));
+    settle(&world.server);
+
+    let lines = |reply: &Reply| -> Vec<String> { reply.text().lines().map(str::to_owned).collect() };
+    let whole = export(&mut client, "", &[NDJSON]);
+    assert_eq!((whole.status, whole.header("content-type")), (200, Some("application/x-ndjson")));
+    assert_eq!(whole.header("transfer-encoding"), Some("chunked"));
+    let newest_first = lines(&whole);
+    assert_eq!(newest_first.len(), 2_500);
+    // Line for line what pages show.
+    let page = client.get_json("/events?limit=1000");
+    let shown: Vec<String> =
+        list(&page["events"]).iter().map(|event| sonic_rs::to_string(event).unwrap()).collect();
+    let compact =
+        |line: &String| sonic_rs::to_string(&sonic_rs::from_str::<sonic_rs::Value>(line).unwrap()).unwrap();
+    assert_eq!(newest_first[..1000].iter().map(compact).collect::<Vec<_>>(), shown);
+    let mut oldest_first = lines(&export(&mut client, "order=asc", &[NDJSON]));
+    oldest_first.reverse();
+    assert_eq!(oldest_first, newest_first);
+    for (query, wanted) in [
+        ("service=fifth", 500),
+        ("service=fifth&limit=123", 123),
+        ("q=M,+000", 10),
+        ("service=nobody", 0),
+        ("to=1", 0),
+    ] {
+        assert_eq!(lines(&export(&mut client, query, &[NDJSON])).len(), wanted, "{query}");
+    }
+
+    let csv = export(&mut client, "service=fifth&order=asc&limit=1", &[CSV]);
+    assert_eq!(csv.header("content-type"), Some("text/csv; charset=utf-8; header=present"));
+    let oldest = newest_first.iter().rfind(|line| line.contains("fifth")).unwrap();
+    let first = sonic_rs::from_str::<sonic_rs::Value>(oldest).unwrap();
+    let member = |name: &str| text(&first[name]);
+    assert_eq!(
+        csv.text(),
+        format!(
+            "event_id,timestamp,service,message,metadata,ingested_at\r\n{},{},fifth,\"m, 0000 \"\"q\"\"\",,{}\r\n",
+            member("event_id"),
+            member("timestamp"),
+            member("ingested_at")
+        )
+    );
+    other_clients(&mut client, &world.server, &whole.body);
+}
+
+/// Those that want less, those that ask wrongly, and those of HTTP/1.0.
+fn other_clients(client: &mut Client, server: &Server, whole: &[u8]) {
+    let gzipped = export(client, "", &[NDJSON, ("Accept-Encoding", "gzip")]);
+    assert_eq!(gzipped.header("content-encoding"), Some("gzip"));
+    assert!(gzipped.body.len() < whole.len() / 4);
+    let mut back = Vec::new();
+    flate2::read::GzDecoder::new(gzipped.body.as_slice()).read_to_end(&mut back).unwrap();
+    assert!(back == whole);
+
+    client.send(&request("HEAD", "/events", &[CSV], b""));
+    let head = client.head_reply();
+    assert_eq!((head.status, head.header("content-length")), (200, None));
+    for query in ["count=exact", "limit=0", "limit=x", "colour=red"] {
+        assert_eq!(export(client, query, &[NDJSON]).status, 400, "{query}");
+    }
+    let json = export(client, "limit=1", &[("Accept", "text/html, */*;q=0.5")]);
+    assert_eq!(json.header("content-type"), Some("application/json"), "a browser sees a page");
+
+    let mut old = TcpStream::connect(server.address()).unwrap();
+    old.set_read_timeout(Some(Duration::from_secs(15))).unwrap();
+    old.write_all(b"GET /events HTTP/1.0\r\nAccept: application/x-ndjson\r\n\r\n").unwrap();
+    let mut all = Vec::new();
+    old.read_to_end(&mut all).expect("the connection ends as it should");
+    assert!(all.ends_with(whole));
+}
+
+/// Bytes of memory that the server has had at most.
+fn peak(server: &Server) -> u64 {
+    let status = fs::read_to_string(format!("/proc/{}/status", server.pid())).unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
+    line.trim().trim_end_matches(" kB").parse::<u64>().unwrap() * 1024
+}
+
+/// Asks for everything and reads the head of the answer alone.
+fn begin(server: &Server) -> TcpStream {
+    let mut stream = TcpStream::connect(server.address()).unwrap();
+    stream.set_read_timeout(Some(Duration::from_secs(15))).unwrap();
+    stream.write_all(&request("GET", "/events", &[NDJSON], b"")).unwrap();
+    let mut head = Vec::new();
+    while !head.ends_with(b"\r\n\r\n") {
+        let mut byte = [0];
+        stream.read_exact(&mut byte).unwrap();
+        head.push(byte[0]);
+    }
+    let head = String::from_utf8(head).unwrap();
+    assert!(head.starts_with("HTTP/1.1 200 OK\r\n"), "{head}");
+    stream
+}
+
+/// How many bytes follow, and the last of them.
+fn rest(stream: &mut TcpStream) -> (u64, Vec<u8>) {
+    let (mut bytes, mut last, mut piece) = (0, Vec::new(), vec![0; 256 * 1024]);
+    while let Ok(read @ 1..) = stream.read(&mut piece) {
+        bytes += read as u64;
+        last.extend_from_slice(&piece[..read]);
+        last.drain(..last.len().saturating_sub(LAST.len()));
+        if last == LAST {
+            break;
+        }
+    }
+    (bytes, last)
+}
+
+#[test]
+fn a_large_export_takes_little_memory_holds_up_nobody_and_ends_visibly_when_it_breaks() {
+    const ROWS: u64 = 50_000;
+    const MESSAGE_BYTES: u64 = 2_000;
+    let settings = [("EXPORTS_MAX", "1"), ("CIRCUIT_BREAKER_TIMEOUT_MS", "100")];
+    let mut world = World::start(&settings);
+    world.postgres.execute(&format!(
+        "INSERT INTO events (event_id, timestamp, ingested_at, service, message) \
+         SELECT (lpad(to_hex((extract(epoch FROM at) * 1000)::bigint), 12, '0') || lpad(to_hex(n), 20, '0'))::uuid, \
+                at, at, 's', repeat('m', {MESSAGE_BYTES}) \
+         FROM (SELECT n, now() - n * interval '10 ms' AS at FROM generate_series(1, {ROWS}) n) made"
+    ));
+    let mut client = world.server.client();
+    client.get_json("/events?limit=10");
+    let before = peak(&world.server);
+
+    // It is not read, and nothing else waits for it but another export.
+    let mut stream = begin(&world.server);
+    let refused = export(&mut client, "", &[CSV]);
+    assert_eq!(refused.status, 503);
+    assert!(refused.header("retry-after").is_some());
+    assert_eq!(list(&client.get_json("/events?limit=10")["events"]).len(), 10);
+    let (bytes, last) = rest(&mut stream);
+    assert_eq!(last, LAST);
+    assert!(bytes > ROWS * MESSAGE_BYTES, "{bytes} bytes");
+    let grown = peak(&world.server).saturating_sub(before);
+    // A tenth of what was sent; what is held is some 2 MiB, and as much on the way from the database.
+    assert!(grown < bytes / 10, "an export of {bytes} bytes took {grown} bytes of memory");
+
+    // Who leaves gives the place back.
+    drop(begin(&world.server));
+    until("the place is free again", || export(&mut client, "limit=1", &[NDJSON]).status == 200);
+
+    // The database goes away in the middle of it.
+    let mut stream = begin(&world.server);
+    world.postgres.stop_immediate();
+    let (bytes, last) = rest(&mut stream);
+    assert!(bytes < ROWS * MESSAGE_BYTES, "{bytes} bytes");
+    assert_ne!(last, LAST, "it must not look whole");
+    world.postgres.start_again();
+    until("exports work again", || export(&mut client, "limit=1", &[NDJSON]).status == 200);
+}
