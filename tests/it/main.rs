@@ -12,6 +12,7 @@ mod backpressure;
 mod compression;
 mod dead;
 mod durability;
+mod edge;
 mod engines;
 mod health;
 mod ids;
