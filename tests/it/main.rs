@@ -13,6 +13,7 @@ mod compression;
 mod counts;
 mod dead;
 mod durability;
+mod edge;
 mod engines;
 mod export;
 mod health;
