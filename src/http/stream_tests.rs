@@ -164,7 +164,10 @@ fn who_takes_nothing_and_who_makes_nothing_are_given_up() {
     client.head();
     let (_ended, end) = rest(&mut client);
     assert_eq!(end, None, "nothing came, and no last chunk");
-    assert!(feed.is_gone());
+    // The client may see the end a moment before the maker does.
+    while !feed.is_gone() {
+        std::thread::yield_now();
+    }
 
     let client = server.say(LATER);
     feed_on(begin(&server), 1000, &MADE, Feed::finish);

@@ -6,7 +6,6 @@ use std::net::TcpStream;
 use std::time::Duration;
 
 use aurore_events::event::Timestamp;
-use sonic_rs::JsonValueTrait;
 
 use crate::harness::client::request;
 use crate::harness::events::{ids_of, list, text};
