@@ -43,6 +43,12 @@ pub enum StartFailed {
 /// tried, since it is better known now than at the first event; that the disk is full is no reason not to start.
 pub fn adopt(disk: &dyn Disk) -> io::Result<Result<Vec<Found>, StartFailed>> {
     try_to_write(disk)?;
+    // A killed process may not have come to syncing the names of its files. Now, while no segment is made: whoever
+    // synced the directory beside the checkpoint thread and failed would make its next sync a lie.
+    match disk.sync() {
+        Err(error) if error.kind() != io::ErrorKind::StorageFull => return Err(error),
+        Ok(()) | Err(_) => {}
+    }
     let mut found = Vec::new();
     for name in disk.names()? {
         let Some(segment) = segment::number(&name) else {
@@ -207,7 +213,7 @@ impl Recovery {
                     self.journal.figures.recovered.fetch_add(u64::from(rows), Ordering::Relaxed);
                     return Ok(());
                 }
-                Err(Full::Now) => self.parker.park_timeout(LOOK_EVERY),
+                Err(Full::Now) => self.clock.park(&self.parker, LOOK_EVERY),
                 Err(Full::Closed) => return Err(Stopped),
                 Err(Full::Always) => unreachable!("BUG: a piece fits the buffer"),
             }

@@ -176,6 +176,12 @@ impl Line {
         self.verdict = "passed".into();
     }
 
+    /// For sequences of the model.
+    pub(crate) fn passed_model(&mut self, sequences: u64, acknowledged: u64) {
+        self.figures = format!("{sequences}\t{acknowledged}\t0\t0");
+        self.passed();
+    }
+
     /// For a fault without a producer.
     pub(crate) fn passed_after(&mut self, times: u32, stored: u64) {
         self.figures = format!("{times}\t{stored}\t0\t0");
