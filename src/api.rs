@@ -39,8 +39,8 @@ pub struct Api {
     journal: Arc<Journal>,
     /// What a 202 means unless the request says.
     durability: Level,
-    /// Whether somebody waits since the turn began.
-    waiting: bool,
+    /// The least that somebody waits for since the turn began.
+    waiting: Option<Level>,
     status: Arc<Status>,
     line: Line,
     figures: Arc<HttpFigures>,
@@ -65,7 +65,7 @@ impl Api {
             buffer: status.buffer.clone(),
             journal: status.journal.clone(),
             durability,
-            waiting: false,
+            waiting: None,
             figures: status.http.clone(),
             clock: status.clock.clone(),
             status,
@@ -130,7 +130,7 @@ impl Api {
             promise.fulfil(response);
         };
         self.journal.when(self.acceptor, level, Box::new(told));
-        self.waiting = true;
+        self.waiting = Some(self.waiting.map_or(level, |waiting| waiting.min(level)));
     }
 
     fn admit(&mut self, grant: &Grant, request: &Request<'_>, response: &mut Response) -> Option<Level> {
@@ -334,8 +334,8 @@ impl Handler for Api {
 
     /// Wakes the checkpoint thread once for all who wait since the turn began.
     fn turn_ended(&mut self) {
-        if std::mem::take(&mut self.waiting) {
-            self.journal.wake();
+        if let Some(level) = self.waiting.take() {
+            self.journal.wake_for(level);
         }
     }
 

@@ -25,7 +25,7 @@ use crate::http::router::LABELS;
 use crate::http::tls::Identity;
 use crate::http::{Remote, Shared, listener};
 use crate::journal::disk::{Directory, Disk};
-use crate::journal::{self, Checkpoint, Found, Journal, Level, Recovery, StartFailed};
+use crate::journal::{self, Checkpoint, Found, Journal, Level, Recovery, StartFailed, Syncer};
 use crate::lifecycle::{Lifecycle, Notice, Phase};
 use crate::logging;
 use crate::metrics::history::{History, table};
@@ -316,6 +316,7 @@ pub fn serve(
     };
     let checkpoint =
         Checkpoint::new(journal.clone(), disk.clone(), limits, clock.clone(), parkers.checkpoint, &found);
+    let syncer = Syncer::new(journal.clone(), disk.clone());
     let recovery = Recovery::new(
         journal.clone(),
         disk,
@@ -325,7 +326,7 @@ pub fn serve(
         parkers.recovery,
         found,
     );
-    let journal_ended = stages::start_checkpoint(checkpoint, lifecycle)?;
+    let journal_ended = stages::start_checkpoint(checkpoint, syncer, lifecycle)?;
     lifecycle.spawn_task("recovery", move || recovery.run()).map_err(Failed::Thread)?;
     let writer_ended = stages::start_writer(Writer::new(links, parker, batch), lifecycle)?;
     let stop_helpers = stages::start_helpers(settings, &status, &repository)?;

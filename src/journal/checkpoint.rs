@@ -1,4 +1,7 @@
-//! The checkpoint thread: writes what the lanes hold, syncs it, answers who waits, and drops finished segments.
+//! The checkpoint thread: writes what the lanes hold, has it synced, answers who waits, and drops finished segments.
+//!
+//! Syncs are done by another thread, one at a time, while this one goes on writing: what comes in meanwhile is the next
+//! group. [`Checkpoint`] itself is a state machine that is told what came of a sync and gives out the next.
 //!
 //! A failed write or sync ends the segment it hit. What of it is neither synced nor settled is still in memory and is
 //! written again into another segment; a sync is never tried twice on the same file, since the second may succeed
@@ -15,8 +18,10 @@ use rand::Rng;
 use rand::rngs::StdRng;
 
 use super::disk::Disk;
+use super::pipeline::{Pipeline, forget_settled, tell};
 use super::record::{HEADER_BYTES, Header};
 use super::segment::{self, Group, Segment};
+use super::sync::{Done, Job, Link};
 use super::{Entry, Found, Journal, Level, NOT_SYNCED, NOT_WRITABLE, Note, Op, Waiter};
 use crate::buffer::{Placed, RowBlock};
 use crate::clock::{Clock, Moment};
@@ -29,7 +34,7 @@ const GROUP_BYTES_MAX: usize = 1024 * 1024;
 const CHECKPOINT_BYTES_MIN: u64 = 1024 * 1024;
 /// The first and the longest wait after a failure.
 const RETRY_FIRST: Duration = Duration::from_millis(100);
-const RETRY_LONGEST: Duration = Duration::from_secs(5);
+const RETRY_LONGEST: Duration = Duration::from_secs(1);
 const COMPLAIN_EVERY: Duration = Duration::from_secs(5);
 
 #[derive(Clone, Copy, Debug)]
@@ -73,7 +78,9 @@ struct Kept {
     damaged: bool,
 }
 
-/// Invariant: a block that is neither settled nor in a synced segment is in a lane, in `pending` or in `unsynced`.
+/// Invariant: a block that is neither settled nor synced is in a lane, in `pending` or in `pipeline`. Who waits for a
+/// sync is told that it holds only when no block before it is anywhere else: whenever a write or a sync fails, all are
+/// told that it does not.
 #[derive(Debug)]
 pub struct Checkpoint {
     journal: Arc<Journal>,
@@ -84,17 +91,15 @@ pub struct Checkpoint {
     chance: StdRng,
     /// To be written.
     pending: VecDeque<RowBlock>,
+    /// They wait for what is pending.
     waiters: Vec<Waiter>,
-    /// Written to the active segment, not synced, and when last looked at not settled.
-    unsynced: VecDeque<RowBlock>,
-    active: Option<Segment>,
+    pipeline: Pipeline,
     kept: BTreeMap<u64, Kept>,
     next_number: u64,
     group: Group,
     sync_at: Moment,
     writing: Retry,
     syncing: Retry,
-    rows_unsynced: u64,
     /// Whether a segment may have finished since they were last looked through.
     look_through: bool,
     remove_at: Moment,
@@ -125,13 +130,11 @@ impl Checkpoint {
             parker,
             pending: VecDeque::new(),
             waiters: Vec::new(),
-            unsynced: VecDeque::new(),
-            active: None,
+            pipeline: Pipeline::default(),
             next_number,
             group: Group::default(),
             writing: Retry::default(),
             syncing: Retry::default(),
-            rows_unsynced: 0,
             look_through: false,
             remove_at: Moment::ZERO,
             complaint: Thinned::new(COMPLAIN_EVERY),
@@ -140,35 +143,52 @@ impl Checkpoint {
         checkpoint
     }
 
-    /// Runs until it is told to finish.
-    pub fn run(&mut self) {
+    /// Runs until it is told to finish and has.
+    pub fn run(&mut self, syncs: &Link) {
         loop {
             let finishing = self.journal.is_finishing();
-            self.tick();
-            if finishing {
+            if let Some(job) = self.tick(syncs.done.try_recv().ok()) {
+                syncs.jobs.send(job).expect("BUG: the sync thread outlives this one");
+            }
+            if finishing && self.is_finished() {
                 return;
             }
             self.parker.park_timeout(self.limits.write_every);
         }
     }
 
-    /// One checkpoint: everything that the lanes hold now is written, and synced if that is due or asked for.
-    pub fn tick(&mut self) {
+    /// One checkpoint: everything that the lanes hold now is written, and a sync begun if one is due or asked for and
+    /// none is under way. Is told what came of the sync before, once it has ended.
+    pub fn tick(&mut self, done: Option<Done>) -> Option<Job> {
         let now = self.clock.now();
         let finishing = self.journal.is_finishing();
+        if let Some(done) = done {
+            // Before the lanes are emptied: whoever comes after it wakes this thread itself.
+            self.journal.sync_has_ended();
+            self.ended(done, now);
+        }
         self.read_notes();
         self.empty_lanes();
         if now >= self.writing.at || finishing {
-            if let Err((op, error)) = self.write_and_sync(now, finishing) {
-                self.failed(op, &error, now);
+            match self.write_all(now) {
+                Ok(()) => self.written(),
+                Err((op, error)) => self.failed(op, &error, now),
             }
         } else {
             self.disappoint();
         }
+        let job = self.next_sync(now, finishing);
         if self.look_through && now >= self.remove_at {
             self.remove_finished(now);
         }
         self.show();
+        job
+    }
+
+    /// Whether there is nothing left to be done before the end, or no way to do it.
+    pub fn is_finished(&self) -> bool {
+        let all = self.pending.is_empty() && self.pipeline.is_at_rest();
+        !self.pipeline.is_in_flight() && (all || self.journal.trouble().is_some())
     }
 
     fn read_notes(&mut self) {
@@ -197,7 +217,7 @@ impl Checkpoint {
             forget_settled(&mut self.pending, unplaced);
         }
         if placed > 0 {
-            forget_settled(&mut self.unsynced, placed);
+            self.pipeline.forget_settled(placed);
         }
     }
 
@@ -220,83 +240,52 @@ impl Checkpoint {
         }
     }
 
-    fn write_and_sync(&mut self, now: Moment, finishing: bool) -> Result<(), (Op, io::Error)> {
-        // After a failure it takes a write, or a sync, to know that the next would succeed.
-        let heal_write = !self.journal.promises(Level::Written);
-        let heal_sync = !self.journal.promises(Level::Synced);
-        if heal_write {
+    fn write_all(&mut self, now: Moment) -> Result<(), (Op, io::Error)> {
+        if !self.journal.promises(Level::Written) {
+            // After a failure it takes a write to know that the next would succeed.
             self.segment()?;
         }
         if let Some(oldest) = self.pending.front() {
             let lag = u64::try_from(now.since(oldest.admitted_at()).as_nanos()).unwrap_or(u64::MAX);
             self.journal.figures.lag_nanos.store(lag, Ordering::Relaxed);
         }
-        self.write()?;
-        self.journal.healed(NOT_WRITABLE);
-        self.writing = Retry::default();
-        self.answer(Level::Written);
-        if now < self.syncing.at && !finishing {
-            self.disappoint();
-            return Ok(());
-        }
-        let due = now >= self.sync_at || finishing;
-        if due && self.waiters.is_empty() && !heal_sync && self.forget_active() {
-            self.sync_at = now.plus(self.limits.sync_every);
-            return Ok(());
-        }
-        if due || heal_sync || !self.waiters.is_empty() {
-            if heal_sync {
-                self.segment()?;
-            }
-            self.sync(now)?;
-            self.journal.healed(NOT_SYNCED);
-            self.syncing = Retry::default();
-            self.answer(Level::Synced);
-            let ended = |active: &Segment| active.bytes >= CHECKPOINT_BYTES_MIN;
-            if due && self.active.as_ref().is_some_and(ended) {
-                self.active = None;
-                self.look_through = true;
-            }
+        while !self.pending.is_empty() {
+            self.write_group()?;
         }
         Ok(())
     }
 
-    /// Writes all that is pending, in groups.
-    fn write(&mut self) -> Result<(), (Op, io::Error)> {
-        while !self.pending.is_empty() {
-            let segment = self.segment()?;
-            let segment_number = segment.number;
-            let mut blocks = 0;
-            // Taken out of `self` while the segment is.
-            let mut group = std::mem::take(&mut self.group);
-            group.clear(GROUP_BYTES_MAX);
-            let active = self.active.as_mut().expect("it was made above");
-            for block in &self.pending {
-                if !block.is_settled() {
-                    if group.bytes() > 0 && group.bytes() + Group::bytes_of(block) > GROUP_BYTES_MAX {
-                        break;
-                    }
-                    group.push(active, block);
+    fn write_group(&mut self) -> Result<(), (Op, io::Error)> {
+        // Taken out of `self` while the segment is.
+        let mut group = std::mem::take(&mut self.group);
+        let bytes_max = self.limits.segment_bytes_max;
+        self.segment()?;
+        let active = self.pipeline.active().expect("it was just made");
+        group.clear(GROUP_BYTES_MAX);
+        let mut blocks = 0;
+        for block in &self.pending {
+            if !block.is_settled() {
+                if group.bytes() > 0 && group.bytes() + Group::bytes_of(block) > GROUP_BYTES_MAX {
+                    break;
                 }
-                blocks += 1;
+                group.push(active, block);
             }
-            let written = if group.bytes() > 0 { active.append(&group) } else { Ok(()) };
-            let full = active.bytes >= self.limits.segment_bytes_max;
-            let (rows, bytes) = (group.rows, active.bytes);
-            self.group = group;
-            written.map_err(|error| (Op::Write, error))?;
-            self.rows_unsynced += rows;
-            self.journal.figures.written.fetch_add(rows, Ordering::Relaxed);
-            self.kept.get_mut(&segment_number).expect("BUG: the active segment is kept").bytes = bytes;
-            for _ in 0..blocks {
-                let block = self.pending.pop_front().expect("as many were looked at");
-                self.place(segment_number, block);
-            }
-            if full {
-                self.sync(self.clock.now())?;
-                self.active = None;
-                self.look_through = true;
-            }
+            blocks += 1;
+        }
+        let written = if group.bytes() > 0 { active.append(&group) } else { Ok(()) };
+        let (segment, is_full, length) = (active.number, active.bytes >= bytes_max, active.length());
+        let rows = group.rows;
+        self.group = group;
+        written.map_err(|error| (Op::Write, error))?;
+        self.pipeline.count_rows(rows);
+        self.journal.figures.written.fetch_add(rows, Ordering::Relaxed);
+        self.kept.get_mut(&segment).expect("BUG: the active segment is kept").bytes = length;
+        for _ in 0..blocks {
+            let block = self.pending.pop_front().expect("as many were looked at");
+            self.place(segment, block);
+        }
+        if is_full {
+            self.pipeline.end_active();
         }
         Ok(())
     }
@@ -308,38 +297,82 @@ impl Checkpoint {
             Placed::MovedFrom(before) => self.outstanding(before, |outstanding| outstanding - 1),
         }
         self.outstanding(segment, |outstanding| outstanding + 1);
-        self.unsynced.push_back(block);
+        self.pipeline.push(block);
     }
 
-    fn sync(&mut self, now: Moment) -> Result<(), (Op, io::Error)> {
-        if let Some(active) = &mut self.active
-            && active.bytes > active.bytes_synced
-        {
-            active.sync(&*self.disk).map_err(|error| (Op::Sync, error))?;
+    /// All that was pending is written.
+    fn written(&mut self) {
+        self.journal.healed(NOT_WRITABLE);
+        self.writing = Retry::default();
+        for waiter in std::mem::take(&mut self.waiters) {
+            let held = match waiter.level {
+                Level::Memory | Level::Written => Some(waiter),
+                Level::Synced => self.pipeline.wait(waiter),
+            };
+            tell(held, true);
         }
-        self.journal.figures.synced.fetch_add(self.rows_unsynced, Ordering::Relaxed);
-        self.rows_unsynced = 0;
-        self.unsynced.clear();
-        self.sync_at = now.plus(self.limits.sync_every);
-        Ok(())
     }
 
-    /// Lets go of the active segment if nothing in it is needed any more, which spares a sync.
-    fn forget_active(&mut self) -> bool {
-        let idle = |active: &Segment| self.kept.get(&active.number).is_some_and(|kept| kept.outstanding == 0);
-        if !self.active.as_ref().is_some_and(idle) {
-            return false;
+    fn next_sync(&mut self, now: Moment, finishing: bool) -> Option<Job> {
+        if now < self.syncing.at && !finishing {
+            tell(self.pipeline.take_waiters(), false);
+            return None;
         }
-        self.active = None;
-        self.unsynced.clear();
-        self.rows_unsynced = 0;
-        self.look_through = true;
-        true
+        let heal = !self.journal.promises(Level::Synced);
+        let due = now >= self.sync_at || finishing;
+        if due || heal {
+            self.sync_at = now.plus(self.limits.sync_every);
+            if due && self.pipeline.active().is_some_and(|active| active.bytes >= CHECKPOINT_BYTES_MIN) {
+                self.pipeline.end_active();
+                self.look_through = true;
+            }
+            // As for writing: it takes a sync to know.
+            if heal && self.journal.promises(Level::Written) && !self.pipeline.is_in_flight() {
+                match self.segment() {
+                    Ok(_) => {}
+                    Err((op, error)) => self.failed(op, &error, now),
+                }
+            }
+            self.pipeline.all_due();
+        }
+        let kept = &self.kept;
+        let is_idle = |segment| !heal && kept.get(&segment).is_none_or(|kept| kept.outstanding == 0);
+        let job = self.pipeline.next_job(is_idle, self.limits.segment_bytes_max);
+        self.look_through |= due;
+        if let Some(active) = self.pipeline.active() {
+            let kept = self.kept.get_mut(&active.number).expect("BUG: the active segment is kept");
+            kept.bytes = active.length();
+        }
+        if job.is_some() {
+            self.journal.sync_has_begun();
+        }
+        job
+    }
+
+    fn ended(&mut self, done: Done, now: Moment) {
+        match done.result {
+            Ok(()) => {
+                let mut synced = self.pipeline.succeeded(done.segment);
+                self.journal.figures.synced.fetch_add(synced.rows, Ordering::Relaxed);
+                self.journal.healed(NOT_SYNCED);
+                self.syncing = Retry::default();
+                self.look_through = true;
+                synced.tell(true);
+            }
+            Err(error) => {
+                let mut doubtful = self.pipeline.failed(done.segment);
+                self.write_again(&mut doubtful.blocks);
+                doubtful.tell(false);
+                self.complain(Op::Sync, done.segment, &error, now);
+                self.syncing.failed(now);
+                self.disappoint();
+            }
+        }
     }
 
     /// The active segment, made if there is none.
     fn segment(&mut self) -> Result<&mut Segment, (Op, io::Error)> {
-        if self.active.is_none() {
+        if self.pipeline.active_number().is_none() {
             let number = self.next_number;
             // A number is never used twice: a file that could not be made whole may still be there.
             self.next_number += 1;
@@ -351,58 +384,53 @@ impl Checkpoint {
             self.chance.fill_bytes(&mut tag);
             let header = Header { segment: number, tag, made_at: self.clock.wall() };
             match Segment::create(&*self.disk, header) {
-                Ok(segment) => self.active = Some(segment),
+                Ok(segment) => self.pipeline.begin(segment),
                 Err(error) => {
                     self.look_through = true;
                     return Err((Op::Create, error));
                 }
             }
         }
-        Ok(self.active.as_mut().expect("it was made above"))
+        Ok(self.pipeline.active().expect("it was made above"))
     }
 
+    /// A write has failed, or a segment could not be made.
     fn failed(&mut self, op: Op, error: &io::Error, now: Moment) {
-        let trouble = if op == Op::Sync { NOT_SYNCED } else { NOT_WRITABLE };
-        self.journal.failed(op, trouble);
-        if let Some(held_back) = self.complaint.due(now) {
-            log::error!(
-                operation = op.label(), segment = self.active.as_ref().map_or(0, |active| active.number),
-                held_back = held_back;
-                "the journal failed, its promises are withdrawn until it works again: {error}"
-            );
-        }
-        // Whatever of the segment is not synced yet is in doubt. All of it that matters is in memory.
-        self.active = None;
-        self.look_through = true;
-        self.rows_unsynced = 0;
-        while let Some(block) = self.unsynced.pop_back() {
-            self.pending.push_front(block);
-        }
-        if op == Op::Sync {
-            self.syncing.failed(now);
-        } else {
-            self.writing.failed(now);
-        }
+        let segment = self.pipeline.active_number().unwrap_or(self.next_number - 1);
+        // What was written since its last sync began is in doubt. All of it that matters is in memory.
+        let mut doubtful = self.pipeline.abandon_active();
+        self.write_again(&mut doubtful.blocks);
+        doubtful.tell(false);
+        self.complain(op, segment, error, now);
+        self.writing.failed(now);
         self.disappoint();
     }
 
-    /// Tells those who wait that it will not be, for now.
-    fn disappoint(&mut self) {
-        for waiter in std::mem::take(&mut self.waiters) {
-            (waiter.told)(false);
+    fn write_again(&mut self, blocks: &mut VecDeque<RowBlock>) {
+        blocks.append(&mut self.pending);
+        std::mem::swap(blocks, &mut self.pending);
+        self.look_through = true;
+    }
+
+    fn complain(&mut self, op: Op, segment: u64, error: &io::Error, now: Moment) {
+        self.journal.failed(op, if op == Op::Sync { NOT_SYNCED } else { NOT_WRITABLE });
+        if let Some(held_back) = self.complaint.due(now) {
+            log::error!(
+                operation = op.label(), segment = segment, held_back = held_back;
+                "the journal failed, its promises are withdrawn until it works again: {error}"
+            );
         }
     }
 
-    /// Tells those who wait for no more than `level` that it holds.
-    fn answer(&mut self, level: Level) {
-        for waiter in self.waiters.extract_if(.., |waiter| waiter.level <= level) {
-            (waiter.told)(true);
-        }
+    /// Tells those who wait that it will not be, for now. Those of a sync under way hear what comes of it.
+    fn disappoint(&mut self) {
+        tell(std::mem::take(&mut self.waiters), false);
+        tell(self.pipeline.take_waiters(), false);
     }
 
     fn remove_finished(&mut self, now: Moment) {
         self.look_through = false;
-        let active = self.active.as_ref().map(|active| active.number);
+        let active = self.pipeline.active_number();
         let is_finished = |(number, kept): &(&u64, &Kept)| {
             kept.outstanding == 0 && !kept.unread && Some(**number) != active
         };
@@ -435,17 +463,5 @@ impl Checkpoint {
         let figures = &self.journal.figures;
         figures.segments.store(self.kept.len() as u64, Ordering::Relaxed);
         figures.bytes.store(self.kept.values().map(|kept| kept.bytes).sum(), Ordering::Relaxed);
-    }
-}
-
-/// Drops blocks that are settled, of which there are about `count`. They are mostly the oldest.
-fn forget_settled(blocks: &mut VecDeque<RowBlock>, count: u64) {
-    let mut dropped = 0;
-    while blocks.front().is_some_and(RowBlock::is_settled) {
-        blocks.pop_front();
-        dropped += 1;
-    }
-    if dropped < count {
-        blocks.retain(|block| !block.is_settled());
     }
 }

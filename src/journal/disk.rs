@@ -3,11 +3,11 @@
 
 use std::fmt::Debug;
 use std::fs;
-use std::io::{self, Write};
+use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
-/// A directory of files that are only appended to.
+/// A directory of files that only grow.
 pub trait Disk: Send + Sync + Debug {
     /// The names of all files.
     fn names(&self) -> io::Result<Vec<String>>;
@@ -20,13 +20,13 @@ pub trait Disk: Send + Sync + Debug {
     fn sync(&self) -> io::Result<()>;
 }
 
-/// One file.
-pub trait File: Send + Debug {
-    /// Appends all of `bytes`. After an error, any part of them may be in the file.
-    fn append(&mut self, bytes: &[u8]) -> io::Result<()>;
-    /// After it, what was appended survives a power cut. After an error, nothing is known of it, and trying again
-    /// may succeed without having written anything.
-    fn sync(&mut self) -> io::Result<()>;
+/// One file. It is written by one thread and may be synced by another meanwhile.
+pub trait File: Send + Sync + Debug {
+    /// Writes all of `bytes` at `at`, at the end of the file or before. After an error, any part of them may be there.
+    fn write(&self, at: u64, bytes: &[u8]) -> io::Result<()>;
+    /// After it, what was written before it began survives a power cut. After an error, nothing is known of it, and
+    /// trying again may succeed without having written anything.
+    fn sync(&self) -> io::Result<()>;
     fn bytes(&self) -> io::Result<u64>;
     /// Fills `into` from `at`; it is an error that the file ends before.
     fn read(&self, at: u64, into: &mut [u8]) -> io::Result<()>;
@@ -64,7 +64,7 @@ impl Disk for Directory {
     }
 
     fn create(&self, name: &str) -> io::Result<Box<dyn File>> {
-        let file = fs::OpenOptions::new().append(true).read(true).create_new(true).open(self.0.join(name))?;
+        let file = fs::OpenOptions::new().write(true).read(true).create_new(true).open(self.0.join(name))?;
         Ok(Box::new(file))
     }
 
@@ -86,11 +86,11 @@ impl Disk for Directory {
 }
 
 impl File for fs::File {
-    fn append(&mut self, bytes: &[u8]) -> io::Result<()> {
-        self.write_all(bytes)
+    fn write(&self, at: u64, bytes: &[u8]) -> io::Result<()> {
+        self.write_all_at(bytes, at)
     }
 
-    fn sync(&mut self) -> io::Result<()> {
+    fn sync(&self) -> io::Result<()> {
         self.sync_data()
     }
 

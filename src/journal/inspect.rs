@@ -44,6 +44,9 @@ pub fn inspect(disk: &dyn Disk, out: &mut dyn Write) -> io::Result<bool> {
         if damage.torn_bytes > 0 {
             write!(out, ", {} bytes torn off at the end", damage.torn_bytes)?;
         }
+        if reader.reserved > 0 {
+            write!(out, ", {} bytes reserved and not used", reader.reserved)?;
+        }
         writeln!(out)?;
         whole &= damage.skipped == 0 && !damage.header;
         all_records += records;

@@ -1,24 +1,26 @@
 //! The append-only log of what is buffered, so that what was acknowledged outlives the process.
 //!
 //! An acceptor puts each block into its lane, and behind it whoever waits for a level of durability. The checkpoint
-//! thread empties the lanes, writes what is not committed yet in groups, syncs, and answers those who wait: a lane
-//! keeps its order, so whoever stands behind a block is answered after it. Segments go when all their rows are settled.
+//! thread empties the lanes, writes what is not committed yet in groups, has the sync thread sync them, and answers
+//! those who wait: a lane keeps its order, so whoever stands behind a block is answered after it. Segments go when all their rows are settled.
 //!
 //! Knows nothing of requests or SQL.
 
 pub mod checkpoint;
 pub mod disk;
 pub mod inspect;
+mod pipeline;
 pub mod reader;
 pub mod record;
 pub mod recovery;
 pub mod segment;
+pub mod sync;
 
 #[cfg(test)]
 mod tests;
 
 use std::fmt;
-use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering, fence};
 
 use crossbeam::queue::SegQueue;
 use crossbeam::sync::{Parker, Unparker};
@@ -26,6 +28,7 @@ use crossbeam::utils::CachePadded;
 
 pub use checkpoint::{Checkpoint, Limits};
 pub use recovery::{Found, Recovery, StartFailed, adopt};
+pub use sync::Syncer;
 
 use crate::buffer::RowBlock;
 
@@ -157,6 +160,8 @@ pub struct Journal {
     recovery: Unparker,
     trouble: AtomicU8,
     finishing: AtomicBool,
+    /// A sync is under way; when it ends the checkpoint thread empties the lanes.
+    syncing: AtomicBool,
     pub figures: Figures,
 }
 
@@ -177,6 +182,7 @@ impl Journal {
             recovery: parkers.recovery.unparker().clone(),
             trouble: AtomicU8::new(0),
             finishing: AtomicBool::new(false),
+            syncing: AtomicBool::new(false),
             figures: Figures::default(),
         };
         (journal, parkers)
@@ -196,6 +202,25 @@ impl Journal {
 
     pub fn wake(&self) {
         self.checkpoint.unpark();
+    }
+
+    /// Wakes the checkpoint thread for somebody who waits for `level`. Who waits for a sync while another is under way
+    /// is seen when that ends, with all the others that have come by then.
+    pub fn wake_for(&self, level: Level) {
+        // Pairs with the one in `sync_has_ended`: either that sync's end is seen here, or the waiter there.
+        fence(Ordering::SeqCst);
+        if level != Level::Synced || !self.syncing.load(Ordering::SeqCst) {
+            self.wake();
+        }
+    }
+
+    fn sync_has_begun(&self) {
+        self.syncing.store(true, Ordering::SeqCst);
+    }
+
+    fn sync_has_ended(&self) {
+        self.syncing.store(false, Ordering::SeqCst);
+        fence(Ordering::SeqCst);
     }
 
     /// Every row of these is committed. Drops them, and with them what they take of the buffer.

@@ -32,6 +32,8 @@ pub struct Reader {
     window_at: u64,
     rows: Vec<u8>,
     pub damage: Damage,
+    /// Zeros at the end, known once that was reached.
+    pub reserved: u64,
 }
 
 /// One record: rows that have been checked.
@@ -63,8 +65,10 @@ impl Reader {
             window_at: 0,
             rows: Vec::new(),
             damage: Damage::default(),
+            reserved: 0,
         };
-        let header = reader.bytes_at(0, HEADER_BYTES)?;
+        // Where nothing but zeros came to the disk, nothing was ever synced; nor where it is cut off.
+        let header = reader.bytes_at(0, HEADER_BYTES)?.filter(|bytes| bytes.iter().any(|byte| *byte != 0));
         let header = header.map(|bytes| Header::decode(bytes.try_into().expect("as many were asked for")));
         match header {
             Some(Ok(header)) if header.segment == segment => reader.tag = Some(header.tag),
@@ -74,12 +78,10 @@ impl Reader {
                 reader.damage.header = true;
                 reader.tag = reader.tag_of_first_record()?;
             }
-            // Cut off within the header: nothing was ever synced.
             None => {}
         }
         if reader.tag.is_none() {
-            reader.damage.torn_bytes = end;
-            reader.at = end;
+            reader.torn_from(0)?;
         }
         Ok(reader)
     }
@@ -114,9 +116,25 @@ impl Reader {
             begin = self.at;
             at = begin;
         }
-        self.damage.torn_bytes += self.end - begin.min(self.end);
-        self.at = self.end;
+        self.torn_from(begin)?;
         Ok(None)
+    }
+
+    /// What begins here is no record, and none follows. Zeros at the end are what was reserved and not used.
+    fn torn_from(&mut self, begin: u64) -> io::Result<()> {
+        let (mut from, mut torn_to) = (begin, begin);
+        while from < self.end {
+            let some = usize::try_from(self.end - from).unwrap_or(usize::MAX).min(WINDOW_BYTES);
+            let bytes = self.bytes_at(from, some)?.unwrap_or_default();
+            if let Some(last) = bytes.iter().rposition(|byte| *byte != 0) {
+                torn_to = from + last as u64 + 1;
+            }
+            from += some as u64;
+        }
+        self.damage.torn_bytes += torn_to - begin;
+        self.reserved = self.end - torn_to.min(self.end);
+        self.at = self.end;
+        Ok(())
     }
 
     /// The record at `at`, if there is one and its checksum holds.

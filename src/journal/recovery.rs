@@ -145,7 +145,7 @@ impl Recovery {
 
     /// Reads one segment. Tells whether it is damaged otherwise than at its end.
     fn read(&mut self, segment: u64) -> io::Result<Result<bool, Stopped>> {
-        let mut file = self.disk.open(&segment::name(segment))?;
+        let file = self.disk.open(&segment::name(segment))?;
         // A killed process may have left it with the kernel only. That it is then on disk is more than was promised.
         if let Err(error) = file.sync() {
             self.journal.failed(Op::Sync, 0);

@@ -1,10 +1,18 @@
 //! The segment that is being written. It only grows; whoever meets an error abandons it.
 
 use std::io;
+use std::sync::Arc;
 
 use super::disk::{Disk, File};
 use super::record::{HEADER_BYTES, Header, RECORD_HEADER_BYTES, RecordHeader};
+use super::sync::Job;
 use crate::buffer::RowBlock;
+
+/// A segment that holds less is not worth reserving for: few syncs go by before it is ended or forgotten.
+const RESERVE_FROM: u64 = 64 * 1024;
+/// The most that is reserved at a time, so that no sync takes long for it.
+const RESERVE_BYTES_MAX: u64 = 1024 * 1024;
+static ZEROS: [u8; 64 * 1024] = [0; 64 * 1024];
 
 /// The name of a segment's file.
 pub fn name(number: u64) -> String {
@@ -50,49 +58,91 @@ impl Group {
     }
 }
 
-/// Invariant: the file holds the header and whole records, `bytes` of them, unless an append has failed.
+/// Invariant: the file holds the header and whole records, `bytes` of them, and zeros from there on, unless a write
+/// has failed.
 #[derive(Debug)]
 pub struct Segment {
     pub number: u64,
     tag: [u8; 8],
-    file: Box<dyn File>,
-    /// Whether the file's name would be lost with the power.
+    file: Arc<dyn File>,
+    /// Whether the file's name survives the power.
     named: bool,
     pub bytes: u64,
-    pub bytes_synced: u64,
+    /// How much of it is on disk, or is being synced.
+    begun: u64,
+    synced: u64,
+    /// How long the file is, with what is reserved.
+    length: u64,
 }
 
 impl Segment {
     /// Makes the file. It has its final name from the start: a file without a whole header is one whose first sync
     /// never came, so there is nothing in it that was promised.
     pub fn create(disk: &dyn Disk, header: Header) -> io::Result<Self> {
-        let mut file = disk.create(&name(header.segment))?;
-        file.append(&header.encode())?;
+        let file = disk.create(&name(header.segment))?;
+        file.write(0, &header.encode())?;
+        let bytes = HEADER_BYTES as u64;
         Ok(Self {
             number: header.segment,
             tag: header.tag,
-            file,
+            file: file.into(),
             named: false,
-            bytes: HEADER_BYTES as u64,
-            bytes_synced: 0,
+            bytes,
+            begun: 0,
+            synced: 0,
+            length: bytes,
         })
     }
 
     pub fn append(&mut self, group: &Group) -> io::Result<()> {
-        self.file.append(&group.bytes)?;
+        self.file.write(self.bytes, &group.bytes)?;
         self.bytes += group.bytes.len() as u64;
+        self.length = self.length.max(self.bytes);
         Ok(())
     }
 
-    /// Everything appended so far is on disk afterwards, and found there. After an error it must not be tried again.
-    pub fn sync(&mut self, disk: &dyn Disk) -> io::Result<()> {
-        self.file.sync()?;
-        if !self.named {
-            disk.sync()?;
-            self.named = true;
+    /// Bytes of the file.
+    pub fn length(&self) -> u64 {
+        self.length
+    }
+
+    /// Whether there is something in it that no sync has begun with.
+    pub fn is_dirty(&self) -> bool {
+        self.bytes > self.begun
+    }
+
+    /// Whether all of it is on disk.
+    pub fn is_synced(&self) -> bool {
+        self.bytes == self.synced
+    }
+
+    /// Makes the file longer than it need be, with zeros, since a sync of bytes that lie within a file takes half the
+    /// time of one that has to make it longer. As much again as there is, so that a segment that stays small stays
+    /// so. That it fails is no harm: the next write does without.
+    pub fn reserve(&mut self, bytes_max: u64) {
+        if self.bytes < RESERVE_FROM || self.length - self.bytes >= RESERVE_FROM / 2 {
+            return;
         }
-        self.bytes_synced = self.bytes;
-        Ok(())
+        let to = (self.bytes + self.bytes.min(RESERVE_BYTES_MAX)).min(bytes_max);
+        while self.length < to {
+            let some = usize::try_from(to - self.length).unwrap_or(usize::MAX).min(ZEROS.len());
+            if self.file.write(self.length, &ZEROS[..some]).is_err() {
+                return;
+            }
+            self.length += some as u64;
+        }
+    }
+
+    /// Begins a sync of everything that is there. The next must not begin before it has ended.
+    pub fn begin_sync(&mut self) -> Job {
+        self.begun = self.bytes;
+        Job::new(self.number, Arc::clone(&self.file), !self.named)
+    }
+
+    /// The sync that was begun has succeeded.
+    pub fn synced(&mut self) {
+        self.named = true;
+        self.synced = self.begun;
     }
 }
 

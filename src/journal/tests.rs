@@ -87,14 +87,19 @@ impl Disk for MemoryDisk {
 }
 
 impl File for MemoryFile {
-    fn append(&mut self, bytes: &[u8]) -> io::Result<()> {
+    fn write(&self, at: u64, bytes: &[u8]) -> io::Result<()> {
         let failed = self.0.check(Op::Write);
         // A part of it is there all the same.
         let part = if failed.is_ok() { bytes } else { &bytes[..bytes.len() / 2] };
-        self.0.0.lock().unwrap().files.get_mut(&self.1).unwrap().0.extend_from_slice(part);
+        let mut files = self.0.0.lock().unwrap();
+        let file = &mut files.files.get_mut(&self.1).unwrap().0;
+        let at = usize::try_from(at).unwrap();
+        assert!(at <= file.len(), "a file has no holes");
+        file.resize(file.len().max(at + part.len()), 0);
+        file[at..at + part.len()].copy_from_slice(part);
         failed
     }
-    fn sync(&mut self) -> io::Result<()> {
+    fn sync(&self) -> io::Result<()> {
         self.0.check(Op::Sync)?;
         let mut files = self.0.0.lock().unwrap();
         let (bytes, synced) = files.files.get_mut(&self.1).unwrap();
@@ -218,9 +223,17 @@ impl Bench {
         told
     }
 
+    /// Ticks until nothing is left to sync.
+    fn tick(&mut self) {
+        let mut job = self.checkpoint.tick(None);
+        while let Some(begun) = job {
+            job = self.checkpoint.tick(Some(begun.run(&self.disk)));
+        }
+    }
+
     fn tick_after(&mut self, wait: Duration) {
         self.clock.advance(wait);
-        self.checkpoint.tick();
+        self.tick();
     }
 }
 
@@ -229,11 +242,11 @@ fn who_waits_is_told_when_the_level_holds() {
     let mut bench = Bench::new();
     let _block = bench.keep("one");
     let written = bench.when(Level::Written);
-    bench.checkpoint.tick();
+    bench.tick();
     assert_eq!((*written.lock().unwrap(), bench.disk.messages()), (Some(true), vec!["one".to_owned()]));
     let _other = bench.keep("two");
     let synced = bench.when(Level::Synced);
-    bench.checkpoint.tick();
+    bench.tick();
     assert_eq!(*synced.lock().unwrap(), Some(true));
     bench.disk.cut_power();
     assert_eq!(bench.disk.messages(), ["one", "two"]);
@@ -245,7 +258,7 @@ fn what_is_committed_is_not_written_and_a_segment_goes_with_its_last_block() {
     let early = bench.keep("early");
     let late = bench.keep("late");
     bench.journal.settled(vec![early]);
-    bench.checkpoint.tick();
+    bench.tick();
     assert_eq!(bench.disk.messages(), ["late"]);
     bench.journal.settled(vec![late]);
     bench.tick_after(Duration::from_secs(5));
@@ -256,11 +269,11 @@ fn what_is_committed_is_not_written_and_a_segment_goes_with_its_last_block() {
 fn a_full_disk_loses_nothing_and_is_left_behind_by_itself() {
     let mut bench = Bench::new();
     let _one = bench.keep("one");
-    bench.checkpoint.tick();
+    bench.tick();
     bench.disk.fail(Some(Op::Write));
     let _two = bench.keep("two");
     let told = bench.when(Level::Written);
-    bench.checkpoint.tick();
+    bench.tick();
     assert_eq!(*told.lock().unwrap(), Some(false));
     assert!(!bench.journal.promises(Level::Memory) && bench.journal.trouble() == Some(Trouble::NotWritable));
     bench.disk.fail(None);
@@ -279,14 +292,85 @@ fn a_sync_that_failed_is_not_believed_later_and_all_is_written_again_elsewhere()
     let _one = bench.keep("one");
     bench.disk.fail(Some(Op::Sync));
     let told = bench.when(Level::Synced);
-    bench.checkpoint.tick();
+    bench.tick();
     assert_eq!(*told.lock().unwrap(), Some(false));
     assert!(bench.journal.promises(Level::Written) && !bench.journal.promises(Level::Synced));
     // Writing goes on at once; the abandoned file is not needed any more.
-    bench.checkpoint.tick();
+    bench.tick();
     assert_eq!((bench.disk.messages(), bench.disk.names().unwrap()), (vec!["one".to_owned()], vec![name(2)]));
     bench.disk.fail(None);
     bench.tick_after(Duration::from_secs(1));
     assert!(bench.journal.promises(Level::Synced));
     assert_eq!(bench.journal.figures.failures[Op::Sync as usize].load(Ordering::Relaxed), 1);
+}
+
+#[test]
+fn writing_goes_on_while_a_sync_is_under_way_and_the_next_takes_all_that_came() {
+    let mut bench = Bench::new();
+    let _one = bench.keep("one");
+    let first = bench.when(Level::Synced);
+    let job = bench.checkpoint.tick(None).expect("somebody waits");
+    let _two = bench.keep("two");
+    let (written, second) = (bench.when(Level::Written), bench.when(Level::Synced));
+    assert!(bench.checkpoint.tick(None).is_none(), "one at a time");
+    assert_eq!((*first.lock().unwrap(), *written.lock().unwrap()), (None, Some(true)));
+    assert_eq!(bench.disk.messages(), ["one", "two"]);
+    let next = bench.checkpoint.tick(Some(job.run(&bench.disk))).expect("somebody waits");
+    assert_eq!((*first.lock().unwrap(), *second.lock().unwrap()), (Some(true), None));
+    assert!(bench.checkpoint.tick(Some(next.run(&bench.disk))).is_none());
+    assert_eq!(*second.lock().unwrap(), Some(true));
+}
+
+#[test]
+fn full_segments_wait_for_their_syncs_in_order_and_who_waits_hears_of_the_last() {
+    let mut bench = Bench::new();
+    let text = "x".repeat(5000);
+    let _blocks = [bench.keep(&text)];
+    let job = bench.checkpoint.tick(None).expect("a full segment is synced");
+    let _more = [bench.keep(&text), bench.keep("last")];
+    let told = bench.when(Level::Synced);
+    assert!(bench.checkpoint.tick(None).is_none());
+    let second = bench.checkpoint.tick(Some(job.run(&bench.disk))).expect("the second");
+    assert_eq!(bench.disk.names().unwrap().len(), 2);
+    let third = bench.checkpoint.tick(Some(second.run(&bench.disk)));
+    // Both came in one group: it went into one segment.
+    assert!(third.is_none());
+    assert_eq!(*told.lock().unwrap(), Some(true));
+    bench.disk.cut_power();
+    assert_eq!(bench.disk.messages().len(), 3);
+}
+
+#[test]
+fn a_write_that_fails_while_a_sync_is_under_way_leaves_that_its_own_end() {
+    let mut bench = Bench::new();
+    let _one = bench.keep("one");
+    let first = bench.when(Level::Synced);
+    let job = bench.checkpoint.tick(None).unwrap();
+    bench.disk.fail(Some(Op::Write));
+    let _two = bench.keep("two");
+    let second = bench.when(Level::Synced);
+    assert!(bench.checkpoint.tick(None).is_none());
+    assert_eq!((*first.lock().unwrap(), *second.lock().unwrap()), (None, Some(false)));
+    bench.disk.fail(None);
+    let done = job.run(&bench.disk);
+    assert!(bench.checkpoint.tick(Some(done)).is_none());
+    assert_eq!(*first.lock().unwrap(), Some(true));
+    bench.tick_after(Duration::from_secs(5));
+    bench.disk.cut_power();
+    let mut messages = bench.disk.messages();
+    messages.sort();
+    assert_eq!(messages, ["one", "two"]);
+}
+
+#[test]
+fn zeros_at_the_end_are_reserved_and_no_damage() {
+    let (mut bytes, _) = segment_of(&MESSAGES);
+    let end = bytes.len();
+    bytes.resize(end + 300_000, 0);
+    let (messages, damage) = read(&MemoryDisk::with(bytes.clone()), 1);
+    assert_eq!((messages.len(), damage), (4, reader::Damage::default()));
+    bytes[end + 7] = 1;
+    assert_eq!(read(&MemoryDisk::with(bytes), 1).1.torn_bytes, 8);
+    let nothing = read(&MemoryDisk::with(vec![0; 1000]), 1);
+    assert_eq!(nothing, (Vec::new(), reader::Damage::default()));
 }

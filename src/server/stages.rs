@@ -16,7 +16,8 @@ use crate::health::Probe;
 use crate::http::tls::{Identity, IdentityError};
 use crate::http::{self, Acceptor, Remote, Shared, engine_minihttp, pin_to_core};
 use crate::ingest;
-use crate::journal::Checkpoint;
+use crate::journal::sync::Link;
+use crate::journal::{Checkpoint, Syncer};
 use crate::lifecycle::Lifecycle;
 use crate::metrics::{Counting, History, Process, RetentionFigures};
 use crate::query::{self, Line, ReaderLimits};
@@ -40,14 +41,16 @@ pub(super) fn start_writer(mut writer: Writer, lifecycle: &Lifecycle) -> Result<
     Ok(ended)
 }
 
-/// Starts the checkpoint thread. The channel is closed when it has ended.
+/// Starts the checkpoint thread and the one that syncs for it. The channel is closed when the first has ended.
 pub(super) fn start_checkpoint(
     mut checkpoint: Checkpoint,
+    (syncer, syncs): (Syncer, Link),
     lifecycle: &Lifecycle,
 ) -> Result<Receiver<()>, Failed> {
     let (running, ended) = bounded::<()>(0);
+    spawn(lifecycle, "sync", move || syncer.run())?;
     spawn(lifecycle, "checkpoint", move || {
-        checkpoint.run();
+        checkpoint.run(&syncs);
         drop(running);
     })?;
     Ok(ended)

@@ -138,7 +138,8 @@ fn f07_failing_writes_are_refused_and_nothing_is_lost() {
     const FAULT: &str = "7 write fails with EIO";
     let mut bench = Bench::loaded(FAULT, &[("DURABILITY", "written")]);
     // Other threads write to sockets and pipes.
-    let injected = Injected::into_thread(bench.server.pid(), "checkpoint", "write,rename,renameat2", "EIO");
+    let injected =
+        Injected::into_thread(bench.server.pid(), "checkpoint", "write,pwrite64,rename,renameat2", "EIO");
     until("it is said", || bench.server.client().get("/ready").status == 503);
     drop(injected);
     bench.server.kill();
