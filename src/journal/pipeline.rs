@@ -110,11 +110,12 @@ impl Pipeline {
         }
         while self.open.iter().any(|open| open.due || !open.tail.waiters.is_empty()) {
             let open = self.open.front_mut().expect("there is one at least");
+            let is_idle = is_idle(open.segment.number) && open.tail.waiters.is_empty();
+            // One that is still written to is let go of when it is due: a checkpoint finds nothing in it that is needed.
             let is_done = if open.segment.is_synced() {
-                open.due = false;
-                open.ended
+                open.ended || std::mem::take(&mut open.due) && is_idle
             } else {
-                is_idle(open.segment.number) && open.tail.waiters.is_empty()
+                is_idle
             };
             if is_done {
                 self.open.pop_front();
@@ -152,16 +153,18 @@ impl Pipeline {
         tail
     }
 
-    /// The sync under way has failed: whatever of the segment was not known to be on disk is in doubt. Gives it out,
-    /// oldest first, and lets go of the segment.
+    /// The sync under way has failed: whatever of the segment was not known to be on disk is in doubt, and so is every
+    /// segment whose name is not, since it may have been the directory's sync, which must not be believed later either.
+    /// Gives it out, oldest first, and lets go of these segments.
     pub(super) fn failed(&mut self, segment: u64) -> Tail {
         let mut doubtful = self.take_in_flight(segment);
-        if let Some(at) = self.open.iter().position(|open| open.segment.number == segment)
-            && let Some(mut open) = self.open.remove(at)
-        {
-            doubtful.blocks.append(&mut open.tail.blocks);
-            doubtful.waiters.append(&mut open.tail.waiters);
+        for open in &mut self.open {
+            if open.segment.number == segment || !open.segment.is_named() {
+                doubtful.blocks.append(&mut open.tail.blocks);
+                doubtful.waiters.append(&mut open.tail.waiters);
+            }
         }
+        self.open.retain(|open| open.segment.number != segment && open.segment.is_named());
         doubtful
     }
 

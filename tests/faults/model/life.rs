@@ -6,6 +6,7 @@ use std::time::Duration;
 use aurore_events::buffer::{self, Buffer};
 use aurore_events::clock::Clock;
 use aurore_events::journal::disk::Disk;
+use aurore_events::journal::sync::{Done, Job};
 use aurore_events::journal::{self, Checkpoint, Journal, Recovery};
 use aurore_events::lifecycle::Lifecycle;
 use aurore_events::metrics::Ledger;
@@ -29,7 +30,11 @@ pub(super) struct Life {
     pub(super) ledger: Arc<Ledger>,
     pub(super) drain: Arc<Drain>,
     pub(super) lifecycle: Lifecycle,
+    pub(super) disk: Arc<dyn Disk>,
     pub(super) checkpoint: Slot<Checkpoint>,
+    /// What the sync thread is to do, and what came of it.
+    pub(super) job: Slot<Job>,
+    pub(super) done: Slot<Done>,
     pub(super) writer: Slot<Writer>,
     pub(super) recovery: Slot<Recovery>,
     pub(super) had_backlog: bool,
@@ -91,7 +96,20 @@ impl Life {
         );
         let writer = Mutex::new(Some(Writer::new(links, parker, batch)));
         let (checkpoint, recovery) = (Mutex::new(Some(checkpoint)), Mutex::new(Some(recovery)));
-        Some(Self { buffer, journal, ledger, drain, lifecycle, checkpoint, writer, recovery, had_backlog })
+        Some(Self {
+            buffer,
+            journal,
+            ledger,
+            drain,
+            lifecycle,
+            disk: disk.clone(),
+            checkpoint,
+            job: Mutex::default(),
+            done: Mutex::default(),
+            writer,
+            recovery,
+            had_backlog,
+        })
     }
 
     /// Failures of the journal so far.

@@ -105,8 +105,9 @@ impl Disk for SimDisk {
     }
 }
 
-impl SimFile {
-    fn write_at(&self, at: usize, bytes: &[u8]) -> io::Result<()> {
+impl File for SimFile {
+    fn write(&self, at: u64, bytes: &[u8]) -> io::Result<()> {
+        let at = usize::try_from(at).expect("files are small");
         self.world.turn("write");
         self.world.say(|| format!("    {} bytes at {at} of file {}", bytes.len(), self.file));
         let error = if self.world.is_full() {
@@ -132,7 +133,7 @@ impl SimFile {
         Ok(())
     }
 
-    fn sync_some(&self) -> io::Result<()> {
+    fn sync(&self) -> io::Result<()> {
         self.world.turn("sync");
         self.world.files().begin_sync(self.file);
         // Others write on meanwhile.
@@ -145,17 +146,6 @@ impl SimFile {
         self.world.files().end_sync(self.file);
         self.world.turn("synced");
         Ok(())
-    }
-}
-
-impl File for SimFile {
-    fn append(&mut self, bytes: &[u8]) -> io::Result<()> {
-        let end = self.world.files().content(self.file).len();
-        self.write_at(end, bytes)
-    }
-
-    fn sync(&mut self) -> io::Result<()> {
-        self.sync_some()
     }
 
     fn bytes(&self) -> io::Result<u64> {

@@ -87,6 +87,8 @@ impl Tally {
 #[derive(Debug, Default)]
 struct Weather {
     disk_full: bool,
+    /// A sync was given out, and what came of it is not known yet.
+    syncing: bool,
     /// When the process began there was something that no sync will ever write.
     forsaken: bool,
     /// Calls of this name fail.
@@ -294,6 +296,7 @@ impl World {
         if self.is_calm() || !self.spend() {
             // Whoever else there is must get on, or the sleeper may wait in vain.
             self.checkpoint();
+            self.sync();
             self.write();
             self.clock.advance(wait);
             return;
@@ -377,7 +380,9 @@ impl World {
         let repository: Arc<dyn EventRepository> = Arc::new(SimRepository(self.clone()));
         let life = Life::begin(&disk, repository, &self.clock, self.bounds);
         let begun = life.is_some();
-        lock(&self.weather).forsaken = forsaken;
+        let mut weather = lock(&self.weather);
+        (weather.forsaken, weather.syncing) = (forsaken, false);
+        drop(weather);
         *lock(&self.life) = life.map(Arc::new);
         begun
     }
@@ -424,7 +429,16 @@ impl World {
         let writer = lock(&life.writer).take();
         writer.expect("it is idle").run();
         life.journal.finish();
-        self.checkpoint();
+        let is_finished = || lock(&life.checkpoint).as_ref().expect("it is idle").is_finished();
+        for round in 0.. {
+            assert!(round < DRAIN_ROUNDS, "the last checkpoint never ends");
+            self.checkpoint();
+            if is_finished() {
+                break;
+            }
+            self.sync();
+            self.clock.advance(self.bounds.journal.write_every);
+        }
         lock(&self.tally).stops += 1;
         if life.journal.promises(Level::Synced) {
             lock(&self.book).all_is_synced();
@@ -443,8 +457,9 @@ impl World {
             0..35 => self.admit(),
             35..57 => self.checkpoint(),
             57..75 => self.write(),
-            75..82 => self.recover(),
-            82..90 => self.clock.advance(Duration::from_millis(self.below(12) as u64)),
+            75..79 => self.recover(),
+            79..85 => self.sync(),
+            85..90 => self.clock.advance(Duration::from_millis(self.below(12) as u64)),
             90..93 => self.clock.advance(Duration::from_millis(self.below(6_000) as u64)),
             93 => {
                 let hours = i64::try_from(self.below(48)).expect("few") - 24;
@@ -548,21 +563,41 @@ impl World {
         let failures = life.failures();
         let ticked = with(&life.checkpoint, |checkpoint| {
             self.say(|| "checkpoint".into());
-            checkpoint.tick();
+            let done = lock(&life.done).take();
+            if done.is_some() {
+                lock(&self.weather).syncing = false;
+            }
+            if let Some(job) = checkpoint.tick(done) {
+                lock(&self.weather).syncing = true;
+                *lock(&life.job) = Some(job);
+            }
         });
         if !ticked || life.failures() > failures || life.journal.trouble().is_some() {
             return;
         }
         let mut book = lock(&self.book);
+        // It wrote everything that had come before it.
         book.written = book.written.max(requests);
-        // It wrote everything that had come before it; and whatever was written this long ago is synced.
         let mut weather = lock(&self.weather);
         weather.checkpoints.push_back((now, requests));
+        if weather.syncing {
+            return;
+        }
+        // No sync is due or under way: what was written this long ago is on disk.
         let sync_every = self.bounds.journal.sync_every;
         while weather.checkpoints.front().is_some_and(|(began, _)| now.since(*began) >= sync_every) {
             let (_, requests) = weather.checkpoints.pop_front().expect("it was looked at");
             book.synced = book.synced.max(requests);
         }
+    }
+
+    /// What the sync thread does.
+    fn sync(&self) {
+        let life = self.life();
+        let Some(job) = lock(&life.job).take() else { return };
+        self.say(|| "sync thread".into());
+        let done = job.run(&*life.disk);
+        *lock(&life.done) = Some(done);
     }
 
     fn write(&self) {
@@ -648,6 +683,7 @@ impl World {
         for _ in 0..DRAIN_ROUNDS {
             self.recover();
             self.checkpoint();
+            self.sync();
             self.write();
             self.clock.advance(Duration::from_millis(500));
             let is_empty = life.buffer.occupied() == Occupied::default() && !life.journal.is_recovering();
