@@ -280,6 +280,7 @@ pub fn serve(
         bytes_max: settings.buffer_bytes_max,
         batch_rows_max: settings.batch_rows_max,
         batch_bytes_max: settings.batch_bytes_max,
+        spill_bytes_max: settings.spill_bytes_max,
     };
     let (buffer, parker) = Buffer::new(limits, acceptors, ledger.clone());
     let buffer = Arc::new(buffer);
@@ -326,8 +327,14 @@ pub fn serve(
         sync_every: settings.journal_sync,
         segment_bytes_max: settings.journal_segment_bytes,
     };
-    let checkpoint =
-        Checkpoint::new(journal.clone(), disk.clone(), limits, clock.clone(), parkers.checkpoint, &found);
+    let kept = (journal.clone(), buffer.clone());
+    let checkpoint = Checkpoint::new(kept, disk.clone(), limits, clock.clone(), parkers.checkpoint, &found);
+    let backlog_bytes: u64 = found.iter().map(|found| found.bytes).sum();
+    log::info!(
+        received = 0, stored = 0, duplicate = 0, dead = 0, buffered = 0, spilled = 0,
+        backlog_segments = found.len(), backlog_bytes = backlog_bytes;
+        "ledger at the start: what the journal holds is received again as it is read"
+    );
     let syncer = Syncer::new(journal.clone(), disk.clone());
     let recovery = Recovery::new(
         journal.clone(),
@@ -420,7 +427,7 @@ impl Running<'_> {
         let balance = self.status.ledger.balance();
         log::info!(
             received = balance.received, stored = balance.stored, duplicate = balance.duplicate,
-            dead = balance.dead, buffered = balance.buffered();
+            dead = balance.dead, lost = balance.lost, buffered = balance.buffered(), spilled = buffer.spill().events();
             "stopped"
         );
         match (left, kept) {

@@ -55,6 +55,8 @@ pub struct Settings {
     pub journal_segment_bytes: u64,
     pub buffer_rows_max: usize,
     pub buffer_bytes_max: usize,
+    /// 0: none.
+    pub spill_bytes_max: u64,
     pub batch_rows_max: usize,
     pub batch_bytes_max: usize,
     pub linger: Duration,
@@ -200,6 +202,11 @@ const SETTINGS: &[Setting] = &[
         "268435456",
         "Bytes of events that may wait for PostgreSQL [1048576 to 34359738367]",
     ),
+    setting(
+        "SPILL_MAX_BYTES",
+        "1073741824",
+        "Bytes of events that may lie in the journal alone when the buffer is full; 0 is none [0 to 1099511627776]",
+    ),
     setting("BATCH_SIZE", "5000", "Events written to PostgreSQL together [1 to 100000]"),
     setting("BATCH_MAX_BYTES", "33554432", "Bytes written to PostgreSQL together [65536 to 1073741824]"),
     setting("DRAIN_INTERVAL", "1000", "Milliseconds an event may wait for its batch to fill [1 to 600000]"),
@@ -316,6 +323,7 @@ impl Settings {
             journal_segment_bytes: from.number("JOURNAL_SEGMENT_BYTES", 4096..=1 << 32),
             buffer_rows_max: from.number("BUFFER_MAX_SIZE", 1..=100_000_000),
             buffer_bytes_max: from.number("BUFFER_MAX_BYTES", 1 << 20..=(1 << 35) - 1),
+            spill_bytes_max: from.number("SPILL_MAX_BYTES", 0..=1 << 40),
             batch_rows_max: from.number("BATCH_SIZE", 1..=100_000),
             batch_bytes_max: from.number("BATCH_MAX_BYTES", 1 << 16..=1 << 30),
             linger: from.millis("DRAIN_INTERVAL", 1..=600_000),

@@ -16,7 +16,7 @@ use crate::journal::Journal;
 use crate::lifecycle::Lifecycle;
 use crate::metrics::history::Entry;
 use crate::metrics::{
-    Business, BusinessFigures, DiskRoom, Form, HttpFigures, Ledger, RetentionFigures, Sampler, View,
+    Business, BusinessFigures, DiskRoom, Form, HttpFigures, Ledger, RetentionFigures, Sampler, Spilled, View,
     WriterFigures, retry_after,
 };
 use crate::storage::Breaker;
@@ -67,6 +67,10 @@ struct BufferHealth {
     capacity: usize,
     bytes: usize,
     bytes_capacity: usize,
+    /// In the journal only, beside these.
+    spilled_events: u64,
+    spilled_bytes: u64,
+    spill_capacity_bytes: u64,
     utilization_percent: f64,
     drop_rate_percent: f64,
     throughput_per_second: f64,
@@ -212,6 +216,10 @@ impl Status {
 
     /// Seconds that a producer refused for want of room is told to wait.
     pub fn retry_after(&self) -> u64 {
+        let spill = self.buffer.spill();
+        if spill.is_disk_behind() {
+            return 1;
+        }
         let retry_at = self.breaker.retry_at();
         let stalled = retry_at.map_or(Duration::ZERO, |retry_at| retry_at.since(self.clock.now()));
         let settled = self.sampler.rates().settled;
@@ -252,10 +260,13 @@ impl Status {
         let (occupied, limits, rates) = (self.buffer.occupied(), self.buffer.limits(), self.sampler.rates());
         BufferHealth {
             status: facts.buffer(),
-            size: self.ledger.balance().buffered(),
+            size: occupied.rows as u64,
             capacity: limits.rows_max,
             bytes: occupied.bytes,
             bytes_capacity: limits.bytes_max,
+            spilled_events: self.buffer.spill().events(),
+            spilled_bytes: self.buffer.spill().bytes(),
+            spill_capacity_bytes: limits.spill_bytes_max,
             utilization_percent: facts.utilization_percent,
             drop_rate_percent: rates.drop_percent,
             throughput_per_second: rates.received,
@@ -268,7 +279,8 @@ impl Status {
             phase: self.lifecycle.phase(),
             utilization_percent: self.buffer.utilization_percent(),
             room: !self.buffer.is_full(),
-            recovering: self.journal.is_recovering(),
+            spill_percent: self.buffer.spill().utilization_percent(),
+            recovering: self.journal.is_recovering() && !self.journal.is_stalled(),
             journal: self.journal.trouble(),
             // The writer notices sooner than the probe.
             database_up: self.database.is_up(self.clock.now()) && breaker != State::Open,
@@ -312,7 +324,13 @@ impl Status {
                 State::Open => 2,
             },
             breaker_transitions: self.breaker.transitions(),
-            occupied: self.buffer.occupied().rows,
+            occupied: self.buffer.occupied().rows as u64 + self.buffer.spill().events(),
+            spill: Spilled {
+                events: self.buffer.spill().events(),
+                bytes: self.buffer.spill().bytes(),
+                bytes_max: self.buffer.spill().bytes_max(),
+                events_total: self.buffer.spill().events_total(),
+            },
             disk_bytes: self.disk.bytes(),
             business: business.as_deref(),
             connections: &self.connections,

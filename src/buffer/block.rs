@@ -22,13 +22,23 @@ pub struct RowBlock(Shared<HeaderSlice<Head, [u8]>>);
 struct Head {
     rows: u32,
     admitted_at: Moment,
-    replayed: bool,
+    kind: Kind,
     place: AtomicU64,
     room: Option<Room>,
 }
 
-/// Room in the buffer. The events' is given back when they are settled, so that capacity is exact; the bytes' when
-/// the memory is free, so that it stays bounded while the journal still holds what is settled.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    /// For the writer, and for the journal.
+    Plain,
+    /// For the writer: an earlier process's.
+    Replayed,
+    /// For the journal alone.
+    Overflow,
+}
+
+/// Room in memory. The events' is given back when they are settled, so that capacity is exact; the bytes' when the
+/// memory is free, so that it stays bounded while the journal still holds what is settled.
 #[derive(Debug)]
 pub(super) struct Room {
     pub(super) occupancy: Arc<Occupancy>,
@@ -59,24 +69,47 @@ pub enum Placed {
 impl RowBlock {
     /// Rows of nobody's buffer, back to back: at least one.
     pub fn new(bytes: &[u8], rows: u32, admitted_at: Moment) -> Self {
-        Self::with(
-            bytes,
-            Head { rows, admitted_at, replayed: false, place: AtomicU64::new(UNPLACED), room: None },
-        )
+        Self::with(bytes, (rows, admitted_at), Kind::Plain, UNPLACED, None)
     }
 
     pub(super) fn admitted(bytes: &[u8], rows: u32, admitted_at: Moment, room: Room) -> Self {
-        let place = AtomicU64::new(UNPLACED);
-        Self::with(bytes, Head { rows, admitted_at, replayed: false, place, room: Some(room) })
+        Self::with(bytes, (rows, admitted_at), Kind::Plain, UNPLACED, Some(room))
     }
 
-    /// Rows that were read from `segment`, and lie there still.
-    pub(super) fn replayed(bytes: &[u8], rows: u32, admitted_at: Moment, segment: u64, room: Room) -> Self {
-        let place = AtomicU64::new(segment + 1);
-        Self::with(bytes, Head { rows, admitted_at, replayed: true, place, room: Some(room) })
+    /// Rows for the journal alone; the writer gets them from there.
+    pub(super) fn overflow(bytes: &[u8], rows: u32, admitted_at: Moment, room: Room) -> Self {
+        Self::with(bytes, (rows, admitted_at), Kind::Overflow, UNPLACED, Some(room))
     }
 
-    fn with(bytes: &[u8], head: Head) -> Self {
+    /// The rows of `overflow`, for the writer after all. They lie where it lay.
+    pub(super) fn moved(overflow: &Self, room: Room) -> Self {
+        let place = overflow.0.header.place.load(Ordering::Acquire);
+        let of = (overflow.rows(), overflow.admitted_at());
+        Self::with(overflow.bytes(), of, Kind::Plain, place, Some(room))
+    }
+
+    /// Rows that were read from `segment`, and lie there still. They were admitted by an earlier process if they are
+    /// `replayed`, else by this one.
+    pub(super) fn read_back(
+        bytes: &[u8],
+        rows: u32,
+        now: Moment,
+        segment: u64,
+        replayed: bool,
+        room: Room,
+    ) -> Self {
+        let kind = if replayed { Kind::Replayed } else { Kind::Plain };
+        Self::with(bytes, (rows, now), kind, segment + 1, Some(room))
+    }
+
+    fn with(
+        bytes: &[u8],
+        (rows, admitted_at): (u32, Moment),
+        kind: Kind,
+        place: u64,
+        room: Option<Room>,
+    ) -> Self {
+        let head = Head { rows, admitted_at, kind, place: AtomicU64::new(place), room };
         Self(Shared::from_header_and_slice(head, bytes))
     }
 
@@ -95,9 +128,14 @@ impl RowBlock {
         self.0.header.admitted_at
     }
 
-    /// Whether they come from the journal, so that they may be stored already.
+    /// Whether they lie in the journal only: the writer knows nothing of them.
+    pub fn is_overflow(&self) -> bool {
+        self.0.header.kind == Kind::Overflow
+    }
+
+    /// Whether they come from an earlier process's journal, so that they may be stored already.
     pub fn is_replayed(&self) -> bool {
-        self.0.header.replayed
+        self.0.header.kind == Kind::Replayed
     }
 
     /// Every row is committed, one way or another. Tells in which segment of the journal they lie, if any.

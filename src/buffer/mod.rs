@@ -5,10 +5,13 @@
 //! the writer holds is still buffered. Room for their bytes is given back when the memory is free: the journal may hold
 //! a block a little longer than the writer.
 //!
+//! What does not fit may lie in the journal only, until there is room: see [`Spill`].
+//!
 //! Knows nothing of requests, files or SQL.
 
 mod block;
 mod occupancy;
+mod spill;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -24,6 +27,7 @@ use block::Room;
 pub use block::{Placed, RowBlock};
 use occupancy::Occupancy;
 pub use occupancy::Occupied;
+pub use spill::Spill;
 
 /// The bounds on what waits.
 #[derive(Clone, Copy, Debug)]
@@ -36,6 +40,17 @@ pub struct Limits {
     pub batch_rows_max: usize,
     /// How many bytes do.
     pub batch_bytes_max: usize,
+    /// Bytes of encoded rows that may lie in the journal only, beside all these; 0 is none.
+    pub spill_bytes_max: u64,
+}
+
+/// Who put into the journal what is read back from it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Origin {
+    /// Not known to this one's ledger, and maybe stored already.
+    EarlierProcess,
+    /// This one, when the buffer was full.
+    Spill,
 }
 
 /// There is no room; nothing was admitted.
@@ -60,6 +75,7 @@ pub struct Buffer {
     occupancy: Arc<Occupancy>,
     /// What is not settled yet. In bytes less than what is occupied, while the journal still holds blocks that are.
     unsettled: CachePadded<Occupancy>,
+    spill: Spill,
     limits: Limits,
     ledger: Arc<Ledger>,
     writer: Unparker,
@@ -76,6 +92,7 @@ impl Buffer {
             shards: (0..shards).map(|_| CachePadded::new(ArrayQueue::new(places))).collect(),
             occupancy: Arc::new(Occupancy::new(limits.rows_max, limits.bytes_max)),
             unsettled: CachePadded::new(Occupancy::new(limits.rows_max, limits.bytes_max)),
+            spill: Spill::new(limits.spill_bytes_max),
             limits,
             ledger,
             writer: parker.unparker().clone(),
@@ -86,7 +103,8 @@ impl Buffer {
     }
 
     /// Admits `rows` events of `bytes` bytes in all, or none of them. `blocks` has the rows of each block and how many
-    /// they are. `keep` sees each block before the writer can. O(1) per block; never blocks.
+    /// they are. `keep` sees each block before the writer can. Blocks that have no room, and those that come after
+    /// them, are for the journal alone. O(1) per block; never blocks.
     pub fn admit<'a>(
         &self,
         shard: usize,
@@ -95,7 +113,14 @@ impl Buffer {
         blocks: impl Iterator<Item = (&'a [u8], u32)>,
         mut keep: impl FnMut(&RowBlock),
     ) -> Result<(), Full> {
-        self.occupancy.reserve(rows as usize, bytes)?;
+        if self.spill.is_engaged() {
+            return self.admit_overflow(shard, (rows, bytes), admitted_at, blocks, keep);
+        }
+        match self.occupancy.reserve(rows as usize, bytes) {
+            Ok(_) => {}
+            Err(Full::Now) => return self.admit_overflow(shard, (rows, bytes), admitted_at, blocks, keep),
+            Err(full @ (Full::Always | Full::Closed)) => return Err(full),
+        }
         let before = self.unsettled.add(rows as usize, bytes);
         // Counted before the writer can see them: the ledger never shows more stored than received.
         self.ledger.received(shard, u64::from(rows));
@@ -109,24 +134,69 @@ impl Buffer {
         Ok(())
     }
 
-    /// Admits rows that were read from `segment` of the journal, where they lie still. `note` is called before the
-    /// writer can see them.
-    pub fn admit_replayed(
+    #[cold]
+    fn admit_overflow<'a>(
+        &self,
+        shard: usize,
+        (rows, bytes): (u32, usize),
+        admitted_at: Moment,
+        blocks: impl Iterator<Item = (&'a [u8], u32)>,
+        mut keep: impl FnMut(&RowBlock),
+    ) -> Result<(), Full> {
+        if rows as usize > self.limits.rows_max || bytes > self.limits.bytes_max {
+            return Err(Full::Always);
+        }
+        self.spill.reserve(rows, bytes)?;
+        self.ledger.received(shard, u64::from(rows));
+        for (bytes, rows) in blocks {
+            let room = self.spill.room(rows, bytes.len());
+            keep(&RowBlock::overflow(bytes, rows, admitted_at, room));
+        }
+        self.last_enqueue[shard].store(admitted_at.nanos(), Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// Admits rows that were read from `segment` of the journal, where they lie still: by an earlier process, or spilled by this
+    /// one. `note` is called before the writer can see them.
+    pub fn admit_read_back(
         &self,
         shard: usize,
         rows: u32,
         bytes: &[u8],
-        segment: u64,
+        (segment, origin): (u64, Origin),
         now: Moment,
         note: impl FnOnce(),
     ) -> Result<(), Full> {
-        self.occupancy.reserve(rows as usize, bytes.len())?;
+        let replayed = origin == Origin::EarlierProcess;
+        if replayed {
+            self.occupancy.reserve(rows as usize, bytes.len())?;
+            self.ledger.received(shard, u64::from(rows));
+        } else {
+            // These were admitted long ago.
+            self.occupancy.reserve_again(rows as usize, bytes.len())?;
+        }
         let before = self.unsettled.add(rows as usize, bytes.len());
-        self.ledger.received(shard, u64::from(rows));
         note();
-        self.push(shard, RowBlock::replayed(bytes, rows, now, segment, self.room(rows, bytes.len())));
+        let room = self.room(rows, bytes.len());
+        self.push(shard, RowBlock::read_back(bytes, rows, now, segment, replayed, room));
+        if !replayed {
+            self.spill.release(u64::from(rows), bytes.len() as u64);
+        }
         self.announce(before, rows as usize, bytes.len());
         Ok(())
+    }
+
+    /// Gives an overflow block to the writer after all, since the disk does not take it. What comes back is the block
+    /// that the journal is to hold in its place.
+    pub fn admit_moved(&self, shard: usize, overflow: &RowBlock) -> Result<RowBlock, Full> {
+        let (rows, bytes) = (overflow.rows(), overflow.bytes().len());
+        self.occupancy.reserve_again(rows as usize, bytes)?;
+        let before = self.unsettled.add(rows as usize, bytes);
+        let block = RowBlock::moved(overflow, self.room(rows, bytes));
+        self.push(shard, block.clone());
+        self.spill.release(u64::from(rows), bytes as u64);
+        self.announce(before, rows as usize, bytes);
+        Ok(block)
     }
 
     fn room(&self, rows: u32, bytes: usize) -> Room {
@@ -181,6 +251,7 @@ impl Buffer {
     /// Ends intake: whatever is admitted from here on is refused, and once `occupied` says nothing, nothing will come.
     pub fn close(&self) {
         self.occupancy.close();
+        self.spill.close();
     }
 
     /// Wakes the writer, so that it looks at what else has changed.
@@ -196,7 +267,19 @@ impl Buffer {
     #[inline]
     pub fn is_full(&self) -> bool {
         let occupied = self.occupied();
-        occupied.rows >= self.limits.rows_max || occupied.bytes >= self.limits.bytes_max
+        let memory = occupied.rows >= self.limits.rows_max || occupied.bytes >= self.limits.bytes_max;
+        (memory || self.spill.is_engaged()) && !self.spill.has_room()
+    }
+
+    /// Spilled events were not kept by the disk.
+    pub fn lost(&self, rows: u64, bytes: u64) {
+        self.ledger.lost(rows);
+        self.spill.release(rows, bytes);
+    }
+
+    /// What lies in the journal only.
+    pub fn spill(&self) -> &Spill {
+        &self.spill
     }
 
     pub fn limits(&self) -> Limits {
@@ -230,7 +313,13 @@ mod tests {
     use proptest::prelude::*;
 
     fn buffer(rows_max: usize, shards: usize) -> Buffer {
-        let limits = Limits { rows_max, bytes_max: 1 << 20, batch_rows_max: 10, batch_bytes_max: 1 << 20 };
+        let limits = Limits {
+            rows_max,
+            bytes_max: 1 << 20,
+            batch_rows_max: 10,
+            batch_bytes_max: 1 << 20,
+            spill_bytes_max: 0,
+        };
         Buffer::new(limits, shards, Arc::new(Ledger::new(shards))).0
     }
 

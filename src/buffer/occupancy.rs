@@ -20,7 +20,7 @@ pub struct Occupied {
     pub bytes: usize,
 }
 
-/// Invariant: neither rows nor bytes exceed their bound at any moment.
+/// Invariant: neither rows nor bytes exceed their bound at any moment, but for what is alone.
 #[derive(Debug)]
 pub(super) struct Occupancy {
     held: AtomicU64,
@@ -42,14 +42,35 @@ impl Occupancy {
         if self.held.load(Ordering::Relaxed) & CLOSED != 0 {
             return Err(Full::Closed);
         }
+        self.take(rows, bytes, |held, now| held & CLOSED == 0 && self.fits(now, rows, bytes))
+    }
+
+    /// Takes room for what was admitted before, also when it is closed.
+    pub(super) fn reserve_again(&self, rows: usize, bytes: usize) -> Result<Occupied, Full> {
+        self.take(rows, bytes, |_, now| self.fits(now, rows, bytes))
+    }
+
+    /// Takes room, and more than there is when nothing is held.
+    pub(super) fn reserve_alone(&self, rows: usize, bytes: usize) -> Result<Occupied, Full> {
+        self.take(rows, bytes, |held, now| {
+            held & CLOSED == 0 && (now.rows == 0 || self.fits(now, rows, bytes))
+        })
+    }
+
+    fn fits(&self, held: Occupied, rows: usize, bytes: usize) -> bool {
+        held.rows + rows <= self.rows_max && held.bytes + bytes <= self.bytes_max
+    }
+
+    fn take(
+        &self,
+        rows: usize,
+        bytes: usize,
+        fits: impl Fn(u64, Occupied) -> bool,
+    ) -> Result<Occupied, Full> {
         // A plain addition that is taken back when it was too much would refuse others that fit meanwhile.
         self.held
             .fetch_update(Ordering::AcqRel, Ordering::Relaxed, |held| {
-                let now = unpack(held);
-                let fits = held & CLOSED == 0
-                    && now.rows + rows <= self.rows_max
-                    && now.bytes + bytes <= self.bytes_max;
-                fits.then(|| held + pack(rows, bytes))
+                fits(held, unpack(held)).then(|| held + pack(rows, bytes))
             })
             .map(unpack)
             .map_err(|held| if held & CLOSED == 0 { Full::Now } else { Full::Closed })

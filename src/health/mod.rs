@@ -41,7 +41,10 @@ pub struct Facts {
     pub utilization_percent: f64,
     /// Whether one more event would be admitted.
     pub room: bool,
-    /// Whether the journal holds what is not in the buffer again.
+    /// How full the room in the journal is that lies beyond the buffer, if there is any.
+    pub spill_percent: Option<f64>,
+    /// Whether the journal holds what is not in the buffer again, and that is being read. When it cannot go on for
+    /// want of room, because the database is away, it is no reason to turn away what there is room for.
     pub recovering: bool,
     /// What is the matter with the journal.
     pub journal: Option<Trouble>,
@@ -71,13 +74,16 @@ impl Facts {
             }
         }
         if !self.database_up && !self.room {
-            reasons.push("the database is not reachable and the buffer is full");
+            reasons.push("the database is not reachable, and the buffer and what may be spilled are full");
         }
         reasons
     }
 
+    /// A full buffer is critical only when nothing can be spilled any more.
     pub fn buffer(&self) -> Condition {
-        Condition::of_utilization(self.utilization_percent)
+        let memory = Condition::of_utilization(self.utilization_percent);
+        self.spill_percent
+            .map_or(memory, |percent| memory.max(Condition::of_utilization(percent).min(Condition::Degraded)))
     }
 
     pub fn database(&self) -> Condition {
@@ -112,6 +118,7 @@ mod tests {
         phase: Phase::Serving,
         utilization_percent: 0.0,
         room: true,
+        spill_percent: None,
         recovering: false,
         journal: None,
         database_up: true,
@@ -133,6 +140,16 @@ mod tests {
         assert_eq!((outage.not_ready().len(), outage.overall()), (0, Condition::Degraded));
         let full = Facts { room: false, utilization_percent: 100.0, ..outage };
         assert_eq!((full.not_ready().len(), full.overall()), (1, Condition::Critical));
+    }
+
+    #[test]
+    fn a_full_buffer_is_critical_only_when_nothing_can_be_spilled() {
+        let of = |memory, spill| Facts { utilization_percent: memory, spill_percent: spill, ..WELL }.buffer();
+        assert_eq!(of(100.0, None), Condition::Critical);
+        assert_eq!(of(100.0, Some(0.0)), Condition::Degraded);
+        assert_eq!(of(100.0, Some(94.9)), Condition::Degraded);
+        assert_eq!(of(100.0, Some(95.0)), Condition::Critical);
+        assert_eq!(of(10.0, Some(100.0)), Condition::Healthy);
     }
 
     #[test]

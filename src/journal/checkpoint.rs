@@ -23,7 +23,7 @@ use super::record::{HEADER_BYTES, Header};
 use super::segment::{self, Group, Segment};
 use super::sync::{Done, Job, Link};
 use super::{Entry, Found, Journal, Level, NOT_SYNCED, NOT_WRITABLE, Note, Op, Waiter};
-use crate::buffer::{Placed, RowBlock};
+use crate::buffer::{Buffer, Placed, RowBlock};
 use crate::clock::{Clock, Moment};
 use crate::logging::Thinned;
 
@@ -84,6 +84,7 @@ struct Kept {
 #[derive(Debug)]
 pub struct Checkpoint {
     journal: Arc<Journal>,
+    buffer: Arc<Buffer>,
     disk: Arc<dyn Disk>,
     limits: Limits,
     clock: Clock,
@@ -108,7 +109,7 @@ pub struct Checkpoint {
 
 impl Checkpoint {
     pub fn new(
-        journal: Arc<Journal>,
+        (journal, buffer): (Arc<Journal>, Arc<Buffer>),
         disk: Arc<dyn Disk>,
         limits: Limits,
         clock: Clock,
@@ -124,6 +125,7 @@ impl Checkpoint {
             sync_at: clock.now().plus(limits.sync_every),
             kept: kept.collect(),
             journal,
+            buffer,
             disk,
             limits,
             clock,
@@ -169,6 +171,9 @@ impl Checkpoint {
         }
         self.read_notes();
         self.empty_lanes();
+        if self.journal.trouble().is_some() {
+            self.give_to_writer();
+        }
         if now >= self.writing.at || finishing {
             match self.write_all(now) {
                 Ok(()) => self.written(),
@@ -236,6 +241,16 @@ impl Checkpoint {
                     Some(Entry::Waiter(waiter)) => self.waiters.push(waiter),
                     None => break,
                 }
+            }
+        }
+    }
+
+    /// What the disk does not take need not wait for it: overflow goes to the writer where the buffer has room for it.
+    fn give_to_writer(&mut self) {
+        for block in self.pending.iter_mut().filter(|block| block.is_overflow()) {
+            match self.buffer.admit_moved(0, block) {
+                Ok(moved) => *block = moved,
+                Err(_full) => return,
             }
         }
     }
@@ -319,10 +334,11 @@ impl Checkpoint {
             return None;
         }
         let heal = !self.journal.promises(Level::Synced);
-        let due = now >= self.sync_at || finishing;
+        let timely = now >= self.sync_at || finishing;
+        let due = timely || self.buffer.spill().is_pressing();
         if due || heal {
             self.sync_at = now.plus(self.limits.sync_every);
-            if due && self.pipeline.active().is_some_and(|active| active.bytes >= CHECKPOINT_BYTES_MIN) {
+            if timely && self.pipeline.active().is_some_and(|active| active.bytes >= CHECKPOINT_BYTES_MIN) {
                 self.pipeline.end_active();
                 self.look_through = true;
             }
@@ -352,7 +368,10 @@ impl Checkpoint {
     fn ended(&mut self, done: Done, now: Moment) {
         match done.result {
             Ok(()) => {
-                let mut synced = self.pipeline.succeeded(done.segment);
+                let (mut synced, overflow) = self.pipeline.succeeded(done.segment);
+                if let Some(stretch) = overflow {
+                    self.journal.hand(stretch);
+                }
                 self.journal.figures.synced.fetch_add(synced.rows, Ordering::Relaxed);
                 self.journal.healed(NOT_SYNCED);
                 self.syncing = Retry::default();

@@ -4,6 +4,9 @@
 //! thread empties the lanes, writes what is not committed yet in groups, has the sync thread sync them, and answers
 //! those who wait: a lane keeps its order, so whoever stands behind a block is answered after it. Segments go when all their rows are settled.
 //!
+//! Blocks that the buffer has no room for are in the journal alone: synced, they leave memory, and are read back when
+//! the writer has caught up.
+//!
 //! Knows nothing of requests or SQL.
 
 pub mod checkpoint;
@@ -13,9 +16,12 @@ mod pipeline;
 pub mod reader;
 pub mod record;
 pub mod recovery;
+mod refill;
 pub mod segment;
 pub mod sync;
 
+#[cfg(test)]
+mod damage_tests;
 #[cfg(test)]
 mod tests;
 
@@ -28,6 +34,7 @@ use crossbeam::utils::CachePadded;
 
 pub use checkpoint::{Checkpoint, Limits};
 pub use recovery::{Found, Recovery, StartFailed, adopt};
+use refill::{Stretch, Stretches};
 pub use sync::Syncer;
 
 use crate::buffer::RowBlock;
@@ -146,12 +153,14 @@ pub struct Figures {
     pub lag_nanos: AtomicU64,
     /// Segments from before the start that are still to be read.
     pub unread: AtomicU64,
+    /// What is read back has found no room for a while.
+    pub stalled: AtomicBool,
 }
 
 /// The journal as the other threads see it.
 ///
-/// Invariant: a lane holds no more blocks than the buffer has rows reserved, since a block keeps its room until the
-/// lane has let go of it, and no more waiters than there are connections.
+/// Invariant: a lane holds no more blocks than the buffer or the spill has rows reserved, since a block keeps its room
+/// until the lane has let go of it, and no more waiters than there are connections.
 #[derive(Debug)]
 pub struct Journal {
     lanes: Box<[CachePadded<SegQueue<Entry>>]>,
@@ -162,6 +171,8 @@ pub struct Journal {
     finishing: AtomicBool,
     /// A sync is under way; when it ends the checkpoint thread empties the lanes.
     syncing: AtomicBool,
+    /// Synced, and to be brought back when there is room.
+    stretches: Stretches,
     pub figures: Figures,
 }
 
@@ -183,6 +194,7 @@ impl Journal {
             trouble: AtomicU8::new(0),
             finishing: AtomicBool::new(false),
             syncing: AtomicBool::new(false),
+            stretches: Stretches::default(),
             figures: Figures::default(),
         };
         (journal, parkers)
@@ -272,6 +284,17 @@ impl Journal {
     /// Whether there is something from before the start that is not in the buffer again.
     pub fn is_recovering(&self) -> bool {
         self.figures.unread.load(Ordering::Acquire) > 0
+    }
+
+    /// Whether what is read back waits for room, and has for a while.
+    pub fn is_stalled(&self) -> bool {
+        self.figures.stalled.load(Ordering::Acquire)
+    }
+
+    /// Has spilled events brought back.
+    fn hand(&self, stretch: Stretch) {
+        self.stretches.push(stretch);
+        self.recovery.unpark();
     }
 
     /// Has the checkpoint thread write and sync what it has and end.

@@ -4,8 +4,10 @@
 //! Knows nothing of time and of what is needed; it decides nothing.
 
 use std::collections::VecDeque;
+use std::ops::Range;
 
 use super::Waiter;
+use super::refill::{Contents, Stretch};
 use super::segment::Segment;
 use super::sync::Job;
 use crate::buffer::RowBlock;
@@ -27,6 +29,8 @@ pub(super) struct Open {
 pub(super) struct Tail {
     pub(super) blocks: VecDeque<RowBlock>,
     pub(super) rows: u64,
+    /// Those of the blocks that are overflow.
+    overflow: Contents,
     waiters: Vec<Waiter>,
 }
 
@@ -35,7 +39,15 @@ pub(super) struct Tail {
 #[derive(Debug, Default)]
 pub(super) struct Pipeline {
     open: VecDeque<Open>,
-    in_flight: Option<(u64, Tail)>,
+    in_flight: Option<InFlight>,
+}
+
+#[derive(Debug)]
+struct InFlight {
+    segment: u64,
+    tag: [u8; 8],
+    span: Range<u64>,
+    tail: Tail,
 }
 
 impl Pipeline {
@@ -65,6 +77,9 @@ impl Pipeline {
     /// The block was just written to the active segment.
     pub(super) fn push(&mut self, block: RowBlock) {
         let open = self.open.back_mut().expect("BUG: it was written to a segment");
+        if block.is_overflow() {
+            open.tail.overflow.add(block.rows(), block.bytes().len());
+        }
         open.tail.blocks.push_back(block);
     }
 
@@ -74,7 +89,7 @@ impl Pipeline {
 
     /// Lets go of blocks that are settled, of which there are about `count`.
     pub(super) fn forget_settled(&mut self, mut count: u64) {
-        let in_flight = self.in_flight.iter_mut().map(|(_, tail)| tail);
+        let in_flight = self.in_flight.iter_mut().map(|in_flight| &mut in_flight.tail);
         for tail in in_flight.chain(self.open.iter_mut().map(|open| &mut open.tail)) {
             if count == 0 {
                 return;
@@ -91,7 +106,8 @@ impl Pipeline {
     /// Has the waiter told when all that is written by now is synced. Gives it back if it is.
     pub(super) fn wait(&mut self, waiter: Waiter) -> Option<Waiter> {
         let dirty = self.open.iter_mut().rev().find(|open| open.segment.is_dirty());
-        let last = dirty.map(|open| &mut open.tail).or(self.in_flight.as_mut().map(|(_, tail)| tail));
+        let last =
+            dirty.map(|open| &mut open.tail).or(self.in_flight.as_mut().map(|in_flight| &mut in_flight.tail));
         match last {
             Some(tail) => {
                 tail.waiters.push(waiter);
@@ -110,17 +126,12 @@ impl Pipeline {
         }
         while self.open.iter().any(|open| open.due || !open.tail.waiters.is_empty()) {
             let open = self.open.front_mut().expect("there is one at least");
-            let is_idle = is_idle(open.segment.number) && open.tail.waiters.is_empty();
-            // One that is still written to is let go of when it is due: a checkpoint finds nothing in it that is needed.
-            let is_done = if open.segment.is_synced() {
-                open.ended || std::mem::take(&mut open.due) && is_idle
-            } else {
-                is_idle
-            };
-            if is_done {
+            let is_idle = open.tail.waiters.is_empty() && is_idle(open.segment.number);
+            if is_idle || (open.ended && open.segment.is_synced()) {
                 self.open.pop_front();
                 continue;
             }
+            open.due = false;
             if open.segment.is_synced() {
                 // The active one, and therefore the last.
                 return None;
@@ -128,9 +139,11 @@ impl Pipeline {
             if !open.ended && !open.tail.waiters.is_empty() {
                 open.segment.reserve(reserve_max);
             }
-            open.due = false;
-            self.in_flight = Some((open.segment.number, std::mem::take(&mut open.tail)));
-            return Some(open.segment.begin_sync());
+            let (span, job) = open.segment.begin_sync();
+            let (segment, tag) = (open.segment.number, open.segment.tag);
+            let tail = std::mem::take(&mut open.tail);
+            self.in_flight = Some(InFlight { segment, tag, span, tail });
+            return Some(job);
         }
         None
     }
@@ -139,9 +152,9 @@ impl Pipeline {
         self.in_flight.is_some()
     }
 
-    /// The sync under way has succeeded. Gives out what it made durable.
-    pub(super) fn succeeded(&mut self, segment: u64) -> Tail {
-        let tail = self.take_in_flight(segment);
+    /// The sync under way has succeeded. Gives out what it made durable, and where in it there is overflow.
+    pub(super) fn succeeded(&mut self, segment: u64) -> (Tail, Option<Stretch>) {
+        let InFlight { tag, span, tail, .. } = self.take_in_flight(segment);
         // It is not there if a write to it has failed meanwhile: then what is synced is good all the same.
         if let Some(at) = self.open.iter().position(|open| open.segment.number == segment) {
             let open = &mut self.open[at];
@@ -150,14 +163,16 @@ impl Pipeline {
                 self.open.remove(at);
             }
         }
-        tail
+        let overflow = tail.overflow;
+        let stretch = (overflow.blocks > 0).then_some(Stretch { segment, tag, span, overflow });
+        (tail, stretch)
     }
 
     /// The sync under way has failed: whatever of the segment was not known to be on disk is in doubt, and so is every
     /// segment whose name is not, since it may have been the directory's sync, which must not be believed later either.
     /// Gives it out, oldest first, and lets go of these segments.
     pub(super) fn failed(&mut self, segment: u64) -> Tail {
-        let mut doubtful = self.take_in_flight(segment);
+        let mut doubtful = self.take_in_flight(segment).tail;
         for open in &mut self.open {
             if open.segment.number == segment || !open.segment.is_named() {
                 doubtful.blocks.append(&mut open.tail.blocks);
@@ -175,10 +190,10 @@ impl Pipeline {
         abandoned.map(|open| open.tail).unwrap_or_default()
     }
 
-    fn take_in_flight(&mut self, segment: u64) -> Tail {
-        let (number, tail) = self.in_flight.take().expect("BUG: no sync is under way");
-        assert_eq!(number, segment, "BUG: another sync is under way");
-        tail
+    fn take_in_flight(&mut self, segment: u64) -> InFlight {
+        let in_flight = self.in_flight.take().expect("BUG: no sync is under way");
+        assert_eq!(in_flight.segment, segment, "BUG: another sync is under way");
+        in_flight
     }
 
     /// Takes out all who wait and are not in flight.

@@ -2,6 +2,7 @@
 //! it, reading goes on where the segment's tag is next found before a record whose checksum holds.
 
 use std::io;
+use std::ops::Range;
 
 use super::disk::File;
 use super::record::{HEADER_BYTES, Header, NotAHeader, RECORD_HEADER_BYTES, RecordHeader};
@@ -40,6 +41,8 @@ pub struct Reader {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Record<'a> {
     pub rows: u32,
+    /// Whether the writer was to get them from here.
+    pub overflow: bool,
     pub bytes: &'a [u8],
 }
 
@@ -55,18 +58,7 @@ pub enum Unreadable {
 impl Reader {
     pub fn new(file: Box<dyn File>, segment: u64) -> Result<Self, Unreadable> {
         let end = file.bytes()?;
-        let mut reader = Self {
-            file,
-            segment,
-            tag: None,
-            at: HEADER_BYTES as u64,
-            end,
-            window: Vec::new(),
-            window_at: 0,
-            rows: Vec::new(),
-            damage: Damage::default(),
-            reserved: 0,
-        };
+        let mut reader = Self::of(file, segment, HEADER_BYTES as u64..end);
         // Where nothing but zeros came to the disk, nothing was ever synced; nor where it is cut off.
         let header = reader.bytes_at(0, HEADER_BYTES)?.filter(|bytes| bytes.iter().any(|byte| *byte != 0));
         let header = header.map(|bytes| Header::decode(bytes.try_into().expect("as many were asked for")));
@@ -86,13 +78,43 @@ impl Reader {
         Ok(reader)
     }
 
-    /// The next good record. None at the end.
-    pub fn next_record(&mut self) -> io::Result<Option<Record<'_>>> {
-        Ok(self.advance()?.map(|rows| Record { rows, bytes: &self.rows }))
+    /// Reads a stretch of a segment, from the beginning of a record to the end of one.
+    pub fn within(file: Box<dyn File>, segment: u64, tag: [u8; 8], span: Range<u64>) -> io::Result<Self> {
+        let end = file.bytes()?.min(span.end);
+        Ok(Self { tag: Some(tag), ..Self::of(file, segment, span.start..end) })
     }
 
-    /// Goes to the next good record and tells how many rows it has.
-    fn advance(&mut self) -> io::Result<Option<u32>> {
+    fn of(file: Box<dyn File>, segment: u64, span: Range<u64>) -> Self {
+        Self {
+            file,
+            segment,
+            tag: None,
+            at: span.start,
+            end: span.end,
+            window: Vec::new(),
+            window_at: 0,
+            rows: Vec::new(),
+            damage: Damage::default(),
+            reserved: 0,
+        }
+    }
+
+    /// The next good record. None at the end.
+    pub fn next_record(&mut self) -> io::Result<Option<Record<'_>>> {
+        Ok(self.advance()?.map(|header| Record {
+            rows: header.rows(),
+            overflow: header.is_overflow(),
+            bytes: &self.rows,
+        }))
+    }
+
+    /// Everything before has been given out, or counted as damage.
+    pub fn at(&self) -> u64 {
+        self.at
+    }
+
+    /// Goes to the next good record.
+    fn advance(&mut self) -> io::Result<Option<RecordHeader>> {
         // Where what is neither a record nor yet counted as damage begins.
         let mut begin = self.at;
         let mut at = begin;
@@ -108,8 +130,8 @@ impl Reader {
             let rows_at = at + RECORD_HEADER_BYTES as u64;
             self.at = rows_at + u64::from(header.bytes);
             self.take_rows(rows_at, header.bytes as usize)?;
-            if are_rows(&self.rows, header.rows) {
-                return Ok(Some(header.rows));
+            if are_rows(&self.rows, header.rows()) {
+                return Ok(Some(header));
             }
             // The checksum holds and the rows are none: they were wrong when they were written.
             self.damage.skipped += 1;
@@ -143,7 +165,7 @@ impl Reader {
         let Some(bytes) = self.bytes_at(at, RECORD_HEADER_BYTES)? else { return Ok(None) };
         let header = RecordHeader::decode(bytes.try_into().expect("as many were asked for"));
         let rows_at = at + RECORD_HEADER_BYTES as u64;
-        if Some(header.tag) != tag || header.rows == 0 || rows_at + u64::from(header.bytes) > self.end {
+        if Some(header.tag) != tag || header.rows() == 0 || rows_at + u64::from(header.bytes) > self.end {
             return Ok(None);
         }
         // Not taken into memory as a whole before the checksum has proved that it is a record.

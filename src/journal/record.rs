@@ -6,6 +6,9 @@
 //! record  tag (8) | bytes of rows (4) | rows (4) | CRC32C of segment, tag, both counts and the rows (4) | rows
 //! ```
 //!
+//! Since version 2 the highest bit of a record's count of rows says that they are overflow: the writer had no room for
+//! them, and is to get them from here. After the last record there may be zeros.
+//!
 //! The tag is drawn at random for each segment. It is where reading goes on after damage; since no producer can know
 //! it, no event can hold bytes that would be taken for a record.
 
@@ -13,9 +16,10 @@ use crate::event::Timestamp;
 
 pub const MAGIC: &[u8; 8] = b"AURJRNL\n";
 /// The newest format that is understood, and the one that is written.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 pub const HEADER_BYTES: usize = 40;
 pub const RECORD_HEADER_BYTES: usize = 20;
+const OVERFLOW: u32 = 1 << 31;
 
 /// What a segment's file begins with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -69,7 +73,8 @@ impl Header {
 pub struct RecordHeader {
     pub tag: [u8; 8],
     pub bytes: u32,
-    pub rows: u32,
+    /// How many, and whether they are overflow.
+    counts: u32,
     pub crc: u32,
 }
 
@@ -77,11 +82,21 @@ impl RecordHeader {
     /// For these rows of a segment.
     ///
     /// # Panics
-    /// When there are 4 GiB of rows or more: a request is bounded far below.
-    pub fn of(segment: u64, tag: [u8; 8], rows: u32, bytes: &[u8]) -> Self {
+    /// When there are 4 GiB of rows or more, or 2^31 of them: a request is bounded far below.
+    pub fn of(segment: u64, tag: [u8; 8], rows: u32, overflow: bool, bytes: &[u8]) -> Self {
         let length = u32::try_from(bytes.len()).expect("BUG: a block is bounded far below 4 GiB");
-        let header = Self { tag, bytes: length, rows, crc: 0 };
+        assert!(rows < OVERFLOW, "BUG: a block is bounded far below 2^31 rows");
+        let counts = if overflow { rows | OVERFLOW } else { rows };
+        let header = Self { tag, bytes: length, counts, crc: 0 };
         Self { crc: crc32c::crc32c_append(header.crc_of_counts(segment), bytes), ..header }
+    }
+
+    pub fn rows(&self) -> u32 {
+        self.counts & !OVERFLOW
+    }
+
+    pub fn is_overflow(&self) -> bool {
+        self.counts & OVERFLOW != 0
     }
 
     /// The checksum of all but the rows, to go on with them.
@@ -90,7 +105,7 @@ impl RecordHeader {
         counts[..8].copy_from_slice(&segment.to_le_bytes());
         counts[8..16].copy_from_slice(&self.tag);
         counts[16..20].copy_from_slice(&self.bytes.to_le_bytes());
-        counts[20..].copy_from_slice(&self.rows.to_le_bytes());
+        counts[20..].copy_from_slice(&self.counts.to_le_bytes());
         crc32c::crc32c(&counts)
     }
 
@@ -98,7 +113,7 @@ impl RecordHeader {
         let mut bytes = [0; RECORD_HEADER_BYTES];
         bytes[..8].copy_from_slice(&self.tag);
         bytes[8..12].copy_from_slice(&self.bytes.to_le_bytes());
-        bytes[12..16].copy_from_slice(&self.rows.to_le_bytes());
+        bytes[12..16].copy_from_slice(&self.counts.to_le_bytes());
         bytes[16..].copy_from_slice(&self.crc.to_le_bytes());
         bytes
     }
@@ -107,7 +122,7 @@ impl RecordHeader {
         Self {
             tag: bytes[..8].try_into().expect("the slice has 8 bytes"),
             bytes: u32_at(bytes, 8),
-            rows: u32_at(bytes, 12),
+            counts: u32_at(bytes, 12),
             crc: u32_at(bytes, 16),
         }
     }
@@ -149,9 +164,11 @@ mod tests {
 
     #[test]
     fn the_checksum_of_a_record_is_of_its_place_too() {
-        let header = RecordHeader::of(1, HEADER.tag, 2, b"rows");
+        let header = RecordHeader::of(1, HEADER.tag, 2, true, b"rows");
         assert_eq!(RecordHeader::decode(&header.encode()), header);
-        assert_ne!(RecordHeader::of(2, HEADER.tag, 2, b"rows").crc, header.crc);
-        assert_ne!(RecordHeader::of(1, HEADER.tag, 3, b"rows").crc, header.crc);
+        assert_eq!((header.rows(), header.is_overflow()), (2, true));
+        assert_ne!(RecordHeader::of(2, HEADER.tag, 2, true, b"rows").crc, header.crc);
+        assert_ne!(RecordHeader::of(1, HEADER.tag, 3, true, b"rows").crc, header.crc);
+        assert_ne!(RecordHeader::of(1, HEADER.tag, 2, false, b"rows").crc, header.crc);
     }
 }

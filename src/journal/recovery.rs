@@ -13,14 +13,12 @@ use crossbeam::sync::Parker;
 use super::disk::Disk;
 use super::reader::{Damage, Reader, Unreadable};
 use super::record::NotAHeader;
+use super::refill::{Feed, Stopped};
 use super::{Journal, Note, Op, segment};
-use crate::buffer::{Buffer, Full};
+use crate::buffer::{Buffer, Origin};
 use crate::clock::Clock;
-use crate::lifecycle::{Lifecycle, Phase};
-use crate::row::rows;
+use crate::lifecycle::Lifecycle;
 
-/// The writer wakes who waits for room; this is for what else may change.
-const LOOK_EVERY: Duration = Duration::from_millis(100);
 const PROBE: &str = "probe";
 
 /// A segment that was there at the start.
@@ -82,23 +80,14 @@ fn try_to_write(disk: &dyn Disk) -> io::Result<()> {
     }
 }
 
-/// Reads segments back.
+/// Reads segments back: those of an earlier process first, and then, for as long as the server runs, what this one spills.
 #[derive(Debug)]
 pub struct Recovery {
-    journal: Arc<Journal>,
-    disk: Arc<dyn Disk>,
-    buffer: Arc<Buffer>,
-    lifecycle: Lifecycle,
-    clock: Clock,
-    parker: Parker,
+    feed: Feed,
     found: Vec<Found>,
     events: u64,
     damage: Damage,
 }
-
-/// The server stops: what was not read stays in the journal.
-#[derive(Debug)]
-struct Stopped;
 
 impl Recovery {
     pub fn new(
@@ -111,31 +100,50 @@ impl Recovery {
         found: Vec<Found>,
     ) -> Self {
         journal.figures.unread.store(found.len() as u64, Ordering::Release);
-        let damage = Damage::default();
-        Self { journal, disk, buffer, lifecycle, clock, parker, found, events: 0, damage }
+        buffer.spill().set_backlog(found.iter().map(|found| found.bytes).sum());
+        let feed = Feed { journal, disk, buffer, lifecycle, clock, parker };
+        Self { feed, found, events: 0, damage: Damage::default() }
     }
 
-    /// Reads all of it, or until the server stops.
+    /// Runs until the server stops.
     pub fn run(mut self) {
-        if self.found.is_empty() {
-            return;
+        while let Some(wait) = self.tick() {
+            if !wait.is_zero() {
+                self.feed.sleep(wait);
+            }
         }
-        let started = self.clock.now();
-        let bytes: u64 = self.found.iter().map(|found| found.bytes).sum();
+    }
+
+    /// Brings back all that an earlier process left, or one stretch of what is spilled, waiting for room. Tells when to
+    /// look again; None once the server stops.
+    pub fn tick(&mut self) -> Option<Duration> {
+        if self.found.is_empty() {
+            return self.feed.refill();
+        }
+        self.recover();
+        Some(Duration::ZERO)
+    }
+
+    fn recover(&mut self) {
+        let started = self.feed.clock.now();
+        let mut bytes: u64 = self.found.iter().map(|found| found.bytes).sum();
         log::info!(segments = self.found.len(), bytes = bytes; "recovering what the journal holds");
-        for Found { segment, .. } in std::mem::take(&mut self.found) {
+        for found in std::mem::take(&mut self.found) {
+            let segment = found.segment;
             match self.read(segment) {
-                Ok(Ok(damaged)) => self.journal.note(Note::Read { segment, damaged }),
+                Ok(Ok(damaged)) => self.feed.journal.note(Note::Read { segment, damaged }),
                 Ok(Err(Stopped)) => return,
                 // What could be read of it is in the buffer; the file stays for another start.
                 Err(error) => {
-                    self.journal.failed(Op::Read, 0);
+                    self.feed.journal.failed(Op::Read, 0);
                     log::error!(segment = segment; "a segment of the journal cannot be read and is kept: {error}");
                 }
             }
-            self.journal.figures.unread.fetch_sub(1, Ordering::Release);
+            self.feed.journal.figures.unread.fetch_sub(1, Ordering::Release);
+            bytes -= found.bytes;
+            self.feed.buffer.spill().set_backlog(bytes);
         }
-        let took = self.clock.now().since(started);
+        let took = self.feed.clock.now().since(started);
         log::info!(
             events = self.events, skipped = self.damage.skipped, torn_bytes = self.damage.torn_bytes,
             took_ms = took.as_millis();
@@ -145,10 +153,10 @@ impl Recovery {
 
     /// Reads one segment. Tells whether it is damaged otherwise than at its end.
     fn read(&mut self, segment: u64) -> io::Result<Result<bool, Stopped>> {
-        let file = self.disk.open(&segment::name(segment))?;
+        let file = self.feed.disk.open(&segment::name(segment))?;
         // A killed process may have left it with the kernel only. That it is then on disk is more than was promised.
         if let Err(error) = file.sync() {
-            self.journal.failed(Op::Sync, 0);
+            self.feed.journal.failed(Op::Sync, 0);
             log::warn!(segment = segment; "a segment that is recovered could not be synced: {error}");
         }
         let mut reader = match Reader::new(file, segment) {
@@ -157,12 +165,14 @@ impl Recovery {
             Err(Unreadable::Newer(error)) => return Err(io::Error::new(io::ErrorKind::InvalidData, error)),
         };
         while let Some(record) = reader.next_record()? {
-            if self.replay(segment, record.bytes).is_err() {
+            if let Err(Stopped) = self.feed.put(segment, Origin::EarlierProcess, record.bytes) {
                 return Ok(Err(Stopped));
             }
+            self.events += u64::from(record.rows);
+            self.feed.journal.figures.recovered.fetch_add(u64::from(record.rows), Ordering::Relaxed);
         }
         let damage = reader.damage;
-        let figures = &self.journal.figures;
+        let figures = &self.feed.journal.figures;
         figures.skipped.fetch_add(damage.skipped + u64::from(damage.header), Ordering::Relaxed);
         figures.torn_bytes.fetch_add(damage.torn_bytes, Ordering::Relaxed);
         self.damage.skipped += damage.skipped;
@@ -180,43 +190,5 @@ impl Recovery {
             );
         }
         Ok(Ok(damaged))
-    }
-
-    /// Puts the rows of a record into the buffer, in pieces that it can hold and that fit a batch.
-    fn replay(&mut self, segment: u64, bytes: &[u8]) -> Result<(), Stopped> {
-        let limits = self.buffer.limits();
-        let rows_max = limits.rows_max.min(limits.batch_rows_max);
-        let bytes_max = limits.bytes_max.min(limits.batch_bytes_max);
-        let (mut start, mut end, mut count) = (0, 0, 0);
-        for row in rows(bytes) {
-            let length = row.bytes().len();
-            if count as usize == rows_max || (count > 0 && end - start + length > bytes_max) {
-                self.admit(segment, count, &bytes[start..end])?;
-                (start, count) = (end, 0);
-            }
-            end += length;
-            count += 1;
-        }
-        self.admit(segment, count, &bytes[start..])
-    }
-
-    /// Waits for room.
-    fn admit(&mut self, segment: u64, rows: u32, bytes: &[u8]) -> Result<(), Stopped> {
-        loop {
-            if self.lifecycle.phase() >= Phase::Draining {
-                return Err(Stopped);
-            }
-            let note = || self.journal.note(Note::Replayed { segment, blocks: 1 });
-            match self.buffer.admit_replayed(0, rows, bytes, segment, self.clock.now(), note) {
-                Ok(()) => {
-                    self.events += u64::from(rows);
-                    self.journal.figures.recovered.fetch_add(u64::from(rows), Ordering::Relaxed);
-                    return Ok(());
-                }
-                Err(Full::Now) => self.clock.park(&self.parker, LOOK_EVERY),
-                Err(Full::Closed) => return Err(Stopped),
-                Err(Full::Always) => unreachable!("BUG: a piece fits the buffer"),
-            }
-        }
     }
 }

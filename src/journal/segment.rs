@@ -1,6 +1,7 @@
 //! The segment that is being written. It only grows; whoever meets an error abandons it.
 
 use std::io;
+use std::ops::Range;
 use std::sync::Arc;
 
 use super::disk::{Disk, File};
@@ -44,7 +45,8 @@ impl Group {
     }
 
     pub fn push(&mut self, segment: &Segment, block: &RowBlock) {
-        let header = RecordHeader::of(segment.number, segment.tag, block.rows(), block.bytes());
+        let header =
+            RecordHeader::of(segment.number, segment.tag, block.rows(), block.is_overflow(), block.bytes());
         self.bytes.extend_from_slice(&header.encode());
         self.bytes.extend_from_slice(block.bytes());
         self.rows += u64::from(block.rows());
@@ -63,7 +65,7 @@ impl Group {
 #[derive(Debug)]
 pub struct Segment {
     pub number: u64,
-    tag: [u8; 8],
+    pub tag: [u8; 8],
     file: Arc<dyn File>,
     /// Whether the file's name survives the power.
     named: bool,
@@ -138,10 +140,11 @@ impl Segment {
         }
     }
 
-    /// Begins a sync of everything that is there. The next must not begin before it has ended.
-    pub fn begin_sync(&mut self) -> Job {
-        self.begun = self.bytes;
-        Job::new(self.number, Arc::clone(&self.file), !self.named)
+    /// Begins a sync of everything that is there, and tells what of it no sync has begun with before. The next must
+    /// not begin before this one has ended.
+    pub fn begin_sync(&mut self) -> (Range<u64>, Job) {
+        let from = std::mem::replace(&mut self.begun, self.bytes).max(HEADER_BYTES as u64);
+        (from..self.bytes, Job::new(self.number, Arc::clone(&self.file), !self.named))
     }
 
     /// The sync that was begun has succeeded.

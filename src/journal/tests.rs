@@ -6,14 +6,21 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use proptest::prelude::*;
+
 use super::disk::{Disk, File};
 use super::reader::{Reader, Unreadable};
 use super::record::Header;
+use super::refill::Feed;
 use super::segment::{Group, Segment, name};
 use super::*;
+use crate::buffer::{Buffer, Full};
 use crate::clock::{Clock, Moment};
 use crate::event::{EventId, Timestamp};
+use crate::lifecycle::{Lifecycle, Phase};
+use crate::metrics::Ledger;
 use crate::row;
+use crate::storage::Stored;
 
 /// Files in memory. `fails` names the operation that fails until it is taken back.
 #[derive(Clone, Debug, Default)]
@@ -24,6 +31,7 @@ struct Files {
     /// What the kernel has, and how much of it is on disk.
     files: BTreeMap<String, (Vec<u8>, usize)>,
     fails: Option<Op>,
+    renamed: Vec<String>,
 }
 
 #[derive(Debug)]
@@ -46,6 +54,10 @@ impl MemoryDisk {
 
     fn content(&self, name: &str) -> Vec<u8> {
         self.0.lock().unwrap().files[name].0.clone()
+    }
+
+    fn renamed(&self) -> Vec<String> {
+        self.0.lock().unwrap().renamed.clone()
     }
 
     /// Everything that is on disk, as after a power cut.
@@ -74,8 +86,10 @@ impl Disk for MemoryDisk {
     fn open(&self, name: &str) -> io::Result<Box<dyn File>> {
         Ok(Box::new(MemoryFile(self.clone(), name.to_owned())))
     }
-    fn rename(&self, _from: &str, _to: &str) -> io::Result<()> {
-        Ok(())
+    fn rename(&self, from: &str, _to: &str) -> io::Result<()> {
+        let mut files = self.0.lock().unwrap();
+        files.renamed.push(from.to_owned());
+        files.files.remove(from).map(drop).ok_or_else(|| io::ErrorKind::NotFound.into())
     }
     fn remove(&self, name: &str) -> io::Result<()> {
         self.check(Op::Remove)?;
@@ -101,9 +115,10 @@ impl File for MemoryFile {
     }
     fn sync(&self) -> io::Result<()> {
         self.0.check(Op::Sync)?;
-        let mut files = self.0.0.lock().unwrap();
-        let (bytes, synced) = files.files.get_mut(&self.1).unwrap();
-        *synced = bytes.len();
+        // A file that was removed meanwhile can be synced as well.
+        if let Some((bytes, synced)) = self.0.0.lock().unwrap().files.get_mut(&self.1) {
+            *synced = bytes.len();
+        }
         Ok(())
     }
     fn bytes(&self) -> io::Result<u64> {
@@ -116,14 +131,24 @@ impl File for MemoryFile {
     }
 }
 
-fn block(message: &str) -> RowBlock {
+fn encoded(messages: &[&str]) -> (Vec<u8>, u32) {
     let mut bytes = Vec::new();
     let time = Timestamp::from_millis(1);
-    row::begin(&mut bytes, EventId::floor(1), time, time);
-    row::text(&mut bytes, b"s");
-    row::text(&mut bytes, message.as_bytes());
-    row::metadata(&mut bytes, None);
-    RowBlock::new(&bytes, 1, Moment::ZERO)
+    for message in messages {
+        row::begin(&mut bytes, EventId::floor(1), time, time);
+        row::text(&mut bytes, b"s");
+        row::text(&mut bytes, message.as_bytes());
+        row::metadata(&mut bytes, None);
+    }
+    (bytes, u32::try_from(messages.len()).unwrap())
+}
+
+fn block(message: &str) -> RowBlock {
+    RowBlock::new(&encoded(&[message]).0, 1, Moment::ZERO)
+}
+
+fn messages_of(bytes: &[u8]) -> impl Iterator<Item = String> {
+    row::rows(bytes).map(|row| String::from_utf8(row.message().to_vec()).unwrap())
 }
 
 /// The messages of a segment, and what was wrong with it.
@@ -135,8 +160,7 @@ fn read(disk: &MemoryDisk, number: u64) -> (Vec<String>, reader::Damage) {
     };
     let mut messages = Vec::new();
     while let Some(record) = reader.next_record().unwrap() {
-        let texts = row::rows(record.bytes).map(|row| String::from_utf8(row.message().to_vec()).unwrap());
-        messages.extend(texts);
+        messages.extend(messages_of(record.bytes));
     }
     (messages, reader.damage)
 }
@@ -186,12 +210,30 @@ fn a_flipped_byte_costs_the_record_it_hits_and_no_other() {
     }
 }
 
+fn store(buffer: &Buffer, ledger: &Ledger, journal: &Journal) -> Vec<String> {
+    let blocks: Vec<_> = std::iter::from_fn(|| buffer.take(&mut 0)).collect();
+    let stored: Vec<_> = blocks.iter().flat_map(|block| messages_of(block.bytes())).collect();
+    for block in &blocks {
+        buffer.settled(block.rows(), block.bytes().len(), Moment::ZERO);
+    }
+    ledger.settled(Stored { stored: stored.len() as u64, ..Stored::default() });
+    journal.settled(blocks);
+    stored
+}
+
 struct Bench {
     checkpoint: Checkpoint,
     journal: Arc<Journal>,
+    buffer: Arc<Buffer>,
+    ledger: Arc<Ledger>,
+    feed: Feed,
     disk: MemoryDisk,
     clock: Clock,
 }
+
+const SPILL_BYTES_MAX: u64 = 20_000;
+/// Events that the bench's buffer holds.
+const ROWS_MAX: usize = 10;
 
 impl Bench {
     fn new() -> Self {
@@ -203,10 +245,58 @@ impl Bench {
             sync_every: Duration::from_secs(5),
             segment_bytes_max: 4096,
         };
-        let shared = Arc::new(disk.clone());
+        let shared: Arc<dyn Disk> = Arc::new(disk.clone());
+        let ledger = Arc::new(Ledger::new(1));
+        let room = crate::buffer::Limits {
+            rows_max: ROWS_MAX,
+            bytes_max: 1 << 20,
+            batch_rows_max: 2,
+            batch_bytes_max: 1 << 20,
+            spill_bytes_max: SPILL_BYTES_MAX,
+        };
+        let buffer = Arc::new(Buffer::new(room, 1, ledger.clone()).0);
+        let kept = (journal.clone(), buffer.clone());
         let checkpoint =
-            Checkpoint::new(journal.clone(), shared, limits, clock.clone(), parkers.checkpoint, &[]);
-        Self { checkpoint, journal, disk, clock }
+            Checkpoint::new(kept, shared.clone(), limits, clock.clone(), parkers.checkpoint, &[]);
+        let feed = Feed {
+            journal: journal.clone(),
+            disk: shared,
+            buffer: buffer.clone(),
+            lifecycle: Lifecycle::new().0,
+            clock: clock.clone(),
+            parker: parkers.recovery,
+        };
+        Self { checkpoint, journal, buffer, ledger, feed, disk, clock }
+    }
+
+    /// As an acceptor does, one block of these events.
+    fn admit(&self, messages: &[&str]) -> Result<(), Full> {
+        let (bytes, rows) = encoded(messages);
+        let keep = |block: &RowBlock| self.journal.keep(0, block);
+        let blocks = std::iter::once((&*bytes, rows));
+        self.buffer.admit(0, (rows, bytes.len()), self.clock.now(), blocks, keep)
+    }
+
+    /// As the writer does: stores what the buffer holds, and tells what that is.
+    fn store(&self) -> Vec<String> {
+        store(&self.buffer, &self.ledger, &self.journal)
+    }
+
+    /// Brings back all that is synced and stores it, until nothing is left.
+    fn drain(&mut self) -> Vec<String> {
+        self.feed.lifecycle.enter(Phase::Draining);
+        let mut stored = self.store();
+        self.tick();
+        let Self { feed, buffer, ledger, journal, .. } = self;
+        std::thread::scope(|scope| {
+            let feed = scope.spawn(move || feed.refill());
+            while !feed.is_finished() {
+                stored.extend(store(buffer, ledger, journal));
+                std::thread::yield_now();
+            }
+        });
+        stored.extend(self.store());
+        stored
     }
 
     fn keep(&self, message: &str) -> RowBlock {
@@ -373,4 +463,166 @@ fn zeros_at_the_end_are_reserved_and_no_damage() {
     assert_eq!(read(&MemoryDisk::with(bytes), 1).1.torn_bytes, 8);
     let nothing = read(&MemoryDisk::with(vec![0; 1000]), 1);
     assert_eq!(nothing, (Vec::new(), reader::Damage::default()));
+}
+
+/// So many events that the buffer is full, then `spilled` more.
+fn spilling(bench: &Bench, spilled: usize) -> Vec<String> {
+    let messages: Vec<_> = (0..ROWS_MAX + spilled).map(|nth| format!("m{nth:03}")).collect();
+    for message in &messages {
+        bench.admit(&[message]).unwrap();
+    }
+    messages
+}
+
+#[test]
+fn what_has_no_room_lies_in_the_journal_alone_and_comes_back_in_order() {
+    let mut bench = Bench::new();
+    let messages = spilling(&bench, 30);
+    let spill = bench.buffer.spill();
+    assert_eq!((spill.events(), spill.moving().rows, bench.buffer.occupied().rows), (30, 30, ROWS_MAX));
+    bench.tick_after(Duration::from_secs(5));
+    let spill = bench.buffer.spill();
+    assert_eq!((spill.events(), spill.moving().rows), (30, 0), "synced, it leaves memory");
+    // There would be room again, and what comes in queues behind all the same.
+    let mut stored = bench.store();
+    bench.admit(&["last"]).unwrap();
+    assert_eq!(bench.buffer.spill().events(), 31);
+    bench.tick_after(Duration::from_secs(5));
+    stored.extend(bench.drain());
+    assert_eq!(stored, [messages, vec!["last".to_owned()]].concat());
+    let balance = bench.ledger.balance();
+    assert_eq!((balance.received, balance.stored, balance.buffered(), balance.lost), (41, 41, 0, 0));
+    assert_eq!((bench.buffer.spill().bytes(), bench.buffer.occupied().rows), (0, 0));
+    bench.tick_after(Duration::from_secs(5));
+    assert_eq!(bench.disk.names().unwrap(), Vec::<String>::new(), "its segments go as any other");
+}
+
+#[test]
+fn what_is_spilled_survives_the_process_and_the_bound_is_exact() {
+    let mut bench = Bench::new();
+    let messages = spilling(&bench, 3);
+    bench.tick();
+    assert_eq!(bench.disk.messages(), messages);
+    let bytes = encoded(&["m000"]).0.len() as u64;
+    let left = (SPILL_BYTES_MAX - bench.buffer.spill().bytes()) / bytes;
+    for _ in 0..left {
+        bench.admit(&["more"]).unwrap();
+    }
+    assert_eq!(bench.admit(&["more"]), Err(Full::Now));
+    assert!(bench.buffer.spill().bytes() <= SPILL_BYTES_MAX);
+    bench.buffer.close();
+    assert_eq!(bench.admit(&["more"]), Err(Full::Closed));
+}
+
+#[test]
+fn a_disk_that_takes_nothing_holds_no_spilled_event_back() {
+    for op in [Op::Write, Op::Sync] {
+        let mut bench = Bench::new();
+        let messages = spilling(&bench, 5);
+        bench.disk.fail(Some(op));
+        bench.tick_after(Duration::from_secs(5));
+        assert!(bench.journal.trouble().is_some());
+        assert_eq!(bench.buffer.spill().events(), 5, "there is no room for them yet");
+        let mut stored = bench.store();
+        bench.tick_after(Duration::from_secs(5));
+        assert_eq!((bench.buffer.spill().events(), bench.buffer.spill().moving().rows), (0, 0));
+        stored.extend(bench.store());
+        assert_eq!(stored, messages);
+        assert_eq!(bench.ledger.balance().buffered(), 0);
+        bench.disk.fail(None);
+        bench.tick_after(Duration::from_secs(5));
+        bench.tick_after(Duration::from_secs(5));
+        assert_eq!((bench.journal.trouble(), bench.disk.names().unwrap()), (None, Vec::new()));
+    }
+}
+
+#[test]
+fn what_the_disk_has_not_kept_is_counted_and_its_segment_set_aside() {
+    let mut bench = Bench::new();
+    let mut messages = spilling(&bench, 5);
+    bench.tick_after(Duration::from_secs(5));
+    {
+        let mut files = bench.disk.0.lock().unwrap();
+        let (bytes, _) = files.files.get_mut(&name(1)).unwrap();
+        let lost = messages.remove(ROWS_MAX + 2);
+        let at = bytes.windows(4).position(|four| four == lost.as_bytes()).unwrap();
+        bytes[at] ^= 1;
+    }
+    assert_eq!(bench.drain(), messages);
+    let balance = bench.ledger.balance();
+    assert_eq!((balance.received, balance.stored, balance.lost, balance.buffered()), (15, 14, 1, 0));
+    assert_eq!((bench.buffer.spill().events(), bench.buffer.spill().bytes()), (0, 0));
+    bench.tick_after(Duration::from_secs(5));
+    assert_eq!(bench.disk.renamed(), [name(1)]);
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Step {
+    Admit(usize),
+    Store,
+    /// Advances so many ms, and completes the sync under way or leaves it so.
+    Tick(u64, bool),
+    Fail(Option<Op>),
+}
+
+fn steps() -> impl Strategy<Value = Vec<Step>> {
+    let step = prop_oneof![
+        8 => (1..4_usize).prop_map(Step::Admit),
+        1 => Just(Step::Store),
+        4 => (prop_oneof![Just(1), Just(10), Just(6_000)], any::<bool>()).prop_map(|(ms, ends)| Step::Tick(ms, ends)),
+        1 => prop_oneof![Just(Op::Write), Just(Op::Sync), Just(Op::Create)].prop_map(|op| Step::Fail(Some(op))),
+        2 => Just(Step::Fail(None)),
+    ];
+    prop::collection::vec(step, 1..120)
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 64, ..ProptestConfig::default() })]
+    #[test]
+    fn whatever_fails_each_admitted_event_is_stored_once(steps in steps()) {
+        let mut bench = Bench::new();
+        let (mut admitted, mut stored, mut number, mut under_way) = (Vec::new(), Vec::new(), 0, None);
+        for step in steps {
+            match step {
+                Step::Admit(count) => {
+                    let texts: Vec<_> = (number..number + count).map(|nth| format!("e{nth}")).collect();
+                    number += count;
+                    if bench.admit(&texts.iter().map(String::as_str).collect::<Vec<_>>()).is_ok() {
+                        admitted.extend(texts);
+                    }
+                }
+                Step::Store => stored.extend(bench.store()),
+                Step::Tick(ms, ends) => {
+                    bench.clock.advance(Duration::from_millis(ms));
+                    let done = if ends { under_way.take().map(|job: sync::Job| job.run(&bench.disk)) } else { None };
+                    if let Some(job) = bench.checkpoint.tick(done) {
+                        prop_assert!(under_way.replace(job).is_none(), "one sync at a time");
+                    }
+                }
+                Step::Fail(op) => bench.disk.fail(op),
+            }
+            let (spill, balance) = (bench.buffer.spill(), bench.ledger.balance());
+            prop_assert!(spill.bytes() <= SPILL_BYTES_MAX);
+            prop_assert_eq!(balance.buffered(), bench.buffer.occupied().rows as u64 + spill.events());
+            prop_assert_eq!(balance.received, admitted.len() as u64);
+        }
+        bench.disk.fail(None);
+        let done = under_way.map(|job| job.run(&bench.disk));
+        let mut job = bench.checkpoint.tick(done);
+        while let Some(begun) = job {
+            job = bench.checkpoint.tick(Some(begun.run(&bench.disk)));
+        }
+        for _ in 0..3 {
+            bench.tick_after(Duration::from_secs(6));
+        }
+        prop_assert_eq!(bench.journal.trouble(), None);
+        stored.extend(bench.drain());
+        stored.sort();
+        admitted.sort();
+        prop_assert_eq!(stored, admitted);
+        for _ in 0..2 {
+            bench.tick_after(Duration::from_secs(6));
+        }
+        prop_assert_eq!(bench.disk.names().unwrap(), Vec::<String>::new());
+    }
 }

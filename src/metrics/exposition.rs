@@ -34,6 +34,15 @@ pub enum Form {
     Json,
 }
 
+/// What lies in the journal only.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Spilled {
+    pub events: u64,
+    pub bytes: u64,
+    pub bytes_max: u64,
+    pub events_total: u64,
+}
+
 /// All figures at one moment.
 #[derive(Clone, Copy, Debug)]
 pub struct View<'a> {
@@ -52,8 +61,9 @@ pub struct View<'a> {
     /// 0 closed, 1 half-open, 2 open.
     pub breaker: u8,
     pub breaker_transitions: u64,
-    /// What the buffer holds by its own count, which must be what the ledger has not settled.
-    pub occupied: usize,
+    /// What the buffer holds by its own count, with what is spilled: it must be what the ledger has not settled.
+    pub occupied: u64,
+    pub spill: Spilled,
     /// Free, and in all, on the disk of the data directory; zeros when not known.
     pub disk_bytes: (u64, u64),
     pub business: Option<&'a BusinessFigures>,
@@ -89,6 +99,7 @@ impl View<'_> {
         families.extend(self.retention());
         families.push(self.dropped());
         families.extend(journal(self.journal));
+        families.extend(self.spilled());
         families.extend(self.writer.processing_ms.collect());
         families.extend(self.writer.insert_ms.collect());
         families.extend(self.business.map(business).into_iter().flatten());
@@ -104,7 +115,12 @@ impl View<'_> {
         let loaded = |count: &AtomicU64| Value::Counter(float(count.load(Ordering::Relaxed)));
         let gauge = Value::Gauge;
         [
-            ("buffer_size", "Events admitted and not yet committed.", gauge(float(balance.buffered()))),
+            ("buffer_size", "Events in the buffer and not yet committed.", gauge(float(self.size()))),
+            (
+                "events_buffered",
+                "Events admitted and not yet committed, in the buffer or spilled to the journal.",
+                gauge(float(balance.buffered())),
+            ),
             ("buffer_capacity", "Events the buffer holds at most.", gauge(float(self.capacity as u64))),
             (
                 "buffer_bytes",
@@ -125,7 +141,7 @@ impl View<'_> {
             ("events_enqueued_total", "Events put into the buffer.", count(balance.received)),
             (
                 "events_received_total",
-                "Events admitted. Ledger: received = stored + duplicate + dead + buffered.",
+                "Events admitted. Ledger: received = stored + duplicate + dead + buffered (+ lost).",
                 count(balance.received),
             ),
             ("events_stored_total", "Events committed to the table.", count(balance.stored)),
@@ -135,6 +151,7 @@ impl View<'_> {
                 "Events that PostgreSQL refused, kept as dead letters.",
                 count(balance.dead),
             ),
+            ("events_lost_total", "Spilled events that the disk has not kept.", count(balance.lost)),
             (
                 "events_drop_rate_percent",
                 "Valid events refused for want of room, of all valid ones, over the last 10 s.",
@@ -176,7 +193,7 @@ impl View<'_> {
             (
                 "ledger_imbalance_events",
                 "Events by which ledger and buffer disagree. For a moment, under load, a few do.",
-                gauge(float(balance.buffered().abs_diff(self.occupied as u64))),
+                gauge(float(balance.buffered().abs_diff(self.occupied))),
             ),
             (
                 "process_cpu_usage_percent",
@@ -184,6 +201,42 @@ impl View<'_> {
                 gauge(self.rates.cpu_percent),
             ),
             ("process_memory_usage_bytes", "Resident memory.", gauge(float(self.rates.memory_bytes))),
+        ]
+        .into_iter()
+        .map(|(name, help, value)| family(name, help, vec![(Vec::new(), value)]))
+        .collect()
+    }
+
+    /// Of what is not committed, what is in memory.
+    fn size(&self) -> u64 {
+        self.balance.buffered() - self.spilled_events()
+    }
+
+    /// The rest. Counts are read one after the other: they are made to add up.
+    fn spilled_events(&self) -> u64 {
+        let (buffered, spilled) = (self.balance.buffered(), self.spill.events);
+        let beyond = buffered.saturating_sub(self.capacity as u64);
+        if spilled == 0 { 0 } else { spilled.max(beyond).min(buffered) }
+    }
+
+    fn spilled(&self) -> Vec<MetricFamily> {
+        [
+            (
+                "journal_spilled_events",
+                "Events that lie in the journal only, since the buffer had no room.",
+                Value::Gauge(float(self.spilled_events())),
+            ),
+            ("journal_spilled_bytes", "Their bytes.", Value::Gauge(float(self.spill.bytes))),
+            (
+                "journal_spill_capacity_bytes",
+                "Bytes that may be spilled: SPILL_MAX_BYTES.",
+                Value::Gauge(float(self.spill.bytes_max)),
+            ),
+            (
+                "journal_spill_events_total",
+                "Events ever spilled.",
+                Value::Counter(float(self.spill.events_total)),
+            ),
         ]
         .into_iter()
         .map(|(name, help, value)| family(name, help, vec![(Vec::new(), value)]))
@@ -324,10 +377,13 @@ impl View<'_> {
             Some(Timestamp::from_micros(self.wall.micros() - micros).to_string())
         };
         let figures = FiguresJson {
-            size: self.balance.buffered(),
+            size: self.size(),
             capacity: self.capacity,
             bytes: self.bytes,
             bytes_capacity: self.bytes_max,
+            spilled_events: self.spilled_events(),
+            spilled_bytes: self.spill.bytes,
+            spill_capacity_bytes: self.spill.bytes_max,
             utilization_percent: self.utilization_percent,
             health_status: ["critical", "degraded", "healthy"][usize::from(self.buffer_health)],
             total_enqueued: self.balance.received,
@@ -350,6 +406,7 @@ impl View<'_> {
                 stored: self.balance.stored,
                 duplicate: self.balance.duplicate,
                 dead: self.balance.dead,
+                lost: self.balance.lost,
                 buffered: self.balance.buffered(),
             },
         };
@@ -365,6 +422,9 @@ struct FiguresJson {
     capacity: usize,
     bytes: usize,
     bytes_capacity: usize,
+    spilled_events: u64,
+    spilled_bytes: u64,
+    spill_capacity_bytes: u64,
     utilization_percent: f64,
     health_status: &'static str,
     total_enqueued: u64,
@@ -391,6 +451,7 @@ struct LedgerJson {
     stored: u64,
     duplicate: u64,
     dead: u64,
+    lost: u64,
     buffered: u64,
 }
 

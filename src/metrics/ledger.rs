@@ -44,6 +44,7 @@ pub struct Ledger {
     stored: AtomicU64,
     duplicate: AtomicU64,
     dead: AtomicU64,
+    lost: AtomicU64,
     dropped: [AtomicU64; Reason::ALL.len()],
 }
 
@@ -54,14 +55,16 @@ pub struct Balance {
     pub stored: u64,
     pub duplicate: u64,
     pub dead: u64,
+    /// Spilled to a disk that has not kept them. Nothing else loses an event.
+    pub lost: u64,
     /// By reason, in the order of [`Reason::ALL`].
     pub dropped: [u64; Reason::ALL.len()],
 }
 
 impl Balance {
-    /// Admitted and not yet committed.
+    /// Admitted and not yet committed: in the buffer, or spilled.
     pub fn buffered(&self) -> u64 {
-        self.received - self.settled()
+        self.received - self.settled() - self.lost
     }
 
     /// Committed one way or another.
@@ -82,6 +85,7 @@ impl Ledger {
             stored: AtomicU64::new(0),
             duplicate: AtomicU64::new(0),
             dead: AtomicU64::new(0),
+            lost: AtomicU64::new(0),
             dropped: [const { AtomicU64::new(0) }; Reason::ALL.len()],
         }
     }
@@ -98,6 +102,10 @@ impl Ledger {
         self.dead.fetch_add(outcome.dead, Ordering::Release);
     }
 
+    pub fn lost(&self, events: u64) {
+        self.lost.fetch_add(events, Ordering::Release);
+    }
+
     pub fn dropped(&self, reason: Reason, events: u64) {
         self.dropped[reason as usize].fetch_add(events, Ordering::Relaxed);
     }
@@ -107,8 +115,9 @@ impl Ledger {
         let stored = self.stored.load(Ordering::Acquire);
         let duplicate = self.duplicate.load(Ordering::Acquire);
         let dead = self.dead.load(Ordering::Acquire);
+        let lost = self.lost.load(Ordering::Acquire);
         let received = self.received.iter().map(|count| count.load(Ordering::Acquire)).sum();
         let dropped = std::array::from_fn(|reason| self.dropped[reason].load(Ordering::Relaxed));
-        Balance { received, stored, duplicate, dead, dropped }
+        Balance { received, stored, duplicate, dead, lost, dropped }
     }
 }

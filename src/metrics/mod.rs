@@ -16,7 +16,7 @@ mod writer;
 
 pub use business::{Business, BusinessFigures, Counting};
 pub use disk::DiskRoom;
-pub use exposition::{Form, View};
+pub use exposition::{Form, Spilled, View};
 pub use history::History;
 pub use http::HttpFigures;
 pub use ledger::{Balance, Ledger, Reason};

@@ -146,8 +146,8 @@ impl Writer {
         let draining = self.links.drain.deadline().is_some();
         self.gather();
         match self.batch.due() {
-            None if draining && self.links.buffer.occupied().rows == 0 => Next::End,
-            // Somebody has reserved room and not pushed yet: a matter of microseconds.
+            None if draining && self.is_drained(now) => Next::End,
+            // Somebody has reserved room and not pushed yet, or spilled events are on their way back.
             None if draining => Next::Sleep(now.plus(Duration::from_millis(1))),
             None => Next::Sleep(self.prepare_at),
             Some(due) if due > now && !draining && !self.is_due_by_size() => {
@@ -158,6 +158,13 @@ impl Writer {
                 Err(_gave_up) => Next::End,
             },
         }
+    }
+
+    /// Whether nothing is left, or there is no time left to wait for it.
+    fn is_drained(&self, now: Moment) -> bool {
+        let buffer = &self.links.buffer;
+        let is_empty = buffer.occupied().rows == 0 && buffer.spill().events() == 0;
+        is_empty || self.links.drain.deadline().is_some_and(|deadline| now >= deadline)
     }
 
     /// A block that did not fit says that the batch is as full as it gets.

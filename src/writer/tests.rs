@@ -37,6 +37,7 @@ impl Bench {
             bytes_max: 1 << 20,
             batch_rows_max: ROWS_MAX,
             batch_bytes_max: 1 << 20,
+            spill_bytes_max: 0,
         };
         let (buffer, parker) = Buffer::new(limits, 1, ledger.clone());
         let (buffer, repository) = (Arc::new(buffer), Arc::new(MemoryRepository::new()));

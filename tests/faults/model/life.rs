@@ -77,7 +77,7 @@ impl Life {
             linger: bounds.linger,
         };
         let checkpoint = Checkpoint::new(
-            journal.clone(),
+            (journal.clone(), buffer.clone()),
             disk.clone(),
             bounds.journal,
             clock.clone(),
