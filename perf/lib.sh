@@ -38,6 +38,40 @@ start() {
 
 start_server() { start /ready env PORT="$PORT" HOST=127.0.0.1 DATA_DIR="$work/data" "$@" "$TARGET/aurore-events" serve; }
 
+# As start_server, as soon as it can be: looks every few milliseconds. On the database of its own, if there is one.
+start_at_once() {
+  env PORT="$PORT" HOST=127.0.0.1 DATA_DIR="$work/data" DATABASE_URL="$DATABASE_URL" "$@" "$TARGET/aurore-events" serve >>"$work/log" 2>&1 &
+  server=$!
+  until curl -sf -o /dev/null "$URL/ready"; do
+    kill -0 "$server" 2>/dev/null || { tail -n 20 "$work/log" >&2; die "it does not start"; }
+    sleep 0.002
+  done
+}
+
+# A PostgreSQL apart from the server, that can be stopped without it. Sets DATABASE_URL.
+separate_postgres() {
+  local dir
+  for dir in $(tr ':' ' ' <<<"$PATH") /usr/lib/postgresql/*/bin; do [ -x "$dir/initdb" ] && pg_bin=$dir; done
+  pg_port=${PG_PORT:-3997}
+  mkdir "$work/pg"
+  as_postgres=()
+  if [ "$(id -u)" -eq 0 ]; then
+    chown postgres "$work/pg"
+    as_postgres=(setpriv --reuid=postgres --regid=postgres --clear-groups)
+  fi
+  "${as_postgres[@]}" "$pg_bin/initdb" -A trust -U postgres -D "$work/pg/data" >/dev/null
+  postgres_starts
+  DATABASE_URL=postgresql://postgres@127.0.0.1:$pg_port/postgres
+  trap 'stop; postgres_stops; rm -rf "$work"' EXIT
+}
+
+postgres_starts() {
+  "${as_postgres[@]}" "$pg_bin/pg_ctl" -D "$work/pg/data" -w -l "$work/pg/log" \
+    -o "-c port=$pg_port -c listen_addresses=127.0.0.1 -k $work/pg" start >/dev/null
+}
+postgres_stops() { "${as_postgres[@]}" "$pg_bin/pg_ctl" -D "$work/pg/data" -m fast -w stop >/dev/null 2>&1 || true; }
+sql() { psql "$DATABASE_URL" -Atc "$1"; }
+
 stop() {
   [ -n "$server" ] || return 0
   kill -TERM "$server" 2>/dev/null || true

@@ -1,5 +1,5 @@
 -- wrk: batches of 10 events, each with a message of its own, so that SQL can tell whether one is stored twice. Counts
--- what was answered and writes it to the file that UNIQUE_OUT names.
+-- what was answered and writes it to the file that UNIQUE_OUT names. Messages are UNIQUE_PAD bytes longer.
 local threads = {}
 local next_thread = 0
 
@@ -13,6 +13,7 @@ function init()
   accepted, refused, other, sent = 0, 0, 0, 0
   local time = os.date("!%Y-%m-%dT%H:%M:%SZ")
   before = '{"timestamp":"' .. time .. '","service":"million","message":"' .. os.time() .. "-" .. number .. "-"
+  after = string.rep("x", tonumber(os.getenv("UNIQUE_PAD") or 0)) .. '"}'
   headers = { ["Content-Type"] = "application/x-ndjson" }
 end
 
@@ -20,7 +21,7 @@ function request()
   local lines = {}
   for index = 1, 10 do
     sent = sent + 1
-    lines[index] = before .. sent .. '"}'
+    lines[index] = before .. sent .. after
   end
   return wrk.format("POST", nil, headers, table.concat(lines, "\n"))
 end

@@ -263,6 +263,16 @@ pub struct Outside {
     pub cluster_restarts: Arc<AtomicU64>,
 }
 
+/// The ledger's first line. Its last is said at the end.
+fn say_what_is_found(found: &[Found]) {
+    let bytes: u64 = found.iter().map(|found| found.bytes).sum();
+    log::info!(
+        received = 0, stored = 0, duplicate = 0, dead = 0, buffered = 0, spilled = 0,
+        backlog_segments = found.len(), backlog_bytes = bytes;
+        "the ledger begins; what the journal holds is received again as it is read"
+    );
+}
+
 /// Serves until a notice says to stop.
 pub fn serve(
     settings: &Settings,
@@ -329,12 +339,7 @@ pub fn serve(
     };
     let kept = (journal.clone(), buffer.clone());
     let checkpoint = Checkpoint::new(kept, disk.clone(), limits, clock.clone(), parkers.checkpoint, &found);
-    let backlog_bytes: u64 = found.iter().map(|found| found.bytes).sum();
-    log::info!(
-        received = 0, stored = 0, duplicate = 0, dead = 0, buffered = 0, spilled = 0,
-        backlog_segments = found.len(), backlog_bytes = backlog_bytes;
-        "ledger at the start: what the journal holds is received again as it is read"
-    );
+    say_what_is_found(&found);
     let syncer = Syncer::new(journal.clone(), disk.clone());
     let recovery = Recovery::new(
         journal.clone(),
@@ -428,7 +433,7 @@ impl Running<'_> {
         log::info!(
             received = balance.received, stored = balance.stored, duplicate = balance.duplicate,
             dead = balance.dead, lost = balance.lost, buffered = balance.buffered(), spilled = buffer.spill().events();
-            "stopped"
+            "stopped; the ledger ends"
         );
         match (left, kept) {
             (0, _) => Ok(()),

@@ -15,6 +15,9 @@ pub(super) const MOVING_BYTES_MAX: usize = 32 * 1024 * 1024;
 /// So many of them, and they are synced without waiting for more: only then is the memory free.
 pub(super) const MOVING_BYTES_HIGH: usize = 8 * 1024 * 1024;
 
+/// What a small event takes: with less left, there is no room.
+const EVENT_BYTES: u64 = 256;
+
 /// Invariant: `bytes` with `backlog_bytes` never exceeds `bytes_max`, unless the backlog alone does. What is counted is
 /// in memory, counted in `moving` too, or synced in the journal.
 #[derive(Debug)]
@@ -116,7 +119,7 @@ impl Spill {
 
     /// Whether the bound is not reached, however busy the disk is.
     pub fn has_room_on_disk(&self) -> bool {
-        self.bytes() + self.backlog_bytes.load(Ordering::Acquire) < self.bytes_max
+        self.bytes() + self.backlog_bytes.load(Ordering::Acquire) + EVENT_BYTES <= self.bytes_max
     }
 
     /// Whether it is the disk that takes less than comes in, for a moment, and not the bound that is reached.
@@ -153,5 +156,50 @@ impl Spill {
     /// Events ever spilled.
     pub fn events_total(&self) -> u64 {
         self.events_total.load(Ordering::Relaxed)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn both_bounds_are_exact_and_what_does_not_fit_leaves_nothing_behind() {
+        let spill = Spill::new(100);
+        assert_eq!(spill.reserve(1, 60), Ok(()));
+        assert!(spill.is_engaged());
+        assert_eq!(spill.reserve(1, 41), Err(Full::Now));
+        assert_eq!((spill.moving().bytes, spill.bytes(), spill.events()), (60, 60, 1));
+        assert_eq!(spill.reserve(2, 40), Ok(()));
+        assert_eq!((spill.events(), spill.bytes(), spill.events_total()), (3, 100, 3));
+        spill.release(1, 60);
+        assert_eq!((spill.events(), spill.bytes(), spill.events_total()), (2, 40, 3));
+        // What an earlier process left takes room as well.
+        spill.set_backlog(31);
+        assert_eq!((spill.reserve(1, 30), spill.reserve(1, 29)), (Err(Full::Now), Ok(())));
+        spill.close();
+        assert_eq!(spill.reserve(1, 1), Err(Full::Closed));
+    }
+
+    #[test]
+    fn the_disk_may_be_behind_by_so_much_and_anything_fits_that_is_alone() {
+        let spill = Spill::new(1 << 40);
+        assert_eq!(spill.reserve(1, MOVING_BYTES_MAX + 1), Ok(()));
+        assert_eq!(spill.reserve(1, 1), Err(Full::Now));
+        assert!(spill.is_disk_behind() && !spill.has_room() && spill.is_pressing());
+        let spill = Spill::new(1 << 40);
+        spill.reserve(1, MOVING_BYTES_HIGH - 1).unwrap();
+        assert!(!spill.is_pressing());
+        spill.set_hungry(true);
+        assert!(spill.is_pressing());
+        spill.reserve(1, MOVING_BYTES_MAX - MOVING_BYTES_HIGH + 1).unwrap();
+        assert_eq!(spill.reserve(1, 1), Err(Full::Now));
+    }
+
+    #[test]
+    fn nothing_is_spilled_where_that_is_off() {
+        let spill = Spill::new(0);
+        assert_eq!(spill.reserve(1, 1), Err(Full::Now));
+        assert_eq!((spill.is_engaged(), spill.has_room(), spill.utilization_percent()), (false, false, None));
     }
 }

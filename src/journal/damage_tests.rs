@@ -91,7 +91,10 @@ enum Hit {
     Zeros(usize),
     Noise(Vec<u8>),
     /// What lay elsewhere in the segment, as from a block that was used before.
-    Stale { from: usize, bytes: usize },
+    Stale {
+        from: usize,
+        bytes: usize,
+    },
 }
 
 fn hit() -> impl Strategy<Value = Hit> {

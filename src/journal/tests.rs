@@ -24,10 +24,10 @@ use crate::storage::Stored;
 
 /// Files in memory. `fails` names the operation that fails until it is taken back.
 #[derive(Clone, Debug, Default)]
-struct MemoryDisk(Arc<Mutex<Files>>);
+struct MemoryDisk(Arc<Mutex<Inside>>);
 
 #[derive(Debug, Default)]
-struct Files {
+struct Inside {
     /// What the kernel has, and how much of it is on disk.
     files: BTreeMap<String, (Vec<u8>, usize)>,
     fails: Option<Op>,
@@ -219,6 +219,14 @@ fn store(buffer: &Buffer, ledger: &Ledger, journal: &Journal) -> Vec<String> {
     ledger.settled(Stored { stored: stored.len() as u64, ..Stored::default() });
     journal.settled(blocks);
     stored
+}
+
+#[test]
+fn segments_of_version_1_are_read() {
+    let bytes = include_bytes!("fixtures/version-1.seg").to_vec();
+    let (messages, damage) = read(&MemoryDisk::with(bytes), 1);
+    assert_eq!(messages, ["single 1", "single 2", "batch 1", "batch 2"]);
+    assert_eq!(damage, reader::Damage::default());
 }
 
 struct Bench {

@@ -117,6 +117,39 @@ fn f06_a_full_disk_refuses_what_it_cannot_keep_and_heals_by_itself() {
 }
 
 #[test]
+fn f06_a_disk_that_is_full_while_events_are_spilled_loses_none_of_them() {
+    const FAULT: &str = "6 disk full while events are spilled";
+    let disk = Mounted::tmpfs("size=8m,mode=0755");
+    let directory = disk.path().join("data").display().to_string();
+    let settings = [("DURABILITY", "written"), ("DATA_DIR", directory.as_str()), ("BUFFER_MAX_SIZE", "1000")];
+    let mut bench = Bench::start(FAULT, &settings);
+    let rounds = times(1, 5);
+    for round in 0..rounds {
+        bench.load(LOAD);
+        bench.postgres.stop_fast();
+        until("events are spilled", || bench.server.metric("journal_spilled_events") > 2_000);
+        let refused = bench.server.metric("events_dropped_total");
+        let ballast = disk.path().join("ballast");
+        drop(fs::write(&ballast, vec![1; 16 << 20]));
+        until("events are refused", || bench.server.metric("events_dropped_total") > refused);
+        // The database comes back before the disk has room, or after.
+        if round % 2 == 0 {
+            fs::remove_file(&ballast).expect("it can be removed");
+            bench.keeps_taking(500);
+            bench.postgres.start_again();
+        } else {
+            bench.postgres.start_again();
+            until("the spilled are stored", || bench.server.metric("journal_spilled_events") == 0);
+            fs::remove_file(&ballast).expect("it can be removed");
+        }
+        bench.keeps_taking(500);
+        bench.unload();
+        until("all is stored", || bench.server.metric("events_buffered") == 0);
+    }
+    bench.judge_refusing(rounds, &[202, 429, 503]);
+}
+
+#[test]
 fn f07_a_failed_fsync_withdraws_the_level_and_is_never_taken_for_done() {
     const FAULT: &str = "7 fsync fails with EIO";
     let mut bench = Bench::loaded(FAULT, &[("DURABILITY", "synced")]);

@@ -108,7 +108,10 @@ fn f01_kill_9_with_the_database_away_loses_nothing_that_was_written() {
 
 #[test]
 fn f02_sigterm_with_a_full_buffer_and_the_database_up_stores_all_of_it() {
-    let mut bench = Bench::start("2 SIGTERM, buffer full, database up", &[("BUFFER_MAX_SIZE", "20000")]);
+    let mut bench = Bench::start(
+        "2 SIGTERM, buffer full, database up",
+        &[("BUFFER_MAX_SIZE", "20000"), ("SPILL_MAX_BYTES", "0")],
+    );
     let rounds = times(1, 10);
     for _ in 0..rounds {
         bench.proxy.fall_silent();

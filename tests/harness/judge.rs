@@ -18,7 +18,7 @@ pub(crate) fn settle(server: &Server) {
 
 #[track_caller]
 pub(crate) fn settle_within(most: Duration, server: &Server) {
-    until_within(most, "the buffer is empty", || server.metric("buffer_size") == 0);
+    until_within(most, "nothing waits", || server.metric("events_buffered") == 0);
     let page = server.metrics();
     let figure = |name: &str| metric(&page, name);
     assert_eq!(
@@ -26,7 +26,7 @@ pub(crate) fn settle_within(most: Duration, server: &Server) {
         figure("events_stored_total")
             + figure("events_duplicate_total")
             + figure("events_dead_total")
-            + figure("buffer_size"),
+            + figure("events_buffered"),
         "the ledger does not balance (received = stored + duplicate + dead + buffered):\n{page}"
     );
 }

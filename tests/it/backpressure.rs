@@ -19,8 +19,12 @@ fn events(count: usize, message: &str) -> Vec<String> {
 }
 
 /// A breaker that tries again soon: the test does not wait for half a minute.
-const SETTINGS: &[(&str, &str)] =
-    &[("BUFFER_MAX_SIZE", "100"), ("CIRCUIT_BREAKER_TIMEOUT_MS", "100"), ("DRAIN_INTERVAL", "50")];
+const SETTINGS: &[(&str, &str)] = &[
+    ("BUFFER_MAX_SIZE", "100"),
+    ("SPILL_MAX_BYTES", "0"),
+    ("CIRCUIT_BREAKER_TIMEOUT_MS", "100"),
+    ("DRAIN_INTERVAL", "50"),
+];
 
 #[test]
 fn a_full_buffer_answers_429_and_keeps_what_it_holds() {

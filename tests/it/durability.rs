@@ -131,6 +131,19 @@ fn a_backlog_waits_for_a_database_that_is_away() {
 }
 
 #[test]
+fn a_journal_of_the_first_format_is_recovered() {
+    let mut world = World::start(&[NEVER]);
+    world.server.stop();
+    let old = concat!(env!("CARGO_MANIFEST_DIR"), "/src/journal/fixtures/version-1.seg");
+    fs::copy(old, world.server.data_dir().join("journal/0000000001.seg")).unwrap();
+    world.server.start_again();
+    assert_eq!(world.server.metric("journal_recovered_total"), 4);
+    world.server.stop();
+    assert_eq!(world.postgres.stored(), 4);
+    assert!(segments(&world.server).is_empty());
+}
+
+#[test]
 fn damage_costs_what_it_hits_and_the_file_is_kept() {
     let mut world = World::start(&[NEVER]);
     for index in 0..10 {

@@ -2,9 +2,27 @@
 
 use sonic_rs::JsonValueTrait;
 
-use crate::harness::client::{JSON, NDJSON};
+use crate::harness::client::{JSON, NDJSON, request};
 use crate::harness::events::{id_of, ids_of, list};
 use crate::harness::{World, event, settle};
+
+#[test]
+fn the_minihttp_engine_keeps_every_level_of_durability() {
+    let mut world = World::start(&[("HTTP_ENGINE", "minihttp"), ("DRAIN_INTERVAL", "600000")]);
+    for level in ["memory", "written", "synced"] {
+        let headers = [("Content-Type", JSON), ("Durability", level)];
+        let post = request("POST", "/events", &headers, event("mini", level).as_bytes());
+        let reply = world.server.client().exchange(&post);
+        id_of(&reply);
+        assert_eq!(reply.header("durability"), Some(level));
+    }
+    assert_eq!(world.server.metric("journal_synced_total"), 3, "a lane keeps its order");
+    world.server.kill();
+    world.server.start_again();
+    assert_eq!(world.server.metric("journal_recovered_total"), 3);
+    world.server.stop();
+    assert_eq!(world.postgres.stored(), 3);
+}
 
 #[test]
 fn the_minihttp_engine_takes_every_form_and_answers_queries() {

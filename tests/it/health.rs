@@ -95,6 +95,7 @@ fn the_server_reports_on_itself() {
 fn readiness_needs_the_database_or_room() {
     let mut world = World::start(&[
         ("BUFFER_MAX_SIZE", "20"),
+        ("SPILL_MAX_BYTES", "0"),
         ("CIRCUIT_BREAKER_TIMEOUT_MS", "100"),
         ("DRAIN_INTERVAL", "50"),
     ]);

@@ -22,6 +22,7 @@ mod outage;
 mod queries;
 mod retention;
 mod shutdown;
+mod spill;
 mod start;
 mod validation;
 mod verdicts;

@@ -263,18 +263,24 @@ fn selectors(expression: &str) -> Vec<&str> {
 
 #[test]
 fn every_panel_and_rule_has_data_and_an_outage_raises_the_right_alerts_and_lays_them() {
-    const WANTED: [&str; 6] = [
+    const WANTED: [&str; 8] = [
         "AuroreDatabaseDown",
         "AuroreBreakerOpen",
         "AuroreBufferFilling",
+        "AuroreSpilling",
+        "AuroreSpillFilling",
         "AuroreDropRate",
         "AuroreWriterStalled",
         "AurorePostgresExporterDown",
     ];
     let mut postgres = Postgres::start_with(&["shared_preload_libraries=pg_stat_statements"]);
     postgres.execute("CREATE EXTENSION pg_stat_statements");
-    let settings =
-        [("BUFFER_MAX_SIZE", "5000"), ("CIRCUIT_BREAKER_TIMEOUT_MS", "2000"), ("DRAIN_INTERVAL", "50")];
+    let settings = [
+        ("BUFFER_MAX_SIZE", "5000"),
+        ("SPILL_MAX_BYTES", "1000000"),
+        ("CIRCUIT_BREAKER_TIMEOUT_MS", "2000"),
+        ("DRAIN_INTERVAL", "50"),
+    ];
     let server = Server::on(&postgres, &settings);
     let stack = Stack::start(&server, &postgres);
     let producer = Producer::start(server.address(), 4);

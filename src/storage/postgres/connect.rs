@@ -26,8 +26,6 @@ use crate::storage::StoreError;
 const CHECKOUT_TIMEOUT: Duration = Duration::from_secs(5);
 /// BEGIN waits for nothing: a database that is silent to it is known sooner than one that is at work.
 const BEGIN_PATIENCE: Duration = Duration::from_secs(5);
-/// A migration may have to wait for another server's, and may take its time.
-const APART_PATIENCE: Duration = Duration::from_mins(10);
 
 /// A bounded set of connections to one database.
 #[derive(Debug)]
@@ -45,6 +43,19 @@ pub(super) struct Terms {
     pub(super) patience: Duration,
 }
 
+/// A connection outside the pool.
+pub(super) struct Apart {
+    pub(super) client: Client,
+    pace: Arc<Pace>,
+}
+
+impl Apart {
+    /// From now on the database may be silent for so long.
+    pub(super) fn wait_for(&self, patience: Duration) {
+        self.pace.begin(patience);
+    }
+}
+
 impl Connections {
     pub(super) fn new(target: &Target, connections_max: u32) -> Self {
         let pool = r2d2::Pool::builder()
@@ -57,11 +68,11 @@ impl Connections {
         Self { pool, connector: Connector(target.clone()) }
     }
 
-    /// A connection outside the pool, for what needs two at once.
-    pub(super) fn apart(&self) -> Result<Client, StoreError> {
+    /// A connection outside the pool, for what needs two at once. It waits for answers that take no work.
+    pub(super) fn apart(&self) -> Result<Apart, StoreError> {
         let (client, pace) = self.connector.connect()?;
-        pace.begin(APART_PATIENCE);
-        Ok(client)
+        pace.begin(BEGIN_PATIENCE);
+        Ok(Apart { client, pace })
     }
 
     /// Runs `work` between BEGIN and COMMIT. When it fails nothing of it remains.

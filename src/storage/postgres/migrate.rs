@@ -1,7 +1,9 @@
 //! Brings the tables to the version that this binary was built with. Knows nothing of events.
 
-use postgres::Client;
+use std::time::Duration;
+
 use postgres::error::SqlState;
+use postgres::{Client, Transaction};
 use refinery::{Migration, Runner};
 
 use super::connect::Connections;
@@ -17,8 +19,12 @@ const MIGRATIONS: &[(&str, &str)] = &[
 /// The key of the advisory lock under which one server at a time migrates. Any number, the same in all versions.
 const LOCK: i64 = 0x6175_726f_7265_0001;
 
-/// Longest wait for another server that migrates.
-const WAIT: &str = "60s";
+/// Longest wait for another server that migrates, and how often it is asked whether it has done. To wait within the
+/// database would look like a database that is silent.
+const WAIT: Duration = Duration::from_mins(1);
+const ASK_EVERY: Duration = Duration::from_millis(100);
+/// A step may take its time with a table of any size.
+const STEP_PATIENCE: Duration = Duration::from_mins(10);
 
 /// Applies what is missing. A database that is up to date costs one query and no lock.
 pub(super) fn run(connections: &Connections) -> Result<(), StoreError> {
@@ -29,28 +35,38 @@ pub(super) fn run(connections: &Connections) -> Result<(), StoreError> {
         .map_err(|error| StoreError::unreachable(format!("BUG: migrations: {error}")))?;
     let wanted = migrations.iter().map(Migration::version).max().map_or(0, i64::from);
     let mut worker = connections.apart()?;
-    if up_to_date(&mut worker, wanted)? {
+    if up_to_date(&mut worker.client, wanted)? {
         return Ok(());
     }
     // refinery has its own transactions on its connection, so the lock is held by a transaction on a second one.
     // A session's lock would be lost or stuck behind a transaction-pooling proxy.
     let mut guard = connections.apart()?;
     let told = |error| error::of("waiting for the lock of the migrations", &error);
-    let mut guard = guard.transaction().map_err(told)?;
-    guard
-        .batch_execute(&format!(
-            "SET LOCAL lock_timeout = '{WAIT}'; SET LOCAL statement_timeout = '{WAIT}';\
-             SET LOCAL idle_in_transaction_session_timeout = 0; SELECT pg_advisory_xact_lock({LOCK})"
-        ))
-        .map_err(told)?;
-    if up_to_date(&mut worker, wanted)? {
+    let mut guard = guard.client.transaction().map_err(told)?;
+    guard.batch_execute("SET LOCAL idle_in_transaction_session_timeout = 0").map_err(told)?;
+    lock(&mut guard)?;
+    if up_to_date(&mut worker.client, wanted)? {
         return Ok(());
     }
-    let report = Runner::new(&migrations).run(&mut worker).map_err(|error| of_refinery(&error))?;
+    worker.wait_for(STEP_PATIENCE);
+    let report = Runner::new(&migrations).run(&mut worker.client).map_err(|error| of_refinery(&error))?;
     for migration in report.applied_migrations() {
         log::info!(migration = migration.to_string().as_str(); "migration applied");
     }
     guard.commit().map_err(told)
+}
+
+fn lock(guard: &mut Transaction<'_>) -> Result<(), StoreError> {
+    let told = |error| error::of("waiting for the lock of the migrations", &error);
+    for _ in 0..WAIT.as_millis() / ASK_EVERY.as_millis() {
+        let asked = guard.query_typed_one(&format!("SELECT pg_try_advisory_xact_lock({LOCK})"), &[]);
+        if asked.map_err(told)?.get(0) {
+            return Ok(());
+        }
+        std::thread::sleep(ASK_EVERY);
+    }
+    let waited = WAIT.as_secs();
+    Err(StoreError::unreachable(format!("another server has been migrating for more than {waited} s")))
 }
 
 /// Whether the tables are of our version or, in the middle of a rolling upgrade, of a later one.

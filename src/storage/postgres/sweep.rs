@@ -69,7 +69,7 @@ pub(super) fn begin(
     connections: &Connections,
     edge: Timestamp,
 ) -> Result<Option<PostgresSweep<'_>>, StoreError> {
-    let mut guard = connections.apart()?;
+    let mut guard = connections.apart()?.client;
     let told = |error| error::of("taking the lock of the sweep", &error);
     guard
         .batch_execute(&format!(
