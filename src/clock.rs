@@ -3,10 +3,12 @@
 //! Everything that waits, ages or expires is told the time by its caller, who took it here. A manual
 //! clock stands in for the system's in tests, and its generator is seeded, so that a run repeats.
 
-use std::sync::Arc;
+use std::fmt;
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant, SystemTime};
 
+use crossbeam::sync::Parker;
 use rand::SeedableRng;
 use rand::rngs::StdRng;
 
@@ -54,6 +56,16 @@ struct Manual {
     moment_nanos: AtomicU64,
     wall_micros: AtomicI64,
     seed: AtomicU64,
+    idle: OnceLock<Idle>,
+}
+
+/// What a test does while somebody would sleep.
+struct Idle(Box<dyn Fn(Duration) + Send + Sync>);
+
+impl fmt::Debug for Idle {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Idle")
+    }
 }
 
 impl Clock {
@@ -68,7 +80,28 @@ impl Clock {
             moment_nanos: AtomicU64::new(0),
             wall_micros: AtomicI64::new(wall.micros()),
             seed: AtomicU64::new(seed),
+            idle: OnceLock::new(),
         })))
+    }
+
+    /// Has `idle` called with the wait wherever somebody would sleep by this manual clock: a test that runs everything
+    /// on one thread then does what others would, and moves the clock.
+    ///
+    /// # Panics
+    /// On a system clock, and when it was called before.
+    pub fn on_idle(&self, idle: impl Fn(Duration) + Send + Sync + 'static) {
+        let Source::Manual(manual) = &self.0 else {
+            panic!("BUG: only by a manual clock nobody sleeps");
+        };
+        manual.idle.set(Idle(Box::new(idle))).expect("BUG: what to do instead of sleeping is said once");
+    }
+
+    /// Sleeps until the parker is woken or `wait` is over.
+    pub fn park(&self, parker: &Parker, wait: Duration) {
+        match &self.0 {
+            Source::Manual(manual) if let Some(idle) = manual.idle.get() => (idle.0)(wait),
+            Source::System { .. } | Source::Manual(_) => parker.park_timeout(wait),
+        }
     }
 
     #[inline]

@@ -7,6 +7,7 @@ use std::fs::{File, TryLockError};
 use std::net::TcpListener;
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
 use crossbeam::channel::{Receiver, RecvError, RecvTimeoutError, bounded, select};
@@ -33,7 +34,7 @@ use crate::metrics::history::{History, table};
 use crate::metrics::{Business, DiskRoom, HttpFigures, Ledger, Sampler, WriterFigures};
 use crate::settings::{HttpEngine, Settings};
 use crate::status::Status;
-use crate::storage::postgres::embedded::{Cluster, ClusterLimits};
+use crate::storage::postgres::embedded::{Cluster, ClusterError, ClusterLimits, Keeper};
 use crate::storage::postgres::{Limits as StoreLimits, PostgresRepository, Target};
 use crate::storage::{Breaker, BreakerLimits, EventRepository};
 use crate::writer::{BatchLimits, Drain, Links, Writer};
@@ -46,7 +47,11 @@ const JOURNAL_FINISHES: Duration = Duration::from_secs(5);
 const JOURNAL: &str = "journal";
 
 fn stop(cluster: Option<Cluster>) {
-    if let Some(Err(error)) = cluster.map(Cluster::stop) {
+    complain(cluster.map(Cluster::stop));
+}
+
+fn complain(stopped: Option<Result<(), ClusterError>>) {
+    if let Some(Err(error)) = stopped {
         log::error!("the private PostgreSQL cluster did not stop: {error}");
     }
 }
@@ -65,9 +70,12 @@ pub fn run(settings: &Settings, clock: &Clock) -> Result<(), Failed> {
     notice_signals(&lifecycle)?;
     let journal = open_journal(&settings.data_dir)?;
     let (repository, cluster) = open_database(settings, clock)?;
-    let outside = Outside { listeners, policy, identity, repository, journal };
+    let cluster_restarts = Arc::new(AtomicU64::new(0));
+    let keep = |cluster| Keeper::start(cluster, cluster_restarts.clone(), &lifecycle, clock);
+    let keeper = cluster.map(keep).transpose().map_err(Failed::Thread)?;
+    let outside = Outside { listeners, policy, identity, repository, journal, cluster_restarts };
     let served = serve(settings, outside, &lifecycle, &notices, clock);
-    stop(cluster);
+    complain(keeper.map(Keeper::stop));
     served
 }
 
@@ -260,6 +268,8 @@ pub struct Outside {
     pub repository: Arc<dyn EventRepository>,
     /// The journal's directory, and the segments that an earlier process left there.
     pub journal: (Arc<dyn Disk>, Vec<Found>),
+    /// How often a private cluster was started again.
+    pub cluster_restarts: Arc<AtomicU64>,
 }
 
 /// The ledger's first line. Its last is said at the end.
@@ -280,7 +290,8 @@ pub fn serve(
     notices: &Receiver<Notice>,
     clock: &Clock,
 ) -> Result<(), Failed> {
-    let Outside { listeners, policy, identity, repository, journal: (disk, found) } = outside;
+    let Outside { listeners, policy, identity, repository, journal: (disk, found), cluster_restarts } =
+        outside;
     let acceptors = listeners.len();
     let ledger = Arc::new(Ledger::new(acceptors));
     let (buffer, parker) = Buffer::new(stages::buffer_limits(settings), acceptors, ledger.clone());
@@ -296,6 +307,7 @@ pub fn serve(
         writer: Arc::new(WriterFigures::default()),
         http: Arc::new(HttpFigures::new(acceptors, &LABELS)),
         retention: Arc::default(),
+        cluster_restarts,
         connections: Arc::new(Shared::default()),
         business: Arc::new(Business::default()),
         disk: DiskRoom::default(),

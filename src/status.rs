@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use serde::Serialize;
@@ -37,6 +37,8 @@ pub struct Status {
     pub writer: Arc<WriterFigures>,
     pub http: Arc<HttpFigures>,
     pub retention: Arc<RetentionFigures>,
+    /// How often a private cluster was started again.
+    pub cluster_restarts: Arc<AtomicU64>,
     /// What the acceptors count together.
     pub connections: Arc<Shared>,
     pub business: Arc<Business>,
@@ -409,6 +411,7 @@ impl Status {
             writer: &self.writer,
             http: &self.http,
             retention: &self.retention,
+            cluster_restarts: self.cluster_restarts.load(Ordering::Relaxed),
             journal: &self.journal.figures,
         })
     }

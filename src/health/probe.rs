@@ -72,7 +72,7 @@ impl Probe {
             }
         }
         match answer {
-            Ok(()) => self.breaker.succeeded(now),
+            Ok(()) => self.breaker.answered(now),
             Err(_) => self.breaker.failed(now),
         }
     }

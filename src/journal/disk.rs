@@ -39,6 +39,11 @@ pub struct Directory(PathBuf);
 impl Directory {
     pub fn open(path: PathBuf) -> io::Result<Self> {
         fs::create_dir_all(&path)?;
+        // What is synced within is lost all the same if its own name is.
+        if let Some(parent) = path.parent() {
+            let parent = if parent.as_os_str().is_empty() { Path::new(".") } else { parent };
+            fs::File::open(parent)?.sync_all()?;
+        }
         Ok(Self(path))
     }
 

@@ -22,6 +22,8 @@ pub mod segment;
 pub mod sync;
 
 #[cfg(test)]
+mod damage_tests;
+#[cfg(test)]
 mod tests;
 
 use std::fmt;

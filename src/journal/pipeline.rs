@@ -168,16 +168,18 @@ impl Pipeline {
         (tail, stretch)
     }
 
-    /// The sync under way has failed: whatever of the segment was not known to be on disk is in doubt. Gives it out,
-    /// oldest first, and lets go of the segment.
+    /// The sync under way has failed: whatever of the segment was not known to be on disk is in doubt, and so is every
+    /// segment whose name is not, since it may have been the directory's sync, which must not be believed later either.
+    /// Gives it out, oldest first, and lets go of these segments.
     pub(super) fn failed(&mut self, segment: u64) -> Tail {
         let mut doubtful = self.take_in_flight(segment).tail;
-        if let Some(at) = self.open.iter().position(|open| open.segment.number == segment)
-            && let Some(mut open) = self.open.remove(at)
-        {
-            doubtful.blocks.append(&mut open.tail.blocks);
-            doubtful.waiters.append(&mut open.tail.waiters);
+        for open in &mut self.open {
+            if open.segment.number == segment || !open.segment.is_named() {
+                doubtful.blocks.append(&mut open.tail.blocks);
+                doubtful.waiters.append(&mut open.tail.waiters);
+            }
         }
+        self.open.retain(|open| open.segment.number != segment && open.segment.is_named());
         doubtful
     }
 

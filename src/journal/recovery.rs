@@ -6,6 +6,7 @@ use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use crossbeam::sync::Parker;
 
@@ -40,6 +41,12 @@ pub enum StartFailed {
 /// tried, since it is better known now than at the first event; that the disk is full is no reason not to start.
 pub fn adopt(disk: &dyn Disk) -> io::Result<Result<Vec<Found>, StartFailed>> {
     try_to_write(disk)?;
+    // A killed process may not have come to syncing the names of its files. Now, while no segment is made: whoever
+    // synced the directory beside the checkpoint thread and failed would make its next sync a lie.
+    match disk.sync() {
+        Err(error) if error.kind() != io::ErrorKind::StorageFull => return Err(error),
+        Ok(()) | Err(_) => {}
+    }
     let mut found = Vec::new();
     for name in disk.names()? {
         let Some(segment) = segment::number(&name) else {
@@ -100,10 +107,21 @@ impl Recovery {
 
     /// Runs until the server stops.
     pub fn run(mut self) {
-        if !self.found.is_empty() {
-            self.recover();
+        while let Some(wait) = self.tick() {
+            if !wait.is_zero() {
+                self.feed.sleep(wait);
+            }
         }
-        self.feed.refill();
+    }
+
+    /// Brings back all that an earlier process left, or one stretch of what is spilled, waiting for room. Tells when to
+    /// look again; None once the server stops.
+    pub fn tick(&mut self) -> Option<Duration> {
+        if self.found.is_empty() {
+            return self.feed.refill();
+        }
+        self.recover();
+        Some(Duration::ZERO)
     }
 
     fn recover(&mut self) {

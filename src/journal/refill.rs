@@ -97,34 +97,40 @@ pub(super) struct Feed {
 }
 
 impl Feed {
-    /// Brings back what is spilled, whenever something is, until the server stops and nothing is left.
-    pub(super) fn refill(&self) {
+    /// Brings back a stretch of what is spilled, if something is. Tells when to look again; None once the server stops and
+    /// nothing is left.
+    pub(super) fn refill(&self) -> Option<Duration> {
         let spill = self.buffer.spill();
-        while !self.is_over(Origin::Spill) {
-            let Some(mut stretch) = self.journal.stretches.pop() else {
-                spill.disengage();
-                let left = spill.events() > 0;
-                spill.set_hungry(left);
-                self.parker.park_timeout(if left { LOOK_EVERY } else { LOOK_IDLE });
-                continue;
-            };
-            spill.set_hungry(false);
-            match self.read_back(&mut stretch) {
-                Ok(Ok(())) => self.account_for_damage(&stretch),
-                Ok(Err(Stopped)) => return,
-                Err(error) if error.kind() == io::ErrorKind::NotFound => self.account_for_damage(&stretch),
-                // It stays counted as spilled, and in its file.
-                Err(error) => {
-                    self.journal.failed(Op::Read, 0);
-                    log::error!(
-                        segment = stretch.segment, events = stretch.overflow.rows;
-                        "spilled events cannot be read back and are tried again: {error}"
-                    );
-                    self.journal.stretches.push(stretch);
-                    self.parker.park_timeout(READ_AGAIN);
-                }
+        if self.is_over(Origin::Spill) {
+            return None;
+        }
+        let Some(mut stretch) = self.journal.stretches.pop() else {
+            spill.disengage();
+            let left = spill.events() > 0;
+            spill.set_hungry(left);
+            return Some(if left { LOOK_EVERY } else { LOOK_IDLE });
+        };
+        spill.set_hungry(false);
+        match self.read_back(&mut stretch) {
+            Ok(Ok(())) => self.account_for_damage(&stretch),
+            Ok(Err(Stopped)) => return None,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => self.account_for_damage(&stretch),
+            // It stays counted as spilled, and in its file.
+            Err(error) => {
+                self.journal.failed(Op::Read, 0);
+                log::error!(
+                    segment = stretch.segment, events = stretch.overflow.rows;
+                    "spilled events cannot be read back and are tried again: {error}"
+                );
+                self.journal.stretches.push(stretch);
+                return Some(READ_AGAIN);
             }
         }
+        Some(Duration::ZERO)
+    }
+
+    pub(super) fn sleep(&self, wait: Duration) {
+        self.clock.park(&self.parker, wait);
     }
 
     /// Takes off the stretch what has been read of it.
@@ -164,40 +170,32 @@ impl Feed {
         let limits = self.buffer.limits();
         let rows_max = limits.rows_max.min(limits.batch_rows_max);
         let bytes_max = limits.bytes_max.min(limits.batch_bytes_max);
-        // What was spilled is known to lie in its segment, as one block.
-        let mut is_known = origin == Origin::Spill;
         let (mut start, mut end, mut count) = (0, 0, 0);
         for row in rows(bytes) {
             let length = row.bytes().len();
             if count as usize == rows_max || (count > 0 && end - start + length > bytes_max) {
-                self.admit((segment, origin), count, &bytes[start..end], is_known)?;
-                is_known = false;
+                self.admit((segment, origin), count, &bytes[start..end])?;
                 (start, count) = (end, 0);
             }
             end += length;
             count += 1;
         }
-        self.admit((segment, origin), count, &bytes[start..], is_known)
+        self.admit((segment, origin), count, &bytes[start..])?;
+        if origin == Origin::Spill {
+            // It was one block of its segment, which must not go before the last of the pieces is known to be in it.
+            self.journal.note(Note::Settled { segment: Some(segment), blocks: 1 });
+        }
+        Ok(())
     }
 
     /// Waits for room.
-    fn admit(
-        &self,
-        (segment, origin): (u64, Origin),
-        rows: u32,
-        bytes: &[u8],
-        is_known: bool,
-    ) -> Result<(), Stopped> {
+    fn admit(&self, (segment, origin): (u64, Origin), rows: u32, bytes: &[u8]) -> Result<(), Stopped> {
         let mut since: Option<Moment> = None;
         loop {
             if self.is_over(origin) {
                 return Err(Stopped);
             }
-            let note = || {
-                if !is_known {
-                    self.journal.note(Note::Replayed { segment, blocks: 1 });
-                }
-            };
+            let note = || self.journal.note(Note::Replayed { segment, blocks: 1 });
             let now = self.clock.now();
             match self.buffer.admit_read_back(0, rows, bytes, (segment, origin), now, note) {
                 Ok(()) => {
@@ -207,7 +205,7 @@ impl Feed {
                 Err(Full::Now | Full::Closed) => {
                     let waited = now.since(*since.get_or_insert(now));
                     self.journal.figures.stalled.store(waited >= STALLED, Ordering::Release);
-                    self.parker.park_timeout(LOOK_EVERY);
+                    self.sleep(LOOK_EVERY);
                 }
                 Err(Full::Always) => unreachable!("BUG: a piece fits the buffer"),
             }

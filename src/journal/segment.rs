@@ -108,6 +108,11 @@ impl Segment {
         self.length
     }
 
+    /// Whether its name is on disk.
+    pub fn is_named(&self) -> bool {
+        self.named
+    }
+
     /// Whether there is something in it that no sync has begun with.
     pub fn is_dirty(&self) -> bool {
         self.bytes > self.begun

@@ -73,6 +73,7 @@ pub struct View<'a> {
     pub writer: &'a WriterFigures,
     pub http: &'a HttpFigures,
     pub retention: &'a RetentionFigures,
+    pub cluster_restarts: u64,
     pub journal: &'a JournalFigures,
 }
 
@@ -177,6 +178,11 @@ impl View<'_> {
                 "database_connection_status",
                 "Whether the database answered when it was last asked: 1 yes, 0 no.",
                 gauge(f64::from(u8::from(self.database_up))),
+            ),
+            (
+                "embedded_postgres_restarts_total",
+                "Starts of the private cluster after somebody else had ended it.",
+                count(self.cluster_restarts),
             ),
             ("circuit_breaker_state", "0 closed, 1 half-open, 2 open.", gauge(f64::from(self.breaker))),
             (

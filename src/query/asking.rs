@@ -51,12 +51,12 @@ impl Asking {
         }
         let result = call();
         let now = self.clock.now();
-        result.inspect(|_value| self.breaker.succeeded(now)).map_err(|error| {
+        result.inspect(|_value| self.breaker.answered(now)).map_err(|error| {
             let failure = Failure::of(&error);
             match failure {
                 Failure::Unavailable { .. } => self.breaker.failed(now),
                 // The database answered, and that is all the breaker is about.
-                Failure::TooSlow | Failure::Query => self.breaker.succeeded(now),
+                Failure::TooSlow | Failure::Query => self.breaker.answered(now),
             }
             if let Some(held_back) = self.complaint.due(now) {
                 let sqlstate = error.sqlstate.as_deref().unwrap_or("none");

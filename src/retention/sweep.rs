@@ -285,7 +285,7 @@ impl Retention {
         let now = self.clock.now();
         match &result {
             Err(error) if is_away(error) => self.breaker.failed(now),
-            Ok(_) | Err(_) => self.breaker.succeeded(now),
+            Ok(_) | Err(_) => self.breaker.answered(now),
         }
         result.map_err(Halt::Failed)
     }

@@ -56,6 +56,8 @@ pub struct Open {
 pub struct Machine {
     limits: BreakerLimits,
     phase: Phase,
+    /// A fault of the configuration opened it, and whoever met that has not succeeded since.
+    tripped: bool,
     transitions: u64,
 }
 
@@ -68,11 +70,11 @@ enum Phase {
 
 impl Machine {
     pub fn new(limits: BreakerLimits) -> Self {
-        Self { limits, phase: Phase::Closed { failures: 0 }, transitions: 0 }
+        Self { limits, phase: Phase::Closed { failures: 0 }, tripped: false, transitions: 0 }
     }
 
-    /// Whether one may ask the database now. Who is let through must report with [`Self::succeeded`] or
-    /// [`Self::failed`]; a probe that never does is given up after the timeout.
+    /// Whether one may ask the database now. Who is let through must report with [`Self::succeeded`],
+    /// [`Self::answered`] or [`Self::failed`]; a probe that never does is given up after the timeout.
     pub fn admit(&mut self, now: Moment) -> Result<(), Open> {
         match &mut self.phase {
             Phase::Closed { .. } => Ok(()),
@@ -96,8 +98,19 @@ impl Machine {
         }
     }
 
-    pub fn succeeded(&mut self, _now: Moment) {
+    /// The writer's work was done.
+    pub fn succeeded(&mut self, now: Moment) {
+        if !matches!(self.phase, Phase::Open { .. }) {
+            self.tripped = false;
+        }
+        self.answered(now);
+    }
+
+    /// The database answered a query or a ping. After [`Self::trip`] that says nothing of what is wrong with it: it goes
+    /// on being half-open until the writer has succeeded.
+    pub fn answered(&mut self, _now: Moment) {
         match &mut self.phase {
+            Phase::HalfOpen { probe_since, .. } if self.tripped => *probe_since = None,
             Phase::Closed { failures } => *failures = 0,
             Phase::HalfOpen { successes, probe_since } => {
                 *successes += 1;
@@ -126,6 +139,7 @@ impl Machine {
 
     /// Opens at once, for what no retry in a row will mend: a wrong password, a missing table.
     pub fn trip(&mut self, now: Moment) {
+        self.tripped = true;
         if let Phase::Open { since } = &mut self.phase {
             *since = now;
         } else {
@@ -174,6 +188,10 @@ impl Breaker {
 
     pub fn succeeded(&self, now: Moment) {
         self.change(|machine| machine.succeeded(now));
+    }
+
+    pub fn answered(&self, now: Moment) {
+        self.change(|machine| machine.answered(now));
     }
 
     pub fn failed(&self, now: Moment) {
@@ -288,11 +306,26 @@ mod tests {
         assert_eq!((breaker.state(), breaker.transitions()), (State::Open, 1));
     }
 
+    #[test]
+    fn after_a_trip_only_who_met_it_closes_the_breaker() {
+        let mut machine = Machine::new(LIMITS);
+        machine.trip(at(0));
+        for second in [10, 11, 12] {
+            assert_eq!(machine.admit(at(second)), Ok(()));
+            machine.answered(at(second));
+            assert_eq!(machine.state(), State::HalfOpen);
+        }
+        machine.succeeded(at(13));
+        machine.answered(at(14));
+        assert_eq!(machine.state(), State::Closed);
+    }
+
     /// The rules once more, as a reading of the whole history instead of a state kept from step to step.
     #[derive(Clone, Copy, Debug)]
     enum Step {
         Admit,
         Succeed,
+        Answer,
         Fail,
         Trip,
         Wait(u64),
@@ -302,9 +335,15 @@ mod tests {
         let (mut state, mut now, mut entered, mut admitted) = (State::Closed, 0, 0, None);
         let mut recent: Vec<Step> = Vec::new();
         let mut probe: Option<u64> = None;
+        let mut tripped = false;
         for step in history {
             admitted = None;
             let before = state;
+            match (state, *step) {
+                (_, Step::Trip) => tripped = true,
+                (State::Closed | State::HalfOpen, Step::Succeed) => tripped = false,
+                _ => {}
+            }
             match (state, *step) {
                 (_, Step::Wait(seconds)) => now += seconds,
                 (State::Closed, Step::Admit) => admitted = Some(true),
@@ -321,8 +360,8 @@ mod tests {
                         probe = Some(now);
                     }
                 }
-                (State::Open, Step::Succeed | Step::Fail) => {}
-                (State::Closed, Step::Succeed | Step::Fail) => {
+                (State::Open, Step::Succeed | Step::Answer | Step::Fail) => {}
+                (State::Closed, Step::Succeed | Step::Answer | Step::Fail) => {
                     recent.push(*step);
                     let tail = recent.iter().rev().take_while(|step| matches!(step, Step::Fail)).count();
                     if tail >= 3 {
@@ -334,7 +373,8 @@ mod tests {
                     state = State::Open;
                     entered = now;
                 }
-                (State::HalfOpen, Step::Succeed) => {
+                (State::HalfOpen, Step::Answer) if tripped => probe = None,
+                (State::HalfOpen, Step::Succeed | Step::Answer) => {
                     recent.push(*step);
                     probe = None;
                     if recent.len() >= 2 {
@@ -354,6 +394,7 @@ mod tests {
         fn it_does_what_the_rules_say(history in prop::collection::vec(prop_oneof![
             4 => Just(Step::Admit),
             3 => Just(Step::Succeed),
+            3 => Just(Step::Answer),
             4 => Just(Step::Fail),
             1 => Just(Step::Trip),
             3 => (1_u64..15).prop_map(Step::Wait),
@@ -364,6 +405,7 @@ mod tests {
                 let admitted = match step {
                     Step::Admit => Some(machine.admit(at(now)).is_ok()),
                     Step::Succeed => { machine.succeeded(at(now)); None }
+                    Step::Answer => { machine.answered(at(now)); None }
                     Step::Fail => { machine.failed(at(now)); None }
                     Step::Trip => { machine.trip(at(now)); None }
                     Step::Wait(seconds) => { now += seconds; None }

@@ -128,7 +128,10 @@ impl Writer {
         loop {
             match self.tick() {
                 Next::Tick => {}
-                Next::Sleep(until) => self.parker.park_timeout(until.since(self.links.clock.now())),
+                Next::Sleep(until) => {
+                    let clock = &self.links.clock;
+                    clock.park(&self.parker, until.since(clock.now()));
+                }
                 Next::End => return,
             }
         }
@@ -355,7 +358,7 @@ impl Writer {
                 return Ok(());
             }
             let until = deadline.map_or(until, |deadline| until.min(deadline));
-            self.parker.park_timeout(until.since(now));
+            self.links.clock.park(&self.parker, until.since(now));
         }
     }
 }

@@ -52,8 +52,18 @@ impl Bench {
     /// All of it up, with the server reaching its database through the proxy. `fault` is the number and the name in
     /// the table.
     pub(crate) fn start(fault: &'static str, settings: &[(&str, &str)]) -> Self {
+        Self::prepared(fault, settings, |_| ())
+    }
+
+    /// The same, on a database that `prepare` has seen to.
+    pub(crate) fn prepared(
+        fault: &'static str,
+        settings: &[(&str, &str)],
+        prepare: impl FnOnce(&Postgres),
+    ) -> Self {
         let line = Line::of(fault);
         let postgres = Postgres::start();
+        prepare(&postgres);
         let proxy = Proxy::to(postgres.port());
         let url = Postgres::url_through(proxy.port(), "secret");
         let mut all = vec![("DATABASE_URL", url.as_str())];
@@ -64,10 +74,10 @@ impl Bench {
         Self { server, proxy, postgres, line, producer: None, tally: Tally::default() }
     }
 
-    /// And under load: some connections that post single events, and as many that post batches.
+    /// And under a steady load: some connections that post single events, and as many that post batches.
     pub(crate) fn loaded(fault: &'static str, settings: &[(&str, &str)]) -> Self {
         let mut bench = Self::start(fault, settings);
-        bench.load(Manner { connections: 4, batch: 10, durability: None });
+        bench.load(Manner::STEADY);
         bench.keeps_taking(1_000);
         bench
     }
@@ -174,6 +184,12 @@ impl Line {
 
     pub(crate) fn passed(&mut self) {
         self.verdict = "passed".into();
+    }
+
+    /// For sequences of the model.
+    pub(crate) fn passed_model(&mut self, sequences: u64, acknowledged: u64) {
+        self.figures = format!("{sequences}\t{acknowledged}\t0\t0");
+        self.passed();
     }
 
     /// For a fault without a producer.

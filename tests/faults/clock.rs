@@ -38,7 +38,14 @@ fn f25_jumps_of_an_hour_and_a_day_both_ways_stop_nothing_and_repeat_no_id() {
     let clock = Clock::manual(start, 7);
     let serving = {
         let (repository, lifecycle, clock) = (Arc::clone(&repository), lifecycle.clone(), clock.clone());
-        let outside = Outside { listeners, policy, identity: None, repository, journal };
+        let outside = Outside {
+            listeners,
+            policy,
+            identity: None,
+            repository,
+            journal,
+            cluster_restarts: Arc::default(),
+        };
         let body = move || serve(&settings, outside, &lifecycle, &notices, &clock);
         thread::Builder::new().spawn(body).expect("a thread starts")
     };

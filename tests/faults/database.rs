@@ -4,7 +4,10 @@ use std::thread;
 use std::time::Duration;
 
 use crate::bench::{Bench, SETTINGS, at_length, times};
+use crate::disk::Mounted;
 use crate::harness::events::{event_at, id_of, ids_of, keyed};
+use crate::harness::judge::settle_within;
+use crate::harness::producer::Manner;
 use crate::harness::{Postgres, Server, World, event, now, settle, until};
 
 /// Slow enough for a COPY to be met in its middle.
@@ -114,10 +117,31 @@ fn keeps_everything(fault: &'static str, breaks: &str, heals: &str) {
     assert_eq!(bench.postgres.dead(), 0, "nothing is dead-lettered for a fault of the database");
 }
 
+/// The table lies on a small disk of its own, which somebody else fills.
 #[test]
 fn f15_a_full_disk_of_the_database_is_waited_out() {
-    let [breaks, heals] = refusing("53100");
-    keeps_everything("15 database's disk full (53100 raised by a trigger)", &breaks, &heals);
+    let disk = Mounted::tmpfs("size=64m,mode=0755");
+    let place = disk.path().join("space");
+    let mut bench = Bench::prepared("15 database's disk full (53100)", &[], |postgres| {
+        postgres.make_directory(&place);
+        postgres.execute(&format!("CREATE TABLESPACE small LOCATION '{}'", place.display()));
+        postgres.execute("GRANT CREATE ON TABLESPACE small TO aurore");
+        postgres.execute("ALTER ROLE aurore SET default_tablespace = small");
+    });
+    bench.load(Manner::STEADY);
+    let rounds = times(1, 5);
+    for _ in 0..rounds {
+        bench.keeps_taking(500);
+        let ballast = disk.path().join("ballast");
+        drop(std::fs::write(&ballast, vec![1; 80 << 20]));
+        until("PostgreSQL says so", || bench.server.log().contains("sqlstate=53100"));
+        bench.breaker_opens();
+        bench.keeps_taking(500);
+        std::fs::remove_file(&ballast).expect("it can be removed");
+        until("the breaker closes", || bench.server.metric("circuit_breaker_state") == 0);
+    }
+    bench.judge(rounds);
+    assert_eq!(bench.postgres.dead(), 0, "nothing is dead-lettered for a fault of the database");
 }
 
 #[test]
@@ -187,7 +211,7 @@ fn f18_a_password_changed_is_waited_for() {
     let mut bench = Bench::start("18 password changed", &[]);
     bench.postgres.execute("ALTER ROLE aurore PASSWORD 'secret'");
     bench.postgres.demand_password();
-    bench.load(crate::harness::producer::Manner { connections: 4, batch: 10, durability: None });
+    bench.load(Manner::STEADY);
     bench.keeps_taking(500);
     bench.postgres.execute("ALTER ROLE aurore PASSWORD 'another'");
     bench.postgres.end_sessions();
@@ -280,6 +304,34 @@ fn f20_a_cluster_of_our_own_that_hangs_is_noticed_and_loses_nothing() {
     until("the database is back", || server.metric("database_connection_status") == 1);
     assert_eq!(server.metric("events_stored_total"), 101);
     line.passed_after(1, 101);
+}
+
+/// Nobody but the server itself may have ended it, or it is started again.
+#[test]
+fn f12_a_cluster_of_our_own_that_somebody_killed_is_started_again() {
+    let mut line = crate::bench::Line::of("12 embedded cluster killed from outside");
+    let mut server = Server::start(SETTINGS);
+    let rounds = times(2, 8);
+    let mut sent = 0;
+    for round in 0..rounds {
+        for _ in 0..50 {
+            id_of(&server.client().post_json(event("s", "before")));
+        }
+        let postmaster = crate::harness::server::embedded_postmaster(server.data_dir()).expect("it runs");
+        crate::harness::process::signal(["KILL", "QUIT"][round as usize % 2], postmaster);
+        for _ in 0..50 {
+            id_of(&server.client().post_json(event("s", "meanwhile")));
+        }
+        sent += 100;
+        settle_within(Duration::from_mins(2), &server);
+        until("it is counted", || server.metric("embedded_postgres_restarts_total") > u64::from(round));
+        let settled = server.metric("events_stored_total") + server.metric("events_duplicate_total");
+        assert_eq!((settled, server.metric("events_dead_total")), (sent, 0));
+    }
+    let postmaster = crate::harness::server::embedded_postmaster(server.data_dir()).expect("it runs");
+    server.stop();
+    assert!(!crate::harness::process::alive(postmaster), "what the server stops stays stopped");
+    line.passed_after(rounds, sent);
 }
 
 /// The processes of a cluster, stopped until this goes.

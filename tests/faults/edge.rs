@@ -20,7 +20,7 @@ const REFUSAL_MAX: Duration = Duration::from_secs(1);
 fn f32_overload_is_refused_promptly_within_memory_and_recovers() {
     let mut bench = Bench::start("32 overload", &[("BUFFER_MAX_SIZE", "20000"), ("SPILL_MAX_BYTES", "0")]);
     bench.proxy.throttle(DATABASE_BYTES_PER_SECOND);
-    bench.load(Manner { connections: 8, batch: 500, durability: None });
+    bench.load(Manner { connections: 8, batch: 500, ..Manner::STEADY });
     let clock = Clock::system();
     until("the buffer is full", || bench.server.metric("events_dropped_total") > 0);
     let (begin, length) = (clock.now(), seconds(4, 60));

@@ -15,5 +15,6 @@ mod database;
 mod disk;
 mod edge;
 mod judge;
+mod model;
 mod process;
 mod slow;

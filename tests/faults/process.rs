@@ -22,22 +22,26 @@ use crate::harness::{Client, event, until};
 /// a busy machine adds to it.
 const WINDOW: Duration = Duration::from_millis(10 + 90);
 
-const LOAD: Manner = Manner { connections: 4, batch: 10, durability: None };
+const LOAD: Manner = Manner::STEADY;
 
-/// Kills the server at random moments under load, and judges all of its lives together.
+/// Kills the server at random moments under full load, and judges all of its lives together.
 #[track_caller]
-fn killed(fault: &'static str, setting: &str, header: Option<&'static str>, window: Duration) {
+fn killed(fault: &'static str, rounds: u32, setting: &str, header: Option<&'static str>, window: Duration) {
     let mut bench = Bench::start(fault, &[("DURABILITY", setting)]);
-    let rounds = times(3, 50);
     let clock = Clock::system();
     // By id: whether its loss is inside the window of its life.
     let mut forgiven = std::collections::HashSet::new();
+    // Events acknowledged a second, in each life.
+    let mut rates = Vec::new();
     for _ in 0..rounds {
-        bench.load(Manner { durability: header, ..LOAD });
+        let began = clock.now();
+        bench.load(Manner { durability: header, ..Manner::FULL });
         bench.keeps_taking(200);
-        let pause = rand::RngExt::random_range(&mut clock.rng(), 0..300);
+        let pause = rand::RngExt::random_range(&mut clock.rng(), 0..150);
         thread::sleep(Duration::from_millis(pause));
         let killed_at: Moment = bench.producer().now();
+        let taken = u32::try_from(bench.producer().acknowledged()).expect("a life is short");
+        rates.push(f64::from(taken) / clock.now().since(began).as_secs_f64());
         bench.server.kill();
         let tally = bench.unload();
         let late = |at: &Moment| *at > killed_at || killed_at.since(*at) <= window;
@@ -47,32 +51,41 @@ fn killed(fault: &'static str, setting: &str, header: Option<&'static str>, wind
         bench.forget_times();
         bench.server.start_again();
     }
+    rates.sort_by(f64::total_cmp);
+    println!(
+        "{fault}: {rounds} kills under {:.0} to {:.0} events/s, {:.0} in the middle",
+        rates[0],
+        rates[rates.len() - 1],
+        rates[rates.len() / 2]
+    );
     bench.judge_killed(rounds, |_, id| forgiven.contains(id));
 }
 
 #[test]
 fn f01_kill_9_at_memory_loses_no_more_than_its_window() {
-    killed("1 kill -9 under load, memory", "memory", None, WINDOW);
+    killed("1 kill -9 under load, memory", times(3, 100), "memory", None, WINDOW);
 }
 
 #[test]
 fn f01_kill_9_at_written_loses_nothing() {
-    killed("1 kill -9 under load, written", "written", None, Duration::ZERO);
+    killed("1 kill -9 under load, written", times(3, 100), "written", None, Duration::ZERO);
 }
 
 #[test]
 fn f01_kill_9_at_synced_loses_nothing() {
-    killed("1 kill -9 under load, synced", "synced", None, Duration::ZERO);
+    killed("1 kill -9 under load, synced", times(3, 100), "synced", None, Duration::ZERO);
 }
 
 #[test]
 fn f01_kill_9_at_written_by_header_loses_nothing() {
-    killed("1 kill -9 under load, written by header", "memory", Some("written"), Duration::ZERO);
+    let rounds = times(2, 20);
+    killed("1 kill -9 under load, written by header", rounds, "memory", Some("written"), Duration::ZERO);
 }
 
 #[test]
 fn f01_kill_9_at_synced_by_header_loses_nothing() {
-    killed("1 kill -9 under load, synced by header", "memory", Some("synced"), Duration::ZERO);
+    let rounds = times(2, 20);
+    killed("1 kill -9 under load, synced by header", rounds, "memory", Some("synced"), Duration::ZERO);
 }
 
 #[test]
@@ -159,7 +172,14 @@ fn f04_a_writer_that_panics_ends_the_process_and_its_202s() {
     let data = TempDir::new();
     let journal = open_journal(data.path()).expect("the directory is empty");
     let policy = policy(&settings, &lifecycle).expect("no file is named");
-    let outside = Outside { listeners, policy, identity: None, repository: faulty, journal };
+    let outside = Outside {
+        listeners,
+        policy,
+        identity: None,
+        repository: faulty,
+        journal,
+        cluster_restarts: Arc::default(),
+    };
     let serving = thread::Builder::new()
         .spawn(move || serve(&settings, outside, &lifecycle, &notices, &clock))
         .expect("a thread starts");
@@ -219,7 +239,7 @@ fn f05_within_its_memory_a_full_buffer_refuses_and_the_process_lives() {
     // Nobody is connected yet, and the buffer is empty.
     limit(bench.server.pid(), &format!("--as={}:", (kib + 128 * 1024) * 1024));
     bench.proxy.fall_silent();
-    bench.load(Manner { connections: 8, batch: 1_000, durability: None });
+    bench.load(Manner { connections: 8, batch: 1_000, ..Manner::STEADY });
     until("the buffer is full", || bench.server.metric("events_dropped_total") > 1_000);
     bench.proxy.heal();
     bench.keeps_taking(5_000);

@@ -67,6 +67,14 @@ impl Postgres {
         format!("postgresql://aurore:{password}@127.0.0.1:{port}/aurore?sslmode=disable")
     }
 
+    /// A directory of the database's own user.
+    pub(crate) fn make_directory(&self, path: &Path) {
+        fs::create_dir(path).expect("it can be made");
+        if is_root() {
+            run(Command::new("chown").arg("postgres").arg(path), "chown failed");
+        }
+    }
+
     /// From now on the server's user must show a password over TCP.
     pub(crate) fn demand_password(&self) {
         let rules = "local all postgres trust\nhost all all 127.0.0.1/32 scram-sha-256\n";

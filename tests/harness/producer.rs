@@ -12,7 +12,6 @@ use aurore_events::clock::{Clock, Moment};
 use super::client::{Client, JSON, NDJSON, request};
 use super::events::{event, id_of, ids_of};
 
-/// Between two posts of a connection: thousands of events a second in all, and the machine stays usable.
 const PACE: Duration = Duration::from_millis(1);
 /// After a refusal or a broken connection.
 const PAUSE: Duration = Duration::from_millis(10);
@@ -33,6 +32,15 @@ pub(crate) struct Manner {
     pub(crate) batch: usize,
     /// The header `Durability`, when there is to be one.
     pub(crate) durability: Option<&'static str>,
+    /// Between two posts of a connection.
+    pub(crate) pace: Duration,
+}
+
+impl Manner {
+    /// Thousands of events a second, and the machine stays usable.
+    pub(crate) const STEADY: Self = Self { connections: 4, batch: BATCH, durability: None, pace: PACE };
+    /// As fast as the server answers.
+    pub(crate) const FULL: Self = Self { connections: 8, batch: 20, durability: None, pace: Duration::ZERO };
 }
 
 /// What a producer knows in the end.
@@ -71,7 +79,7 @@ impl Tally {
 impl Producer {
     /// Half of the connections post single events, half batches as NDJSON.
     pub(crate) fn start(address: SocketAddr, connections: usize) -> Self {
-        Self::start_as(address, Manner { connections, batch: BATCH, durability: None })
+        Self::start_as(address, Manner { connections, ..Manner::STEADY })
     }
 
     pub(crate) fn start_as(address: SocketAddr, manner: Manner) -> Self {
@@ -162,7 +170,9 @@ fn produce(
             acknowledged.fetch_add(size as u64, Ordering::Relaxed);
             tally.at.extend(ids.iter().map(|id| (id.clone(), now)));
             tally.acknowledged.extend(ids.into_iter().zip(messages));
-            thread::sleep(PACE);
+            if !manner.pace.is_zero() {
+                thread::sleep(manner.pace);
+            }
         } else {
             tally.slowest_refusal = tally.slowest_refusal.max(clock.now().since(asked));
             if reply.header("connection").is_some_and(|value| value.eq_ignore_ascii_case("close")) {

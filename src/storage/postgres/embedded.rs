@@ -3,9 +3,11 @@
 //! It listens on a socket only, belongs to an unprivileged user, and is started and stopped with the server. One that
 //! an earlier server left running, because it was killed, is taken over. Nothing here weakens durability.
 //!
-//! `programs` finds PostgreSQL's programs, `home` prepares the directories and whose they are.
+//! `programs` finds PostgreSQL's programs, `home` prepares the directories and whose they are, `keeper` starts again
+//! what somebody else has ended.
 
 mod home;
+mod keeper;
 mod programs;
 
 use std::fs::{self, File};
@@ -18,6 +20,7 @@ use std::time::Duration;
 use postgres::{Client, NoTls};
 
 use self::home::Home;
+pub use self::keeper::Keeper;
 use self::programs::Programs;
 use super::error::chain;
 use super::target::Target;
@@ -163,7 +166,7 @@ impl Cluster {
         }
         let mut cluster =
             Self { home, programs, limits, settings, shared_buffers_mb, child: None, running: true };
-        let mut client = cluster.await_answer(clock)?;
+        let mut client = cluster.await_answer(clock, &|| false)?;
         create_database(&mut client)?;
         Ok(cluster)
     }
@@ -186,6 +189,21 @@ impl Cluster {
     /// Ends it: fast, which rolls back what is open, and after the timeout at once, which the next start recovers from.
     pub fn stop(mut self) -> Result<(), ClusterError> {
         self.end()
+    }
+
+    /// Whether the postmaster is there.
+    fn is_running(&mut self) -> bool {
+        match &mut self.child {
+            Some(child) => matches!(child.try_wait(), Ok(None)),
+            None => self.home.postmaster().is_some(),
+        }
+    }
+
+    /// Starts it again after it has ended, and waits until it answers.
+    fn revive(&mut self, clock: &Clock, is_stopped: &dyn Fn() -> bool) -> Result<(), ClusterError> {
+        self.child = None;
+        self.running = true;
+        self.await_answer(clock, is_stopped).map(drop)
     }
 
     fn end(&mut self) -> Result<(), ClusterError> {
@@ -213,8 +231,9 @@ impl Cluster {
         run("pg_ctl", &mut command)
     }
 
-    /// Connects, starting the postmaster when none is there, until it answers or the time is over.
-    fn await_answer(&mut self, clock: &Clock) -> Result<Client, ClusterError> {
+    /// Connects, starting the postmaster when none is there, until it answers, the time is over or nobody wants it any
+    /// more.
+    fn await_answer(&mut self, clock: &Clock, is_stopped: &dyn Fn() -> bool) -> Result<Client, ClusterError> {
         let deadline = clock.now().plus(self.limits.start_timeout);
         loop {
             let why = match self.connect("postgres") {
@@ -238,7 +257,7 @@ impl Cluster {
             } else if self.child.is_none() && self.home.postmaster().is_none() {
                 self.child = Some(self.launch()?);
             }
-            self.give_up_after(deadline, clock.now(), &why)?;
+            self.give_up_after(if is_stopped() { Moment::ZERO } else { deadline }, clock.now(), &why)?;
             std::thread::sleep(RETRY);
         }
     }
