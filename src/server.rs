@@ -117,6 +117,7 @@ pub fn open_journal(data_dir: &Path) -> Result<(Arc<dyn Disk>, Vec<Found>), Fail
     let failed = |error| Failed::from(StartFailed::Io { path: path.clone(), error });
     let disk = Directory::open(path.clone()).map_err(failed)?;
     let found = journal::adopt(&disk).map_err(failed)??;
+    say_what_is_found(&found);
     Ok((Arc::new(disk), found))
 }
 
@@ -290,8 +291,8 @@ pub fn serve(
     notices: &Receiver<Notice>,
     clock: &Clock,
 ) -> Result<(), Failed> {
-    let Outside { listeners, policy, identity, repository, journal: (disk, found), cluster_restarts } =
-        outside;
+    let Outside { listeners, policy, identity, repository, journal, cluster_restarts } = outside;
+    let (disk, found) = journal;
     let acceptors = listeners.len();
     let ledger = Arc::new(Ledger::new(acceptors));
     let (buffer, parker) = Buffer::new(stages::buffer_limits(settings), acceptors, ledger.clone());
@@ -341,7 +342,6 @@ pub fn serve(
     };
     let kept = (journal.clone(), buffer.clone());
     let checkpoint = Checkpoint::new(kept, disk.clone(), limits, clock.clone(), parkers.checkpoint, &found);
-    say_what_is_found(&found);
     let syncer = Syncer::new(journal.clone(), disk.clone());
     let lookup = Lookup { journal: journal.clone(), disk: disk.clone(), buffer: buffer.clone() };
     let recovery = Recovery::new(

@@ -579,7 +579,12 @@ impl World {
                 *lock(&life.job) = Some(job);
             }
         });
-        if !ticked || life.failures() > failures || life.journal.trouble().is_some() {
+        if !ticked {
+            return;
+        }
+        if life.failures() > failures || life.journal.trouble().is_some() {
+            // What is in doubt is written again: its time begins anew.
+            lock(&self.weather).checkpoints.clear();
             return;
         }
         let mut book = lock(&self.book);

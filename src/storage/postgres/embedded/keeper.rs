@@ -34,15 +34,13 @@ impl Keeper {
         clock: &Clock,
     ) -> io::Result<Self> {
         let (stop, stopped) = bounded::<()>(0);
-        let (give_back, given_back) = bounded(1);
+        let (kept, end) = bounded(1);
         let clock = clock.clone();
         lifecycle.spawn_task("cluster", move || {
-            let kept = keep(cluster, &stopped, &restarts, &clock);
-            if let Err(unwanted) = give_back.send(kept) {
-                drop(unwanted);
-            }
+            // With nobody left to take it, it is dropped, which ends it.
+            kept.send(keep(cluster, &stopped, &restarts, &clock)).unwrap_or_else(drop);
         })?;
-        Ok(Self { stop, cluster: given_back })
+        Ok(Self { stop, cluster: end })
     }
 
     /// Ends the cluster.
