@@ -8,8 +8,8 @@ use std::sync::Arc;
 use aurore_events::event::{EventId, Timestamp};
 use aurore_events::journal::disk::{Disk, File};
 use aurore_events::storage::{
-    Day, DeadLetter, EventRepository, Filter, Found, HourCount, Page, StoreError, StorePath, Stored,
-    Sweeping, Totals,
+    Chunk, Day, DeadLetter, EventRepository, Filter, Found, HourCount, Page, StoreError, StorePath, Stored,
+    Sweeping, Tidied, Totals,
 };
 
 use super::files::Files;
