@@ -4,14 +4,13 @@
 
 use std::sync::Arc;
 
-use rand::rngs::StdRng;
-
 use crate::access::{self, Area, Gate, Grant, Origins};
 use crate::buffer::{Buffer, Full, RowBlock};
 use crate::clock::{Clock, Moment};
+use crate::gateway::pages::{Outcome, Pages};
 use crate::http::accept::preferred;
 use crate::http::gzip;
-use crate::http::router::{self, Route};
+use crate::http::router::{self, GatewayPage, Route};
 use crate::http::{Answer, Handler, Headers, Method, Promise, Request, Response};
 use crate::ingest::{
     self, Call, Coding, DecompressLimits, Decompressor, Form, Ingest, Limits, Undecodable, problem,
@@ -41,8 +40,11 @@ pub struct Api {
     durability: Level,
     /// Whether somebody waits since the turn began.
     waiting: bool,
+    /// The same of the gateway's log.
+    gateway_waiting: bool,
     status: Arc<Status>,
     line: Line,
+    pages: Pages,
     figures: Arc<HttpFigures>,
     clock: Clock,
 }
@@ -53,30 +55,32 @@ impl Api {
         gate: Gate,
         limits: Limits,
         durability: Level,
-        rng: StdRng,
         status: Arc<Status>,
         line: Line,
+        pages: Pages,
     ) -> Self {
         Self {
             acceptor,
             gate,
-            ingest: Ingest::new(limits, rng),
+            ingest: Ingest::new(limits, status.clock.rng()),
             decompressor: Decompressor::new(DecompressLimits::new(limits.plain_bytes_max)),
             buffer: status.buffer.clone(),
             journal: status.journal.clone(),
             durability,
             waiting: false,
+            gateway_waiting: false,
             figures: status.http.clone(),
             clock: status.clock.clone(),
             status,
             line,
+            pages,
         }
     }
 
     /// Answers what needs no database.
     fn answer(&mut self, route: &Route<'_>, grant: &Grant, request: &Request<'_>, response: &mut Response) {
         match route {
-            Route::PostEvents | Route::ListEvents | Route::GetEvent(_) | Route::Stats => {
+            Route::PostEvents | Route::ListEvents | Route::GetEvent(_) | Route::Stats | Route::Gateway(_) => {
                 unreachable!("BUG: these may be answered later")
             }
             Route::Live => Status::live(response),
@@ -278,6 +282,58 @@ impl Api {
         }
     }
 
+    /// The metrics gateway's pages.
+    fn gateway(
+        &mut self,
+        page: &GatewayPage<'_>,
+        grant: &Grant,
+        request: &Request<'_>,
+        (index, started): (usize, Moment),
+        response: &mut Response,
+    ) -> Answer {
+        let phase = self.status.lifecycle.phase();
+        match page {
+            GatewayPage::Healthy => {
+                gateway_word(response);
+                return Answer::Ready;
+            }
+            GatewayPage::Ready => {
+                self.status.ready(response);
+                if response.status == 200 {
+                    response.body.clear();
+                    gateway_word(response);
+                }
+                return Answer::Ready;
+            }
+            GatewayPage::Push | GatewayPage::Group(_) | GatewayPage::Remove | GatewayPage::Wipe => {
+                if phase > Phase::Serving {
+                    problem::shutting_down(response, RESTART_S);
+                    return Answer::Ready;
+                }
+            }
+            GatewayPage::Pushed | GatewayPage::Groups | GatewayPage::Status => {}
+        }
+        if let Some(asked) = Pages::asked(page, request.headers) {
+            let headers = response.headers.clone();
+            let promise = || self.counted_promise(request, grant, headers, index, started);
+            return self.pages.ask(asked, response, promise);
+        }
+        let front = response.headers.len();
+        match self.pages.answer(page, grant, request, &mut self.decompressor, response) {
+            Outcome::Ready => Answer::Ready,
+            Outcome::When(level) => {
+                // Whatever the answer comes to be, it begins with what the gate has to say.
+                let front = response.headers.drain(..front).collect();
+                let promise = self.counted_promise(request, grant, front, index, started);
+                let answer = std::mem::take(response);
+                let told = move |holds| promise.fulfil(if holds { answer } else { unreached() });
+                self.pages.gateway().when(level, Box::new(told));
+                self.gateway_waiting = true;
+                Answer::Later
+            }
+        }
+    }
+
     fn metrics(&self, request: &Request<'_>, response: &mut Response) {
         const OFFERS: [&str; 3] = ["application/json", "text/plain", "application/openmetrics-text"];
         let accept = request.headers.get("Accept").and_then(|accept| str::from_utf8(accept).ok());
@@ -304,6 +360,9 @@ impl Handler for Api {
             }
             (Some(grant), Ok(route @ (Route::ListEvents | Route::GetEvent(_) | Route::Stats))) => {
                 self.query(&route, &grant, request, started, response)
+            }
+            (Some(grant), Ok(Route::Gateway(page))) => {
+                self.gateway(&page, &grant, request, (index, started), response)
             }
             (Some(grant), Ok(Route::PostEvents)) => {
                 let front = response.headers.len();
@@ -337,12 +396,34 @@ impl Handler for Api {
         if std::mem::take(&mut self.waiting) {
             self.journal.wake();
         }
+        if std::mem::take(&mut self.gateway_waiting) {
+            self.pages.gateway().wake();
+        }
     }
 
     /// The engine refused a request that never came to be one.
     fn refused(&mut self, status: u16) {
         self.count(Method::Other, router::OTHER, status, self.clock.now());
     }
+}
+
+/// What Pushgateway answers when all is well.
+fn gateway_word(response: &mut Response) {
+    response.content_type = "text/plain; charset=utf-8";
+    response.body.extend_from_slice(b"OK");
+}
+
+/// A push whose durability could not be reached.
+fn unreached() -> Response {
+    let mut response = Response::default();
+    problem::answer_later(
+        &mut response,
+        problem::Kind::JournalUnavailable,
+        "the durability asked for could not be reached; the push may hold all the same, so that only one with an \
+         idempotency key, or one that replaces what was there, can be sent again without being counted twice",
+        JOURNAL_RETRY_S,
+    );
+    response
 }
 
 fn undecodable(refused: Undecodable, response: &mut Response) {
@@ -362,6 +443,12 @@ fn area(route: Option<&Route<'_>>) -> Area {
             Area::HealthDetails
         }
         Route::Metrics | Route::MetricsPrometheus => Area::Metrics,
+        Route::Gateway(page) => match page {
+            GatewayPage::Push | GatewayPage::Group(_) => Area::Ingest,
+            GatewayPage::Pushed | GatewayPage::Groups | GatewayPage::Status => Area::Metrics,
+            GatewayPage::Healthy | GatewayPage::Ready => Area::Probe,
+            GatewayPage::Remove | GatewayPage::Wipe => Area::Admin,
+        },
         Route::Console | Route::Options(_) => Area::Public,
     }
 }

@@ -47,6 +47,7 @@ fn main() -> ExitCode {
         Task::History => server::history(&settings).map(|table| print(&table)),
         Task::JournalInspect => server::inspect_journal(&settings),
         Task::Dead(task) => server::dead(&settings, &clock, &task),
+        Task::GatewayCompare(task) => server::compare(&task),
         Task::Serve | Task::CheckConfig | Task::CreateToken(_) => server::run(&settings, &clock),
     };
     match done {

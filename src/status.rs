@@ -9,6 +9,7 @@ use serde::Serialize;
 
 use crate::buffer::Buffer;
 use crate::clock::{Clock, Moment};
+use crate::gateway::Gateway;
 use crate::health::{Condition, Database, Facts};
 use crate::http::{Response, Shared};
 use crate::journal::Journal;
@@ -31,6 +32,7 @@ const TOP_SERVICES: usize = 10;
 pub struct Status {
     pub buffer: Arc<Buffer>,
     pub journal: Arc<Journal>,
+    pub gateway: Arc<Gateway>,
     pub ledger: Arc<Ledger>,
     pub sampler: Arc<Sampler>,
     pub writer: Arc<WriterFigures>,
@@ -319,6 +321,7 @@ impl Status {
             http: &self.http,
             retention: &self.retention,
             journal: &self.journal.figures,
+            gateway: &self.gateway,
         })
     }
 }

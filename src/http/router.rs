@@ -1,6 +1,10 @@
 //! Which page a request asks for. The one place that knows the paths; it knows nothing of what answers them.
 
+mod gateway;
+
 use std::borrow::Cow;
+
+pub use gateway::GatewayPage;
 
 use super::Method;
 use super::refusal::Refusal;
@@ -22,13 +26,15 @@ pub enum Route<'a> {
     HealthDetailed,
     Metrics,
     MetricsPrometheus,
+    /// The metrics gateway's.
+    Gateway(GatewayPage<'a>),
     Console,
     /// OPTIONS, with the methods of the path: 204 and `Allow`.
     Options(&'static str),
 }
 
 /// The pages as they stand in the documentation: a label of bounded range. The last is for what is no page.
-pub const LABELS: [&str; 15] = [
+pub const LABELS: [&str; 23] = [
     "/events",
     "/events/{event_id}",
     "/stats",
@@ -41,6 +47,14 @@ pub const LABELS: [&str; 15] = [
     "/health/detailed",
     "/metrics",
     "/metrics/prometheus",
+    gateway::LABELS[0],
+    gateway::LABELS[1],
+    gateway::LABELS[2],
+    gateway::LABELS[3],
+    gateway::LABELS[4],
+    gateway::LABELS[5],
+    gateway::LABELS[6],
+    gateway::LABELS[7],
     "/",
     "options",
     "other",
@@ -64,8 +78,9 @@ impl Route<'_> {
             Self::HealthDetailed => 9,
             Self::Metrics => 10,
             Self::MetricsPrometheus => 11,
-            Self::Console => 12,
-            Self::Options(_) => 13,
+            Self::Gateway(page) => 12 + page.index(),
+            Self::Console => 20,
+            Self::Options(_) => 21,
         }
     }
 }
@@ -93,7 +108,8 @@ pub fn route(method: Method, path: &str) -> Result<Route<'_>, Refusal> {
         "*" => return Ok(Route::Options(READ_AND_POST)),
         _ => match path.strip_prefix("/events/") {
             Some(id) if !id.is_empty() && !id.contains('/') => Route::GetEvent(decode(id)?),
-            Some(_) | None => return Err(NOT_FOUND),
+            Some(_) => return Err(NOT_FOUND),
+            None => return gateway::route(method, path),
         },
     };
     match method {
@@ -193,6 +209,12 @@ mod tests {
         ] {
             assert_eq!(LABELS[route(Method::Get, path).unwrap().index()], path);
         }
+        for path in ["/metrics/pushed", "/-/healthy", "/-/ready", "/api/v1/metrics", "/api/v1/status"] {
+            assert_eq!(LABELS[route(Method::Get, path).unwrap().index()], path);
+        }
+        assert_eq!(LABELS[route(Method::Put, "/metrics/job/a").unwrap().index()], "/metrics/job/{job}");
+        assert_eq!(LABELS[route(Method::Post, "/metrics/push").unwrap().index()], "/metrics/push");
+        assert_eq!(LABELS[route(Method::Put, "/api/v1/admin/wipe").unwrap().index()], "/api/v1/admin/wipe");
         assert_eq!(LABELS[route(Method::Get, "/events/x").unwrap().index()], "/events/{event_id}");
         assert_eq!(LABELS[route(Method::Options, "*").unwrap().index()], "options");
         assert_eq!(LABELS[OTHER], "other");

@@ -20,6 +20,7 @@ use super::rates::{Rates, float};
 use super::retention::RetentionFigures;
 use super::writer::WriterFigures;
 use crate::event::Timestamp;
+use crate::gateway::Gateway;
 use crate::http::Shared;
 use crate::journal::{Figures as JournalFigures, Op};
 
@@ -64,6 +65,7 @@ pub struct View<'a> {
     pub http: &'a HttpFigures,
     pub retention: &'a RetentionFigures,
     pub journal: &'a JournalFigures,
+    pub gateway: &'a Gateway,
 }
 
 impl View<'_> {
@@ -88,6 +90,7 @@ impl View<'_> {
         families.extend(self.retention());
         families.push(self.dropped());
         families.extend(journal(self.journal));
+        families.extend(self.gateway.figures.families(self.gateway.forwards()));
         families.extend(self.writer.processing_ms.collect());
         families.extend(self.writer.insert_ms.collect());
         families.extend(self.business.map(business).into_iter().flatten());

@@ -7,6 +7,8 @@ use std::process::ExitCode;
 
 use crate::access::tokens::Mistakes;
 use crate::dead::DeadError;
+use crate::gateway::compare::CompareError;
+use crate::gateway::recovery;
 use crate::http::tls::IdentityError;
 use crate::journal::StartFailed;
 use crate::storage::StoreError;
@@ -45,6 +47,10 @@ pub enum Failed {
     #[error("the journal is damaged")]
     JournalDamaged,
     #[error("{0}")]
+    Gateway(#[from] recovery::StartFailed),
+    #[error("{0}")]
+    Compare(#[from] CompareError),
+    #[error("{0}")]
     Dead(Box<DeadError>),
     #[error("there is no database: DATABASE_URL is not set, and {0} holds no cluster")]
     NoCluster(PathBuf),
@@ -78,6 +84,8 @@ impl Failed {
             | Self::Command(_)
             | Self::Journal(_)
             | Self::JournalDamaged
+            | Self::Gateway(_)
+            | Self::Compare(_)
             | Self::Dead(_)
             | Self::NoCluster(_)
             | Self::Interrupted(_)
