@@ -255,7 +255,10 @@ pub fn write_float(out: &mut String, value: f64) {
         out.push_str("NaN");
     } else if value.is_infinite() {
         out.push_str(if value > 0.0 { "+Inf" } else { "-Inf" });
-    } else if value == 0.0 || (1e-4..1e6).contains(&value.abs()) {
+    } else if value == 0.0 {
+        // Without the sign that it may have.
+        out.push('0');
+    } else if (1e-4..1e6).contains(&value.abs()) {
         // From 21 digits on the exponent would be shorter for an integer; below it, never.
         text(out, format_args!("{value}"));
     } else {
@@ -321,7 +324,7 @@ mod tests {
     fn numbers_are_written_as_go_writes_them() {
         for (value, text) in [
             (0.0, "0"),
-            (-0.0, "-0"),
+            (-0.0, "0"),
             (1.0, "1"),
             (-2.5, "-2.5"),
             (123_456.0, "123456"),
