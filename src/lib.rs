@@ -42,3 +42,5 @@ pub mod gateway;
 pub mod health;
 
 pub mod status;
+
+pub mod console;

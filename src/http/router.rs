@@ -8,6 +8,7 @@ pub use gateway::GatewayPage;
 
 use super::Method;
 use super::refusal::Refusal;
+use crate::console::Page;
 
 /// A page of this server.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -28,13 +29,14 @@ pub enum Route<'a> {
     MetricsPrometheus,
     /// The metrics gateway's.
     Gateway(GatewayPage<'a>),
-    Console,
+    /// For people.
+    Console(Page),
     /// OPTIONS, with the methods of the path: 204 and `Allow`.
     Options(&'static str),
 }
 
 /// The pages as they stand in the documentation: a label of bounded range. The last is for what is no page.
-pub const LABELS: [&str; 23] = [
+pub const LABELS: [&str; 26] = [
     "/events",
     "/events/{event_id}",
     "/stats",
@@ -56,6 +58,9 @@ pub const LABELS: [&str; 23] = [
     gateway::LABELS[6],
     gateway::LABELS[7],
     "/",
+    "/docs",
+    "/openapi.json",
+    "assets",
     "options",
     "other",
 ];
@@ -79,8 +84,13 @@ impl Route<'_> {
             Self::Metrics => 10,
             Self::MetricsPrometheus => 11,
             Self::Gateway(page) => 12 + page.index(),
-            Self::Console => 20,
-            Self::Options(_) => 21,
+            Self::Console(Page::Live) => 20,
+            Self::Console(Page::Docs) => 21,
+            Self::Console(Page::OpenApi) => 22,
+            Self::Console(
+                Page::LiveStyle | Page::LiveScript | Page::DocsStart | Page::DocsStyle | Page::DocsScript,
+            ) => 23,
+            Self::Options(_) => 24,
         }
     }
 }
@@ -103,7 +113,14 @@ pub fn route(method: Method, path: &str) -> Result<Route<'_>, Refusal> {
         "/health/detailed" => Route::HealthDetailed,
         "/metrics" => Route::Metrics,
         "/metrics/prometheus" => Route::MetricsPrometheus,
-        "/" => Route::Console,
+        "/" => Route::Console(Page::Live),
+        "/console/page.css" => Route::Console(Page::LiveStyle),
+        "/console/page.js" => Route::Console(Page::LiveScript),
+        "/docs" => Route::Console(Page::Docs),
+        "/docs/start.js" => Route::Console(Page::DocsStart),
+        "/docs/swagger-ui.css" => Route::Console(Page::DocsStyle),
+        "/docs/swagger-ui-bundle.js" => Route::Console(Page::DocsScript),
+        "/openapi.json" => Route::Console(Page::OpenApi),
         // The server as a whole.
         "*" => return Ok(Route::Options(READ_AND_POST)),
         _ => match path.strip_prefix("/events/") {
@@ -181,8 +198,8 @@ mod tests {
         check(Get, "/events/", &Err((404, "")));
         check(Get, "/events/a/b", &Err((404, "")));
         check(Get, "/eventsx", &Err((404, "")));
-        check(Get, "/", &Ok(Route::Console));
-        check(Head, "/", &Ok(Route::Console));
+        check(Get, "/", &Ok(Route::Console(Page::Live)));
+        check(Head, "/docs", &Ok(Route::Console(Page::Docs)));
         check(Delete, "/live", &Err((405, READ)));
         check(Other, "/metrics", &Err((405, READ)));
         check(Other, "/nothing", &Err((404, "")));
@@ -206,6 +223,8 @@ mod tests {
             "/metrics",
             "/metrics/prometheus",
             "/",
+            "/docs",
+            "/openapi.json",
         ] {
             assert_eq!(LABELS[route(Method::Get, path).unwrap().index()], path);
         }
