@@ -118,7 +118,7 @@ struct Bench {
 fn start(disk: &Arc<Unreliable>, clock: &Clock, lifetimes: Lifetimes, limits: LogLimits) -> Bench {
     let mut state = State::new(Keys::new(KEYS));
     let found = recovery::read(&**disk, &mut state, clock.now()).unwrap();
-    state.bound(Limits { series_max: 1000, bytes_max: 1 << 20 }, names::OWN);
+    state.bound(Limits { series_max: 10_000, bytes_max: 16 << 20 }, names::OWN);
     let (gateway, parker) = Gateway::new(state, lifetimes, None, clock.clone());
     let log = Changelog::new(gateway.clone(), disk.clone(), limits, clock.clone(), parker, &found);
     Bench { gateway, log, found }
