@@ -26,8 +26,8 @@ const QUEUE_BYTES_MAX: usize = 64 << 20;
 const TIMEOUT: Duration = Duration::from_secs(10);
 const BACKOFF_FIRST: Duration = Duration::from_millis(100);
 const BACKOFF_LONGEST: Duration = Duration::from_secs(30);
-/// How often an idle thread looks whether it is to end.
-const IDLE: Duration = Duration::from_millis(500);
+/// How often an idle thread looks for a push, and whether it is to end.
+const IDLE: Duration = Duration::from_millis(50);
 const COMPLAIN_EVERY: Duration = Duration::from_mins(1);
 
 /// The job of a series of `POST /metrics/push` that has none: a Pushgateway must have one.
@@ -179,8 +179,7 @@ impl Forwarder {
                 if ending {
                     return;
                 }
-                ending =
-                    ended(IDLE.min(if figures.sent.load(Ordering::Relaxed) == 0 { IDLE } else { IDLE / 10 }));
+                ending = ended(IDLE);
                 continue;
             };
             let mut backoff = BACKOFF_FIRST;

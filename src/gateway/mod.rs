@@ -312,8 +312,12 @@ impl Gateway {
 
     /// `POST /metrics/push`: each good metric is added to its series, once for each key.
     pub fn push_sums(&self, pushed: Pushed, key: Option<Key>) -> Result<Summed, Refused> {
+        let refuse = || {
+            self.figures.refused(Reason::Log, 1);
+            Err(Refused::LogUnavailable)
+        };
         if !self.promises() {
-            return Err(Refused::LogUnavailable);
+            return refuse();
         }
         let times = self.times();
         let Pushed { additions, mut errors, rejected } = pushed;
@@ -323,7 +327,8 @@ impl Gateway {
         let start = record::begin_sum(&mut record);
         let mut inner = self.lock();
         if inner.records.bytes() > PENDING_BYTES_MAX {
-            return Err(Refused::LogUnavailable);
+            drop(inner);
+            return refuse();
         }
         if let Some(verdict) = key.and_then(|key| inner.state.keys().get(&key, times.0)) {
             self.figures.repeated.fetch_add(1, Ordering::Relaxed);

@@ -406,7 +406,7 @@ impl State {
         };
         let kind_of = |name: &str| pushed.get(name).copied().or_else(|| others(name));
         for (name, kind) in pushed {
-            if self.own.binary_search(name).is_ok() {
+            if self.is_own(name) {
                 return Err(Conflict::Own((*name).to_owned()));
             }
             if let Some(other) = others(name).filter(|other| other != kind) {
@@ -434,6 +434,12 @@ impl State {
             }
         }
         Ok(())
+    }
+
+    /// Whether a name is of a metric of this server's, or of a part of one.
+    fn is_own(&self, name: &str) -> bool {
+        let bases = ["_count", "_sum", "_bucket"].iter().filter_map(|suffix| name.strip_suffix(suffix));
+        bases.chain([name]).any(|name| self.own.binary_search(&name).is_ok())
     }
 
     /// Marks all series of these families as there, or none.
