@@ -168,7 +168,9 @@ mod tests {
 
     fn file(records: &[&[u8]]) -> Vec<u8> {
         let mut bytes = HEADER.encode().to_vec();
-        records.iter().for_each(|record| frame(&mut bytes, 7, HEADER.tag, record));
+        for record in records {
+            frame(&mut bytes, 7, HEADER.tag, record);
+        }
         bytes
     }
 

@@ -304,7 +304,7 @@ pub(super) mod encode {
                     match family.kind {
                         Kind::Gauge => 2,
                         Kind::Counter => 3,
-                        _ => 5,
+                        Kind::Untyped | Kind::Summary | Kind::Histogram => 5,
                     }
                 }
                 Value::Summary(summary) => {
@@ -377,7 +377,9 @@ mod tests {
     #[test]
     fn messages_are_read_as_they_were_written_and_cut_ones_are_refused() {
         let mut body = Vec::new();
-        families().iter().for_each(|family| encode::family(&mut body, family, None));
+        for family in &families() {
+            encode::family(&mut body, family, None);
+        }
         let parsed = parse(&body).unwrap();
         assert_eq!(parsed.families, families());
         assert!(!parsed.timestamps && parsed.flaw.is_none());

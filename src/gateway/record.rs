@@ -332,7 +332,7 @@ mod tests {
                         (1.0, 2.0),
                         true,
                         families.iter().map(|(name, block)| (name.as_str(), block)),
-                    )
+                    );
                 }),
             ),
             (Record::Delete { key: "k".into() }, written(&|out| delete(out, "k"))),
@@ -340,7 +340,9 @@ mod tests {
                 Record::Sum { key: Some(([7; 16], verdict)), series: blocks() },
                 written(&|out| {
                     let start = begin_sum(out);
-                    blocks().iter().for_each(|(name, block)| summed(out, name, block));
+                    for (name, block) in &blocks() {
+                        summed(out, name, block);
+                    }
                     finish_sum(out, start, 3, Some(([7; 16], verdict)));
                 }),
             ),

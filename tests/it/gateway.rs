@@ -186,6 +186,10 @@ fn a_key_counts_once_also_after_a_kill() {
     assert_eq!(world.server.metric("gateway_repeated_total"), 1);
 }
 
+fn spawn<T: Send + 'static>(body: impl FnOnce() -> T + Send + 'static) -> thread::JoinHandle<T> {
+    thread::Builder::new().spawn(body).expect("a thread starts")
+}
+
 /// Increments that were answered, and how many more were sent without an answer.
 struct Counted {
     answered: AtomicU64,
@@ -235,7 +239,7 @@ fn increments_from_sixteen_connections_add_up_across_a_kill() {
     let threads: Vec<_> = (0..CONNECTIONS)
         .map(|connection| {
             let (address, counted) = (address.clone(), counted.clone());
-            thread::spawn(move || increment(&address, connection, each, &counted))
+            spawn(move || increment(&address, connection, each, &counted))
         })
         .collect();
     let half = (CONNECTIONS * each / 2) as u64;
@@ -362,12 +366,13 @@ fn a_scrape_beside_pushes_sees_each_group_whole() {
     let address = world.server.address();
     let stop = Arc::new(AtomicU64::new(0));
     let told = stop.clone();
-    let pusher = thread::spawn(move || {
+    let pusher = spawn(move || {
         let mut client = Client::connect(address);
         let mut nth = 0_u64;
         while told.load(Ordering::Relaxed) == 0 {
             nth += 1;
-            let body: String = (0..200).map(|family| format!("family_{family:03} {nth}\n")).collect();
+            let lines: Vec<String> = (0..200).map(|family| format!("family_{family:03} {nth}")).collect();
+            let body = lines.join("\n") + "\n";
             assert_eq!(put(&mut client, "whole", &body).status, 200);
         }
         nth
@@ -408,7 +413,7 @@ fn scopes_decide_who_pushes_who_scrapes_and_who_deletes() {
         create("all", "admin", &[]),
         create("some", "ingest", &["shop"]),
     ];
-    let lines: String = made.iter().map(|(_, line)| format!("{line}\n")).collect();
+    let lines = made.iter().map(|(_, line)| line.as_str()).collect::<Vec<_>>().join("\n") + "\n";
     std::fs::write(&file, lines).expect("a file can be written");
     let world = World::start(&[("AUTH_TOKENS_FILE", &file.display().to_string())]);
     let mut client = world.server.client();

@@ -267,8 +267,7 @@ fn the_listing_has_the_shape_of_pushgateways() {
         let parts: Vec<String> = ["a", "h", "s"]
             .iter()
             .flat_map(|name| {
-                [&group[*name]["type"], &group[*name]["help"], &group[*name]["metrics"]]
-                    .map(|part| sorted(part))
+                [&group[*name]["type"], &group[*name]["help"], &group[*name]["metrics"]].map(sorted)
             })
             .collect();
         found.push((sorted(&group["labels"]), parts));
