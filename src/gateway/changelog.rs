@@ -99,11 +99,13 @@ pub struct Changelog {
     retry_at: Moment,
     /// What is in memory is not all on disk: only a snapshot makes it so.
     whole_needed: bool,
+    /// A damaged file is to make way for a snapshot of what is left. What is written meanwhile holds all the same.
+    snapshot_wanted: bool,
     complaint: Thinned,
 }
 
 impl Changelog {
-    /// `logs` are those that the state was read from, with their bytes; `damaged` when not all of it could be.
+    /// Goes on from what the state was read from.
     pub fn new(
         gateway: Arc<Gateway>,
         disk: Arc<dyn Disk>,
@@ -127,7 +129,8 @@ impl Changelog {
             logs: found.logs.clone(),
             snapshot_bytes: found.snapshot_bytes,
             next_number: found.next_number,
-            whole_needed: found.damaged,
+            whole_needed: false,
+            snapshot_wanted: found.damaged,
             complaint: Thinned::new(COMPLAIN_EVERY),
         }
     }
@@ -208,7 +211,8 @@ impl Changelog {
         }
         if self.snapshot.is_some() {
             self.go_on(finishing && self.whole_needed)?;
-        } else if due && self.is_worth_a_snapshot() {
+        } else if self.snapshot_wanted || due && self.is_worth_a_snapshot() {
+            self.snapshot_wanted = false;
             self.sync()?;
             let (view, records, waiters) = self.gateway.take_view();
             let written = self.append(&records).and_then(|()| self.sync());
