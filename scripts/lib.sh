@@ -37,16 +37,25 @@ need_postgres() {
   install_packages postgresql
 }
 
-# Installs Prometheus, its Alertmanager and PostgreSQL's exporter unless they are there. The packages would start services
+# Installs Prometheus, its Alertmanager, its Pushgateway and PostgreSQL's exporter unless they are there. The packages would start services
 # of their own, which nobody here needs: on a machine with a service manager they are stopped again.
 need_prometheus() {
   local name missing=()
-  for name in prometheus prometheus-alertmanager prometheus-postgres-exporter; do
+  for name in prometheus prometheus-alertmanager prometheus-pushgateway prometheus-postgres-exporter; do
     command -v "$name" >/dev/null || missing+=("$name")
   done
   if [ "${#missing[@]}" -eq 0 ]; then return; fi
   install_packages "${missing[@]}"
   if [ -d /run/systemd/system ] && [ "$(id -u)" -eq 0 ]; then systemctl disable --now "${missing[@]}" >&2; fi
+}
+
+# Installs the client libraries that push to a Pushgateway: Python's, and Node's into the build's directory.
+need_push_clients() {
+  /usr/bin/python3 -c 'import prometheus_client' 2>/dev/null || install_packages python3 python3-prometheus-client
+  local clients=${CARGO_TARGET_DIR:-target}/clients
+  if [ ! -d "$clients/node_modules/prom-client" ] && command -v npm >/dev/null; then
+    npm install --silent --no-audit --no-fund --prefix "$clients" prom-client >&2 || say "prom-client could not be installed"
+  fi
 }
 
 # Installs what checks a compose file, unless it is there: no engine is needed for that.

@@ -2,24 +2,25 @@
 //!
 //! Runs on the acceptor and must not block: what needs the database goes to the reader threads.
 
+mod gateway;
 mod intake;
 
 use std::sync::Arc;
 
-use rand::rngs::StdRng;
-
 use crate::access::{self, Area, Gate, Grant, Origins};
 use crate::clock::{Clock, Moment};
 use crate::console;
+use crate::gateway::pages::Pages;
 use crate::http::accept::preferred;
 use crate::http::gzip;
-use crate::http::router::{self, Route};
+use crate::http::router::{self, GatewayPage, Route};
 use crate::http::{Answer, Handler, Headers, Method, Promise, Request, Response, Unfinished};
 use crate::ingest::Limits;
 use crate::journal::Level;
 use crate::metrics::HttpFigures;
 use crate::query::{Entrance, Format, How, Query};
 use crate::status::{Part, Status};
+use gateway::Pushes;
 use intake::{Intake, Posted, Upload};
 
 /// The label of a single event's page.
@@ -32,6 +33,7 @@ pub struct Api {
     acceptor: usize,
     gate: Gate,
     intake: Intake,
+    pushes: Pushes,
     status: Arc<Status>,
     queries: Entrance,
     figures: Arc<HttpFigures>,
@@ -53,14 +55,15 @@ impl Api {
         gate: Gate,
         limits: Limits,
         durability: Level,
-        rng: StdRng,
         status: Arc<Status>,
         queries: Entrance,
+        pages: Pages,
     ) -> Self {
         Self {
             acceptor,
             gate,
-            intake: Intake::new(acceptor, limits, durability, rng, status.clone()),
+            intake: Intake::new(acceptor, limits, durability, status.clock.rng(), status.clone()),
+            pushes: Pushes::new(pages, limits.plain_bytes_max),
             figures: status.http.clone(),
             clock: status.clock.clone(),
             status,
@@ -71,7 +74,7 @@ impl Api {
     /// Answers what needs no database.
     fn answer(&mut self, route: &Route<'_>, grant: &Grant, request: &Request<'_>, response: &mut Response) {
         match route {
-            Route::PostEvents | Route::ListEvents | Route::GetEvent(_) | Route::Stats => {
+            Route::PostEvents | Route::ListEvents | Route::GetEvent(_) | Route::Stats | Route::Gateway(_) => {
                 unreachable!("BUG: these may be answered later")
             }
             Route::Live => Status::live(response),
@@ -226,6 +229,9 @@ impl Handler for Api {
             (Some(grant), Ok(route @ (Route::ListEvents | Route::GetEvent(_) | Route::Stats))) => {
                 self.query(&route, &grant, request, started, response)
             }
+            (Some(grant), Ok(Route::Gateway(page))) => {
+                self.gateway(&page, &grant, request, (index, started), response)
+            }
             (Some(grant), Ok(Route::PostEvents)) => {
                 let front = response.headers.len();
                 let posted = self.intake.post(grant.services.as_deref(), request, response);
@@ -259,6 +265,7 @@ impl Handler for Api {
 
     fn turn_ended(&mut self) {
         self.intake.turn_ended();
+        self.pushes.turn_ended();
     }
 
     /// The engine refused a request that never came to be one.
@@ -291,6 +298,12 @@ fn area(route: Option<&Route<'_>>) -> Area {
             Area::HealthDetails
         }
         Route::Metrics | Route::MetricsPrometheus => Area::Metrics,
+        Route::Gateway(page) => match page {
+            GatewayPage::Push | GatewayPage::Group(_) => Area::Ingest,
+            GatewayPage::Pushed | GatewayPage::Groups | GatewayPage::Status => Area::Metrics,
+            GatewayPage::Healthy | GatewayPage::Ready => Area::Probe,
+            GatewayPage::Remove | GatewayPage::Wipe => Area::Admin,
+        },
         Route::Console(_) | Route::Options(_) => Area::Public,
     }
 }

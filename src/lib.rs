@@ -38,6 +38,8 @@ pub mod retention;
 
 pub mod metrics;
 
+pub mod gateway;
+
 pub mod health;
 
 pub mod status;

@@ -48,6 +48,7 @@ fn main() -> ExitCode {
         Task::JournalInspect => server::inspect_journal(&settings),
         Task::Counts(task) => server::counts(&settings, &clock, task),
         Task::Dead(task) => server::dead(&settings, &clock, &task),
+        Task::GatewayCompare(task) => server::compare(&task),
         Task::Serve | Task::CheckConfig | Task::CreateToken(_) => server::run(&settings, &clock),
     };
     match done {

@@ -22,6 +22,8 @@ use crate::buffer::Buffer;
 use crate::clock::Clock;
 use crate::counts::CountsTask;
 use crate::dead::DeadTask;
+use crate::gateway::compare::CompareTask;
+use crate::gateway::pages::Pages;
 use crate::health::Database;
 use crate::http::router::LABELS;
 use crate::http::tls::Identity;
@@ -196,6 +198,11 @@ impl CommandDatabase {
     }
 }
 
+/// `aurore-events gateway compare`.
+pub fn compare(task: &CompareTask) -> Result<(), Failed> {
+    Ok(task.run(&mut std::io::stdout().lock())?)
+}
+
 /// Keeps two servers from sharing a directory. The lock ends with the process, however that ends.
 fn lock_data_dir(path: &Path) -> Result<File, Failed> {
     let failed = |error| Failed::DataDir { path: path.to_owned(), error };
@@ -284,6 +291,7 @@ fn say_what_is_found(found: &[Found]) {
 }
 
 /// Serves until a notice says to stop.
+#[expect(clippy::too_many_lines, reason = "the wiring is one list, and reads best as one")]
 pub fn serve(
     settings: &Settings,
     outside: Outside,
@@ -300,7 +308,9 @@ pub fn serve(
     let (journal, parkers) = Journal::new(acceptors);
     let journal = Arc::new(journal);
     let breaker = breaker(settings);
+    let (gateway, gateway_parts) = stages::gateway(settings, clock)?;
     let status = Arc::new(Status {
+        gateway: gateway.clone(),
         buffer: buffer.clone(),
         journal: journal.clone(),
         ledger: ledger.clone(),
@@ -357,17 +367,22 @@ pub fn serve(
     lifecycle.spawn_task("recovery", move || recovery.run()).map_err(Failed::Thread)?;
     let writer_ended = stages::start_writer(Writer::new(links, parker, batch), lifecycle)?;
     let stop_helpers = stages::start_helpers(settings, &status, &repository)?;
+    let (scrapes, gateway_running) =
+        stages::start_gateway(settings, &gateway, gateway_parts, lifecycle, clock)?;
     let queries = stages::start_readers(settings, repository, breaker, lookup, lifecycle, clock)?;
 
     let address =
         listeners[0].local_addr().map_err(|error| Failed::Listen { address: settings.address(), error })?;
     let limits = stages::ingest_limits(settings);
     let api = {
-        let (status, clock) = (status.clone(), clock.clone());
+        let status = status.clone();
         let durability = settings.durability;
+        let (started_at, flags) = (clock.wall(), settings.shown.clone().into());
         move |acceptor: usize| {
             let gate = Gate::new(policy.clone());
-            Api::new(acceptor, gate, limits, durability, clock.rng(), status.clone(), queries.clone())
+            let pages =
+                Pages::new(gateway.clone(), scrapes.clone(), durability, started_at, Arc::clone(&flags));
+            Api::new(acceptor, gate, limits, durability, status.clone(), queries.clone(), pages)
         }
     };
     let (remotes, acceptors_ended) = match settings.http_engine {
@@ -385,7 +400,16 @@ pub fn serve(
     let scheme = if identity.is_some() { "https" } else { "http" };
     log::info!(acceptors = acceptors, engine:? = settings.http_engine; "listening on {scheme}://{address}");
 
-    let running = Running { status, drain, remotes, acceptors_ended, writer_ended, journal_ended, notices };
+    let running = Running {
+        status,
+        drain,
+        remotes,
+        acceptors_ended,
+        writer_ended,
+        journal_ended,
+        gateway: gateway_running,
+        notices,
+    };
     let stopped = running.until_stopped(settings.shutdown_timeout);
     drop(stop_helpers);
     stopped
@@ -399,6 +423,7 @@ struct Running<'a> {
     acceptors_ended: Receiver<()>,
     writer_ended: Receiver<()>,
     journal_ended: Receiver<()>,
+    gateway: stages::GatewayRunning,
     notices: &'a Receiver<Notice>,
 }
 
@@ -420,6 +445,8 @@ impl Running<'_> {
             recv(self.notices) -> notice => return Err(self.at_once(notice)),
             default(timeout.min(ACCEPTORS_FINISH)) => self.remotes.iter().for_each(Remote::end),
         }
+        // No more pushes either: what was pushed is written while the writer drains.
+        self.status.gateway.finish();
         buffer.close();
         self.drain.by(deadline);
         buffer.wake_writer();
@@ -432,6 +459,7 @@ impl Running<'_> {
         }
         let left = self.status.ledger.balance().buffered();
         let kept = self.finish_journal();
+        self.finish_gateway();
         let balance = self.status.ledger.balance();
         log::info!(
             received = balance.received, stored = balance.stored, duplicate = balance.duplicate,
@@ -456,12 +484,22 @@ impl Running<'_> {
         ended && journal.promises(Level::Synced)
     }
 
+    /// Has what was pushed written and synced.
+    fn finish_gateway(&self) {
+        self.status.gateway.finish();
+        let ended = self.gateway.ended.recv_timeout(JOURNAL_FINISHES) == Err(RecvTimeoutError::Disconnected);
+        if !(ended && self.status.gateway.promises()) {
+            log::error!("what was pushed last could not be written to disk");
+        }
+    }
+
     /// The two ways to end without a drain: a thread died, or a second signal came.
     fn at_once(&self, notice: Result<Notice, RecvError>) -> Failed {
         match notice {
             Ok(Notice::ThreadDied { name }) => Failed::ThreadDied(name),
             Ok(Notice::Stop) | Err(RecvError) => {
                 self.finish_journal();
+                self.finish_gateway();
                 Failed::Interrupted(self.status.ledger.balance().buffered())
             }
         }

@@ -5,6 +5,7 @@
 //! file, the file over the default. Mistakes are collected and reported together.
 
 mod edge;
+mod gateway;
 mod task;
 
 use std::collections::HashMap;
@@ -15,6 +16,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 pub use edge::Edge;
+pub use gateway::{Gateway, http_url};
 pub use task::Task;
 
 use clap::parser::ValueSource;
@@ -45,6 +47,7 @@ pub struct Settings {
     pub idle_timeout: Duration,
     pub slow_reader_timeout: Duration,
     pub edge: Edge,
+    pub gateway: Gateway,
     /// None: a private cluster in the data directory.
     pub database_url: Option<String>,
     pub db_pool_max: u32,
@@ -263,9 +266,9 @@ const SETTINGS: &[Setting] = &[
     setting("LOG_FORMAT", "logfmt", "Shape of a log line: logfmt or json"),
 ];
 
-/// All settings; those of the edge stand behind the others.
+/// All settings; those of the edge and of the gateway stand behind the others.
 fn all() -> impl Iterator<Item = &'static Setting> {
-    SETTINGS.iter().chain(edge::SETTINGS)
+    SETTINGS.iter().chain(edge::SETTINGS).chain(gateway::SETTINGS)
 }
 
 impl Settings {
@@ -320,6 +323,7 @@ impl Settings {
             idle_timeout: from.millis("IDLE_TIMEOUT_MS", 1..=HOUR_MS),
             slow_reader_timeout: from.millis("SLOW_READER_TIMEOUT_MS", 1..=HOUR_MS),
             edge: Edge::read(from),
+            gateway: Gateway::read(from),
             database_url: Some(from.text("DATABASE_URL")).filter(|url| !url.is_empty()),
             db_pool_max: from.number("DB_POOL_MAX", 2..=1000),
             data_dir: PathBuf::from(from.text("DATA_DIR")),
@@ -422,7 +426,8 @@ impl Reader<'_> {
 
     fn shown(&self, name: &str) -> String {
         let text = self.text(name);
-        let text = if name == "DATABASE_URL" { without_password(&text) } else { text };
+        let secret = name == "DATABASE_URL" || name == "PUSHGATEWAY_URL" && !text.is_empty();
+        let text = if secret { without_password(&text) } else { text };
         format!("{name}={text}")
     }
 

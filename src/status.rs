@@ -10,6 +10,7 @@ use serde::Serialize;
 
 use crate::buffer::Buffer;
 use crate::clock::{Clock, Moment};
+use crate::gateway::Gateway;
 use crate::health::{Condition, Database, Facts};
 use crate::http::{Response, Shared};
 use crate::journal::Journal;
@@ -32,6 +33,7 @@ const TOP_SERVICES: usize = 10;
 pub struct Status {
     pub buffer: Arc<Buffer>,
     pub journal: Arc<Journal>,
+    pub gateway: Arc<Gateway>,
     pub ledger: Arc<Ledger>,
     pub sampler: Arc<Sampler>,
     pub writer: Arc<WriterFigures>,
@@ -413,6 +415,7 @@ impl Status {
             retention: &self.retention,
             cluster_restarts: self.cluster_restarts.load(Ordering::Relaxed),
             journal: &self.journal.figures,
+            gateway: &self.gateway,
         })
     }
 }

@@ -38,10 +38,12 @@ pub enum Area {
     Ingest,
     Query,
     Metrics,
+    /// What takes away what others have brought.
+    Admin,
 }
 
 impl Area {
-    const ALL: [Self; 7] = [
+    const ALL: [Self; 8] = [
         Self::Probe,
         Self::Public,
         Self::Health,
@@ -49,6 +51,7 @@ impl Area {
         Self::Ingest,
         Self::Query,
         Self::Metrics,
+        Self::Admin,
     ];
 
     /// What a token must allow to be let in.
@@ -58,6 +61,7 @@ impl Area {
             Self::HealthDetails | Self::Metrics => Some(Scope::Metrics),
             Self::Ingest => Some(Scope::Ingest),
             Self::Query => Some(Scope::Query),
+            Self::Admin => Some(Scope::Admin),
         }
     }
 }
@@ -75,7 +79,7 @@ impl Rates {
     /// The limits of an area, each with the name that its header has and its number in the table.
     fn of(self, area: Area) -> impl Iterator<Item = (u8, &'static str, Rate)> {
         let own = match area {
-            Area::Probe | Area::Public | Area::Ingest | Area::Metrics => None,
+            Area::Probe | Area::Public | Area::Ingest | Area::Metrics | Area::Admin => None,
             Area::Health | Area::HealthDetails => self.health.map(|rate| (1, "health", rate)),
             Area::Query => self.query.map(|rate| (2, "query", rate)),
         };

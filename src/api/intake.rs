@@ -20,9 +20,9 @@ use crate::metrics::Reason;
 use crate::status::Status;
 
 /// Seconds after which another server, or this one restarted, may take what a stopping one refused.
-const RESTART_S: u64 = 5;
+pub(super) const RESTART_S: u64 = 5;
 /// Seconds after which a journal that failed may work again.
-const JOURNAL_RETRY_S: u64 = 5;
+pub(super) const JOURNAL_RETRY_S: u64 = 5;
 /// A plain body of no more is decoded at once: some 400 us. What is longer is read in slices of as much.
 const DECODED_BYTES: usize = 256 * 1024;
 /// A compressed body of no more is tried at once: it has most likely...

@@ -1,6 +1,10 @@
 //! Which page a request asks for. The one place that knows the paths; it knows nothing of what answers them.
 
+mod gateway;
+
 use std::borrow::Cow;
+
+pub use gateway::GatewayPage;
 
 use super::Method;
 use super::refusal::Refusal;
@@ -23,6 +27,8 @@ pub enum Route<'a> {
     HealthDetailed,
     Metrics,
     MetricsPrometheus,
+    /// The metrics gateway's.
+    Gateway(GatewayPage<'a>),
     /// For people.
     Console(Page),
     /// OPTIONS, with the methods of the path: 204 and `Allow`.
@@ -30,7 +36,7 @@ pub enum Route<'a> {
 }
 
 /// The pages as they stand in the documentation: a label of bounded range. The last is for what is no page.
-pub const LABELS: [&str; 18] = [
+pub const LABELS: [&str; 26] = [
     "/events",
     "/events/{event_id}",
     "/stats",
@@ -43,6 +49,14 @@ pub const LABELS: [&str; 18] = [
     "/health/detailed",
     "/metrics",
     "/metrics/prometheus",
+    gateway::LABELS[0],
+    gateway::LABELS[1],
+    gateway::LABELS[2],
+    gateway::LABELS[3],
+    gateway::LABELS[4],
+    gateway::LABELS[5],
+    gateway::LABELS[6],
+    gateway::LABELS[7],
     "/",
     "/docs",
     "/openapi.json",
@@ -69,13 +83,14 @@ impl Route<'_> {
             Self::HealthDetailed => 9,
             Self::Metrics => 10,
             Self::MetricsPrometheus => 11,
-            Self::Console(Page::Live) => 12,
-            Self::Console(Page::Docs) => 13,
-            Self::Console(Page::OpenApi) => 14,
+            Self::Gateway(page) => 12 + page.index(),
+            Self::Console(Page::Live) => 20,
+            Self::Console(Page::Docs) => 21,
+            Self::Console(Page::OpenApi) => 22,
             Self::Console(
                 Page::LiveStyle | Page::LiveScript | Page::DocsStart | Page::DocsStyle | Page::DocsScript,
-            ) => 15,
-            Self::Options(_) => 16,
+            ) => 23,
+            Self::Options(_) => 24,
         }
     }
 }
@@ -110,7 +125,8 @@ pub fn route(method: Method, path: &str) -> Result<Route<'_>, Refusal> {
         "*" => return Ok(Route::Options(READ_AND_POST)),
         _ => match path.strip_prefix("/events/") {
             Some(id) if !id.is_empty() && !id.contains('/') => Route::GetEvent(decode(id)?),
-            Some(_) | None => return Err(NOT_FOUND),
+            Some(_) => return Err(NOT_FOUND),
+            None => return gateway::route(method, path),
         },
     };
     match method {
@@ -212,6 +228,12 @@ mod tests {
         ] {
             assert_eq!(LABELS[route(Method::Get, path).unwrap().index()], path);
         }
+        for path in ["/metrics/pushed", "/-/healthy", "/-/ready", "/api/v1/metrics", "/api/v1/status"] {
+            assert_eq!(LABELS[route(Method::Get, path).unwrap().index()], path);
+        }
+        assert_eq!(LABELS[route(Method::Put, "/metrics/job/a").unwrap().index()], "/metrics/job/{job}");
+        assert_eq!(LABELS[route(Method::Post, "/metrics/push").unwrap().index()], "/metrics/push");
+        assert_eq!(LABELS[route(Method::Put, "/api/v1/admin/wipe").unwrap().index()], "/api/v1/admin/wipe");
         assert_eq!(LABELS[route(Method::Get, "/events/x").unwrap().index()], "/events/{event_id}");
         assert_eq!(LABELS[route(Method::Options, "*").unwrap().index()], "options");
         assert_eq!(LABELS[OTHER], "other");

@@ -118,7 +118,7 @@ impl Form {
 
 impl Coding {
     /// `Content-Encoding` is a list, in the order in which the codings were put on, and may stand more than once.
-    fn read(headers: Headers<'_>) -> Result<Self, CallRefused> {
+    pub fn read(headers: Headers<'_>) -> Result<Self, CallRefused> {
         let mut coding = Self::Identity;
         for name in headers.all("Content-Encoding").flat_map(|value| value.split(|byte| *byte == b',')) {
             let name = name.trim_ascii();

@@ -13,14 +13,14 @@ use crate::event::METADATA_DEPTH_MAX;
 /// The bytes are not JSON.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{what} at byte {at}")]
-pub(super) struct Syntax {
-    pub(super) at: usize,
-    pub(super) what: &'static str,
+pub(crate) struct Syntax {
+    pub(crate) at: usize,
+    pub(crate) what: &'static str,
 }
 
 /// JSON that PostgreSQL would refuse.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub(super) enum Fault {
+pub(crate) enum Fault {
     #[error("holds the character U+0000 (\\u0000), which PostgreSQL cannot store")]
     Nul,
     #[error("holds half of a surrogate pair (\\ud800 to \\udfff), which is no character")]
@@ -42,32 +42,32 @@ pub(super) enum Fault {
 
 /// A string, without its quotes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) struct Text {
-    pub(super) start: usize,
-    pub(super) end: usize,
+pub(crate) struct Text {
+    pub(crate) start: usize,
+    pub(crate) end: usize,
     /// Bytes once unescaped. Without escapes this is `end - start`.
-    pub(super) bytes: usize,
-    pub(super) fault: Option<Fault>,
+    pub(crate) bytes: usize,
+    pub(crate) fault: Option<Fault>,
 }
 
 impl Text {
     #[inline]
-    pub(super) fn escaped(&self) -> bool {
+    pub(crate) fn escaped(&self) -> bool {
         self.bytes != self.end - self.start
     }
 }
 
 /// A value of any kind, from its first byte to after its last.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Value {
-    pub(super) start: usize,
-    pub(super) end: usize,
-    pub(super) fault: Option<Fault>,
+pub(crate) struct Value {
+    pub(crate) start: usize,
+    pub(crate) end: usize,
+    pub(crate) fault: Option<Fault>,
 }
 
 /// Where the scan stands.
 #[derive(Debug)]
-pub(super) struct Scanner<'a> {
+pub(crate) struct Scanner<'a> {
     bytes: &'a [u8],
     at: usize,
 }
@@ -76,7 +76,7 @@ pub(super) struct Scanner<'a> {
 const END: u8 = 0;
 
 impl<'a> Scanner<'a> {
-    pub(super) fn new(bytes: &'a [u8]) -> Self {
+    pub(crate) fn new(bytes: &'a [u8]) -> Self {
         Self { bytes, at: 0 }
     }
 
@@ -90,24 +90,24 @@ impl<'a> Scanner<'a> {
     }
 
     #[inline]
-    pub(super) fn slice(&self, start: usize, end: usize) -> &'a [u8] {
+    pub(crate) fn slice(&self, start: usize, end: usize) -> &'a [u8] {
         &self.bytes[start..end]
     }
 
     #[inline]
-    pub(super) fn source(&self) -> &'a [u8] {
+    pub(crate) fn source(&self) -> &'a [u8] {
         self.bytes
     }
 
     /// The byte here; 0 at the end.
     #[inline]
-    pub(super) fn peek(&self) -> u8 {
+    pub(crate) fn peek(&self) -> u8 {
         self.bytes.get(self.at).copied().unwrap_or(END)
     }
 
     /// Skips white space and gives the byte after it; 0 at the end.
     #[inline]
-    pub(super) fn next_token(&mut self) -> u8 {
+    pub(crate) fn next_token(&mut self) -> u8 {
         loop {
             let byte = self.peek();
             if !matches!(byte, b' ' | b'\n' | b'\r' | b'\t') {
@@ -119,24 +119,24 @@ impl<'a> Scanner<'a> {
 
     /// Steps over the byte that [`Self::peek`] or [`Self::next_token`] gave, which was not the end.
     #[inline]
-    pub(super) fn step(&mut self) {
+    pub(crate) fn step(&mut self) {
         debug_assert!(self.at < self.bytes.len(), "BUG: a step past the end");
         self.at += 1;
     }
 
     #[inline]
-    pub(super) fn done(&self) -> bool {
+    pub(crate) fn done(&self) -> bool {
         self.at >= self.bytes.len()
     }
 
     #[cold]
-    pub(super) fn error(&self, what: &'static str) -> Syntax {
+    pub(crate) fn error(&self, what: &'static str) -> Syntax {
         Syntax { at: self.at, what: if self.done() { "the JSON ends too early," } else { what } }
     }
 
     /// Steps over white space and `wanted`.
     #[inline]
-    pub(super) fn expect(&mut self, wanted: u8, what: &'static str) -> Result<(), Syntax> {
+    pub(crate) fn expect(&mut self, wanted: u8, what: &'static str) -> Result<(), Syntax> {
         if self.next_token() == wanted && wanted != END {
             self.at += 1;
             Ok(())
@@ -147,7 +147,7 @@ impl<'a> Scanner<'a> {
 
     /// The string whose opening quote is here.
     #[inline]
-    pub(super) fn string(&mut self) -> Result<Text, Syntax> {
+    pub(crate) fn string(&mut self) -> Result<Text, Syntax> {
         debug_assert_eq!(self.peek(), b'"', "BUG: no string here");
         let start = self.at + 1;
         self.at = find_special(self.bytes, start);
@@ -186,7 +186,7 @@ impl<'a> Scanner<'a> {
 
     /// The value that begins here, of any kind and depth.
     #[inline]
-    pub(super) fn value(&mut self) -> Result<Value, Syntax> {
+    pub(crate) fn value(&mut self) -> Result<Value, Syntax> {
         let start = self.at;
         let mut findings = Findings::default();
         let mut open = Open::default();

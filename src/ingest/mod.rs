@@ -13,7 +13,7 @@ pub mod timestamp;
 mod answer;
 mod decode;
 mod encode;
-mod json;
+pub(crate) mod json;
 mod number;
 mod reading;
 mod scan;

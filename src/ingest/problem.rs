@@ -128,7 +128,7 @@ impl Errors {
     }
 
     /// The members `errors` and, when there is need of it, `errors_omitted`.
-    pub(super) fn write_members(&self, out: &mut Vec<u8>) {
+    pub(crate) fn write_members(&self, out: &mut Vec<u8>) {
         out.extend_from_slice(b"\"errors\":[");
         for (nth, error) in self.list.iter().enumerate() {
             out.extend_from_slice(if nth == 0 { b"{" } else { b",{" });

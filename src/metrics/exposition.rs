@@ -20,6 +20,7 @@ use super::rates::{Rates, float};
 use super::retention::RetentionFigures;
 use super::writer::WriterFigures;
 use crate::event::Timestamp;
+use crate::gateway::Gateway;
 use crate::http::Shared;
 use crate::journal::{Figures as JournalFigures, Op};
 
@@ -75,6 +76,7 @@ pub struct View<'a> {
     pub retention: &'a RetentionFigures,
     pub cluster_restarts: u64,
     pub journal: &'a JournalFigures,
+    pub gateway: &'a Gateway,
 }
 
 impl View<'_> {
@@ -100,6 +102,7 @@ impl View<'_> {
         families.push(self.dropped());
         families.extend(journal(self.journal));
         families.extend(self.spilled());
+        families.extend(self.gateway.figures.families(self.gateway.forwards()));
         families.extend(self.writer.processing_ms.collect());
         families.extend(self.writer.insert_ms.collect());
         families.extend(self.business.map(business).into_iter().flatten());

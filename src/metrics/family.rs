@@ -6,7 +6,7 @@ use prometheus::proto::{Bucket, Counter, Gauge, Histogram, LabelPair, Metric, Me
 use super::http::{BUCKETS_MS, Requests};
 use super::rates::float;
 
-pub(super) enum Value {
+pub(crate) enum Value {
     Counter(f64),
     Gauge(f64),
     Histogram(Histogram),
@@ -31,7 +31,7 @@ impl Value {
 }
 
 /// All values of a family are of one kind.
-pub(super) fn family(name: &str, help: &str, metrics: Vec<(Vec<(&str, &str)>, Value)>) -> MetricFamily {
+pub(crate) fn family(name: &str, help: &str, metrics: Vec<(Vec<(&str, &str)>, Value)>) -> MetricFamily {
     let kind = match metrics.first() {
         Some((_, Value::Counter(_))) => MetricType::COUNTER,
         Some((_, Value::Histogram(_))) => MetricType::HISTOGRAM,

@@ -4,13 +4,13 @@
 mod business;
 mod disk;
 mod exposition;
-mod family;
+pub(crate) mod family;
 pub mod history;
 mod http;
 mod ledger;
 mod openmetrics;
 mod process;
-mod rates;
+pub(crate) mod rates;
 mod retention;
 mod writer;
 

@@ -85,7 +85,7 @@ pub fn retry_after(held: usize, capacity: usize, settled_per_second: f64, stalle
 }
 
 #[expect(clippy::cast_precision_loss, reason = "a rate needs no more than 52 bits")]
-pub(super) fn float(count: u64) -> f64 {
+pub(crate) fn float(count: u64) -> f64 {
     count as f64
 }
 

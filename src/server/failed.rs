@@ -8,6 +8,8 @@ use std::process::ExitCode;
 use crate::access::tokens::Mistakes;
 use crate::counts::CountsError;
 use crate::dead::DeadError;
+use crate::gateway::compare::CompareError;
+use crate::gateway::recovery;
 use crate::http::tls::IdentityError;
 use crate::journal::StartFailed;
 use crate::storage::StoreError;
@@ -48,6 +50,10 @@ pub enum Failed {
     #[error("{0}")]
     Counts(Box<CountsError>),
     #[error("{0}")]
+    Gateway(#[from] recovery::StartFailed),
+    #[error("{0}")]
+    Compare(#[from] CompareError),
+    #[error("{0}")]
     Dead(Box<DeadError>),
     #[error("there is no database: DATABASE_URL is not set, and {0} holds no cluster")]
     NoCluster(PathBuf),
@@ -82,6 +88,8 @@ impl Failed {
             | Self::Journal(_)
             | Self::JournalDamaged
             | Self::Counts(_)
+            | Self::Gateway(_)
+            | Self::Compare(_)
             | Self::Dead(_)
             | Self::NoCluster(_)
             | Self::Interrupted(_)

@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use crossbeam::channel::{Receiver, RecvTimeoutError, Sender, bounded};
+use crossbeam::sync::Parker;
 
 use super::Failed;
 use crate::access::tokens::Mistakes;
@@ -13,10 +14,17 @@ use crate::access::{Limiter, Policy, TokenFile, limiter};
 use crate::api::Api;
 use crate::buffer;
 use crate::clock::Clock;
+use crate::gateway::changelog::{Changelog, LogLimits};
+use crate::gateway::compare::Comparer;
+use crate::gateway::forward::{Forwarder, Queue};
+use crate::gateway::keys::{KeyLimits, Keys};
+use crate::gateway::state::{self, State};
+use crate::gateway::{self, Gateway, names, scrape};
 use crate::health::Probe;
 use crate::http::tls::{Identity, IdentityError};
 use crate::http::{self, Acceptor, Remote, Shared, engine_minihttp, pin_to_core};
 use crate::ingest;
+use crate::journal::disk::{Directory, Disk};
 use crate::journal::sync::Link;
 use crate::journal::{Checkpoint, Lookup, Syncer};
 use crate::lifecycle::Lifecycle;
@@ -90,6 +98,86 @@ pub(super) fn start_helpers(
     };
     spawn(lifecycle, "probe", move || probe.run(&stopped))?;
     Ok(stop)
+}
+
+/// The gateway's directory within `DATA_DIR`.
+const GATEWAY: &str = "gateway";
+/// Pushes whose keys are remembered, about 150 bytes each, and for how long: longer than anybody tries again.
+const KEYS: KeyLimits = KeyLimits { count_max: 100_000, age_max: Duration::from_hours(1) };
+/// A log shorter than this is read back at once, so that no snapshot is worth its while.
+const SNAPSHOT_BYTES_MIN: u64 = 8 << 20;
+
+/// What the gateway's threads are made of.
+pub(super) struct GatewayParts {
+    disk: Arc<dyn Disk>,
+    parker: Parker,
+    found: gateway::recovery::Found,
+    queue: Option<Arc<Queue>>,
+}
+
+/// The gateway, and what tells of its log's end. Its other threads end when this is dropped.
+pub(super) struct GatewayRunning {
+    pub(super) ended: Receiver<()>,
+    _stop: Sender<()>,
+}
+
+/// Reads back what was pushed before.
+pub(super) fn gateway(settings: &Settings, clock: &Clock) -> Result<(Arc<Gateway>, GatewayParts), Failed> {
+    let path = settings.data_dir.join(GATEWAY);
+    let disk = Directory::open(path.clone()).map_err(|error| Failed::DataDir { path, error })?;
+    let mut state = State::new(Keys::new(KEYS));
+    let found = gateway::recovery::read(&disk, &mut state, clock.now())?;
+    let of = &settings.gateway;
+    state.bound(state::Limits { series_max: of.series_max, bytes_max: of.bytes_max }, names::OWN);
+    if found.records > 0 {
+        log::info!(series = state.samples(), groups = state.groups(); "what was pushed before is back");
+    }
+    let queue = of.pushgateway_url.as_ref().map(|_| Arc::new(Queue::default()));
+    let (gateway, parker) = Gateway::new(state, of.lifetimes, queue.clone(), clock.clone());
+    gateway.figures.damaged.store(found.damage.skipped, Ordering::Relaxed);
+    gateway.figures.torn_bytes.store(found.damage.torn_bytes, Ordering::Relaxed);
+    Ok((gateway, GatewayParts { disk: Arc::new(disk), parker, found, queue }))
+}
+
+/// Starts the gateway's threads.
+pub(super) fn start_gateway(
+    settings: &Settings,
+    gateway: &Arc<Gateway>,
+    parts: GatewayParts,
+    lifecycle: &Lifecycle,
+    clock: &Clock,
+) -> Result<(scrape::Line, GatewayRunning), Failed> {
+    let limits = LogLimits {
+        write_every: settings.journal_write,
+        sync_every: settings.journal_sync,
+        snapshot_bytes_min: SNAPSHOT_BYTES_MIN,
+    };
+    let GatewayParts { disk, parker, found, queue } = parts;
+    let mut log = Changelog::new(gateway.clone(), disk, limits, clock.clone(), parker, &found);
+    let (running, ended) = bounded::<()>(0);
+    spawn(lifecycle, "gateway-log", move || {
+        log.run();
+        drop(running);
+    })?;
+    let (line, scraper) = scrape::line(gateway.clone());
+    spawn(lifecycle, "gateway-scrape", move || scraper.run())?;
+    let (stop, stopped) = bounded::<()>(0);
+    if let Some(every) = gateway.expire_every() {
+        let (gateway, stopped) = (gateway.clone(), stopped.clone());
+        spawn(lifecycle, "gateway-expire", move || {
+            while stopped.recv_timeout(every) != Err(RecvTimeoutError::Disconnected) {
+                gateway.expire();
+            }
+        })?;
+    }
+    if let (Some(queue), Some(url)) = (queue, settings.gateway.pushgateway_url.clone()) {
+        let comparer = Comparer { gateway: gateway.clone(), url: url.clone() };
+        let forwarder = Forwarder { gateway: gateway.clone(), queue, url, clock: clock.clone() };
+        let when = stopped.clone();
+        spawn(lifecycle, "gateway-forward", move || forwarder.run(&when))?;
+        spawn(lifecycle, "gateway-compare", move || comparer.run(&stopped))?;
+    }
+    Ok((line, GatewayRunning { ended, _stop: stop }))
 }
 
 /// Takes a sample of the figures every second, until the other end of `stop` is dropped.

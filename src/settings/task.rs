@@ -5,6 +5,7 @@ use clap::{Arg, ArgAction, ArgMatches, Command};
 use crate::access::NewToken;
 use crate::counts::{self, CountsTask};
 use crate::dead::{self, DeadTask};
+use crate::gateway::compare::CompareTask;
 
 /// What the program was asked to do.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -16,6 +17,7 @@ pub enum Task {
     JournalInspect,
     Dead(DeadTask),
     Counts(CountsTask),
+    GatewayCompare(CompareTask),
     CreateToken(NewToken),
     RetentionRun {
         /// Say what would go, and change nothing.
@@ -33,6 +35,7 @@ pub(super) fn add_to(program: Command) -> Command {
         .subcommand(Command::new("history").about("Print the metrics history of DATA_DIR as a table"))
         .subcommand(dead::command())
         .subcommand(counts::command())
+        .subcommand(gateway_command())
         .subcommand(
             Command::new("retention").about("Remove old events").subcommand_required(true).subcommand(
                 Command::new("run").about("Remove what is older than RETENTION_DAYS now, and exit").arg(
@@ -64,6 +67,35 @@ fn token_command() -> Command {
     )
 }
 
+fn gateway_command() -> Command {
+    let arg = |name: &'static str, value: &'static str, help: &'static str| {
+        Arg::new(name).long(name).value_name(value).help(help)
+    };
+    Command::new("gateway").about("The metrics gateway").subcommand_required(true).subcommand(
+        Command::new("compare")
+            .about("Print the series that a Pushgateway has otherwise than this server; exit 1 while there are any")
+            .arg(arg("pushgateway", "URL", "The Pushgateway, such as http://pushgateway:9091").required(true))
+            .arg(arg("server", "URL", "This server; without it, http://HOST:PORT"))
+            .arg(arg("token", "TOKEN", "A token with the scope metrics, where the server asks for one")),
+    )
+}
+
+fn gateway_compare(matches: &ArgMatches) -> Result<Task, String> {
+    let url = |name: &str, default: String| {
+        let given = matches.get_one::<String>(name).cloned().unwrap_or(default);
+        super::http_url(&given)
+            .ok_or_else(|| format!("--{name} {given:?} is not a URL such as http://localhost:9091"))
+    };
+    let of = |name| matches.get_one::<String>(name).map_or("", String::as_str);
+    let (host, port) = (of("HOST"), of("PORT"));
+    let host = if host.contains(':') { format!("[{host}]") } else { host.to_owned() };
+    Ok(Task::GatewayCompare(CompareTask {
+        pushgateway: url("pushgateway", String::new())?,
+        server: url("server", format!("http://{host}:{port}"))?,
+        token: matches.get_one::<String>("token").cloned(),
+    }))
+}
+
 fn create_token(matches: &ArgMatches) -> Result<Task, String> {
     let text = |name| matches.get_one::<String>(name).map(String::as_str);
     let (name, scopes) = (text("name").unwrap_or_default(), text("scopes").unwrap_or_default());
@@ -89,6 +121,10 @@ pub(super) fn of(matches: ArgMatches) -> Result<(Task, ArgMatches), String> {
             (Task::Counts(task), of_action)
         }
         "journal" => (Task::JournalInspect, inner()),
+        "gateway" => {
+            let inner = inner();
+            (gateway_compare(&inner)?, inner)
+        }
         "token" => {
             let inner = inner();
             (create_token(&inner)?, inner)

@@ -11,7 +11,7 @@ const SETTINGS: &[(&str, &str)] = &[
     ("BATCH_SIZE", "50"),
     ("CIRCUIT_BREAKER_TIMEOUT_MS", "100"),
 ];
-const MANNER: Manner = Manner { connections: 4, batch: 10, durability: None };
+const MANNER: Manner = Manner { batch: 10, ..Manner::STEADY };
 
 fn load(servers: &[Server]) -> Vec<Producer> {
     servers.iter().map(|server| Producer::start_as(server.address(), MANNER)).collect()

@@ -19,9 +19,10 @@ use crate::harness::temp::TempDir;
 use crate::harness::wait::until_within;
 use crate::harness::{Postgres, Producer, Server, World, until};
 
-const MISSING: &str = "these tests need Prometheus (with promtool), its Alertmanager and PostgreSQL's exporter. On Debian: \
-                       apt-get install prometheus prometheus-alertmanager prometheus-postgres-exporter \
-                       docker-compose (their programs are enough, no service needs to run)";
+const MISSING: &str = "these tests need Prometheus (with promtool), its Alertmanager, its Pushgateway and PostgreSQL's \
+                       exporter. On Debian: apt-get install prometheus prometheus-alertmanager \
+                       prometheus-pushgateway prometheus-postgres-exporter docker-compose \
+                       (their programs are enough, no service needs to run)";
 const DASHBOARD: &str = include_str!("../../docker/grafana/dashboards/aurore-dashboard.json");
 /// Scrapes, evaluations and `for:` of a second each, and a machine with other things to do.
 const SOON: Duration = Duration::from_secs(90);
@@ -144,15 +145,15 @@ fn panels_by_row() -> Vec<(String, Vec<Panel>)> {
 }
 
 /// A program of the stack, on a port of its own.
-struct Program {
-    child: Child,
-    address: SocketAddr,
+pub(crate) struct Program {
+    pub(crate) child: Child,
+    pub(crate) address: SocketAddr,
     log: PathBuf,
 }
 
 impl Program {
     /// Started, and answering at `path`.
-    fn start(
+    pub(crate) fn start(
         name: &str,
         directory: &Path,
         environment: &[(&str, &str)],
@@ -160,6 +161,17 @@ impl Program {
         path: &str,
     ) -> Self {
         let address = SocketAddr::from(([127, 0, 0, 1], free_port()));
+        Self::start_at(address, name, directory, environment, arguments, path)
+    }
+
+    pub(crate) fn start_at(
+        address: SocketAddr,
+        name: &str,
+        directory: &Path,
+        environment: &[(&str, &str)],
+        arguments: &[&str],
+        path: &str,
+    ) -> Self {
         let log = directory.join(format!("{name}.log"));
         let out = File::create(&log).expect("the log can be written");
         let mut command = bound_command("KILL", None, name);
@@ -176,7 +188,7 @@ impl Program {
     }
 
     #[track_caller]
-    fn ask(&self, path: &str) -> Value {
+    pub(crate) fn ask(&self, path: &str) -> Value {
         Client::connect(self.address).get_json(path)
     }
 }

@@ -1,0 +1,447 @@
+//! What is promised of pushed metrics: added up once, never lost at the level that was answered, never able to break
+//! the scrape.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::thread;
+
+use crate::harness::client::{JSON, request};
+use crate::harness::{Client, Reply, Server, World, until};
+
+#[track_caller]
+fn push_with(client: &mut Client, headers: &[(&str, &str)], metrics: &str) -> Reply {
+    let body = format!("{{\"metrics\":[{metrics}]}}");
+    client.exchange(&request("POST", "/metrics/push", headers, body.as_bytes()))
+}
+
+#[track_caller]
+fn push(client: &mut Client, metrics: &str) -> Reply {
+    push_with(client, &[("Content-Type", JSON)], metrics)
+}
+
+#[track_caller]
+fn put(client: &mut Client, path: &str, body: &str) -> Reply {
+    client.exchange(&request("PUT", &format!("/metrics/job/{path}"), &[], body.as_bytes()))
+}
+
+fn pushed(client: &mut Client) -> String {
+    let reply = client.get("/metrics/pushed");
+    assert_eq!(reply.status, 200);
+    assert_eq!(reply.header("content-type"), Some("text/plain; version=0.0.4; charset=utf-8"));
+    reply.text()
+}
+
+/// The value of a series as it stands on the page.
+fn value(page: &str, series: &str) -> Option<f64> {
+    let line = page.lines().find_map(|line| line.strip_prefix(series)?.strip_prefix(' '))?;
+    line.parse().ok()
+}
+
+#[test]
+fn counters_add_up_gauges_keep_the_last_and_histograms_merge() {
+    let world = World::start(&[]);
+    let client = &mut world.server.client();
+    let first = push(
+        client,
+        r#"{"name":"clicks_total","type":"counter","value":2,"labels":{"page":"/","empty":""},"help":"Clicks."},
+           {"name":"temp","type":"gauge","value":1.5},
+           {"name":"took","type":"histogram","value":0.3,"bounds":[0.1,0.5]},
+           {"name":"size","type":"histogram","buckets":{"1":2,"+Inf":3},"sum":7}"#,
+    );
+    assert_eq!((first.status, first.text().as_str()), (202, r#"{"accepted":4,"rejected":0,"errors":[]}"#));
+    assert_eq!(first.header("durability"), Some("memory"));
+    let second = push(
+        client,
+        r#"{"name":"clicks_total","type":"counter","value":3,"labels":{"page":"/"}},
+           {"name":"clicks_total","type":"counter","value":1,"labels":{"page":"/"}},
+           {"name":"temp","type":"gauge","value":-1},{"name":"took","type":"histogram","value":9},
+           {"name":"size","type":"histogram","buckets":{"1":1},"sum":1,"count":1}"#,
+    );
+    assert_eq!(second.status, 202, "{}", second.text());
+    assert_eq!(
+        pushed(client),
+        "# HELP clicks_total Clicks.\n# TYPE clicks_total counter\nclicks_total{page=\"/\"} 6\n\
+         # TYPE size histogram\nsize_bucket{le=\"1\"} 3\nsize_bucket{le=\"+Inf\"} 4\nsize_sum 8\nsize_count 4\n\
+         # TYPE temp gauge\ntemp -1\n\
+         # TYPE took histogram\ntook_bucket{le=\"0.1\"} 0\ntook_bucket{le=\"0.5\"} 1\ntook_bucket{le=\"+Inf\"} 2\n\
+         took_sum 9.3\ntook_count 2\n"
+    );
+    let accept = [("Accept", "application/openmetrics-text; version=1.0.0")];
+    let open = client.exchange(&request("GET", "/metrics/pushed", &accept, b""));
+    assert_eq!(
+        open.header("content-type"),
+        Some("application/openmetrics-text; version=1.0.0; charset=utf-8")
+    );
+    let open = open.text();
+    assert!(open.contains("# TYPE clicks counter\nclicks_total{page=\"/\"} 6\n"), "{open}");
+    assert!(open.contains("size_bucket{le=\"1.0\"} 3\n") && open.ends_with("# EOF\n"), "{open}");
+    // As Prometheus asks: it gets what keeps its histograms the series that they were.
+    let accept = "application/openmetrics-text;version=1.0.0,text/plain;version=0.0.4;q=0.5,*/*;q=0.1";
+    let text = client.exchange(&request("GET", "/metrics/pushed", &[("Accept", accept)], b""));
+    assert_eq!(text.header("content-type"), Some("text/plain; version=0.0.4; charset=utf-8"));
+}
+
+#[test]
+fn a_bad_metric_is_named_and_costs_no_other() {
+    let world = World::start(&[("CORS_ORIGINS", "https://app.example")]);
+    let client = &mut world.server.client();
+    let reply = push(
+        client,
+        r#"{"name":"good_total","type":"counter","value":1},
+           {"name":"good_total","type":"gauge","value":1},
+           {"name":"9bad","type":"counter","value":-1,"colour":1},
+           {"type":"histogram","labels":{"le":"1","__x":"y","n":3}},
+           {"name":"buffer_size","type":"gauge","value":1},
+           {"name":"push_time_seconds","type":"gauge","value":1},7"#,
+    );
+    assert_eq!(reply.status, 202);
+    let said = reply.text();
+    assert!(said.starts_with(r#"{"accepted":1,"rejected":6,"errors":["#), "{said}");
+    for error in [
+        r#"{"index":1,"field":"type","detail":"metric good_total is a counter already and cannot be a gauge"}"#,
+        r#"{"index":2,"field":"colour","detail":"is not a field of a metric"}"#,
+        r#"{"index":2,"field":"name","detail":"must begin with"#,
+        r#"{"index":2,"field":"value","detail":"of a counter must not be negative"#,
+        r#"{"index":3,"field":"name","detail":"is required"}"#,
+        r#"{"index":3,"field":"labels.le","detail":"is reserved"}"#,
+        r#"{"index":3,"field":"labels.__x","detail":"is reserved"}"#,
+        r#"{"index":3,"field":"labels.n","detail":"must be a string"}"#,
+        r#"{"index":4,"field":"name","detail":"buffer_size is a metric of this server itself"}"#,
+        r#"{"index":5,"field":"name","detail":"push_time_seconds is a metric that each group"#,
+        r#"{"index":6,"field":"metrics","detail":"a metric must be an object"}"#,
+    ] {
+        assert!(said.contains(error), "{error} in {said}");
+    }
+    let bad = push(client, r#"{"name":"x"}"#);
+    assert_eq!((bad.status, bad.header("content-type")), (400, Some("application/problem+json")));
+    for (body, status) in [
+        ("{}", 400),
+        ("[]", 400),
+        ("{\"metrics\":[]}", 400),
+        ("{\"metrics\":[}", 400),
+        ("{\"metrics\":[1],\"x\":1}", 400),
+    ] {
+        let reply =
+            client.exchange(&request("POST", "/metrics/push", &[("Content-Type", JSON)], body.as_bytes()));
+        assert_eq!(reply.status, status, "{body}: {}", reply.text());
+    }
+    // What a page sends without asking first: sendBeacon's text, or no type at all.
+    let counter = r#"{"name":"beacon_total","type":"counter","value":1}"#;
+    for headers in
+        [&[("Content-Type", "text/plain;charset=UTF-8"), ("Origin", "https://app.example")][..], &[]]
+    {
+        let reply = push_with(client, headers, counter);
+        assert_eq!(reply.status, 202);
+        let allowed = reply.header("access-control-allow-origin");
+        assert_eq!(allowed.is_some(), !headers.is_empty());
+    }
+    assert_eq!(push_with(client, &[("Content-Type", "image/png")], counter).status, 415);
+    let ask = [("Origin", "https://app.example"), ("Access-Control-Request-Method", "POST")];
+    let preflight = client.exchange(&request("OPTIONS", "/metrics/push", &ask, b""));
+    assert_eq!(
+        (preflight.status, preflight.header("access-control-allow-methods")),
+        (204, Some("POST, OPTIONS"))
+    );
+    assert_eq!(value(&pushed(client), "beacon_total"), Some(2.0));
+}
+
+#[test]
+fn nobody_pushes_what_is_ours_and_every_name_of_ours_is_known() {
+    let world = World::start(&[("PUSHGATEWAY_URL", "http://127.0.0.1:9")]);
+    let client = &mut world.server.client();
+    until("business figures are known", || world.server.metrics().contains("business_events_total"));
+    let page = world.server.metrics();
+    let names: Vec<&str> = page
+        .lines()
+        .filter_map(|line| line.strip_prefix("# TYPE "))
+        .filter_map(|line| line.split(' ').next())
+        .collect();
+    assert!(names.len() > 60, "{names:?}");
+    for name in names {
+        let reply = put(client, "a", &format!("{name} 1\n"));
+        assert_eq!(reply.status, 400, "{name}: {}", reply.text());
+        assert!(reply.text().contains("is a metric of this server itself"), "{name}: {}", reply.text());
+    }
+}
+
+#[test]
+fn a_key_counts_once_also_after_a_kill() {
+    let mut world = World::start(&[("DURABILITY", "written")]);
+    let keyed = [("Content-Type", JSON), ("Idempotency-Key", "k1")];
+    let counter = r#"{"name":"c_total","type":"counter","value":5},{"name":"9","type":"gauge"}"#;
+    for nth in 0..2 {
+        let reply = push_with(&mut world.server.client(), &keyed, counter);
+        assert_eq!((reply.status, reply.header("durability")), (202, Some("written")));
+        assert!(reply.text().starts_with(r#"{"accepted":1,"rejected":1,"#));
+        assert_eq!(reply.text().contains("repeated"), nth == 1);
+    }
+    world.server.kill();
+    world.server.start_again();
+    let client = &mut world.server.client();
+    assert_eq!(push_with(client, &keyed, counter).status, 202);
+    assert_eq!(value(&pushed(client), "c_total"), Some(5.0));
+    let other = [("Content-Type", JSON), ("Idempotency-Key", "k2")];
+    assert_eq!(push_with(client, &other, counter).status, 202);
+    assert_eq!(value(&pushed(client), "c_total"), Some(10.0));
+    assert_eq!(world.server.metric("gateway_repeated_total"), 1);
+}
+
+fn spawn<T: Send + 'static>(body: impl FnOnce() -> T + Send + 'static) -> thread::JoinHandle<T> {
+    thread::Builder::new().spawn(body).expect("a thread starts")
+}
+
+/// Increments that were answered, and how many more were sent without an answer.
+struct Counted {
+    answered: AtomicU64,
+    sent: AtomicU64,
+}
+
+/// Sends increments over a connection of its own, again with the same key when there was no answer.
+fn increment(address: &Mutex<std::net::SocketAddr>, connection: usize, count: usize, counted: &Counted) {
+    let mut client: Option<Client> = None;
+    for nth in 0..count {
+        let body = format!(
+            "{{\"metrics\":[{{\"name\":\"hits_total\",\"type\":\"counter\",\"value\":1,\"labels\":{{\"c\":\"{}\"}}}}]}}",
+            connection % 4
+        );
+        let key = format!("{connection}-{nth}");
+        let headers = [("Content-Type", JSON), ("Durability", "written"), ("Idempotency-Key", &key)];
+        let bytes = request("POST", "/metrics/push", &headers, body.as_bytes());
+        counted.sent.fetch_add(1, Ordering::Relaxed);
+        loop {
+            if client.is_none() {
+                let at = *address.lock().expect("nobody panics with it");
+                client = Client::try_connect(at).ok();
+            }
+            match client.as_mut().map(|client| client.try_exchange(&bytes)) {
+                Some(Ok(reply)) if reply.status == 202 => break,
+                // Starting, or stopping.
+                Some(Ok(reply)) if reply.status == 503 => thread::yield_now(),
+                Some(Ok(reply)) => panic!("{}: {}", reply.status, reply.text()),
+                Some(Err(_)) | None => {
+                    client = None;
+                    thread::yield_now();
+                }
+            }
+        }
+        counted.answered.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+#[test]
+fn increments_from_sixteen_connections_add_up_across_a_kill() {
+    const CONNECTIONS: usize = 16;
+    // 100,000 in all.
+    let each = 6250;
+    let mut world = World::start(&[]);
+    let address = Arc::new(Mutex::new(world.server.address()));
+    let counted = Arc::new(Counted { answered: AtomicU64::new(0), sent: AtomicU64::new(0) });
+    let threads: Vec<_> = (0..CONNECTIONS)
+        .map(|connection| {
+            let (address, counted) = (address.clone(), counted.clone());
+            spawn(move || increment(&address, connection, each, &counted))
+        })
+        .collect();
+    let half = (CONNECTIONS * each / 2) as u64;
+    until("half of them are in", || counted.answered.load(Ordering::Relaxed) >= half);
+    world.server.kill();
+    world.server.start_again();
+    *address.lock().expect("nobody panics with it") = world.server.address();
+    for thread in threads {
+        thread.join().expect("every increment was answered");
+    }
+    let page = pushed(&mut world.server.client());
+    let sum: f64 = (0..4).filter_map(|nth| value(&page, &format!("hits_total{{c=\"{nth}\"}}"))).sum();
+    #[expect(clippy::cast_precision_loss, reason = "a few thousand")]
+    let wanted = (CONNECTIONS * each) as f64;
+    assert!((sum - wanted).abs() < 0.5, "{sum} of {wanted}");
+}
+
+#[test]
+fn groups_and_series_outlive_a_kill_and_what_was_deleted_stays_away() {
+    let mut world = World::start(&[("DURABILITY", "synced")]);
+    let client = &mut world.server.client();
+    assert_eq!(put(client, "a/instance/i", "# HELP m M.\n# TYPE m counter\nm{x=\"\\\"\"} 7\n").status, 200);
+    assert_eq!(put(client, "gone", "n 1\n").status, 200);
+    assert_eq!(client.exchange(&request("DELETE", "/metrics/job/gone", &[], b"")).status, 202);
+    assert_eq!(put(client, "failed", "n 1 5\n").status, 400);
+    let metrics = r#"{"name":"s_total","type":"counter","value":1,"labels":{"a":"1"}},{"name":"s_total","type":"counter","value":1,"labels":{"a":"2"}}"#;
+    assert_eq!(push(client, metrics).status, 202);
+    let removed = client.exchange(&request("DELETE", "/metrics/pushed?name=s_total&a=2", &[], b""));
+    assert_eq!((removed.status, removed.text().as_str()), (200, r#"{"deleted":1}"#));
+    assert_eq!(client.exchange(&request("DELETE", "/metrics/pushed", &[], b"")).status, 400);
+    let before = pushed(client);
+    assert!(before.contains("m{instance=\"i\",job=\"a\",x=\"\\\"\"} 7\n"), "{before}");
+    assert!(before.contains("s_total{a=\"1\"} 1\n") && !before.contains("s_total{a=\"2\"}"), "{before}");
+    assert!(before.contains("push_time_seconds{instance=\"\",job=\"failed\"} 0\n"), "{before}");
+    world.server.kill();
+    world.server.start_again();
+    assert_eq!(pushed(&mut world.server.client()), before);
+    // A stop and a start as well.
+    world.server.stop();
+    world.server.start_again();
+    assert_eq!(pushed(&mut world.server.client()), before);
+}
+
+/// The bytes of the newest log of the gateway.
+fn log_of(server: &Server) -> std::path::PathBuf {
+    let directory = server.data_dir().join("gateway");
+    let names = std::fs::read_dir(&directory).expect("there is a directory");
+    let logs = names.map(|entry| entry.expect("it can be read").path());
+    let mut logs: Vec<_> = logs.filter(|path| path.to_string_lossy().contains("/log-")).collect();
+    logs.sort();
+    logs.pop().expect("there is a log")
+}
+
+#[test]
+fn a_flipped_byte_is_noticed_and_costs_no_more_than_what_it_hits() {
+    let mut world = World::start(&[("DURABILITY", "written")]);
+    for nth in 0..3 {
+        assert_eq!(put(&mut world.server.client(), &format!("j{nth}"), "m 1\n").status, 200);
+    }
+    world.server.kill();
+    let path = log_of(&world.server);
+    let mut bytes = std::fs::read(&path).expect("the log can be read");
+    // Within the second of three records that are alike.
+    let at = 36 + (bytes.len() - 36) / 2;
+    bytes[at] ^= 0x40;
+    std::fs::write(&path, &bytes).expect("the log can be written");
+    world.server.start_again();
+    let page = pushed(&mut world.server.client());
+    let left: Vec<bool> =
+        (0..3).map(|nth| page.contains(&format!("m{{instance=\"\",job=\"j{nth}\"}} 1"))).collect();
+    assert_eq!(left, [true, false, true], "{page}");
+    assert_eq!(world.server.metric("gateway_damaged_total"), 1);
+    assert!(world.server.log().contains("is damaged"), "{}", world.server.log());
+    assert!(path.with_extension("damaged").exists());
+    // A snapshot of what is left takes the place of the damaged log.
+    until("a snapshot is written", || world.server.metric("gateway_snapshots_total") == 1);
+    assert!(!path.exists());
+    world.server.stop();
+    world.server.start_again();
+    assert_eq!(pushed(&mut world.server.client()), page);
+    assert_eq!(world.server.metric("gateway_damaged_total"), 0);
+}
+
+#[test]
+fn too_many_series_are_refused_with_the_reason_and_what_is_there_goes_on() {
+    let world = World::start(&[("PUSHED_SERIES_MAX", "10"), ("DURABILITY", "memory")]);
+    let client = &mut world.server.client();
+    let metric = |nth: usize| {
+        format!("{{\"name\":\"m\",\"type\":\"gauge\",\"value\":{nth},\"labels\":{{\"n\":\"{nth}\"}}}}")
+    };
+    let many: Vec<String> = (0..12).map(metric).collect();
+    let reply = push(client, &many.join(","));
+    assert!(reply.text().starts_with(r#"{"accepted":10,"rejected":2,"#), "{}", reply.text());
+    assert!(reply.text().contains("there would be more than 10 series; see PUSHED_SERIES_MAX"));
+    assert_eq!(put(client, "a", "x 1\n").status, 400);
+    assert_eq!(push(client, &metric(3)).status, 202, "a series that is there may be pushed");
+    assert_eq!(world.server.metric("gateway_series"), 10);
+    assert_eq!(
+        client.exchange(&request("DELETE", "/metrics/pushed?name=m", &[], b"")).text(),
+        r#"{"deleted":10}"#
+    );
+    assert_eq!(put(client, "a", "x 1\n").status, 200, "there is room again");
+}
+
+#[test]
+fn what_is_not_pushed_again_goes_and_groups_stay() {
+    let world = World::start(&[("PUSHED_TTL", "400ms")]);
+    let client = &mut world.server.client();
+    assert_eq!(put(client, "a", "x 1\n").status, 200);
+    assert_eq!(push(client, r#"{"name":"m","type":"gauge","value":1}"#).status, 202);
+    until("the series is gone", || !pushed(&mut world.server.client()).contains("\nm 1"));
+    assert!(pushed(client).contains("x{instance=\"\",job=\"a\"} 1"));
+    assert_eq!(world.server.metric("gateway_expired_total"), 1);
+    assert_eq!(
+        push(client, r#"{"name":"m","type":"counter","value":1}"#).status,
+        202,
+        "another type may come then"
+    );
+}
+
+#[test]
+fn a_scrape_beside_pushes_sees_each_group_whole() {
+    let world = World::start(&[]);
+    let address = world.server.address();
+    let stop = Arc::new(AtomicU64::new(0));
+    let told = stop.clone();
+    let pusher = spawn(move || {
+        let mut client = Client::connect(address);
+        let mut nth = 0_u64;
+        while told.load(Ordering::Relaxed) == 0 {
+            nth += 1;
+            let lines: Vec<String> = (0..200).map(|family| format!("family_{family:03} {nth}")).collect();
+            let body = lines.join("\n") + "\n";
+            assert_eq!(put(&mut client, "whole", &body).status, 200);
+        }
+        nth
+    });
+    let mut client = world.server.client();
+    let mut seen = 0;
+    while seen < 40 {
+        let page = pushed(&mut client);
+        let values: Vec<&str> = page
+            .lines()
+            .filter(|line| line.starts_with("family_"))
+            .filter_map(|line| line.split(' ').nth(1))
+            .collect();
+        assert!(values.iter().all(|value| *value == values[0]), "{values:?}");
+        assert!(values.is_empty() || values.len() == 200, "{}", values.len());
+        seen += usize::from(!values.is_empty());
+    }
+    stop.store(1, Ordering::Relaxed);
+    assert!(pusher.join().expect("every push was taken") > 1);
+}
+
+#[test]
+fn scopes_decide_who_pushes_who_scrapes_and_who_deletes() {
+    let tokens = crate::harness::temp::TempDir::new();
+    let file = tokens.path().join("tokens");
+    let create = |name: &str, scopes: &str, services: &[&str]| {
+        let mut arguments = vec!["token", "create", "--name", name, "--scopes", scopes];
+        if let [services] = services {
+            arguments.extend(["--services", services]);
+        }
+        let ended = crate::harness::server::run(&[], &arguments);
+        let (token, line) = ended.stdout.split_once('\n').expect("two lines");
+        (token.to_owned(), line.trim().to_owned())
+    };
+    let made = [
+        create("in", "ingest", &[]),
+        create("out", "metrics", &[]),
+        create("all", "admin", &[]),
+        create("some", "ingest", &["shop"]),
+    ];
+    let lines = made.iter().map(|(_, line)| line.as_str()).collect::<Vec<_>>().join("\n") + "\n";
+    std::fs::write(&file, lines).expect("a file can be written");
+    let world = World::start(&[("AUTH_TOKENS_FILE", &file.display().to_string())]);
+    let mut client = world.server.client();
+    let mut ask = |token: usize, method: &str, path: &str, body: &str| {
+        let bearer = format!("Bearer {}", made[token].0);
+        client
+            .exchange(&request(
+                method,
+                path,
+                &[("Authorization", &bearer), ("Content-Type", JSON)],
+                body.as_bytes(),
+            ))
+            .status
+    };
+    let metric = r#"{"metrics":[{"name":"m","type":"gauge","value":1}]}"#;
+    let of_shop = r#"{"metrics":[{"name":"m","type":"gauge","value":1,"labels":{"job":"shop"}}]}"#;
+    for (method, path, body, statuses) in [
+        ("POST", "/metrics/push", metric, [202, 403, 202, 400]),
+        ("POST", "/metrics/push", of_shop, [202, 403, 202, 202]),
+        ("PUT", "/metrics/job/a", "x 1\n", [200, 403, 200, 403]),
+        ("PUT", "/metrics/job/shop", "x 1\n", [200, 403, 200, 200]),
+        ("DELETE", "/metrics/job/a", "", [202, 403, 202, 403]),
+        ("GET", "/metrics/pushed", "", [403, 200, 200, 403]),
+        ("GET", "/api/v1/metrics", "", [403, 200, 200, 403]),
+        ("DELETE", "/metrics/pushed?name=m", "", [403, 403, 200, 403]),
+        ("GET", "/-/ready", "", [200; 4]),
+    ] {
+        let got: Vec<u16> = (0..4).map(|token| ask(token, method, path, body)).collect();
+        assert_eq!(got, statuses, "{method} {path}");
+    }
+}
