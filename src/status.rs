@@ -316,7 +316,7 @@ impl Status {
         let figures = &self.journal.figures;
         JournalHealth {
             status: facts.journal(),
-            recovering: facts.recovering,
+            recovering: self.journal.is_recovering(),
             segments: figures.segments.load(Ordering::Relaxed),
             bytes: figures.bytes.load(Ordering::Relaxed),
             disk_free_bytes: self.disk.bytes().0,
