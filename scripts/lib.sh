@@ -49,6 +49,25 @@ need_prometheus() {
   if [ -d /run/systemd/system ] && [ "$(id -u)" -eq 0 ]; then systemctl disable --now "${missing[@]}" >&2; fi
 }
 
+# Installs what checks a compose file, unless it is there: no engine is needed for that.
+need_compose() {
+  docker compose version >/dev/null 2>&1 || command -v docker-compose >/dev/null || install_packages docker-compose
+}
+
+# Holds the dashboard to Grafana's schema, where npm is there and gets the package that has it.
+check_dashboard() {
+  local here=$PWD dir
+  command -v npm >/dev/null || { say "no npm here: the dashboard was not held to Grafana's schema"; return; }
+  dir=$(mktemp -d)
+  cp tests/grafana/* "$dir"
+  if (cd "$dir" && npm ci --silent --no-audit --no-fund >&2); then
+    (cd "$dir" && node check.mjs "$here/docker/grafana/dashboards/aurore-dashboard.json") || { rm -rf "$dir"; return 1; }
+  else
+    say "Grafana's types could not be installed: the dashboard was not held to its schema"
+  fi
+  rm -rf "$dir"
+}
+
 # Installs what compiling needs besides the Rust toolchain.
 need_compiler() {
   command -v cargo >/dev/null || die "please install Rust first: https://rustup.rs"

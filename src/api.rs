@@ -10,6 +10,7 @@ use rand::rngs::StdRng;
 
 use crate::access::{self, Area, Gate, Grant, Origins};
 use crate::clock::{Clock, Moment};
+use crate::console;
 use crate::http::accept::preferred;
 use crate::http::gzip;
 use crate::http::router::{self, Route};
@@ -83,7 +84,7 @@ impl Api {
             Route::HealthDetailed => self.status.health(Part::Detailed, response),
             Route::Metrics => self.metrics(request, response),
             Route::MetricsPrometheus => self.status.metrics_text(response),
-            Route::Console => index_page(response),
+            Route::Console(page) => console::answer(*page, request.headers, response),
             Route::Options(allow) => {
                 response.status = 204;
                 response.header("Allow", allow);
@@ -269,21 +270,6 @@ fn area(route: Option<&Route<'_>>) -> Area {
             Area::HealthDetails
         }
         Route::Metrics | Route::MetricsPrometheus => Area::Metrics,
-        Route::Console | Route::Options(_) => Area::Public,
+        Route::Console(_) | Route::Options(_) => Area::Public,
     }
-}
-
-/// `GET /`: what there is, for whoever opens the address in a browser.
-fn index_page(response: &mut Response) {
-    response.content_type = "text/plain; charset=utf-8";
-    response.body.extend_from_slice(
-        b"aurore-events\n\n\
-          POST /events               one event, an array of them, or NDJSON\n\
-          GET  /events               stored events, by service and time\n\
-          GET  /events/{event_id}    one event, or what became of it\n\
-          GET  /stats                how many events of each service in each hour\n\
-          GET  /live /ready          for whoever supervises the process\n\
-          GET  /health               in one word; more under /health/buffer, /health/business, /health/database, /health/detailed\n\
-          GET  /metrics              figures in JSON; /metrics/prometheus for Prometheus\n",
-    );
 }

@@ -40,3 +40,5 @@ pub mod metrics;
 pub mod health;
 
 pub mod status;
+
+pub mod console;

@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use serde::Serialize;
@@ -80,6 +81,35 @@ struct DatabaseHealth {
 struct Checks {
     buffer: Condition,
     database: Condition,
+    journal: Condition,
+}
+
+#[derive(Serialize)]
+struct JournalHealth {
+    status: Condition,
+    /// Whether what an earlier process left is still being replayed.
+    recovering: bool,
+    segments: u64,
+    bytes: u64,
+    disk_free_bytes: u64,
+}
+
+/// Since the start: received = stored + duplicate + dead + buffered.
+#[derive(Serialize)]
+struct LedgerHealth {
+    received: u64,
+    stored: u64,
+    duplicate: u64,
+    dead: u64,
+    buffered: u64,
+}
+
+#[derive(Serialize)]
+struct WriterHealth {
+    batches: u64,
+    events: u64,
+    retries: u64,
+    average_batch_ms: f64,
 }
 
 #[derive(Serialize)]
@@ -101,6 +131,9 @@ struct Detailed {
     version: &'static str,
     buffer: BufferHealth,
     database: DatabaseHealth,
+    journal: JournalHealth,
+    writer: WriterHealth,
+    ledger: LedgerHealth,
 }
 
 /// `GET /health/business`. Of all events in the table, whichever server stored them.
@@ -169,7 +202,8 @@ impl Status {
         }
         match part {
             Part::Overall => {
-                let checks = Checks { buffer: facts.buffer(), database: facts.database() };
+                let checks =
+                    Checks { buffer: facts.buffer(), database: facts.database(), journal: facts.journal() };
                 write(response, &Health { status: condition, checks });
             }
             Part::Word => write(response, &Word { status: condition }),
@@ -183,6 +217,9 @@ impl Status {
                     version: env!("CARGO_PKG_VERSION"),
                     buffer: self.buffer_health(&facts),
                     database: database_health(&facts),
+                    journal: self.journal_health(&facts),
+                    writer: self.writer_health(),
+                    ledger: self.ledger_health(),
                 };
                 write(response, &detailed);
             }
@@ -256,6 +293,40 @@ impl Status {
             utilization_percent: facts.utilization_percent,
             drop_rate_percent: rates.drop_percent,
             throughput_per_second: rates.received,
+        }
+    }
+
+    fn journal_health(&self, facts: &Facts) -> JournalHealth {
+        let figures = &self.journal.figures;
+        JournalHealth {
+            status: facts.journal(),
+            recovering: facts.recovering,
+            segments: figures.segments.load(Ordering::Relaxed),
+            bytes: figures.bytes.load(Ordering::Relaxed),
+            disk_free_bytes: self.disk.bytes().0,
+        }
+    }
+
+    fn writer_health(&self) -> WriterHealth {
+        let batches = self.writer.batches.load(Ordering::Relaxed);
+        let (_, total_ms) = self.writer.totals_ms();
+        WriterHealth {
+            batches,
+            events: self.writer.events.load(Ordering::Relaxed),
+            retries: self.writer.retries.load(Ordering::Relaxed),
+            #[expect(clippy::cast_precision_loss, reason = "a mean needs no more than 52 bits")]
+            average_batch_ms: if batches == 0 { 0.0 } else { total_ms / batches as f64 },
+        }
+    }
+
+    fn ledger_health(&self) -> LedgerHealth {
+        let balance = self.ledger.balance();
+        LedgerHealth {
+            received: balance.received,
+            stored: balance.stored,
+            duplicate: balance.duplicate,
+            dead: balance.dead,
+            buffered: balance.buffered(),
         }
     }
 

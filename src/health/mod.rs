@@ -95,12 +95,15 @@ impl Facts {
         if self.phase == Phase::Poisoned {
             return Condition::Critical;
         }
-        let journal = match self.journal {
+        self.buffer().min(self.database().max(Condition::Degraded)).min(self.journal())
+    }
+
+    pub fn journal(&self) -> Condition {
+        match self.journal {
             None => Condition::Healthy,
             Some(Trouble::NotSynced) => Condition::Degraded,
             Some(Trouble::NotWritable) => Condition::Critical,
-        };
-        self.buffer().min(self.database().max(Condition::Degraded)).min(journal)
+        }
     }
 }
 

@@ -36,9 +36,11 @@ fn is_zero(parameter: &[u8]) -> bool {
     matches!(parameter, [b'q' | b'Q', b'=', b'0', rest @ ..] if rest.iter().all(|byte| matches!(byte, b'.' | b'0')))
 }
 
-/// Compresses the body if that pays and it has no more than `most` bytes.
+/// Compresses the body if that pays, it has no more than `most` bytes and is not encoded yet.
 pub fn compress(response: &mut Response, most: usize) {
-    if response.body.len() < WORTH_BYTES || response.body.len() > most {
+    const FIELD: &[u8] = b"Content-Encoding:";
+    let done = response.headers.windows(FIELD.len()).any(|field| field == FIELD);
+    if response.body.len() < WORTH_BYTES || response.body.len() > most || done {
         return;
     }
     let mut encoder = GzEncoder::new(Vec::with_capacity(response.body.len() / 4), Compression::fast());

@@ -4,6 +4,7 @@ use std::borrow::Cow;
 
 use super::Method;
 use super::refusal::Refusal;
+use crate::console::Page;
 
 /// A page of this server.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -22,13 +23,14 @@ pub enum Route<'a> {
     HealthDetailed,
     Metrics,
     MetricsPrometheus,
-    Console,
+    /// For people.
+    Console(Page),
     /// OPTIONS, with the methods of the path: 204 and `Allow`.
     Options(&'static str),
 }
 
 /// The pages as they stand in the documentation: a label of bounded range. The last is for what is no page.
-pub const LABELS: [&str; 15] = [
+pub const LABELS: [&str; 18] = [
     "/events",
     "/events/{event_id}",
     "/stats",
@@ -42,6 +44,9 @@ pub const LABELS: [&str; 15] = [
     "/metrics",
     "/metrics/prometheus",
     "/",
+    "/docs",
+    "/openapi.json",
+    "assets",
     "options",
     "other",
 ];
@@ -64,8 +69,13 @@ impl Route<'_> {
             Self::HealthDetailed => 9,
             Self::Metrics => 10,
             Self::MetricsPrometheus => 11,
-            Self::Console => 12,
-            Self::Options(_) => 13,
+            Self::Console(Page::Live) => 12,
+            Self::Console(Page::Docs) => 13,
+            Self::Console(Page::OpenApi) => 14,
+            Self::Console(
+                Page::LiveStyle | Page::LiveScript | Page::DocsStart | Page::DocsStyle | Page::DocsScript,
+            ) => 15,
+            Self::Options(_) => 16,
         }
     }
 }
@@ -88,7 +98,14 @@ pub fn route(method: Method, path: &str) -> Result<Route<'_>, Refusal> {
         "/health/detailed" => Route::HealthDetailed,
         "/metrics" => Route::Metrics,
         "/metrics/prometheus" => Route::MetricsPrometheus,
-        "/" => Route::Console,
+        "/" => Route::Console(Page::Live),
+        "/console/page.css" => Route::Console(Page::LiveStyle),
+        "/console/page.js" => Route::Console(Page::LiveScript),
+        "/docs" => Route::Console(Page::Docs),
+        "/docs/start.js" => Route::Console(Page::DocsStart),
+        "/docs/swagger-ui.css" => Route::Console(Page::DocsStyle),
+        "/docs/swagger-ui-bundle.js" => Route::Console(Page::DocsScript),
+        "/openapi.json" => Route::Console(Page::OpenApi),
         // The server as a whole.
         "*" => return Ok(Route::Options(READ_AND_POST)),
         _ => match path.strip_prefix("/events/") {
@@ -165,8 +182,8 @@ mod tests {
         check(Get, "/events/", &Err((404, "")));
         check(Get, "/events/a/b", &Err((404, "")));
         check(Get, "/eventsx", &Err((404, "")));
-        check(Get, "/", &Ok(Route::Console));
-        check(Head, "/", &Ok(Route::Console));
+        check(Get, "/", &Ok(Route::Console(Page::Live)));
+        check(Head, "/docs", &Ok(Route::Console(Page::Docs)));
         check(Delete, "/live", &Err((405, READ)));
         check(Other, "/metrics", &Err((405, READ)));
         check(Other, "/nothing", &Err((404, "")));
@@ -190,6 +207,8 @@ mod tests {
             "/metrics",
             "/metrics/prometheus",
             "/",
+            "/docs",
+            "/openapi.json",
         ] {
             assert_eq!(LABELS[route(Method::Get, path).unwrap().index()], path);
         }

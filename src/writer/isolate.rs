@@ -39,7 +39,7 @@ impl Writer {
     ) -> Result<(), GaveUp> {
         let mut dead = Vec::new();
         let mut buried = 0;
-        let mut reason = None;
+        let mut first = None;
         while let Some(mut piece) = todo.pop() {
             if piece.len() > piece_max {
                 todo.push(piece.start + piece_max..piece.end);
@@ -64,8 +64,9 @@ impl Writer {
                     todo.push(piece);
                 }
                 Err(Unsettled::Refused(error)) if alone => {
-                    reason.get_or_insert_with(|| error.clone());
-                    dead.push(letter(rows[piece.start], error));
+                    let row = rows[piece.start];
+                    first.get_or_insert_with(|| (row, error.clone()));
+                    dead.push(letter(row, error));
                 }
                 Err(Unsettled::Refused(error)) => {
                     piece_max = error.row.map_or(piece.len() / 2, |row| row * 2).max(PIECE_MIN);
@@ -83,10 +84,11 @@ impl Writer {
                 Err(Unsettled::Refused(error)) => self.failed(&error, "burying dead letters")?,
             }
         }
-        if let Some(error) = reason {
+        if let Some((row, error)) = first {
             log::warn!(
-                events = rows.len(), dead = buried, sqlstate = error.sqlstate.as_deref().unwrap_or("none");
-                "PostgreSQL refused events, they are in dead_events: {error}"
+                events = rows.len(), dead = buried, sqlstate = error.sqlstate.as_deref().unwrap_or("none"),
+                event_id:% = row.event_id(), service:% = String::from_utf8_lossy(row.service());
+                "PostgreSQL refused events, they are in dead_events; the first of them: {error}"
             );
         }
         Ok(())

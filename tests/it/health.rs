@@ -1,6 +1,6 @@
 //! What the server says of itself.
 
-use sonic_rs::JsonValueTrait;
+use sonic_rs::{JsonContainerTrait, JsonValueTrait, Value};
 
 use crate::harness::client::request;
 use crate::harness::events::{id_of, ids_of};
@@ -89,6 +89,57 @@ fn the_server_reports_on_itself() {
         assert_eq!(reply.status, 200);
         assert_eq!(reply.text().contains("# TYPE buffer_size"), is_text, "{accept}");
     }
+}
+
+/// Every name in a document, with the objects it is in: `checks.buffer`. What is under a service's name is left out.
+fn members(value: &Value, within: &str, names: &mut Vec<String>) {
+    for (name, value) in value.as_object().into_iter().flat_map(|object| object.iter()) {
+        let path = if within.is_empty() { name.to_owned() } else { format!("{within}.{name}") };
+        if name != "events_by_service" {
+            members(value, &path, names);
+        }
+        names.push(path);
+    }
+    for value in value.as_array().into_iter().flatten() {
+        members(value, within, names);
+    }
+}
+
+#[test]
+fn every_member_of_every_answer_is_documented() {
+    let documented = include_str!("../../docs/observability.md");
+    let world = World::start(&[("DRAIN_INTERVAL", "50")]);
+    let mut client = world.server.client();
+    id_of(&client.post_json(event("s", "m")));
+    settle(&world.server);
+    until("business figures are known", || {
+        client.get_json("/health/business")["total_events"].as_u64() == Some(1)
+    });
+    let mut unknown = Vec::new();
+    for path in [
+        "/live",
+        "/ready",
+        "/health",
+        "/health/buffer",
+        "/health/database",
+        "/health/business",
+        "/health/detailed",
+        "/metrics",
+    ] {
+        let mut names = Vec::new();
+        members(&client.get_json(path), "", &mut names);
+        assert!(!names.is_empty(), "{path}");
+        let section =
+            documented.split("\n### ").find(|section| section.starts_with(&format!("`GET {path}`")));
+        let section = section.unwrap_or_else(|| panic!("{path} has no section"));
+        unknown.extend(
+            names
+                .iter()
+                .filter(|name| !section.contains(&format!("`{name}`")))
+                .map(|name| format!("{path}: {name}")),
+        );
+    }
+    assert!(unknown.is_empty(), "not documented: {unknown:#?}");
 }
 
 #[test]

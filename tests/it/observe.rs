@@ -21,7 +21,7 @@ use crate::harness::{Postgres, Producer, Server, World, until};
 
 const MISSING: &str = "these tests need Prometheus (with promtool), its Alertmanager and PostgreSQL's exporter. On Debian: \
                        apt-get install prometheus prometheus-alertmanager prometheus-postgres-exporter \
-                       (their programs are enough, no service needs to run)";
+                       docker-compose (their programs are enough, no service needs to run)";
 const DASHBOARD: &str = include_str!("../../docker/grafana/dashboards/aurore-dashboard.json");
 /// Scrapes, evaluations and `for:` of a second each, and a machine with other things to do.
 const SOON: Duration = Duration::from_secs(90);
@@ -59,6 +59,26 @@ fn rules_and_configuration_pass_their_checks() {
         assert!(runbook.contains(&format!("### {alert}\n")), "no line on what to do about {alert}");
         assert!(rules.contains(&format!("#{}\n", alert.to_lowercase())), "{alert} does not name its line");
         assert!(tests.contains(&format!("alertname: {alert}\n")), "nothing tries {alert}");
+    }
+}
+
+#[test]
+fn the_compose_file_passes_its_check() {
+    let path = docker("compose.yaml").display().to_string();
+    let plugin = Command::new("docker").args(["compose", "version"]).output();
+    if plugin.is_ok_and(|output| output.status.success()) {
+        run("docker", &["compose", "-f", &path, "config", "--quiet"], "", false);
+    } else {
+        // Debian's is of before a file could name its project, and knows all the rest.
+        let file = fs::read_to_string(&path).expect("the file is there");
+        let file = file.replacen("\nname: aurore\n", "\n", 1);
+        let directory = docker("").display().to_string();
+        run(
+            "docker-compose",
+            &["-f", "-", "--project-directory", &directory, "config", "--quiet"],
+            &file,
+            false,
+        );
     }
 }
 
