@@ -11,6 +11,7 @@ work=
 server=
 
 # need_tools [EXAMPLE]: builds the server and the program that it is measured by.
+need_tools() {
   need_compiler
   need_postgres
   command -v "$TOOL" >/dev/null || { [ "$TOOL" = wrk ] && install_packages wrk; } || die "please install $TOOL"
