@@ -83,7 +83,7 @@ fn other_clients(client: &mut Client, server: &Server, whole: &[u8]) {
     assert_eq!(gzipped.header("content-encoding"), Some("gzip"));
     assert!(gzipped.body.len() < whole.len() / 4);
     let mut back = Vec::new();
-    flate2::read::GzDecoder::new(gzipped.body.as_slice()).read_to_end(&mut back).unwrap();
+    flate2::read::GzDecoder::new(gzipped.body.as_slice()).read_to_end(&mut back).expect("it is gzip");
     assert!(back == whole);
 
     client.send(&request("HEAD", "/events", &[CSV], b""));
@@ -95,9 +95,9 @@ fn other_clients(client: &mut Client, server: &Server, whole: &[u8]) {
     let json = export(client, "limit=1", &[("Accept", "text/html, */*;q=0.5")]);
     assert_eq!(json.header("content-type"), Some("application/json"), "a browser sees a page");
 
-    let mut old = TcpStream::connect(server.address()).unwrap();
-    old.set_read_timeout(Some(Duration::from_secs(15))).unwrap();
-    old.write_all(b"GET /events HTTP/1.0\r\nAccept: application/x-ndjson\r\n\r\n").unwrap();
+    let mut old = TcpStream::connect(server.address()).expect("the server takes connections");
+    old.set_read_timeout(Some(Duration::from_secs(15))).expect("it is no zero");
+    old.write_all(b"GET /events HTTP/1.0\r\nAccept: application/x-ndjson\r\n\r\n").expect("the server reads");
     let mut all = Vec::new();
     old.read_to_end(&mut all).expect("the connection ends as it should");
     assert!(all.ends_with(whole));
@@ -105,23 +105,23 @@ fn other_clients(client: &mut Client, server: &Server, whole: &[u8]) {
 
 /// Bytes of memory that the server has had at most.
 fn peak(server: &Server) -> u64 {
-    let status = fs::read_to_string(format!("/proc/{}/status", server.pid())).unwrap();
-    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
-    line.trim().trim_end_matches(" kB").parse::<u64>().unwrap() * 1024
+    let status = fs::read_to_string(format!("/proc/{}/status", server.pid())).expect("it runs");
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).expect("Linux says so");
+    line.trim().trim_end_matches(" kB").parse::<u64>().expect("a number") * 1024
 }
 
 /// Asks for everything and reads the head of the answer alone.
 fn begin(server: &Server) -> TcpStream {
-    let mut stream = TcpStream::connect(server.address()).unwrap();
-    stream.set_read_timeout(Some(Duration::from_secs(15))).unwrap();
-    stream.write_all(&request("GET", "/events", &[NDJSON], b"")).unwrap();
+    let mut stream = TcpStream::connect(server.address()).expect("the server takes connections");
+    stream.set_read_timeout(Some(Duration::from_secs(15))).expect("it is no zero");
+    stream.write_all(&request("GET", "/events", &[NDJSON], b"")).expect("the server reads");
     let mut head = Vec::new();
     while !head.ends_with(b"\r\n\r\n") {
         let mut byte = [0];
-        stream.read_exact(&mut byte).unwrap();
+        stream.read_exact(&mut byte).expect("the server answers");
         head.push(byte[0]);
     }
-    let head = String::from_utf8(head).unwrap();
+    let head = String::from_utf8(head).expect("a head is ASCII");
     assert!(head.starts_with("HTTP/1.1 200 OK\r\n"), "{head}");
     stream
 }
