@@ -41,7 +41,7 @@ mod wire;
 pub use engine_guarded::{Acceptor, Turn, pin_to_core};
 pub use limits::Limits;
 pub use refusal::{Refusal, problem};
-pub use remote::{Remote, Shared, wake_together};
+pub use remote::{Remote, Shared};
 pub use request::{Headers, Method, Request};
 pub use response::{Promise, Response};
 

@@ -1,7 +1,6 @@
 //! How other threads reach an acceptor: late answers, a nudge, the order to drain or to end.
 //! Knows nothing of connections but their tokens.
 
-use std::cell::RefCell;
 use std::fmt;
 use std::io;
 use std::sync::Arc;
@@ -88,21 +87,6 @@ struct Mailbox {
 #[derive(Clone)]
 pub struct Remote(Arc<Mailbox>);
 
-thread_local! {
-    /// Acceptors to be woken when the work of this thread is done, while it is at such work.
-    static HELD: RefCell<Option<Vec<Remote>>> = const { RefCell::new(None) };
-}
-
-/// Runs `work`. Each acceptor that has to be woken for it is woken once, when it is done: who is woken by the first of
-/// many answers would go to sleep before the next.
-pub fn wake_together<T>(work: impl FnOnce() -> T) -> T {
-    HELD.set(Some(Vec::new()));
-    let done = work();
-    let held = HELD.take();
-    held.iter().flatten().for_each(Remote::wake);
-    done
-}
-
 impl fmt::Debug for Remote {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Remote").field("late", &self.0.late.len()).finish_non_exhaustive()
@@ -151,11 +135,7 @@ impl Remote {
         let remote = self.clone();
         Promise::new(move |response| {
             remote.0.late.push(Late { token, serial, response });
-            HELD.with_borrow_mut(|held| match held {
-                Some(held) if held.iter().any(|held| Arc::ptr_eq(&held.0, &remote.0)) => {}
-                Some(held) => held.push(remote),
-                None => remote.wake(),
-            });
+            remote.wake();
         })
     }
 

@@ -145,15 +145,13 @@ impl Checkpoint {
         checkpoint
     }
 
-    /// Runs until it is told to finish and has. Whoever is told something is told within `together`.
-    pub fn run(&mut self, syncs: &Link, together: impl Fn(&mut dyn FnMut())) {
+    /// Runs until it is told to finish and has.
+    pub fn run(&mut self, syncs: &Link) {
         loop {
             let finishing = self.journal.is_finishing();
-            together(&mut || {
-                if let Some(job) = self.tick(syncs.done.try_recv().ok()) {
-                    syncs.jobs.send(job).expect("BUG: the sync thread outlives this one");
-                }
-            });
+            if let Some(job) = self.tick(syncs.done.try_recv().ok()) {
+                syncs.jobs.send(job).expect("BUG: the sync thread outlives this one");
+            }
             if finishing && self.is_finished() {
                 return;
             }

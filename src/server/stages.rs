@@ -50,7 +50,7 @@ pub(super) fn start_checkpoint(
     let (running, ended) = bounded::<()>(0);
     spawn(lifecycle, "sync", move || syncer.run())?;
     spawn(lifecycle, "checkpoint", move || {
-        checkpoint.run(&syncs, |work| http::wake_together(work));
+        checkpoint.run(&syncs);
         drop(running);
     })?;
     Ok(ended)
