@@ -297,7 +297,14 @@ impl Bench {
         self.tick();
         let Self { feed, buffer, ledger, journal, .. } = self;
         std::thread::scope(|scope| {
-            let feed = scope.spawn(move || feed.refill());
+            let refill = move || {
+                while let Some(wait) = feed.refill() {
+                    if !wait.is_zero() {
+                        feed.sleep(wait);
+                    }
+                }
+            };
+            let feed = scope.spawn(refill);
             while !feed.is_finished() {
                 stored.extend(store(buffer, ledger, journal));
                 std::thread::yield_now();

@@ -37,7 +37,7 @@ fn killed(fault: &'static str, rounds: u32, setting: &str, header: Option<&'stat
         let began = clock.now();
         bench.load(Manner { durability: header, ..Manner::FULL });
         bench.keeps_taking(200);
-        let pause = rand::RngExt::random_range(&mut clock.rng(), 0..150);
+        let pause = rand::RngExt::random_range(&mut clock.rng(), 0..50);
         thread::sleep(Duration::from_millis(pause));
         let killed_at: Moment = bench.producer().now();
         let taken = u32::try_from(bench.producer().acknowledged()).expect("a life is short");
