@@ -123,7 +123,7 @@ fn f15_a_full_disk_of_the_database_is_waited_out() {
     let disk = Mounted::tmpfs("size=64m,mode=0755");
     let place = disk.path().join("space");
     let mut bench = Bench::prepared("15 database's disk full (53100)", &[], |postgres| {
-        postgres.make_directory(&place);
+        Postgres::make_directory(&place);
         postgres.execute(&format!("CREATE TABLESPACE small LOCATION '{}'", place.display()));
         postgres.execute("GRANT CREATE ON TABLESPACE small TO aurore");
         postgres.execute("ALTER ROLE aurore SET default_tablespace = small");

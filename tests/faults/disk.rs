@@ -193,7 +193,7 @@ fn killed_at(bench: &mut Bench, call: &str, nth: u32) {
         .stderr(Stdio::null())
         .spawn()
         .expect("this test needs strace: apt-get install strace");
-    bench.server.exit_within(Duration::from_secs(60));
+    bench.server.exit_within(Duration::from_mins(1));
     strace.wait().expect("a child can be waited for");
 }
 

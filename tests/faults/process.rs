@@ -52,7 +52,7 @@ fn killed(fault: &'static str, rounds: u32, setting: &str, header: Option<&'stat
         bench.server.start_again();
     }
     rates.sort_by(f64::total_cmp);
-    println!(
+    eprintln!(
         "{fault}: {rounds} kills under {:.0} to {:.0} events/s, {:.0} in the middle",
         rates[0],
         rates[rates.len() - 1],

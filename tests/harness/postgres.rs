@@ -68,7 +68,7 @@ impl Postgres {
     }
 
     /// A directory of the database's own user.
-    pub(crate) fn make_directory(&self, path: &Path) {
+    pub(crate) fn make_directory(path: &Path) {
         fs::create_dir(path).expect("it can be made");
         if is_root() {
             run(Command::new("chown").arg("postgres").arg(path), "chown failed");

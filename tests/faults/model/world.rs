@@ -86,6 +86,7 @@ impl Tally {
 
 /// What lasts while the disk, or the database, is as it is.
 #[derive(Debug, Default)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a fault of its own, and any of them go together")]
 struct Weather {
     disk_full: bool,
     /// A sync was given out, and what came of it is not known yet.
