@@ -24,6 +24,11 @@ use super::tls::Identity;
 use super::wire::Wire;
 use super::{Handler, Response};
 use crate::clock::Clock;
+use crate::logging::Thinned;
+
+/// What many clients can bring about at once is said every few seconds, by all acceptors together.
+static DROPPED: Thinned = Thinned::new(Duration::from_secs(5));
+static NOT_BEGUN: Thinned = Thinned::new(Duration::from_secs(5));
 
 const LISTENER: Token = Token(usize::MAX);
 const WAKER: Token = Token(usize::MAX - 1);
@@ -236,7 +241,9 @@ impl<H: Handler> Acceptor<H> {
         self.desk.held = self.desk.held - connection.counted + held;
         connection.counted = held;
         if held > Limits::HELD_FREE && self.desk.held > self.desk.limits.held_bytes_max.saturating_mul(2) {
-            log::warn!("a connection is dropped: too much waits for clients that do not read");
+            if let Some(held_back) = DROPPED.due(self.desk.now) {
+                log::warn!(held_back; "a connection is dropped: too much waits for clients that do not read");
+            }
             self.desk.shared.turned_away.fetch_add(1, Ordering::Relaxed);
             self.close(token);
             return;
@@ -333,7 +340,9 @@ impl<H: Handler> Acceptor<H> {
         let tls = match self.identity.as_ref().map(|identity| identity.connection()).transpose() {
             Ok(tls) => tls,
             Err(error) => {
-                log::error!("a connection could not begin to speak TLS and is closed: {error}");
+                if let Some(held_back) = NOT_BEGUN.due(self.desk.now) {
+                    log::error!(held_back; "a connection could not begin to speak TLS and is closed: {error}");
+                }
                 self.desk.dismiss(peer);
                 return;
             }
@@ -345,7 +354,9 @@ impl<H: Handler> Acceptor<H> {
         let connection = entry.insert(Connection::new(wire, session, self.desk.now));
         connection.guest = refused.is_some();
         if let Err(error) = connection.wire.register(self.poll.registry(), token) {
-            log::error!("a connection could not be watched and is closed: {error}");
+            if let Some(held_back) = NOT_BEGUN.due(self.desk.now) {
+                log::error!(held_back; "a connection could not be watched and is closed: {error}");
+            }
             self.close(token);
             return;
         }
