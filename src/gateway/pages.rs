@@ -12,6 +12,7 @@ use super::{Gateway, Refused, Summed, keys, listing, protobuf, text};
 use crate::access::{Grant, holds};
 use crate::event::Timestamp;
 use crate::http::accept::preferred;
+use crate::http::gzip;
 use crate::http::router::{GatewayPage, decode};
 use crate::http::{Answer, Headers, Method, Promise, Request, Response};
 use crate::ingest::idempotency::HeaderKey;
@@ -66,7 +67,9 @@ impl Pages {
     /// What another thread must write, if the page is such a one.
     pub fn asked(page: &GatewayPage<'_>, headers: Headers<'_>) -> Option<Asked> {
         match page {
-            GatewayPage::Pushed => Some(Asked::Exposition(form(headers))),
+            GatewayPage::Pushed => {
+                Some(Asked::Exposition { form: form(headers), gzipped: gzip::is_accepted(headers) })
+            }
             GatewayPage::Groups => Some(Asked::Groups),
             GatewayPage::Push
             | GatewayPage::Group(_)
@@ -83,7 +86,7 @@ impl Pages {
         if self.line.ask(asked, later) {
             return Answer::Later;
         }
-        problem::answer_later(response, Kind::QueriesFull, "too many scrapes are waiting", 1);
+        problem::answer_later(response, Kind::QueriesFull, "too many scrapes are running", 1);
         Answer::Ready
     }
 

@@ -19,6 +19,8 @@ use super::state::{Limits, State};
 use super::target::Target;
 use super::*;
 use crate::event::Timestamp;
+use crate::http::stream::Next;
+use crate::http::{Promise, Response};
 use crate::journal::disk::{Directory, Disk, File};
 
 const KEYS: KeyLimits = KeyLimits { count_max: 10, age_max: Duration::from_hours(1) };
@@ -545,4 +547,71 @@ proptest! {
         let is_refused = matches!(refused, Err(state::Conflict::Buckets(_)));
         prop_assert!(is_refused, "{:?}", refused);
     }
+}
+
+/// Asks for a page and takes the answer. Only a long one is streamed.
+fn ask(line: &scrape::Line, scraper: &scrape::Scraper, form: Form, gzipped: bool) -> Response {
+    let (sender, answers) = bounded(1);
+    let promise = || Promise::new(move |response| sender.send(response).unwrap());
+    assert!(line.ask(scrape::Asked::Exposition { form, gzipped }, promise));
+    scraper.work_off();
+    answers.try_recv().expect("it is answered")
+}
+
+#[test]
+fn a_long_page_arrives_in_pieces_as_it_stood_at_first() {
+    let temp = Temp::new();
+    let bench = start(&temp.disk(), &clock(), Lifetimes::default(), LIMITS);
+    let (line, scraper) = scrape::line(bench.gateway.clone(), true);
+    bench.put("job/a", "short 1\n").unwrap();
+    assert_eq!(
+        ask(&line, &scraper, Form::Text, true).body,
+        bench.page().into_bytes(),
+        "short pages go whole"
+    );
+    let long: Vec<String> =
+        (0..5_000).map(|nth| format!("long_family{{nth=\"{nth}\",pad=\"{nth:060}\"}} {nth}\n")).collect();
+    let long = long.concat();
+    for (form, gzipped) in [(Form::Text, false), (Form::OpenMetrics, false), (Form::Text, true)] {
+        bench.put("job/a", &long).unwrap();
+        let wanted = all(bench.gateway.view(), form);
+        let response = ask(&line, &scraper, form, gzipped);
+        let (body, mut blocks, mut sent) = (response.stream.expect("it is streamed"), 0, Vec::new());
+        // Nothing is made ahead, and what is pushed meanwhile changes nothing.
+        bench.put("job/a", "other 1\n").unwrap();
+        loop {
+            match body.next() {
+                Next::Block(block) => {
+                    assert!(block.len() < 70_000, "{}", block.len());
+                    sent.extend(block);
+                    blocks += 1;
+                }
+                Next::NotYet => scraper.work_off(),
+                Next::End => break,
+                Next::Broken => panic!("it is whole"),
+            }
+        }
+        if gzipped {
+            let mut plain = Vec::new();
+            io::Read::read_to_end(&mut flate2::read::GzDecoder::new(sent.as_slice()), &mut plain).unwrap();
+            sent = plain;
+        } else {
+            assert!(blocks > 5, "{blocks}");
+        }
+        assert!(sent == wanted.into_bytes());
+    }
+    // Who cannot stream gets it whole; too many at once are refused; who lets go gives the place back.
+    bench.put("job/a", &long).unwrap();
+    let (whole_line, whole) = scrape::line(bench.gateway.clone(), false);
+    assert!(ask(&whole_line, &whole, Form::Text, true).body == bench.page().into_bytes());
+    let waiting: Vec<Response> = (0..32).map(|_| ask(&line, &scraper, Form::Text, false)).collect();
+    assert!(!line.ask(scrape::Asked::Groups, || unreachable!("there is no place")));
+    drop(waiting);
+    scraper.work_off();
+    drop(ask(&line, &scraper, Form::Text, false));
+    // A thread that ends in the midst of a page does not end the page.
+    let body = ask(&line, &scraper, Form::Text, false).stream.expect("it is streamed");
+    drop(scraper);
+    let last = std::iter::repeat_with(|| body.next()).find(|next| !matches!(next, Next::Block(_)));
+    assert_ne!(last, Some(Next::End));
 }

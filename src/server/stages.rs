@@ -31,7 +31,7 @@ use crate::lifecycle::Lifecycle;
 use crate::metrics::{Counting, History, Process, RetentionFigures};
 use crate::query::{self, Entrance, ReaderLimits};
 use crate::retention::Retention;
-use crate::settings::Settings;
+use crate::settings::{HttpEngine, Settings};
 use crate::status::Status;
 use crate::storage::{Breaker, EventRepository};
 use crate::writer::Writer;
@@ -159,7 +159,7 @@ pub(super) fn start_gateway(
         log.run();
         drop(running);
     })?;
-    let (line, scraper) = scrape::line(gateway.clone());
+    let (line, scraper) = scrape::line(gateway.clone(), settings.http_engine == HttpEngine::Guarded);
     spawn(lifecycle, "gateway-scrape", move || scraper.run())?;
     let (stop, stopped) = bounded::<()>(0);
     if let Some(every) = gateway.expire_every() {

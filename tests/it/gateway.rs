@@ -1,6 +1,7 @@
 //! What is promised of pushed metrics: added up once, never lost at the level that was answered, never able to break
 //! the scrape.
 
+use std::io::Read;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread;
@@ -392,6 +393,39 @@ fn a_scrape_beside_pushes_sees_each_group_whole() {
     }
     stop.store(1, Ordering::Relaxed);
     assert!(pusher.join().expect("every push was taken") > 1);
+}
+
+#[test]
+fn a_long_page_is_streamed_and_whole() {
+    let long: Vec<String> =
+        (0..6_000).map(|nth| format!("long_family{{nth=\"{nth:060}\"}} {nth}\n")).collect();
+    let long = long.concat();
+    for engine in ["guarded", "minihttp"] {
+        let world = World::start(&[("HTTP_ENGINE", engine)]);
+        let mut client = world.server.client();
+        assert_eq!(put(&mut client, "long", &long).status, 200);
+        let plain = client.get("/metrics/pushed");
+        let chunked = (engine == "guarded").then_some("chunked");
+        assert_eq!((plain.status, plain.header("transfer-encoding")), (200, chunked));
+        let page = plain.text();
+        let series = page.lines().filter(|line| line.starts_with("long_family{")).count();
+        assert_eq!(series, 6_000);
+        assert!(
+            page.ends_with('\n')
+                && page.lines().last().is_some_and(|line| line.starts_with("push_time_seconds{"))
+        );
+        let gzip = [("Accept-Encoding", "gzip")];
+        let small = client.exchange(&request("GET", "/metrics/pushed", &gzip, b""));
+        assert_eq!(small.header("content-encoding"), Some("gzip"));
+        let mut back = String::new();
+        flate2::read::GzDecoder::new(small.body.as_slice()).read_to_string(&mut back).expect("it is whole");
+        assert!(back == page);
+        if engine == "guarded" {
+            client.send(&request("HEAD", "/metrics/pushed", &[], b""));
+            assert_eq!(client.head_reply().status, 200);
+        }
+        assert_eq!(pushed(&mut client), page, "the connection goes on");
+    }
 }
 
 #[test]
