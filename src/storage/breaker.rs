@@ -58,6 +58,8 @@ pub struct Machine {
     phase: Phase,
     /// A fault of the configuration opened it, and whoever met that has not succeeded since.
     tripped: bool,
+    /// The writer has failed, and not succeeded since.
+    writer_fails: bool,
     transitions: u64,
 }
 
@@ -70,7 +72,13 @@ enum Phase {
 
 impl Machine {
     pub fn new(limits: BreakerLimits) -> Self {
-        Self { limits, phase: Phase::Closed { failures: 0 }, tripped: false, transitions: 0 }
+        Self {
+            limits,
+            phase: Phase::Closed { failures: 0 },
+            tripped: false,
+            writer_fails: false,
+            transitions: 0,
+        }
     }
 
     /// Whether one may ask the database now. Who is let through must report with [`Self::succeeded`],
@@ -103,6 +111,7 @@ impl Machine {
         if !matches!(self.phase, Phase::Open { .. }) {
             self.tripped = false;
         }
+        self.writer_fails = false;
         self.answered(now);
     }
 
@@ -111,6 +120,8 @@ impl Machine {
     pub fn answered(&mut self, _now: Moment) {
         match &mut self.phase {
             Phase::HalfOpen { probe_since, .. } if self.tripped => *probe_since = None,
+            // Pings that are answered must not hide that no batch gets through.
+            Phase::Closed { .. } if self.writer_fails => {}
             Phase::Closed { failures } => *failures = 0,
             Phase::HalfOpen { successes, probe_since } => {
                 *successes += 1;
@@ -122,6 +133,12 @@ impl Machine {
             // Let through before it opened. It says nothing about now.
             Phase::Open { .. } => {}
         }
+    }
+
+    /// The writer's work was not done.
+    pub fn writer_failed(&mut self, now: Moment) {
+        self.writer_fails = true;
+        self.failed(now);
     }
 
     pub fn failed(&mut self, now: Moment) {
@@ -192,6 +209,10 @@ impl Breaker {
 
     pub fn answered(&self, now: Moment) {
         self.change(|machine| machine.answered(now));
+    }
+
+    pub fn writer_failed(&self, now: Moment) {
+        self.change(|machine| machine.writer_failed(now));
     }
 
     pub fn failed(&self, now: Moment) {
@@ -271,6 +292,24 @@ mod tests {
             machine.succeeded(at(0));
         }
         assert_eq!((machine.state(), machine.transitions()), (State::Closed, 0));
+    }
+
+    #[test]
+    fn answered_pings_do_not_hide_that_the_writer_gets_nothing_through() {
+        let mut machine = Machine::new(LIMITS);
+        for _ in 0..3 {
+            machine.writer_failed(at(0));
+            machine.answered(at(0));
+        }
+        assert_eq!(machine.state(), State::Open);
+        let mut machine = Machine::new(LIMITS);
+        machine.writer_failed(at(0));
+        machine.writer_failed(at(0));
+        machine.succeeded(at(0));
+        machine.failed(at(0));
+        machine.answered(at(0));
+        machine.writer_failed(at(0));
+        assert_eq!(machine.state(), State::Closed);
     }
 
     #[test]

@@ -318,7 +318,7 @@ impl Writer {
         if verdict == Verdict::Halt {
             self.links.breaker.trip(now);
         } else {
-            self.links.breaker.failed(now);
+            self.links.breaker.writer_failed(now);
         }
         let wait = self.backoff.failed(&mut self.chance);
         self.wait_until(now.plus(wait))

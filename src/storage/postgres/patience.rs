@@ -120,12 +120,19 @@ pub(super) struct Patient {
     /// Bytes went either way since the limit was set.
     moved: bool,
     limit: Pin<Box<Sleep>>,
+    /// The limit was reached: nothing is waited for on this socket any more, not even for an answer to ROLLBACK.
+    over: bool,
 }
 
 impl Patient {
     fn new(socket: Socket, pace: Arc<Pace>) -> Self {
         let limit = Box::pin(sleep(Duration::from_millis(pace.patience_ms.load(Ordering::Relaxed))));
-        Self { socket, turn: pace.turn.load(Ordering::Relaxed), pace, moved: false, limit }
+        Self { socket, turn: pace.turn.load(Ordering::Relaxed), pace, moved: false, limit, over: false }
+    }
+
+    fn silence(&self) -> io::Error {
+        let patience = self.pace.patience_ms.load(Ordering::Relaxed);
+        io::Error::new(io::ErrorKind::TimedOut, format!("the database has not answered for {patience} ms"))
     }
 }
 
@@ -135,6 +142,9 @@ impl AsyncRead for Patient {
         cx: &mut Context<'_>,
         out: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
+        if self.over {
+            return Poll::Ready(Err(self.silence()));
+        }
         if let Poll::Ready(result) = Pin::new(&mut self.socket).poll_read(cx, out) {
             self.moved = true;
             return Poll::Ready(result);
@@ -146,16 +156,16 @@ impl AsyncRead for Patient {
             self.limit.as_mut().reset(Instant::now() + patience);
         }
         ready!(self.limit.as_mut().poll(cx));
-        let patience = self.pace.patience_ms.load(Ordering::Relaxed);
-        Poll::Ready(Err(io::Error::new(
-            io::ErrorKind::TimedOut,
-            format!("the database has not answered for {patience} ms"),
-        )))
+        self.over = true;
+        Poll::Ready(Err(self.silence()))
     }
 }
 
 impl AsyncWrite for Patient {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        if self.over {
+            return Poll::Ready(Err(self.silence()));
+        }
         let result = ready!(Pin::new(&mut self.socket).poll_write(cx, bytes));
         self.moved = true;
         Poll::Ready(result)
