@@ -117,8 +117,8 @@ pub(super) struct Patient {
     socket: Socket,
     pace: Arc<Pace>,
     turn: u64,
-    /// Bytes went either way since the limit was set.
-    moved: bool,
+    /// When bytes last went either way, or this use of the connection began.
+    moved_at: Instant,
     limit: Pin<Box<Sleep>>,
     /// The limit was reached: nothing is waited for on this socket any more, not even for an answer to ROLLBACK.
     over: bool,
@@ -127,7 +127,14 @@ pub(super) struct Patient {
 impl Patient {
     fn new(socket: Socket, pace: Arc<Pace>) -> Self {
         let limit = Box::pin(sleep(Duration::from_millis(pace.patience_ms.load(Ordering::Relaxed))));
-        Self { socket, turn: pace.turn.load(Ordering::Relaxed), pace, moved: false, limit, over: false }
+        Self {
+            socket,
+            turn: pace.turn.load(Ordering::Relaxed),
+            pace,
+            moved_at: Instant::now(),
+            limit,
+            over: false,
+        }
     }
 
     fn silence(&self) -> io::Error {
@@ -146,14 +153,18 @@ impl AsyncRead for Patient {
             return Poll::Ready(Err(self.silence()));
         }
         if let Poll::Ready(result) = Pin::new(&mut self.socket).poll_read(cx, out) {
-            self.moved = true;
+            self.moved_at = Instant::now();
             return Poll::Ready(result);
         }
         let turn = self.pace.turn.load(Ordering::Relaxed);
-        if std::mem::take(&mut self.moved) || turn != self.turn {
+        if turn != self.turn {
             self.turn = turn;
-            let patience = Duration::from_millis(self.pace.patience_ms.load(Ordering::Relaxed));
-            self.limit.as_mut().reset(Instant::now() + patience);
+            self.moved_at = Instant::now();
+        }
+        // A write says so only here, maybe no sooner than the limit of before is reached.
+        let end = self.moved_at + Duration::from_millis(self.pace.patience_ms.load(Ordering::Relaxed));
+        if self.limit.deadline() != end {
+            self.limit.as_mut().reset(end);
         }
         ready!(self.limit.as_mut().poll(cx));
         self.over = true;
@@ -167,7 +178,7 @@ impl AsyncWrite for Patient {
             return Poll::Ready(Err(self.silence()));
         }
         let result = ready!(Pin::new(&mut self.socket).poll_write(cx, bytes));
-        self.moved = true;
+        self.moved_at = Instant::now();
         Poll::Ready(result)
     }
 
