@@ -7,6 +7,7 @@ use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
+use std::thread::JoinHandle;
 use std::time::Duration;
 
 use super::client::Client;
@@ -224,15 +225,20 @@ pub(crate) fn run(settings: &[(&str, &str)], arguments: &[&str]) -> Ended {
         .stderr(Stdio::piped())
         .spawn()
         .expect("setpriv (util-linux) runs");
+    // Read meanwhile: a program that says more than a pipe holds would never end.
+    let stdout = read_aside(child.stdout.take().expect("it is a pipe"));
+    let stderr = read_aside(child.stderr.take().expect("it is a pipe"));
     let status = exit_within(EXIT_MAX, "the program", &mut child);
-    let read = |pipe: Option<&mut dyn Read>| {
+    let said = |reader: JoinHandle<String>| reader.join().expect("output is UTF-8");
+    Ended { code: status.code(), stdout: said(stdout), stderr: said(stderr) }
+}
+
+fn read_aside(mut pipe: impl Read + Send + 'static) -> JoinHandle<String> {
+    std::thread::spawn(move || {
         let mut text = String::new();
-        pipe.expect("it is a pipe").read_to_string(&mut text).expect("output is UTF-8");
+        pipe.read_to_string(&mut text).expect("output is UTF-8");
         text
-    };
-    let stdout = read(child.stdout.as_mut().map(|pipe| pipe as &mut dyn Read));
-    let stderr = read(child.stderr.as_mut().map(|pipe| pipe as &mut dyn Read));
-    Ended { code: status.code(), stdout, stderr }
+    })
 }
 
 /// How a run went.
