@@ -234,11 +234,12 @@ pub(crate) fn run(settings: &[(&str, &str)], arguments: &[&str]) -> Ended {
 }
 
 fn read_aside(mut pipe: impl Read + Send + 'static) -> JoinHandle<String> {
-    std::thread::spawn(move || {
+    let reading = std::thread::Builder::new().name("reading".to_owned()).spawn(move || {
         let mut text = String::new();
         pipe.read_to_string(&mut text).expect("output is UTF-8");
         text
-    })
+    });
+    reading.expect("a thread starts")
 }
 
 /// How a run went.
