@@ -297,36 +297,44 @@ impl Pages {
             return Outcome::Ready;
         };
         let (_, name) = wanted.swap_remove(at);
-        match (self.level(request.headers), self.gateway.remove(&name, &wanted)) {
-            (Err(unread), _) => {
-                unread.answer(response);
-                Outcome::Ready
-            }
-            (Ok(_), Err(_log)) => {
-                problem::journal_unavailable(response, RETRY_S);
-                Outcome::Ready
-            }
-            (Ok(level), Ok(removed)) => {
+        self.change(
+            request,
+            response,
+            |gateway| gateway.remove(&name, &wanted),
+            |removed, response| {
                 response.content_type = "application/json";
                 response.body = format!("{{\"deleted\":{removed}}}").into_bytes();
-                Self::done(level, response)
-            }
-        }
+            },
+        )
     }
 
     fn wipe(&self, request: &Request<'_>, response: &mut Response) -> Outcome {
-        match (self.level(request.headers), self.gateway.wipe()) {
-            (Err(unread), _) => {
+        self.change(request, response, Gateway::wipe, |(), response| response.status = 202)
+    }
+
+    /// Makes a change and has `say` write the answer. Nothing is changed for a request that is refused.
+    fn change<T>(
+        &self,
+        request: &Request<'_>,
+        response: &mut Response,
+        make: impl FnOnce(&Gateway) -> Result<T, Refused>,
+        say: impl FnOnce(T, &mut Response),
+    ) -> Outcome {
+        let level = match self.level(request.headers) {
+            Ok(level) => level,
+            Err(unread) => {
                 unread.answer(response);
-                Outcome::Ready
+                return Outcome::Ready;
             }
-            (Ok(_), Err(_log)) => {
+        };
+        match make(&self.gateway) {
+            Ok(what) => {
+                say(what, response);
+                Self::done(level, response)
+            }
+            Err(_log) => {
                 problem::journal_unavailable(response, RETRY_S);
                 Outcome::Ready
-            }
-            (Ok(level), Ok(())) => {
-                response.status = 202;
-                Self::done(level, response)
             }
         }
     }

@@ -268,6 +268,11 @@ fn groups_and_series_outlive_a_kill_and_what_was_deleted_stays_away() {
     assert_eq!(put(client, "failed", "n 1 5\n").status, 400);
     let metrics = r#"{"name":"s_total","type":"counter","value":1,"labels":{"a":"1"}},{"name":"s_total","type":"counter","value":1,"labels":{"a":"2"}}"#;
     assert_eq!(push(client, metrics).status, 202);
+    // What is refused has changed nothing.
+    for (method, path) in [("DELETE", "/metrics/pushed?name=s_total&a=2"), ("PUT", "/api/v1/admin/wipe")] {
+        let refused = client.exchange(&request(method, path, &[("Durability", "eternal")], b""));
+        assert_eq!(refused.status, 400, "{path}: {}", refused.text());
+    }
     let removed = client.exchange(&request("DELETE", "/metrics/pushed?name=s_total&a=2", &[], b""));
     assert_eq!((removed.status, removed.text().as_str()), (200, r#"{"deleted":1}"#));
     assert_eq!(client.exchange(&request("DELETE", "/metrics/pushed", &[], b"")).status, 400);
