@@ -1,10 +1,11 @@
-//! What queries take while events come in: `queries ADDRESS EVENTS_A_SECOND QUERIES_OF_EACH SEED`.
+//! What queries take while events come in: `queries ADDRESS EVENTS_A_SECOND EVENTS_EACH QUERIES_OF_EACH SEED`.
 //!
-//! One thread sends single events at an even rate over 32 connections. Meanwhile one client asks one question after the
+//! One thread sends events at an even rate, so many in each POST: single ones over 32 connections. Meanwhile one client asks one question after the
 //! other, the kinds in turns, each for another stretch of the last 27 days, and prints per kind: its name, p50, p99 and
 //! the longest, in milliseconds; at last the events that were accepted a second.
 
 use std::error::Error;
+use std::fmt::Write as _;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
 use std::sync::Arc;
@@ -28,16 +29,18 @@ type Result<T> = std::result::Result<T, Box<dyn Error + Send + Sync>>;
 
 fn main() -> Result<()> {
     let mut args = std::env::args().skip(1);
-    let mut next = || args.next().ok_or("usage: queries ADDRESS EVENTS_A_SECOND QUERIES_OF_EACH SEED");
-    let (address, rate, count, seed) =
-        (next()?, next()?.parse::<u64>()?, next()?.parse::<usize>()?, next()?.parse::<u64>()?);
+    let mut next =
+        || args.next().ok_or("usage: queries ADDRESS EVENTS_A_SECOND EVENTS_EACH QUERIES_OF_EACH SEED");
+    let address = next()?;
+    let load = Load { rate: next()?.parse()?, events_each: next()?.parse::<u64>()?.max(1) };
+    let (count, seed) = (next()?.parse::<usize>()?, next()?.parse::<u64>()?);
     let clock = Clock::system();
     let stop = Arc::new(AtomicBool::new(false));
     let accepted = Arc::new(AtomicU64::new(0));
     let producer = {
         let (address, clock) = (address.clone(), clock.clone());
         let (stop, accepted) = (Arc::clone(&stop), Arc::clone(&accepted));
-        std::thread::Builder::new().spawn(move || produce(&address, rate, &clock, &stop, &accepted))?
+        std::thread::Builder::new().spawn(move || produce(&address, load, &clock, &stop, &accepted))?
     };
     let mut asker = Asker {
         client: Client::connect(&address)?,
@@ -61,6 +64,14 @@ fn main() -> Result<()> {
     let accepted = (after - before) as f64 / seconds;
     writeln!(out, "accepted\t{accepted:.0}")?;
     Ok(())
+}
+
+/// What comes in meanwhile.
+#[derive(Clone, Copy)]
+struct Load {
+    /// Events a second, 0 for none.
+    rate: u64,
+    events_each: u64,
 }
 
 fn millis(time: Duration) -> f64 {
@@ -209,37 +220,46 @@ impl Client {
     }
 }
 
-/// Sends `rate` events a second: a round over all connections, and then what has come back is read.
-fn produce(address: &str, rate: u64, clock: &Clock, stop: &AtomicBool, accepted: &AtomicU64) -> Result<()> {
-    if rate == 0 {
+/// Sends `load.rate` events a second: a round over all connections, and then what has come back is read.
+fn produce(address: &str, load: Load, clock: &Clock, stop: &AtomicBool, accepted: &AtomicU64) -> Result<()> {
+    if load.rate == 0 {
         return Ok(());
     }
-    let mut clients = (0..CONNECTIONS).map(|_| Client::connect(address)).collect::<Result<Vec<_>>>()?;
-    let pace = Duration::from_nanos(1_000_000_000 * CONNECTIONS as u64 / rate);
+    let connections = CONNECTIONS.div_ceil(usize::try_from(load.events_each)?).max(2);
+    let mut clients = (0..connections).map(|_| Client::connect(address)).collect::<Result<Vec<_>>>()?;
+    let pace = Duration::from_nanos(1_000_000_000 * connections as u64 * load.events_each / load.rate);
     let mut due: Moment = clock.now();
     let mut nth = 0_u32;
+    let (mut body, mut request) = (String::new(), String::new());
     while !stop.load(Ordering::Relaxed) {
-        let time = clock.wall();
+        let time = clock.wall().to_string();
         for client in &mut clients {
-            nth = nth.wrapping_add(1);
-            let body = format!(
-                "{{\"timestamp\":\"{time}\",\"service\":\"service-{}\",\"message\":\"payment accepted in 128 ms for \
-                 order {:03} of shop\",\"metadata\":{{\"region\":\"eu-west-1\",\"attempt\":1,\"customer\":{},\"trace\":\
-                 \"4bf92f3577b34da6{nth:016x}\"}}}}",
-                nth % SERVICES,
-                nth % 1000,
-                nth % CUSTOMERS
-            );
-            let request = format!(
-                "POST /events HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n\
-                 Content-Length: {}\r\n\r\n{body}",
+            body.clear();
+            for _ in 0..load.events_each {
+                nth = nth.wrapping_add(1);
+                writeln!(
+                    body,
+                    "{{\"timestamp\":\"{time}\",\"service\":\"service-{}\",\"message\":\"payment accepted in 128 ms \
+                     for order {:03} of shop\",\"metadata\":{{\"region\":\"eu-west-1\",\"attempt\":1,\"customer\":{},\
+                     \"trace\":\"4bf92f3577b34da6{nth:016x}\"}}}}",
+                    nth % SERVICES,
+                    nth % 1000,
+                    nth % CUSTOMERS
+                )?;
+            }
+            let kind = if load.events_each == 1 { "application/json" } else { "application/x-ndjson" };
+            request.clear();
+            write!(
+                request,
+                "POST /events HTTP/1.1\r\nHost: localhost\r\nContent-Type: {kind}\r\nContent-Length: {}\r\n\r\n",
                 body.len()
-            );
+            )?;
+            request.push_str(&body);
             client.0.get_mut().write_all(request.as_bytes())?;
         }
         for client in &mut clients {
             let (status, _) = client.answer()?;
-            accepted.fetch_add(u64::from(status == 202), Ordering::Relaxed);
+            accepted.fetch_add(u64::from(status == 202) * load.events_each, Ordering::Relaxed);
         }
         due = due.plus(pace);
         let now = clock.now();

@@ -11,6 +11,8 @@ pub mod postgres;
 pub use breaker::{Breaker, BreakerLimits};
 pub use day::Day;
 
+use std::ops::ControlFlow;
+
 use crate::event::{Event, EventId, Timestamp};
 
 /// Stores encoded rows and finds events again. Every call may block, for as long as the timeouts of the
@@ -185,25 +187,33 @@ pub struct Chunk {
     pub more: bool,
 }
 
-impl Chunk {
-    /// What the first `bytes_max` bytes hold of the events that came, one after the other, for a page of `limit`.
-    pub fn gather<E>(
-        events: impl IntoIterator<Item = Result<Event, E>>,
-        limit: u16,
-        bytes_max: usize,
-    ) -> Result<Self, E> {
-        let (mut chunk, mut bytes) = (Self { events: Vec::new(), more: false }, 0);
-        for event in events {
-            let event = event?;
-            bytes += event.bytes();
-            chunk.events.push(event);
-            if bytes >= bytes_max {
-                chunk.more = true;
-                break;
-            }
-        }
-        chunk.more |= chunk.events.len() == usize::from(limit);
-        Ok(chunk)
+/// A chunk that is being read: what the first `bytes_max` bytes hold of the events that come.
+#[derive(Debug)]
+pub struct Gathering {
+    events: Vec<Event>,
+    bytes: usize,
+    bytes_max: usize,
+}
+
+impl Gathering {
+    pub fn new(bytes_max: usize) -> Self {
+        Self { events: Vec::new(), bytes: 0, bytes_max }
+    }
+
+    /// Takes the next event; breaks when it takes no more.
+    pub fn add(&mut self, event: Event) -> ControlFlow<()> {
+        self.bytes += event.bytes();
+        self.events.push(event);
+        if self.is_full() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+    }
+
+    fn is_full(&self) -> bool {
+        self.bytes >= self.bytes_max
+    }
+
+    pub fn finish(self, limit: u16) -> Chunk {
+        let more = self.is_full() || self.events.len() == usize::from(limit);
+        Chunk { events: self.events, more }
     }
 }
 

@@ -1,4 +1,4 @@
-//! Connections: a bounded pool of them, and transactions on one.
+//! Connections: two bounded pools of them, one for transactions and one for questions, and transactions on one.
 //!
 //! r2d2 counts and hands out; the connecting itself is done by whoever takes a connection, on its own thread. That way
 //! its failure is a typed answer at once (a wrong password has a SQLSTATE, a refused port takes no time), where r2d2's
@@ -6,33 +6,38 @@
 //! and no statement is named past its end, so that a transaction-pooling proxy may stand between.
 
 use std::convert::Infallible;
+use std::fmt;
+use std::marker::PhantomData;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::Duration;
 
-use postgres::config::{Host, SslMode, SslNegotiation};
-use postgres::{Client, NoTls};
-use r2d2::ManageConnection;
+use postgres::Client;
+use r2d2::{ManageConnection, PooledConnection};
 use r2d2_postgres::PostgresConnectionManager;
-use tokio_postgres_rustls::MakeRustlsConnect;
+use tokio_postgres::config::{Host, SslMode, SslNegotiation};
 
+use super::ask::Session;
 use super::error;
 use super::patience::{Pace, Patiently};
 use super::target::Target;
-use super::tls::Tls;
 use crate::storage::StoreError;
 
 /// How long a caller waits for one of the pool's connections to come free.
 const CHECKOUT_TIMEOUT: Duration = Duration::from_secs(5);
 /// BEGIN waits for nothing: a database that is silent to it is known sooner than one that is at work.
-const BEGIN_PATIENCE: Duration = Duration::from_secs(5);
+pub(super) const BEGIN_PATIENCE: Duration = Duration::from_secs(5);
 
 /// A bounded set of connections to one database.
 #[derive(Debug)]
 pub(super) struct Connections {
-    pool: r2d2::Pool<Lazy>,
-    connector: Connector,
+    transactions: r2d2::Pool<Places<Link>>,
+    pub(super) questions: r2d2::Pool<Places<Session>>,
+    pub(super) connector: Connector,
 }
+
+/// A connection for transactions.
+type Link = (Client, Arc<Pace>);
 
 /// What a transaction begins with and how long it may be kept waiting.
 #[derive(Debug)]
@@ -57,15 +62,14 @@ impl Apart {
 }
 
 impl Connections {
+    /// Half of them are for questions: more than those who ask, by default.
     pub(super) fn new(target: &Target, connections_max: u32) -> Self {
-        let pool = r2d2::Pool::builder()
-            .max_size(connections_max.max(1))
-            // A place without a connection in it costs nothing; one spares the first caller r2d2's own thread.
-            .min_idle(Some(1))
-            .test_on_check_out(false)
-            .connection_timeout(CHECKOUT_TIMEOUT)
-            .build_unchecked(Lazy);
-        Self { pool, connector: Connector(target.clone()) }
+        let questions_max = connections_max / 2;
+        Self {
+            transactions: pool(connections_max - questions_max),
+            questions: pool(questions_max),
+            connector: Connector(target.clone()),
+        }
     }
 
     /// A connection outside the pool, for what needs two at once. It waits for answers that take no work.
@@ -81,59 +85,102 @@ impl Connections {
         terms: &Terms,
         work: impl FnOnce(&mut Client) -> Result<T, StoreError>,
     ) -> Result<T, StoreError> {
-        let mut link = self.pool.get().map_err(|_timeout| {
-            StoreError::unreachable(format!(
-                "no connection came free within {} s: {} are in use",
-                CHECKOUT_TIMEOUT.as_secs(),
-                self.pool.max_size()
-            ))
-        })?;
-        let client = link.begin(&self.connector, terms)?;
+        let mut place = place(&self.transactions)?;
+        let client = begin(&mut place, &self.connector, terms)?;
         match work(client) {
             Ok(value) => match client.batch_execute("COMMIT") {
                 Ok(()) => {
-                    link.busy = false;
+                    place.busy = false;
                     Ok(value)
                 }
                 Err(error) => Err(error::of_commit(&error)),
             },
             Err(error) => {
                 // A connection that cannot even roll back stays busy, and r2d2 throws it away.
-                link.busy = client.batch_execute("ROLLBACK").is_err();
+                place.busy = client.batch_execute("ROLLBACK").is_err();
                 Err(error)
             }
         }
     }
 }
 
+fn pool<C: Send + 'static>(connections_max: u32) -> r2d2::Pool<Places<C>> {
+    r2d2::Pool::builder()
+        .max_size(connections_max.max(1))
+        // A place without a connection in it costs nothing; one spares the first caller r2d2's own thread.
+        .min_idle(Some(1))
+        .test_on_check_out(false)
+        .connection_timeout(CHECKOUT_TIMEOUT)
+        .build_unchecked(Places(PhantomData))
+}
+
+pub(super) fn place<C: Send + 'static>(
+    pool: &r2d2::Pool<Places<C>>,
+) -> Result<PooledConnection<Places<C>>, StoreError> {
+    pool.get().map_err(|_timeout| {
+        StoreError::unreachable(format!(
+            "no connection came free within {} s: {} are in use",
+            CHECKOUT_TIMEOUT.as_secs(),
+            pool.max_size()
+        ))
+    })
+}
+
+/// Begins a transaction. A pooled connection may have died while it lay idle, which only shows when it is used: then
+/// nothing has happened yet, and a new one takes its place.
+fn begin<'a>(
+    kept: &'a mut Place<Link>,
+    connector: &Connector,
+    terms: &Terms,
+) -> Result<&'a mut Client, StoreError> {
+    kept.busy = true;
+    let begin = |client: &mut Client, pace: &Pace| {
+        pace.begin(terms.patience.min(BEGIN_PATIENCE));
+        let begun = client.batch_execute(&terms.begin);
+        pace.begin(terms.patience);
+        begun
+    };
+    let mut pooled = kept.connection.take();
+    if let Some((client, pace)) = &mut pooled {
+        match begin(client, pace) {
+            Ok(()) => {}
+            Err(error) if error::is_answer(&error) => return Err(before_any_work("BEGIN", &error)),
+            Err(_died_idle) => pooled = None,
+        }
+    }
+    let link = if let Some(link) = pooled {
+        link
+    } else {
+        let (mut client, pace) = connector.connect()?;
+        begin(&mut client, &pace).map_err(|error| before_any_work("BEGIN", &error))?;
+        (client, pace)
+    };
+    Ok(&mut kept.connection.insert(link).0)
+}
+
 #[derive(Debug)]
-struct Connector(Target);
+pub(super) struct Connector(Target);
 
 impl Connector {
     /// Over TCP the crate hands the fresh socket to [`Patiently`], which negotiates encryption itself; that is what
-    /// `Direct` and `Require` mean to the crate, whatever the URL says of encryption.
-    fn connect(&self) -> Result<(Client, Arc<Pace>), StoreError> {
-        let Target { config, tls } = &self.0;
+    /// `Direct` and `Require` mean to the crate, whatever the URL says of encryption. Elsewhere the crate negotiates.
+    fn way(&self) -> (Target, Patiently, Arc<Pace>) {
+        let mut target = self.0.clone();
+        let config = &mut target.config;
         let pace = Arc::new(Pace::new(config.get_connect_timeout().copied().unwrap_or(CHECKOUT_TIMEOUT)));
         let over_tcp = !config.get_hosts().is_empty()
             && config.get_hosts().iter().all(|host| matches!(host, Host::Tcp(_)));
-        let connect = || {
-            if over_tcp {
-                let direct_tls = config.get_ssl_negotiation() == SslNegotiation::Direct;
-                let mut config = config.clone();
-                config.ssl_mode(SslMode::Require).ssl_negotiation(SslNegotiation::Direct);
-                let patiently = Patiently::new(tls.clone(), direct_tls, Arc::clone(&pace));
-                PostgresConnectionManager::new(config, patiently).connect()
-            } else {
-                match tls {
-                    Tls::On { config: tls, .. } => {
-                        let tls = MakeRustlsConnect::new(rustls::ClientConfig::clone(tls));
-                        PostgresConnectionManager::new(config.clone(), tls).connect()
-                    }
-                    Tls::Off => PostgresConnectionManager::new(config.clone(), NoTls).connect(),
-                }
-            }
-        };
+        let negotiated = !over_tcp || config.get_ssl_negotiation() == SslNegotiation::Direct;
+        if over_tcp {
+            config.ssl_mode(SslMode::Require).ssl_negotiation(SslNegotiation::Direct);
+        }
+        let patiently = Patiently::new(target.tls.clone(), negotiated, Arc::clone(&pace));
+        (target, patiently, pace)
+    }
+
+    fn connect(&self) -> Result<Link, StoreError> {
+        let (target, patiently, pace) = self.way();
+        let connect = || PostgresConnectionManager::new(target.blocking(), patiently).connect();
         // The crate makes a runtime for each connection and unwraps it: out of file descriptors it panics, and that
         // must cost a try and not the writer.
         let Ok(client) = catch_unwind(AssertUnwindSafe(connect)) else {
@@ -143,68 +190,47 @@ impl Connector {
         };
         client.map(|client| (client, pace)).map_err(|error| before_any_work("connecting", &error))
     }
+
+    pub(super) fn session(&self) -> Result<Session, StoreError> {
+        let (target, patiently, pace) = self.way();
+        Session::connect(&target, patiently, pace)
+    }
 }
 
 /// That this took too long says nothing of how much was asked.
-fn before_any_work(doing: &str, error: &postgres::Error) -> StoreError {
+pub(super) fn before_any_work(doing: &str, error: &postgres::Error) -> StoreError {
     StoreError { timed_out: false, ..error::of(doing, error) }
 }
 
-/// A place for a connection. A client that is `busy` has an open transaction.
-#[derive(Default)]
-struct Link {
-    client: Option<(Client, Arc<Pace>)>,
-    busy: bool,
+/// A place for a connection. One that is `busy` has an open transaction.
+pub(super) struct Place<C> {
+    pub(super) connection: Option<C>,
+    pub(super) busy: bool,
 }
 
-impl Link {
-    /// Begins a transaction. A pooled connection may have died while it lay idle, which only shows when it is used:
-    /// then nothing has happened yet, and a new one takes its place.
-    fn begin(&mut self, connector: &Connector, terms: &Terms) -> Result<&mut Client, StoreError> {
-        self.busy = true;
-        let begin = |client: &mut Client, pace: &Pace| {
-            pace.begin(terms.patience.min(BEGIN_PATIENCE));
-            let begun = client.batch_execute(&terms.begin);
-            pace.begin(terms.patience);
-            begun
-        };
-        let mut pooled = self.client.take();
-        if let Some((client, pace)) = &mut pooled {
-            match begin(client, pace) {
-                Ok(()) => {}
-                Err(error) if error::is_answer(&error) => return Err(before_any_work("BEGIN", &error)),
-                Err(_died_idle) => pooled = None,
-            }
-        }
-        let link = if let Some(link) = pooled {
-            link
-        } else {
-            let (mut client, pace) = connector.connect()?;
-            begin(&mut client, &pace).map_err(|error| before_any_work("BEGIN", &error))?;
-            (client, pace)
-        };
-        Ok(&mut self.client.insert(link).0)
+/// The pools' manager: makes empty places, and so cannot fail.
+pub(super) struct Places<C>(PhantomData<fn() -> C>);
+
+impl<C> fmt::Debug for Places<C> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Places")
     }
 }
 
-/// The pool's manager: makes empty places, and so cannot fail.
-#[derive(Debug)]
-struct Lazy;
-
-impl ManageConnection for Lazy {
-    type Connection = Link;
+impl<C: Send + 'static> ManageConnection for Places<C> {
+    type Connection = Place<C>;
     type Error = Infallible;
 
-    fn connect(&self) -> Result<Link, Infallible> {
-        Ok(Link::default())
+    fn connect(&self) -> Result<Place<C>, Infallible> {
+        Ok(Place { connection: None, busy: false })
     }
 
-    fn is_valid(&self, _link: &mut Link) -> Result<(), Infallible> {
+    fn is_valid(&self, _place: &mut Place<C>) -> Result<(), Infallible> {
         Ok(())
     }
 
     /// One in whose transaction something went wrong, or a panic passed through. An empty place is as good as new.
-    fn has_broken(&self, link: &mut Link) -> bool {
-        link.busy
+    fn has_broken(&self, place: &mut Place<C>) -> bool {
+        place.busy
     }
 }

@@ -289,7 +289,7 @@ impl Cluster {
     }
 
     fn connect(&self, database: &str) -> Result<Client, postgres::Error> {
-        Target::socket(self.home.socket_dir(), USER, database).config.connect(NoTls)
+        Target::socket(self.home.socket_dir(), USER, database).blocking().connect(NoTls)
     }
 }
 

@@ -1,8 +1,9 @@
 //! Events in PostgreSQL, 14 and later. The only place that names the `postgres` crate.
 //!
-//! `target` and `tls` say where the database is, `connect` how a transaction is had; `migrate` and `partition` make the
-//! tables; `store`, `find` and `dead` use them, `sweep` takes what is old out of them; `error` translates; `embedded` runs a cluster of our own.
+//! `target` and `tls` say where the database is, `connect` how a transaction is had, `ask` how a question is asked; `migrate`
+//! and `partition` make the tables; `store`, `find`, `totals` and `dead` use them, `sweep` takes what is old out of them; `error` translates; `embedded` runs a cluster of our own.
 
+mod ask;
 mod connect;
 mod counts;
 mod dead;
@@ -20,6 +21,7 @@ mod testing;
 #[cfg(test)]
 mod tests;
 mod tls;
+mod totals;
 mod types;
 
 use std::sync::atomic::{AtomicI64, Ordering};
@@ -30,6 +32,7 @@ pub use dead::{DeadEvent, DeadFilter, Replayed};
 pub use target::{Target, TargetError};
 
 use self::connect::{Connections, Terms};
+use self::find::Desk;
 use crate::event::{Event, EventId, Timestamp};
 use crate::storage::{
     Chunk, Day, DeadLetter, EventRepository, Filter, Found, HourCount, Page, StoreError, StorePath, Stored,
@@ -109,6 +112,10 @@ impl PostgresRepository {
         }
     }
 
+    fn desk<'a>(&'a self, terms: &'a Terms) -> Desk<'a> {
+        Desk { connections: &self.connections, terms }
+    }
+
     /// `SET LOCAL` ends with the transaction, and rides along with BEGIN in one message. A COPY's time is that of its
     /// bytes on their way too, so that a batch gets through a slow network at last. A server that died in the middle
     /// of a batch must not hold locks for ever, so a transaction that lies idle is ended too.
@@ -155,34 +162,27 @@ impl EventRepository for PostgresRepository {
     }
 
     fn page(&self, page: &Page) -> Result<Vec<Event>, StoreError> {
-        self.noting(self.connections.transaction(&self.page_terms, |client| find::page(client, page)))
+        self.noting(find::page(self.desk(&self.page_terms), page))
     }
 
     fn chunk(&self, page: &Page, bytes_max: usize) -> Result<Chunk, StoreError> {
-        self.noting(
-            self.connections.transaction(&self.page_terms, |client| find::chunk(client, page, bytes_max)),
-        )
+        self.noting(find::chunk(self.desk(&self.page_terms), page, bytes_max))
     }
 
     fn count(&self, filter: &Filter) -> Result<u64, StoreError> {
-        self.noting(self.connections.transaction(&self.query_terms, |client| find::count(client, filter)))
+        self.noting(totals::count(self.desk(&self.query_terms), filter))
     }
 
     fn hours(&self, filter: &Filter, rows_max: u32) -> Result<Vec<HourCount>, StoreError> {
-        self.noting(
-            self.connections.transaction(&self.query_terms, |client| find::hours(client, filter, rows_max)),
-        )
+        self.noting(totals::hours(self.desk(&self.query_terms), filter, rows_max))
     }
 
     fn find(&self, id: EventId) -> Result<Option<Found>, StoreError> {
-        self.noting(self.connections.transaction(&self.query_terms, |client| find::find(client, id)))
+        self.noting(find::find(self.desk(&self.query_terms), id))
     }
 
     fn totals(&self, since: Timestamp, services_max: u16) -> Result<Totals, StoreError> {
-        self.noting(
-            self.connections
-                .transaction(&self.query_terms, |client| find::totals(client, since, services_max)),
-        )
+        self.noting(totals::totals(self.desk(&self.query_terms), since, services_max))
     }
 
     fn ping(&self) -> Result<(), StoreError> {

@@ -1,14 +1,16 @@
 //! Where the database is: `DATABASE_URL`, or the socket of the embedded cluster.
 //!
-//! The `postgres` crate reads most of the URL; it does not know `verify-ca`, `verify-full` and `sslrootcert`, so
+//! `tokio-postgres` reads most of the URL; it does not know `verify-ca`, `verify-full` and `sslrootcert`, so
 //! those are taken out first. No message from here holds a value of the URL: one of them is the password.
 
 use std::fmt::{self, Write as _};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
-use postgres::Config;
-use postgres::config::SslMode;
+use tokio_postgres::Config;
+use tokio_postgres::config::{Host, SslMode};
+use tokio_postgres::error::DbError;
 
 use super::error::chain;
 use super::tls::{self, Tls, Trust};
@@ -56,7 +58,11 @@ const NOT_SUPPORTED: &[&str] = &[
 pub struct Target {
     pub(super) config: Config,
     pub(super) tls: Tls,
+    pub(super) notices: Notices,
 }
+
+/// Who is told what the database remarks upon.
+pub(super) type Notices = Arc<dyn Fn(&DbError) + Send + Sync>;
 
 impl fmt::Debug for Target {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -105,14 +111,28 @@ impl Target {
                 config.host("localhost");
             }
         }
-        Ok(Self { config: with_timeouts(config), tls })
+        Ok(Self::new(config, tls))
     }
 
     /// A database behind the socket in `directory`, without a password.
     pub(super) fn socket(directory: &Path, user: &str, database: &str) -> Self {
         let mut config = Config::new();
         config.host_path(directory).user(user).dbname(database).ssl_mode(SslMode::Disable);
-        Self { config: with_timeouts(config), tls: Tls::Off }
+        Self::new(config, Tls::Off)
+    }
+
+    fn new(config: Config, tls: Tls) -> Self {
+        // Notices are for people at a terminal ("relation exists, skipping").
+        let notices = Arc::new(|notice: &DbError| log::debug!("PostgreSQL: {}", notice.message()));
+        Self { config: with_timeouts(config), tls, notices }
+    }
+
+    /// The same for the `postgres` crate.
+    pub(super) fn blocking(&self) -> postgres::Config {
+        let mut config = postgres::Config::from(self.config.clone());
+        let notices = Arc::clone(&self.notices);
+        config.notice_callback(move |notice| notices(&notice));
+        config
     }
 
     /// For messages and logs: where it is, and as whom. Never the password.
@@ -122,8 +142,8 @@ impl Target {
             let separator = if text.is_empty() { "" } else { "," };
             // Writing to a String cannot fail.
             _ = match host {
-                postgres::config::Host::Tcp(host) => write!(text, "{separator}{host}"),
-                postgres::config::Host::Unix(path) => write!(text, "{separator}{}", path.display()),
+                Host::Tcp(host) => write!(text, "{separator}{host}"),
+                Host::Unix(path) => write!(text, "{separator}{}", path.display()),
             };
         }
         if let Some(port) = self.config.get_ports().first() {
@@ -149,8 +169,6 @@ fn with_timeouts(mut config: Config) -> Config {
     if config.get_application_name().is_none() {
         config.application_name("aurore-events");
     }
-    // Notices are for people at a terminal ("relation exists, skipping"); the crate would log each one.
-    config.notice_callback(|notice| log::debug!("PostgreSQL: {}", notice.message()));
     config
 }
 

@@ -71,7 +71,7 @@ impl Database {
         shared
             .cluster
             .target()
-            .config
+            .blocking()
             .connect(NoTls)
             .unwrap()
             .batch_execute(&format!("CREATE DATABASE {name}"))
@@ -90,7 +90,7 @@ impl Database {
     }
 
     pub(super) fn client(&self) -> Client {
-        self.target().config.connect(NoTls).unwrap()
+        self.target().blocking().connect(NoTls).unwrap()
     }
 
     pub(super) fn execute(&self, sql: &str) {

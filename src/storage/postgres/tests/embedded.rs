@@ -63,7 +63,7 @@ fn a_data_directory_with_a_long_path_gets_its_socket_elsewhere() {
 fn only_the_owner_gets_at_the_cluster() {
     let directory = TempDir::new("private");
     let cluster = start(&directory.0).unwrap();
-    let mut client = cluster.target().config.connect(postgres::NoTls).unwrap();
+    let mut client = cluster.target().blocking().connect(postgres::NoTls).unwrap();
     for (setting, expected) in [
         ("listen_addresses", ""),
         ("unix_socket_permissions", "0700"),

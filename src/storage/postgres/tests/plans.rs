@@ -44,7 +44,8 @@ fn bench() -> Bench {
     let plans = Arc::new(Mutex::new(Vec::new()));
     let mut target = database.target();
     let told = Arc::clone(&plans);
-    target.config.options(TELL_PLANS).notice_callback(move |notice| {
+    target.config.options(TELL_PLANS);
+    target.notices = Arc::new(move |notice| {
         if notice.message().contains("plan:") {
             told.lock().unwrap().push(notice.message().to_owned());
         }

@@ -1,0 +1,228 @@
+//! How many events: of a filter, by the hour, in all.
+//!
+//! From `event_counts` wherever whole hours are spoken of; the events themselves are counted only at the ends of a time.
+
+use std::fmt::{self, Write as _};
+
+use postgres::Row;
+use postgres::types::{ToSql, Type};
+
+use super::find::{Desk, IN_SPAN, More, Span};
+use super::types::{Time, Uuid};
+use crate::event::Timestamp;
+use crate::storage::{Filter, HourCount, StoreError, Totals};
+
+const HOUR_MICROS: i64 = 3_600_000_000;
+const COUNTING: &str = "counting events";
+
+/// Whole hours are added up from `event_counts`, in the same statement as the rest, so that everything is of one
+/// moment. At either end, what lies between the time asked for and the nearest hour is counted event by event, and added
+/// or taken off: half an hour of events at most. Of the hour that is being filled, nothing is there past now; so when
+/// the time asked for is nearer to now than to its beginning, what is left of it is taken off the whole.
+pub(super) fn count(desk: Desk<'_>, filter: &Filter) -> Result<u64, StoreError> {
+    let span = Span::of(filter);
+    if span.is_empty() {
+        return Ok(0);
+    }
+    let more = More::of(filter);
+    if !more.is_empty() {
+        return count_each(desk, filter, span, &more);
+    }
+    let (first, last) = (nearest_hour(span.from), nearest_hour(span.to));
+    let service = if filter.service.is_some() { " AND service = $1" } else { "" };
+    let mut sum = Sum::new(service);
+    if first >= last {
+        // Without an hour between them there is only the span itself.
+        sum.add_events('+', span);
+    } else {
+        sum.add_edge(first, span.from);
+        sum.add_tail(first, last, span.to);
+    }
+    let mut params: Vec<(&(dyn ToSql + Sync), Type)> = vec![(&filter.service, Type::TEXT)];
+    params.extend(sum.params.iter().map(Param::as_sql));
+    Ok(one(&desk.ask(COUNTING, &format!("SELECT {}", sum.sql), &params, |row| number(row, 0))?))
+}
+
+/// A sum in the making, as an expression of SQL. Its first parameter is the service.
+struct Sum {
+    sql: String,
+    params: Vec<Param>,
+    service: &'static str,
+}
+
+enum Param {
+    Id(Uuid),
+    Time(Time),
+}
+
+impl Param {
+    fn as_sql(&self) -> (&(dyn ToSql + Sync), Type) {
+        match self {
+            Self::Id(id) => (id, Type::UUID),
+            Self::Time(time) => (time, Type::TIMESTAMPTZ),
+        }
+    }
+}
+
+impl Sum {
+    fn new(service: &'static str) -> Self {
+        Self { sql: "0".to_owned(), params: Vec::new(), service }
+    }
+
+    fn push(&mut self, text: fmt::Arguments<'_>) {
+        self.sql.write_fmt(text).expect("a string takes all that is written");
+    }
+
+    fn param(&mut self, param: Param) -> usize {
+        self.params.push(param);
+        self.params.len() + 1
+    }
+
+    /// The events of a span, one by one. Where ids alone tell, which is all but the first and the last millisecond, the
+    /// primary key is read and no table.
+    fn add_events(&mut self, sign: char, span: Span) {
+        let whole = |micros: i64| Timestamp::from_millis(Timestamp::from_micros(micros).millis());
+        let (from, to) = (whole(span.from.micros() + 999), whole(span.to.micros()));
+        if !self.service.is_empty() || from >= to {
+            return self.add_events_by_time(sign, span);
+        }
+        if span.from < from {
+            self.add_events_by_time(sign, Span::new(span.from, from));
+        }
+        if to < span.to {
+            self.add_events_by_time(sign, Span::new(to, span.to));
+        }
+        let ids = Span::new(from, to);
+        let [low, high] = [ids.low, ids.high].map(|id| self.param(Param::Id(Uuid(id))));
+        self.push(format_args!(
+            " {sign} (SELECT count(*) FROM events WHERE event_id >= ${low} AND event_id < ${high})"
+        ));
+    }
+
+    fn add_events_by_time(&mut self, sign: char, span: Span) {
+        let params = [
+            Param::Id(Uuid(span.low)),
+            Param::Id(Uuid(span.high)),
+            Param::Time(Time(span.from)),
+            Param::Time(Time(span.to)),
+        ];
+        let [low, high, from, to] = params.map(|param| self.param(param));
+        let service = self.service;
+        self.push(format_args!(
+            " {sign} (SELECT count(*) FROM events WHERE event_id >= ${low} AND event_id < ${high} \
+               AND timestamp >= ${from} AND timestamp < ${to}{service})",
+        ));
+    }
+
+    /// The counts of whole hours.
+    fn add_hours(&mut self, first: Timestamp, last: Timestamp) {
+        let [first, last] = [first, last].map(|time| self.param(Param::Time(Time(time))));
+        let service = self.service;
+        self.push(format_args!(
+            " + (SELECT coalesce(sum(count), 0)::bigint FROM event_counts \
+               WHERE hour >= ${first} AND hour < ${last}{service})",
+        ));
+    }
+
+    /// What lies between the hour that the sum begins with and the time asked for.
+    fn add_edge(&mut self, hour: Timestamp, from: Timestamp) {
+        if from < hour {
+            self.add_events('+', Span::new(from, hour));
+        } else if from > hour {
+            self.add_events('-', Span::new(hour, from));
+        }
+    }
+
+    /// The hours from `first` on, up to the time asked for, which `last` is the nearest hour to.
+    fn add_tail(&mut self, first: Timestamp, last: Timestamp, to: Timestamp) {
+        if to <= last {
+            self.add_hours(first, last);
+            if to < last {
+                self.add_events('-', Span::new(to, last));
+            }
+            return;
+        }
+        let (at, from) = (self.param(Param::Time(Time(to))), self.param(Param::Time(Time(last))));
+        self.push(format_args!(" + CASE WHEN now() - ${at} < ${at} - ${from} THEN 0"));
+        let end = Timestamp::from_micros(last.micros() + HOUR_MICROS);
+        self.add_hours(first, end);
+        self.add_events('-', Span::new(to, end));
+        self.sql.push_str(" ELSE 0");
+        self.add_hours(first, last);
+        self.add_events('+', Span::new(last, to));
+        self.sql.push_str(" END");
+    }
+}
+
+/// What the counts know nothing of is counted event by event; the timeout bounds it.
+fn count_each(desk: Desk<'_>, filter: &Filter, span: Span, more: &More) -> Result<u64, StoreError> {
+    let service = if filter.service.is_some() { " AND service = $5" } else { "" };
+    let mut statement = format!("SELECT count(*) FROM events WHERE {IN_SPAN}{service}");
+    more.require(&mut statement, 6);
+    let (low, high, from, to) = (Uuid(span.low), Uuid(span.high), Time(span.from), Time(span.to));
+    let mut params: Vec<(&(dyn ToSql + Sync), Type)> = vec![
+        (&low, Type::UUID),
+        (&high, Type::UUID),
+        (&from, Type::TIMESTAMPTZ),
+        (&to, Type::TIMESTAMPTZ),
+        (&filter.service, Type::TEXT),
+    ];
+    more.give(&mut params);
+    Ok(one(&desk.ask(COUNTING, &statement, &params, |row| number(row, 0))?))
+}
+
+fn one(counts: &[u64]) -> u64 {
+    counts.first().copied().unwrap_or(0)
+}
+
+fn number(row: &Row, column: usize) -> u64 {
+    u64::try_from(row.get::<_, i64>(column)).unwrap_or(0)
+}
+
+pub(super) fn hours(desk: Desk<'_>, filter: &Filter, rows_max: u32) -> Result<Vec<HourCount>, StoreError> {
+    let service = if filter.service.is_some() { "AND service = $4" } else { "" };
+    let statement = format!(
+        "SELECT hour, service, count FROM event_counts WHERE hour >= $1 AND hour < $2 {service} \
+         ORDER BY hour, service LIMIT $3"
+    );
+    let (from, to, limit) = (Time(filter.from), Time(filter.to), i64::from(rows_max));
+    let params: [(&(dyn ToSql + Sync), Type); 4] = [
+        (&from, Type::TIMESTAMPTZ),
+        (&to, Type::TIMESTAMPTZ),
+        (&limit, Type::INT8),
+        (&filter.service, Type::TEXT),
+    ];
+    desk.ask("reading the counts", &statement, &params, |row| HourCount {
+        hour: row.get::<_, Time>(0).0,
+        service: row.get(1),
+        count: number(row, 2),
+    })
+}
+
+/// All of it from `event_counts`, which has a row a service and hour.
+pub(super) fn totals(desk: Desk<'_>, since: Timestamp, services_max: u16) -> Result<Totals, StoreError> {
+    const DOING: &str = "adding up the counts";
+    let services = desk.ask(
+        DOING,
+        "WITH sums AS (SELECT service, sum(count)::bigint AS events FROM event_counts GROUP BY service) \
+         SELECT service, events, (SELECT sum(events)::bigint FROM sums) FROM sums \
+         ORDER BY events DESC, service LIMIT $1",
+        &[(&i64::from(services_max), Type::INT8)],
+        |row| ((row.get(0), number(row, 1)), number(row, 2)),
+    )?;
+    let hours = desk.ask(
+        DOING,
+        "SELECT hour, sum(count)::bigint FROM event_counts WHERE hour >= $1 GROUP BY hour ORDER BY hour",
+        &[(&Time(since), Type::TIMESTAMPTZ)],
+        |row| (row.get::<_, Time>(0).0, number(row, 1)),
+    )?;
+    Ok(Totals {
+        events: services.first().map_or(0, |(_, all)| *all),
+        services: services.into_iter().map(|(service, _)| service).collect(),
+        hours,
+    })
+}
+
+fn nearest_hour(time: Timestamp) -> Timestamp {
+    Timestamp::from_micros((time.micros() + HOUR_MICROS / 2).div_euclid(HOUR_MICROS) * HOUR_MICROS)
+}
