@@ -32,8 +32,19 @@ counted AS (
 SELECT count(*) = 1 AS one_is_new FROM stored;
 
 \echo 'a dead letter'
-INSERT INTO dead_events (event_id, timestamp, service, row, sqlstate, reason)
-VALUES ('0000000003ea700080000000000000ac', now(), 'check', '\x00', '22000', 'r') ON CONFLICT (event_id) DO NOTHING;
+-- With RETURNING, since Citus tells the number of rows that were sent, and not of those that were new, without it.
+WITH buried AS (
+    INSERT INTO dead_events (event_id, timestamp, service, row, sqlstate, reason)
+    SELECT * FROM unnest(ARRAY['0000000003ea700080000000000000ac', '0000000003ea700080000000000000ad']::uuid[], ARRAY[now(), now()],
+        ARRAY['check', 'check'], ARRAY['\x00', '\x00']::bytea[], ARRAY['22000', '22000'], ARRAY['r', 'r'])
+        AS new (event_id, timestamp, service, row, sqlstate, reason) ORDER BY 1
+    ON CONFLICT (event_id) DO NOTHING RETURNING event_id)
+SELECT count(*) = 2 AS both_are_new FROM buried;
+SELECT event_id, row FROM dead_events WHERE event_id = ANY (ARRAY['0000000003ea700080000000000000ac']::uuid[]) ORDER BY event_id;
+UPDATE dead_events SET sqlstate = '22001', reason = 's' WHERE event_id = '0000000003ea700080000000000000ac';
+DELETE FROM dead_events WHERE event_id = ANY (ARRAY['0000000003ea700080000000000000ac']::uuid[]) RETURNING event_id;
+DELETE FROM dead_events WHERE event_id = ANY (ARRAY(
+    SELECT event_id FROM dead_events WHERE died_at < '1970-01-01 00:00Z' ORDER BY died_at LIMIT 1000));
 
 \echo 'pages, totals, one event, stats'
 SELECT event_id FROM events WHERE event_id >= '0000000003e800000000000000000000' AND event_id < '0000000007d000000000000000000000'
@@ -48,6 +59,26 @@ SELECT 0 + (SELECT coalesce(sum(count), 0)::bigint FROM event_counts WHERE hour 
 SELECT event_id FROM events WHERE event_id = '0000000003e8700080000000000000aa';
 WITH sums AS (SELECT service, sum(count)::bigint AS events FROM event_counts GROUP BY service)
 SELECT service, events, (SELECT sum(events)::bigint FROM sums) FROM sums ORDER BY events DESC, service LIMIT 50;
+
+\echo 'the counts of an hour are put right'
+UPDATE event_counts SET count = count + 7 WHERE service = 'check' AND hour = '1970-01-01 00:00Z';
+WITH stored AS (
+    SELECT service, count(*) AS events FROM events WHERE event_id >= '00000000000000000000000000000000'
+    AND event_id < '00000036ee8000000000000000000000' AND timestamp >= '1970-01-01 00:00Z' AND timestamp < '1970-01-01 01:00Z' GROUP BY service),
+counted AS (SELECT service, sum(count)::bigint AS count FROM event_counts
+    WHERE hour >= '1970-01-01 00:00Z' AND hour < '1970-01-01 01:00Z' GROUP BY service),
+different AS (
+    SELECT service, coalesce(events, 0) AS events, coalesce(count, 0) AS count
+    FROM stored FULL JOIN counted USING (service) WHERE coalesce(events, 0) <> coalesce(count, 0)),
+mended AS (
+    INSERT INTO event_counts AS c (service, hour, count)
+    SELECT service, '1970-01-01 00:00Z'::timestamptz, events - count FROM different ORDER BY service
+    ON CONFLICT (service, hour) DO UPDATE SET count = c.count + excluded.count)
+SELECT service, events, count FROM different ORDER BY service;
+
+\echo 'a look into the default partition'
+SELECT (SELECT event_id FROM events_default ORDER BY event_id LIMIT 1),
+    (SELECT count(*) FROM (SELECT event_id FROM events_default LIMIT 100000) AS found);
 
 \echo 'a partition is made, filled from the default one, attached, taken out and dropped'
 SELECT pg_advisory_xact_lock(1);
@@ -67,7 +98,9 @@ lowered AS (
     ON CONFLICT (service, hour) DO UPDATE SET count = c.count + excluded.count)
 SELECT count(*) = 1 AS one_is_gone FROM gone;
 LOCK TABLE ONLY events_19700101 IN ACCESS EXCLUSIVE MODE;
-DELETE FROM event_counts WHERE hour >= '1970-01-01 00:00Z' AND hour < '1970-01-02 00:00Z';
+WITH gone AS (DELETE FROM event_counts WHERE hour >= '1970-01-01 00:00Z' AND hour < '1970-01-02 00:00Z' RETURNING count)
+SELECT coalesce(sum(count), 0)::bigint AS dropped FROM gone;
+-- One statement a message: Citus hands the whole message to the workers for each that changes a table.
 ALTER TABLE events DETACH PARTITION events_19700101;
 ALTER TABLE events_19700101 RENAME TO events_19700101_retired;
 DROP TABLE events_19700101_retired;

@@ -4,7 +4,7 @@
 --   aurore-events migrate && psql "$DATABASE_URL" -v ON_ERROR_STOP=1 -v shards=32 -f sql/citus/distribute.sql
 --   psql "$DATABASE_URL" -v ON_ERROR_STOP=1 -f sql/citus/check.sql
 --
--- docs/storage.md says why the tables are spread as they are, and what of this was not tried.
+-- docs/storage.md says why the tables are spread as they are, and what was tried.
 
 CREATE EXTENSION IF NOT EXISTS citus;
 
@@ -18,5 +18,9 @@ SELECT create_distributed_table('dead_events', 'event_id', colocate_with => 'eve
 -- A batch changes the counts of a few services: by service they are spread as evenly as services are, and the one
 -- unique key, (service, hour), holds on a worker alone.
 SELECT create_distributed_table('event_counts', 'service', colocate_with => 'none', shard_count => :shards);
+
+-- A batch goes to all shards. Over one connection a worker, which a session keeps, 32 of them take a ninth of the CPU that
+-- they take over a connection each, all but one of which Citus closes after each transaction. For sessions that begin later.
+SELECT format('ALTER DATABASE %I SET citus.max_adaptive_executor_pool_size = 1', current_database()) \gexec
 
 -- retention_runs and refinery_schema_history are a few rows, which only the coordinator has.

@@ -255,10 +255,14 @@ impl Retention {
             swept.dead += rows;
             self.figures.dead.fetch_add(rows, Ordering::Relaxed);
             if rows < u64::from(CHUNK_ROWS) {
-                return Ok(());
+                break;
             }
             pause(stop, self.clock.now().since(begin).min(CHUNK_PAUSE_MAX))?;
         }
+        while self.ask(|| sweeping.delete_minutes())? {
+            pause(stop, Duration::ZERO)?;
+        }
+        Ok(())
     }
 
     /// Tries again while a query is in the way.

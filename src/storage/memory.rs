@@ -363,6 +363,10 @@ impl Sweeping for MemorySweep<'_> {
         self.0.call(Call::Sweep, |_| Ok(0))
     }
 
+    fn delete_minutes(&mut self) -> Result<bool, StoreError> {
+        Ok(false)
+    }
+
     fn end(&mut self, _error: Option<&str>) -> Result<(), StoreError> {
         self.0.call(Call::Sweep, |_| Ok(()))
     }

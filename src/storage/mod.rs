@@ -81,6 +81,9 @@ pub trait Sweeping: std::fmt::Debug {
     /// Deletes up to `rows_max` dead letters that died before the edge.
     fn delete_dead(&mut self, rows_max: u32) -> Result<u64, StoreError>;
 
+    /// Deletes the oldest hour of the counts by minute that lies wholly before the edge. False when there was none.
+    fn delete_minutes(&mut self) -> Result<bool, StoreError>;
+
     /// Notes how it ended.
     fn end(&mut self, error: Option<&str>) -> Result<(), StoreError>;
 }

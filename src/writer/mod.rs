@@ -263,7 +263,9 @@ impl Writer {
                         return Err(Unsettled::Refused(error));
                     }
                     // A stage cannot meet a duplicate: then it is another unique key, and no row to blame.
-                    Verdict::Duplicates if path == StorePath::Copy => {
+                    Verdict::Duplicates | Verdict::Retry
+                        if path == StorePath::Copy && verdict::is_clearer_from_the_stage(&error) =>
+                    {
                         self.succeeded();
                         path = StorePath::Stage;
                     }

@@ -168,6 +168,18 @@ fn a_commit_without_an_answer_is_tried_again_through_the_stage() {
 }
 
 #[test]
+fn what_a_copy_fails_with_for_no_told_reason_is_put_to_the_stage_once() {
+    let mut bench = Bench::new(Duration::ZERO);
+    bench.writer.tick();
+    bench.repository.meet([Fault::Fail(error("XX000")), Fault::Fail(error("XX000"))]);
+    bench.admit(0..10);
+    bench.drain(SOON);
+    bench.settled(10, 0, 0);
+    // What the stage says no better is tried again in time, the stage included.
+    assert_eq!(paths(&bench.repository), [StorePath::Copy, StorePath::Stage, StorePath::Stage]);
+}
+
+#[test]
 fn an_id_that_is_stored_already_costs_no_other_row() {
     let mut bench = Bench::new(Duration::ZERO);
     bench.admit(0..5);

@@ -48,6 +48,12 @@ impl Verdict {
     }
 }
 
+/// Whether a COPY has failed with what the stage gets past, or would name: a duplicate, or an error that came without its
+/// code. Citus passes on whatever its workers say to a COPY as XX000, and what they say to an INSERT as it was.
+pub(super) fn is_clearer_from_the_stage(error: &StoreError) -> bool {
+    matches!(error.sqlstate.as_deref(), Some("23505" | "XX000"))
+}
+
 fn is_ours(column: &str) -> bool {
     row::COLUMNS.split(", ").any(|ours| ours == column)
 }

@@ -1,5 +1,7 @@
 //! The dead letters, for whoever looks after them: which there are, another try, and their end.
 
+use std::collections::{BTreeMap, BTreeSet};
+
 use postgres::types::{ToSql, Type};
 
 use super::connect::Terms;
@@ -42,6 +44,9 @@ pub struct Replayed {
 
 const WHICH: &str = "($1::text IS NULL OR sqlstate = $1) AND ($2::text IS NULL OR service = $2) \
      AND ($3::timestamptz IS NULL OR died_at < $3)";
+
+/// The key of the advisory lock under which one at a time replays.
+const REPLAY_LOCK: i64 = 0x6175_726f_7265_0004;
 
 type Param<'a> = (&'a (dyn ToSql + Sync), Type);
 
@@ -100,38 +105,39 @@ impl PostgresRepository {
     }
 
     /// Stores these, each unless it is stored already, and takes them out of `dead_events`; or does neither, in one
-    /// transaction. They go through the stage. What another session is at is left to it.
+    /// transaction. They go through the stage. One replay at a time; what somebody else has removed meanwhile is left out.
     pub fn dead_replay(&self, ids: &[EventId]) -> Result<Replayed, StoreError> {
-        const READ: &str = "SELECT event_id, row FROM dead_events WHERE event_id = ANY($1) ORDER BY event_id FOR UPDATE SKIP LOCKED";
-        const REMOVE: &str = "DELETE FROM dead_events WHERE event_id = ANY($1)";
+        const READ: &str = "SELECT event_id, row FROM dead_events WHERE event_id = ANY($1) ORDER BY event_id";
+        const REMOVE: &str = "DELETE FROM dead_events WHERE event_id = ANY($1) RETURNING event_id";
         let terms = self.store_terms(&[]);
         let terms = Terms { begin: format!("{}; {STAGE}", terms.begin), ..terms };
         let ids: Vec<_> = ids.iter().copied().map(Uuid).collect();
         self.connections.transaction(&terms, |client| {
+            client
+                .batch_execute(&format!("SELECT pg_advisory_xact_lock({REPLAY_LOCK})"))
+                .map_err(|error| error::of("waiting for another replay", &error))?;
             let letters = client.query_typed(READ, &[(&ids, Type::UUID_ARRAY)]);
             let letters = letters.map_err(|error| error::of("reading dead_events", &error))?;
-            let (mut runs, mut good) = (Vec::with_capacity(letters.len()), Vec::with_capacity(letters.len()));
-            for letter in &letters {
-                let (id, bytes) = (letter.get::<_, Uuid>(0), letter.get::<_, &[u8]>(1));
-                // These bytes come from a table that anybody with the right may have written to.
-                let row = Row::split(bytes)
-                    .ok()
-                    .filter(|(row, rest)| rest.is_empty() && row.check().is_ok() && row.event_id() == id.0);
-                if let Some((row, _)) = row {
-                    runs.push(row.bytes());
-                    good.push(id);
-                }
-            }
-            let tried = runs.len() as u64;
-            let unreadable = letters.len() as u64 - tried;
-            if tried == 0 {
+            // These bytes come from a table that anybody with the right may have written to.
+            let rows = letters.iter().filter_map(|letter| {
+                let (id, bytes) = (letter.get::<_, Uuid>(0).0, letter.get::<_, &[u8]>(1));
+                let (row, rest) = Row::split(bytes).ok()?;
+                (rest.is_empty() && row.check().is_ok() && row.event_id() == id).then_some((id, row.bytes()))
+            });
+            let mut good: BTreeMap<EventId, &[u8]> = rows.collect();
+            let unreadable = (letters.len() - good.len()) as u64;
+            if good.is_empty() {
                 return Ok(Replayed { unreadable, ..Replayed::default() });
             }
+            // Removed first: Citus cannot lock rows of several shards by reading them.
+            let removing: Vec<_> = good.keys().copied().map(Uuid).collect();
+            let removed = client.query_typed(REMOVE, &[(&removing, Type::UUID_ARRAY)]);
+            let removed = removed.map_err(|error| error::of("DELETE FROM dead_events", &error))?;
+            let removed: BTreeSet<_> = removed.iter().map(|row| row.get::<_, Uuid>(0).0).collect();
+            good.retain(|id, _| removed.contains(id));
+            let (runs, tried) = (good.into_values().collect::<Vec<_>>(), removed.len() as u64);
             copy(client, "aurore_stage", &runs, tried)?;
             let stored = from_stage(client, tried)?;
-            client
-                .execute_typed(REMOVE, &[(&good, Type::UUID_ARRAY)])
-                .map_err(|error| error::of("DELETE FROM dead_events", &error))?;
             Ok(Replayed { stored, duplicate: tried - stored, unreadable })
         })
     }

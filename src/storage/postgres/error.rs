@@ -62,7 +62,8 @@ fn answered(doing: &str, answer: &DbError) -> StoreError {
     let code = answer.code();
     let mut message = format!("{doing}: {}: {} ({})", answer.severity(), answer.message(), code.code());
     // For a row's own fault, detail and context quote the event, and no log may hold one.
-    let of_a_row = ["21", "22", "23", "54"].iter().any(|class| code.code().starts_with(class));
+    // In class XX it may be an error of a row that Citus passes on.
+    let of_a_row = ["21", "22", "23", "54", "XX"].iter().any(|class| code.code().starts_with(class));
     if let Some(detail) = answer.detail().filter(|_| !of_a_row) {
         message.push_str("; ");
         message.push_str(detail);
@@ -71,7 +72,7 @@ fn answered(doing: &str, answer: &DbError) -> StoreError {
         sqlstate: Some(sqlstate(answer)),
         message,
         row: answer.where_().and_then(copy_row),
-        constraint: answer.constraint().map(str::to_owned),
+        constraint: constraint(answer).map(str::to_owned),
         column: answer.column().map(str::to_owned).or_else(|| answer.where_().and_then(copy_column)),
         timed_out: answer.code() == &SqlState::QUERY_CANCELED,
         in_doubt: false,
@@ -82,12 +83,23 @@ fn answered(doing: &str, answer: &DbError) -> StoreError {
 /// partition is attached is refused as 23514, without the name of a constraint. It is no fault of the row, the next
 /// attempt finds the partition, and so it is what 40001 means.
 fn sqlstate(answer: &DbError) -> String {
-    let raced = answer.code() == &SqlState::CHECK_VIOLATION && answer.constraint().is_none();
+    let raced = answer.code() == &SqlState::CHECK_VIOLATION && constraint(answer).is_none();
     if raced {
         SqlState::T_R_SERIALIZATION_FAILURE.code().to_owned()
     } else {
         answer.code().code().to_owned()
     }
+}
+
+/// The name of the constraint that was violated. Citus passes on what its workers say of a check without the field for it;
+/// then it is looked for in the message, where it stands in English.
+fn constraint(answer: &DbError) -> Option<&str> {
+    answer.constraint().or_else(|| checked_by(answer.message()))
+}
+
+fn checked_by(message: &str) -> Option<&str> {
+    let (_before, name) = message.split_once("check constraint \"")?;
+    name.strip_suffix('"')
 }
 
 /// The row of `COPY events, line 3, column metadata`, counted from 0. The words are translated by `lc_messages`, so
@@ -147,6 +159,16 @@ mod tests {
             check(context, None);
         }
         check("COPY events, line 99999999999999999999999", None);
+    }
+
+    #[test]
+    fn a_check_is_named_in_its_message_and_a_partition_is_none() {
+        let check = |message: &str, name| assert_eq!(checked_by(message), name, "{message}");
+        let new_row = "new row for relation \"events_20251231_102027\" violates";
+        check(&format!("{new_row} check constraint \"no_poison\""), Some("no_poison"));
+        check(&format!("{new_row} partition constraint"), None);
+        check("no partition of relation \"events_102009\" found for row", None);
+        check("check constraint \"", None);
     }
 
     #[test]

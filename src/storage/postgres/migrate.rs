@@ -14,6 +14,7 @@ use crate::storage::StoreError;
 const MIGRATIONS: &[(&str, &str)] = &[
     ("V1__events", include_str!("../../../sql/V1__events.sql")),
     ("V2__retention", include_str!("../../../sql/V2__retention.sql")),
+    ("V3__minutes", include_str!("../../../sql/V3__minutes.sql")),
 ];
 
 /// The key of the advisory lock under which one server at a time migrates. Any number, the same in all versions.

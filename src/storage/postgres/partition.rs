@@ -116,7 +116,7 @@ fn look_into_default(client: &mut Client) -> Result<(Option<EventId>, u64), Stor
     let row = client
         .query_typed_one(
             "SELECT (SELECT event_id FROM events_default ORDER BY event_id LIMIT 1), \
-                    (SELECT count(*) FROM (SELECT FROM events_default LIMIT $1) AS found)",
+                    (SELECT count(*) FROM (SELECT event_id FROM events_default LIMIT $1) AS found)",
             &[(&i64::try_from(Tidied::LEFT_MAX).unwrap_or(i64::MAX), Type::INT8)],
         )
         .map_err(|error| error::of("looking into the default partition", &error))?;

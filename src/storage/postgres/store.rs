@@ -20,38 +20,55 @@ use crate::storage::{DeadLetter, StoreError, StorePath, Stored};
 /// connection once for each piece; 4 KiB pieces cost twice the CPU of these.
 const PIECE_BYTES: usize = 64 * 1024;
 
-const HOUR_MICROS: i64 = 3_600_000_000;
+const MINUTE_MICROS: i64 = 60_000_000;
 
 /// A stage without indexes or WAL that ends with its transaction.
 pub(super) const STAGE: &str = "CREATE TEMPORARY TABLE aurore_stage (event_id uuid, timestamp timestamptz, \
      ingested_at timestamptz, service text, message text, metadata jsonb) ON COMMIT DROP";
 
+/// Adds `new`, a count a service and minute, to both tables of counts: sorted by the database and always in this order,
+/// so that no two servers wait for each other.
+macro_rules! count_new {
+    () => {
+        "counted AS (\
+            INSERT INTO event_counts AS c (service, hour, count) \
+            SELECT service, date_trunc('hour', minute, 'UTC') AS hour, sum(count)::bigint FROM new \
+            GROUP BY 1, 2 ORDER BY 1, 2 \
+            ON CONFLICT (service, hour) DO UPDATE SET count = c.count + excluded.count), \
+        minutes AS (\
+            INSERT INTO event_minutes AS m (service, minute, count) \
+            SELECT coalesce(service, '') AS service, minute, sum(count)::bigint FROM new \
+            GROUP BY GROUPING SETS ((service, minute), (minute)) ORDER BY 1, 2 \
+            ON CONFLICT (service, minute) DO UPDATE SET count = m.count + excluded.count)"
+    };
+}
+
 /// What is new goes into the table, in the order of its ids, so that servers that store the same events wait for each
 /// other instead of blocking each other; it is counted by what was really stored.
-const FROM_STAGE: &str = "\
-    WITH stored AS (\
+const FROM_STAGE: &str = concat!(
+    "WITH stored AS (\
         INSERT INTO events (event_id, timestamp, ingested_at, service, message, metadata) \
         SELECT event_id, timestamp, ingested_at, service, message, metadata FROM aurore_stage ORDER BY event_id \
         ON CONFLICT DO NOTHING RETURNING service, timestamp), \
-    counted AS (\
-        INSERT INTO event_counts AS c (service, hour, count) \
-        SELECT service, date_trunc('hour', timestamp, 'UTC') AS hour, count(*) FROM stored \
-        GROUP BY 1, 2 ORDER BY 1, 2 \
-        ON CONFLICT (service, hour) DO UPDATE SET count = c.count + excluded.count) \
-    SELECT count(*) FROM stored";
+    new AS (\
+        SELECT service, date_trunc('minute', timestamp, 'UTC') AS minute, count(*) AS count FROM stored GROUP BY 1, 2), ",
+    count_new!(),
+    " SELECT count(*) FROM stored"
+);
 
-/// Sorted by the database, here as above: the same order everywhere, so that no two servers wait for each other.
-const COUNTS: &str = "\
-    INSERT INTO event_counts AS c (service, hour, count) \
-    SELECT service COLLATE \"C\", hour, count \
-    FROM unnest($1::text[], $2::timestamptz[], $3::bigint[]) AS new (service, hour, count) ORDER BY 1, 2 \
-    ON CONFLICT (service, hour) DO UPDATE SET count = c.count + excluded.count";
+const COUNTS: &str = concat!(
+    "WITH new AS (\
+        SELECT service COLLATE \"C\" AS service, minute, count \
+        FROM unnest($1::text[], $2::timestamptz[], $3::bigint[]) AS new (service, minute, count)), ",
+    count_new!(),
+    " SELECT 1"
+);
 
 const DEAD: &str = "\
     INSERT INTO dead_events (event_id, timestamp, service, row, sqlstate, reason) \
     SELECT * FROM unnest($1::uuid[], $2::timestamptz[], $3::text[], $4::bytea[], $5::text[], $6::text[]) \
         AS new (event_id, timestamp, service, row, sqlstate, reason) ORDER BY 1 \
-    ON CONFLICT (event_id) DO NOTHING";
+    ON CONFLICT (event_id) DO NOTHING RETURNING event_id";
 
 pub(super) fn store(
     connections: &Connections,
@@ -131,16 +148,16 @@ pub(super) fn from_stage(client: &mut Client, rows: u64) -> Result<u64, StoreErr
 
 fn add_counts(client: &mut Client, tally: &Tally<'_>) -> Result<(), StoreError> {
     let mut services = Vec::with_capacity(tally.counts.len());
-    let mut hours = Vec::with_capacity(tally.counts.len());
+    let mut minutes = Vec::with_capacity(tally.counts.len());
     let mut counts = Vec::with_capacity(tally.counts.len());
-    for ((service, hour), count) in &tally.counts {
+    for ((service, minute), count) in &tally.counts {
         // PostgreSQL took these bytes for text a moment ago.
         services.push(String::from_utf8_lossy(service));
-        hours.push(Time(Timestamp::from_micros(hour.saturating_mul(HOUR_MICROS))));
+        minutes.push(Time(Timestamp::from_micros(minute.saturating_mul(MINUTE_MICROS))));
         counts.push(*count);
     }
     let params: [(&(dyn postgres::types::ToSql + Sync), Type); 3] =
-        [(&services, Type::TEXT_ARRAY), (&hours, Type::TIMESTAMPTZ_ARRAY), (&counts, Type::INT8_ARRAY)];
+        [(&services, Type::TEXT_ARRAY), (&minutes, Type::TIMESTAMPTZ_ARRAY), (&counts, Type::INT8_ARRAY)];
     client.execute_typed(COUNTS, &params).map_err(|error| error::of("adding to event_counts", &error))?;
     Ok(())
 }
@@ -162,7 +179,9 @@ fn bury(client: &mut Client, dead: &[DeadLetter<'_>]) -> Result<u64, StoreError>
         (&states, Type::TEXT_ARRAY),
         (&reasons, Type::TEXT_ARRAY),
     ];
-    client.execute_typed(DEAD, &params).map_err(|error| error::of("INSERT into dead_events", &error))
+    // Counted by what comes back: Citus tells of a row that was there already as of a new one.
+    let buried = client.query_typed(DEAD, &params);
+    buried.map(|rows| rows.len() as u64).map_err(|error| error::of("INSERT into dead_events", &error))
 }
 
 /// Text without the one character that PostgreSQL has no place for.
@@ -170,10 +189,10 @@ fn readable(text: &str) -> String {
     text.replace('\0', "\u{fffd}")
 }
 
-/// How many rows, and how many of each service and hour.
+/// How many rows, and how many of each service and minute.
 struct Tally<'a> {
     rows: u64,
-    /// By the bytes of the service and the hours since 1970.
+    /// By the bytes of the service and the minutes since 1970.
     counts: HashMap<(&'a [u8], i64), i64>,
 }
 
@@ -188,7 +207,7 @@ impl<'a> Tally<'a> {
             if path == StorePath::Stage {
                 continue;
             }
-            let key = (row.service(), hour(&row));
+            let key = (row.service(), minute(&row));
             match &mut current {
                 Some((of, count)) if *of == key => *count += 1,
                 _ => {
@@ -205,8 +224,8 @@ impl<'a> Tally<'a> {
     }
 }
 
-fn hour(row: &Row<'_>) -> i64 {
-    row.timestamp().micros().div_euclid(HOUR_MICROS)
+fn minute(row: &Row<'_>) -> i64 {
+    row.timestamp().micros().div_euclid(MINUTE_MICROS)
 }
 
 #[cfg(test)]
@@ -215,10 +234,10 @@ mod tests {
     use crate::event::EventId;
 
     #[test]
-    fn rows_are_counted_by_service_and_hour_over_all_runs() {
+    fn rows_are_counted_by_service_and_minute_over_all_runs() {
         let mut bytes = Vec::new();
         for (index, (service, micros)) in
-            [("a", 0), ("a", HOUR_MICROS - 1), ("b", 0), ("a", HOUR_MICROS), ("a", -1)].iter().enumerate()
+            [("a", 0), ("a", MINUTE_MICROS - 1), ("b", 0), ("a", MINUTE_MICROS), ("a", -1)].iter().enumerate()
         {
             let id = EventId::floor(index as u64);
             row::begin(&mut bytes, id, Timestamp::from_micros(*micros), Timestamp::default());

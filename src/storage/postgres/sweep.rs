@@ -138,7 +138,9 @@ impl PostgresSweep<'_> {
         let told = |error| error::of(&format!("detaching {table}"), &error);
         self.step(&terms(DETACH_WAIT), |client, run| {
             // Whoever stores an event of that day locks its partition before the counts.
-            client.batch_execute(&format!("LOCK TABLE ONLY {table} IN ACCESS EXCLUSIVE MODE")).map_err(told)?;
+            client
+                .batch_execute(&format!("LOCK TABLE ONLY {table} IN ACCESS EXCLUSIVE MODE"))
+                .map_err(told)?;
             let hours: [(&(dyn ToSql + Sync), Type); 2] =
                 [(&Time(day.begin()), Type::TIMESTAMPTZ), (&Time(day.end()), Type::TIMESTAMPTZ)];
             let row = client
@@ -149,12 +151,15 @@ impl PostgresSweep<'_> {
                 )
                 .map_err(told)?;
             let rows: i64 = row.get(0);
-            note(client, run, "partitions_dropped = partitions_dropped + 1, events_dropped = events_dropped", rows)?;
-            client
-                .batch_execute(&format!(
-                    "ALTER TABLE events DETACH PARTITION {table}; ALTER TABLE {table} RENAME TO {table}_retired"
-                ))
-                .map_err(told)?;
+            note(
+                client,
+                run,
+                "partitions_dropped = partitions_dropped + 1, events_dropped = events_dropped",
+                rows,
+            )?;
+            // One statement a message: Citus hands the whole message on for each.
+            client.batch_execute(&format!("ALTER TABLE events DETACH PARTITION {table}")).map_err(told)?;
+            client.batch_execute(&format!("ALTER TABLE {table} RENAME TO {table}_retired")).map_err(told)?;
             Ok(u64::try_from(rows).unwrap_or(0))
         })
     }
@@ -247,6 +252,19 @@ impl Sweeping for PostgresSweep<'_> {
                 note(client, run, "dead_deleted = dead_deleted", i64::try_from(rows).unwrap_or(i64::MAX))?;
             }
             Ok(rows)
+        })
+    }
+
+    fn delete_minutes(&mut self) -> Result<bool, StoreError> {
+        let told = |error| error::of("deleting old counts of minutes", &error);
+        let edge = Time(self.edge);
+        self.step(&terms("2s"), |client, _| {
+            let deleted = client.execute_typed(
+                "DELETE FROM event_minutes WHERE minute < least(date_trunc('hour', $1, 'UTC'), \
+                 date_trunc('hour', (SELECT min(minute) FROM event_minutes), 'UTC') + interval '1 hour')",
+                &[(&edge, Type::TIMESTAMPTZ)],
+            );
+            Ok(deleted.map_err(told)? > 0)
         })
     }
 

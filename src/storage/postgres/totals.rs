@@ -1,6 +1,6 @@
 //! How many events: of a filter, by the hour, in all.
 //!
-//! From `event_counts` wherever whole hours are spoken of; the events themselves are counted only at the ends of a time.
+//! From the counts by hour and minute; the events themselves are counted only at the ends of a time.
 
 use std::fmt::{self, Write as _};
 
@@ -9,16 +9,14 @@ use postgres::types::{ToSql, Type};
 
 use super::find::{Desk, IN_SPAN, More, Span};
 use super::types::{Time, Uuid};
-use crate::event::Timestamp;
+use crate::event::{EventId, Timestamp};
 use crate::storage::{Filter, HourCount, StoreError, Totals};
 
 const HOUR_MICROS: i64 = 3_600_000_000;
+const MINUTE_MICROS: i64 = 60_000_000;
 const COUNTING: &str = "counting events";
 
-/// Whole hours are added up from `event_counts`, in the same statement as the rest, so that everything is of one
-/// moment. At either end, what lies between the time asked for and the nearest hour is counted event by event, and added
-/// or taken off: half an hour of events at most. Of the hour that is being filled, nothing is there past now; so when
-/// the time asked for is nearer to now than to its beginning, what is left of it is taken off the whole.
+/// Added up from the counts in one statement, so that everything is of one moment.
 pub(super) fn count(desk: Desk<'_>, filter: &Filter) -> Result<u64, StoreError> {
     let span = Span::of(filter);
     if span.is_empty() {
@@ -28,22 +26,17 @@ pub(super) fn count(desk: Desk<'_>, filter: &Filter) -> Result<u64, StoreError> 
     if !more.is_empty() {
         return count_each(desk, filter, span, &more);
     }
-    let (first, last) = (nearest_hour(span.from), nearest_hour(span.to));
-    let service = if filter.service.is_some() { " AND service = $1" } else { "" };
-    let mut sum = Sum::new(service);
-    if first >= last {
-        // Without an hour between them there is only the span itself.
-        sum.add_events('+', span);
-    } else {
-        sum.add_edge(first, span.from);
-        sum.add_tail(first, last, span.to);
+    let of_service = filter.service.is_some();
+    if let Some(sum) = Sum::by_minutes(span, of_service)
+        && let Some(total) = sum.ask(desk, filter)?
+    {
+        return Ok(total);
     }
-    let mut params: Vec<(&(dyn ToSql + Sync), Type)> = vec![(&filter.service, Type::TEXT)];
-    params.extend(sum.params.iter().map(Param::as_sql));
-    Ok(one(&desk.ask(COUNTING, &format!("SELECT {}", sum.sql), &params, |row| number(row, 0))?))
+    Ok(Sum::by_hours(span, of_service).ask(desk, filter)?.unwrap_or(0))
 }
 
-/// A sum in the making, as an expression of SQL. Its first parameter is the service.
+/// A sum in the making, as a statement of SQL. Its first parameter is the service or null, its second the name that this
+/// has in `event_minutes`.
 struct Sum {
     sql: String,
     params: Vec<Param>,
@@ -64,24 +57,101 @@ impl Param {
     }
 }
 
+impl From<EventId> for Param {
+    fn from(id: EventId) -> Self {
+        Self::Id(Uuid(id))
+    }
+}
+
+impl From<Timestamp> for Param {
+    fn from(time: Timestamp) -> Self {
+        Self::Time(Time(time))
+    }
+}
+
 impl Sum {
-    fn new(service: &'static str) -> Self {
-        Self { sql: "0".to_owned(), params: Vec::new(), service }
+    fn new(of_service: bool) -> Self {
+        let service = if of_service { " AND service = $1" } else { "" };
+        Self { sql: String::new(), params: Vec::new(), service }
+    }
+
+    /// Whole hours from `event_counts`. At either end, what lies between the time asked for and the nearest hour is counted
+    /// event by event, and added or taken off: half an hour of events at most. Of the hour that is being filled,
+    /// nothing is there past now; so when the time asked for is nearer to now than to its beginning, what is left of it
+    /// is taken off the whole.
+    fn by_hours(span: Span, of_service: bool) -> Self {
+        let mut sum = Self::new(of_service);
+        sum.sql.push_str("SELECT 0");
+        let (first, last) = (nearest(span.from, HOUR_MICROS), nearest(span.to, HOUR_MICROS));
+        if first >= last {
+            // Without an hour between them there is only the span itself.
+            sum.add_events('+', span);
+        } else {
+            sum.add_edge(first, span.from);
+            sum.add_tail(first, last, span.to);
+        }
+        sum
+    }
+
+    /// The same with minutes at either end, from `event_minutes`, and half a minute of events at most: what hours are
+    /// made of where thousands of events a second are stored. Null when the minutes of one of the two hours that
+    /// the time begins and ends in do not add up to what `event_counts` has of it.
+    fn by_minutes(span: Span, of_service: bool) -> Option<Self> {
+        if span.to.micros() - span.from.micros() < 2 * MINUTE_MICROS {
+            return None;
+        }
+        let mut sum = Self::new(of_service);
+        let (first, last) = (begin(span.from, HOUR_MICROS), begin(span.to, HOUR_MICROS));
+        let (from, to) = (nearest(span.from, MINUTE_MICROS), nearest(span.to, MINUTE_MICROS));
+        sum.sql.push_str("SELECT CASE WHEN first.whole = first.counted AND last.whole = last.counted THEN last.part - first.part");
+        sum.add_hours(first, last);
+        // What is left of the first hour begins with `from`.
+        sum.add_edge(from, span.from);
+        if span.to <= to {
+            sum.add_events('-', Span::new(span.to, to));
+        } else {
+            let (at, minute) = (sum.param(span.to), sum.param(to));
+            sum.push(format_args!(
+                " + CASE WHEN now() - ${at} < ${at} - ${minute} THEN (SELECT coalesce(sum(count), 0)::bigint \
+                 FROM event_minutes WHERE service = $2 AND minute = ${minute})"
+            ));
+            sum.add_events('-', Span::new(span.to, plus(to, MINUTE_MICROS)));
+            sum.sql.push_str(" ELSE 0");
+            sum.add_events('+', Span::new(to, span.to));
+            sum.sql.push_str(" END");
+        }
+        sum.sql.push_str(" END FROM ");
+        sum.add_minutes_of(first, from, "first");
+        sum.sql.push_str(", ");
+        sum.add_minutes_of(last, to, "last");
+        Some(sum)
+    }
+
+    fn ask(&self, desk: Desk<'_>, filter: &Filter) -> Result<Option<u64>, StoreError> {
+        let name = filter.service.as_deref().unwrap_or_default();
+        let mut params: Vec<(&(dyn ToSql + Sync), Type)> =
+            vec![(&filter.service, Type::TEXT), (&name, Type::TEXT)];
+        params.extend(self.params.iter().map(Param::as_sql));
+        let sums = desk.ask(COUNTING, &self.sql, &params, |row| row.get::<_, Option<i64>>(0))?;
+        Ok(sums.into_iter().flatten().next().map(|sum| u64::try_from(sum).unwrap_or(0)))
     }
 
     fn push(&mut self, text: fmt::Arguments<'_>) {
         self.sql.write_fmt(text).expect("a string takes all that is written");
     }
 
-    fn param(&mut self, param: Param) -> usize {
-        self.params.push(param);
-        self.params.len() + 1
+    fn param(&mut self, param: impl Into<Param>) -> usize {
+        self.params.push(param.into());
+        self.params.len() + 2
     }
 
     /// The events of a span, one by one. Where ids alone tell, which is all but the first and the last millisecond, the
     /// primary key is read and no table.
     fn add_events(&mut self, sign: char, span: Span) {
         let whole = |micros: i64| Timestamp::from_millis(Timestamp::from_micros(micros).millis());
+        if span.is_empty() {
+            return;
+        }
         let (from, to) = (whole(span.from.micros() + 999), whole(span.to.micros()));
         if !self.service.is_empty() || from >= to {
             return self.add_events_by_time(sign, span);
@@ -93,20 +163,15 @@ impl Sum {
             self.add_events_by_time(sign, Span::new(to, span.to));
         }
         let ids = Span::new(from, to);
-        let [low, high] = [ids.low, ids.high].map(|id| self.param(Param::Id(Uuid(id))));
+        let [low, high] = [ids.low, ids.high].map(|id| self.param(id));
         self.push(format_args!(
             " {sign} (SELECT count(*) FROM events WHERE event_id >= ${low} AND event_id < ${high})"
         ));
     }
 
     fn add_events_by_time(&mut self, sign: char, span: Span) {
-        let params = [
-            Param::Id(Uuid(span.low)),
-            Param::Id(Uuid(span.high)),
-            Param::Time(Time(span.from)),
-            Param::Time(Time(span.to)),
-        ];
-        let [low, high, from, to] = params.map(|param| self.param(param));
+        let [low, high] = [span.low, span.high].map(|id| self.param(id));
+        let [from, to] = [span.from, span.to].map(|time| self.param(time));
         let service = self.service;
         self.push(format_args!(
             " {sign} (SELECT count(*) FROM events WHERE event_id >= ${low} AND event_id < ${high} \
@@ -116,7 +181,7 @@ impl Sum {
 
     /// The counts of whole hours.
     fn add_hours(&mut self, first: Timestamp, last: Timestamp) {
-        let [first, last] = [first, last].map(|time| self.param(Param::Time(Time(time))));
+        let [first, last] = [first, last].map(|time| self.param(time));
         let service = self.service;
         self.push(format_args!(
             " + (SELECT coalesce(sum(count), 0)::bigint FROM event_counts \
@@ -124,12 +189,26 @@ impl Sum {
         ));
     }
 
-    /// What lies between the hour that the sum begins with and the time asked for.
-    fn add_edge(&mut self, hour: Timestamp, from: Timestamp) {
-        if from < hour {
-            self.add_events('+', Span::new(from, hour));
-        } else if from > hour {
-            self.add_events('-', Span::new(hour, from));
+    /// A row named `name` of the minutes of an hour: how many events they have in all, before `part`, and how many
+    /// the hour has.
+    fn add_minutes_of(&mut self, hour: Timestamp, part: Timestamp, name: &str) {
+        let end = plus(hour, HOUR_MICROS);
+        let [hour, end, part] = [hour, end, part].map(|time| self.param(time));
+        let service = self.service;
+        self.push(format_args!(
+            "(SELECT coalesce(sum(count), 0)::bigint AS whole, \
+             coalesce(sum(count) FILTER (WHERE minute < ${part}), 0)::bigint AS part, \
+             (SELECT coalesce(sum(count), 0)::bigint FROM event_counts WHERE hour = ${hour}{service}) AS counted \
+             FROM event_minutes WHERE service = $2 AND minute >= ${hour} AND minute < ${end}) AS {name}"
+        ));
+    }
+
+    /// What lies between the hour or minute that the sum begins with and the time asked for.
+    fn add_edge(&mut self, whole: Timestamp, from: Timestamp) {
+        if from < whole {
+            self.add_events('+', Span::new(from, whole));
+        } else if from > whole {
+            self.add_events('-', Span::new(whole, from));
         }
     }
 
@@ -142,9 +221,9 @@ impl Sum {
             }
             return;
         }
-        let (at, from) = (self.param(Param::Time(Time(to))), self.param(Param::Time(Time(last))));
+        let (at, from) = (self.param(to), self.param(last));
         self.push(format_args!(" + CASE WHEN now() - ${at} < ${at} - ${from} THEN 0"));
-        let end = Timestamp::from_micros(last.micros() + HOUR_MICROS);
+        let end = plus(last, HOUR_MICROS);
         self.add_hours(first, end);
         self.add_events('-', Span::new(to, end));
         self.sql.push_str(" ELSE 0");
@@ -223,6 +302,15 @@ pub(super) fn totals(desk: Desk<'_>, since: Timestamp, services_max: u16) -> Res
     })
 }
 
-fn nearest_hour(time: Timestamp) -> Timestamp {
-    Timestamp::from_micros((time.micros() + HOUR_MICROS / 2).div_euclid(HOUR_MICROS) * HOUR_MICROS)
+/// The whole hour or minute that a time lies in.
+fn begin(time: Timestamp, micros: i64) -> Timestamp {
+    Timestamp::from_micros(time.micros().div_euclid(micros) * micros)
+}
+
+fn nearest(time: Timestamp, micros: i64) -> Timestamp {
+    begin(plus(time, micros / 2), micros)
+}
+
+fn plus(time: Timestamp, micros: i64) -> Timestamp {
+    Timestamp::from_micros(time.micros() + micros)
 }

@@ -8,6 +8,7 @@ use crate::storage::postgres::{Limits, PostgresRepository, sweep};
 use crate::storage::{Filter, Order, Page, Sweeping as _};
 
 const HOUR: i64 = 3_600_000_000;
+const MINUTE: i64 = 60_000_000;
 const DAYS: i64 = 8;
 
 /// What a session is told so that it sends its plans along.
@@ -36,6 +37,8 @@ fn bench() -> Bench {
          SELECT {id}, at, at, 's' || n % 10, 'message number ' || n, jsonb_build_object('k', n % 1000) FROM ( \
              SELECT n, '2026-01-02 00:00Z'::timestamptz - n * interval '17.28 s' AS at FROM generate_series(1, 40000) n) t; \
          INSERT INTO event_counts SELECT service, date_trunc('hour', timestamp, 'UTC'), count(*) FROM events GROUP BY 1, 2; \
+         INSERT INTO event_minutes SELECT coalesce(service, ''), date_trunc('minute', timestamp, 'UTC'), count(*) \
+         FROM events GROUP BY GROUPING SETS ((service, 2), (2)); \
          INSERT INTO dead_events (event_id, timestamp, service, row, sqlstate, reason, died_at) \
          SELECT gen_random_uuid(), now(), 's', '\\x00', '22000', 'r', '2026-01-01 12:00Z'::timestamptz - n * interval '1 min' \
          FROM generate_series(1, 20000) n; \
@@ -147,9 +150,17 @@ fn totals_read_the_ends_of_their_time_and_for_the_rest_the_counts() {
         // A quarter past and a quarter to.
         filter.from = Timestamp::from_micros(filter.from.micros() + HOUR / 4);
         filter.to = Timestamp::from_micros(filter.to.micros() + HOUR * 3 / 4);
+        // A quarter of a minute past and to: the events of that are all that is read.
+        filter.from = Timestamp::from_micros(filter.from.micros() + MINUTE / 4);
+        filter.to = Timestamp::from_micros(filter.to.micros() - MINUTE / 4);
         let plans = bench.plans(|repository| repository.count(&filter).unwrap());
         assert_eq!(partitions(&plans), ["events_20251228", "events_20251231"], "{plans}");
         assert!(!plans.contains("Seq Scan on events_2") && plans.contains("event_counts"), "{plans}");
+        assert!(
+            plans.contains("event_minutes_pkey") && !plans.contains("Seq Scan on event_minutes"),
+            "{plans}"
+        );
+        assert_eq!(plans.matches("plan:").count(), 1, "one statement tells it all: {plans}");
     }
     let hours = page(None, 24, 0, Order::Desc).filter;
     let plans = bench.plans(|repository| repository.hours(&hours, 1000).unwrap());

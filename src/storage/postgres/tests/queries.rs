@@ -151,6 +151,66 @@ fn counts_of_hours_and_of_their_edges_add_up() {
     }
 }
 
+/// Totals of many times, begun and ended anywhere within three hours, against what was stored.
+#[track_caller]
+fn totals_are_exact(repository: &super::super::PostgresRepository, stored: &[(u64, &str)]) {
+    let (at, hours) = (NOON * 1000, 3 * 3_600_000_000);
+    let mut chance = 7_u64;
+    let mut any = |below: u64| {
+        chance = chance.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (chance >> 33) % below
+    };
+    for _ in 0..120 {
+        // Half of them begin or end with a minute, or a microsecond beside it.
+        let (from, to) = (at + any(hours), at + any(hours));
+        let round = |time: u64| time / 60_000_000 * 60_000_000;
+        let from = if any(2) == 0 { from } else { round(from) + any(3) - 1 };
+        let to = if any(2) == 0 { to } else { round(to) + any(3) - 1 };
+        let (from, to) = (from.min(to), from.max(to));
+        for service in [None, Some("a")] {
+            let expected = stored
+                .iter()
+                .filter(|(micros, of)| (from..to).contains(micros) && service.is_none_or(|name| name == *of))
+                .count() as u64;
+            let total = repository.count(&filter(service, from, to)).unwrap();
+            assert_eq!(total, expected, "{service:?} {from}..{to}");
+        }
+    }
+}
+
+#[test]
+fn totals_are_exact_wherever_their_time_begins_and_ends_and_whatever_minutes_say() {
+    let (database, repository) = prepared();
+    let at = NOON * 1000;
+    // Seven a minute, some on its edges, in an order of their own.
+    let mut stored: Vec<(u64, &str)> = (0..3 * 60 * 7_u64)
+        .map(|index| {
+            let (minute, nth) = (at + index * 53 % (3 * 60) * 60_000_000, index % 7);
+            let within = [0, 1, 999, 29_999_999, 30_000_000, 45_000_123, 59_999_999];
+            (minute + within[usize::try_from(nth).unwrap()], if index % 3 == 0 { "a" } else { "b" })
+        })
+        .collect();
+    stored.sort_unstable();
+    stored.dedup_by_key(|(micros, _)| *micros);
+    // Those of one millisecond have ids of their own.
+    let tail = |micros: u64| u8::try_from(micros % 251).unwrap();
+    let rows: Vec<_> =
+        stored.iter().map(|(micros, service)| event(*micros, tail(*micros), service, "m")).collect();
+    // Once straight into the table, and all of it again through the stage.
+    store(&repository, &[&rows[..600].concat()], StorePath::Copy, (600, 0));
+    store(&repository, &[&rows.concat()], StorePath::Stage, (stored.len() as u64 - 600, 600));
+    let uncounted = "SELECT count(*) FROM (SELECT coalesce(service, ''), \
+         date_trunc('minute', timestamp, 'UTC') AS minute, count(*) FROM events \
+         GROUP BY GROUPING SETS ((service, 2), (2)) EXCEPT TABLE event_minutes) AS t";
+    assert_eq!(database.number(uncounted), 0, "every minute is counted, of each service and of all");
+    totals_are_exact(&repository, &stored);
+    // One hour's are incomplete, as if an older server had stored some of it; then there are none.
+    database.execute("UPDATE event_minutes SET count = count - 1 WHERE minute = '2026-01-01 13:20Z'");
+    totals_are_exact(&repository, &stored);
+    database.execute("DELETE FROM event_minutes");
+    totals_are_exact(&repository, &stored);
+}
+
 #[test]
 fn an_event_is_found_by_its_id_whole() {
     let (_database, repository) = prepared();

@@ -13,7 +13,7 @@ fn four_servers_may_prepare_an_empty_database_at_once() {
         }
     });
     assert_eq!(database.number("SELECT count(*) FROM pg_inherits WHERE inhparent = 'events'::regclass"), 10);
-    assert_eq!(database.number("SELECT count(*) FROM refinery_schema_history"), 2);
+    assert_eq!(database.number("SELECT count(*) FROM refinery_schema_history"), 3);
     let (session_locks, table) = (
         "SELECT count(*) FROM pg_locks l JOIN pg_database d ON d.oid = l.database \
          WHERE locktype = 'advisory' AND datname = current_database()",
@@ -130,7 +130,7 @@ fn a_new_day_gets_its_partition_and_missing_tables_are_noticed() {
     repository.prepare(Timestamp::from_millis(now().millis() + 3 * 86_400_000)).unwrap();
     assert_eq!(database.number("SELECT count(*) FROM events_20260111"), 0);
     let one = event(NOON * 1000, 1, "a", "m");
-    database.execute("DROP TABLE events, event_counts, dead_events, retention_runs, refinery_schema_history");
+    database.execute("DROP TABLE events, event_counts, event_minutes, dead_events, retention_runs, refinery_schema_history");
     let error = repository.store(&[&one], &[], StorePath::Copy).unwrap_err();
     assert_eq!(error.sqlstate.as_deref(), Some("42P01"));
     repository.prepare(now()).unwrap();

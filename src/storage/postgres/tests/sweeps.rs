@@ -96,6 +96,22 @@ fn the_rest_goes_in_chunks_and_off_the_counts() {
 }
 
 #[test]
+fn the_counts_of_minutes_go_by_the_hour_and_stay_from_the_edge_on() {
+    const LEFT: &str = "SELECT count(*) FROM event_minutes WHERE service <> ''";
+    let (database, repository) = filled();
+    // In the middle of the second hour of the last day but one, of which an event is there.
+    let edge = Timestamp::from_micros(i64::try_from(NOON * 1000 - DAY + HOUR + HOUR / 2).unwrap());
+    let mut sweep = sweep::begin(&repository.connections, edge).unwrap().unwrap();
+    let mut steps = 0;
+    while sweep.delete_minutes().unwrap() {
+        steps += 1;
+    }
+    assert_eq!(steps, 81, "each of the ten hours of eight days, and one of the ninth");
+    assert_eq!(database.number(LEFT), 19);
+    assert_eq!(database.number("SELECT sum(count)::bigint FROM event_minutes WHERE service = ''"), 19);
+}
+
+#[test]
 fn one_server_sweeps_at_a_time_and_a_dead_one_does_not_keep_others_away() {
     let (_database, repository) = filled();
     let first = sweep(&repository);
