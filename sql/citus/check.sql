@@ -8,11 +8,19 @@ SET LOCAL lock_timeout = '2s';
 COPY events (event_id, timestamp, ingested_at, service, message, metadata) FROM STDIN;
 0000000003e8700080000000000000aa	1970-01-01 00:00:01+00	1970-01-01 00:00:01+00	check	first	{"k": 1}
 \.
-INSERT INTO event_counts AS c (service, hour, count)
-SELECT service COLLATE "C", hour, count
-FROM unnest(ARRAY['check'], ARRAY['1970-01-01 00:00Z'::timestamptz], ARRAY[1::bigint]) AS new (service, hour, count)
-ORDER BY 1, 2
-ON CONFLICT (service, hour) DO UPDATE SET count = c.count + excluded.count;
+WITH new AS (
+    SELECT service COLLATE "C" AS service, minute, count
+    FROM unnest(ARRAY['check'], ARRAY['1970-01-01 00:00Z'::timestamptz], ARRAY[1::bigint]) AS new (service, minute, count)),
+counted AS (
+    INSERT INTO event_counts AS c (service, hour, count)
+    SELECT service, date_trunc('hour', minute, 'UTC') AS hour, sum(count)::bigint FROM new GROUP BY 1, 2 ORDER BY 1, 2
+    ON CONFLICT (service, hour) DO UPDATE SET count = c.count + excluded.count),
+minutes AS (
+    INSERT INTO event_minutes AS m (service, minute, count)
+    SELECT coalesce(service, '') AS service, minute, sum(count)::bigint FROM new
+    GROUP BY GROUPING SETS ((service, minute), (minute)) ORDER BY 1, 2
+    ON CONFLICT (service, minute) DO UPDATE SET count = m.count + excluded.count)
+SELECT 1;
 
 \echo 'a batch of which some is stored'
 CREATE TEMPORARY TABLE aurore_stage (event_id uuid, timestamp timestamptz, ingested_at timestamptz, service text,
@@ -25,10 +33,17 @@ WITH stored AS (
     INSERT INTO events (event_id, timestamp, ingested_at, service, message, metadata)
     SELECT event_id, timestamp, ingested_at, service, message, metadata FROM aurore_stage ORDER BY event_id
     ON CONFLICT DO NOTHING RETURNING service, timestamp),
+new AS (
+    SELECT service, date_trunc('minute', timestamp, 'UTC') AS minute, count(*) AS count FROM stored GROUP BY 1, 2),
 counted AS (
     INSERT INTO event_counts AS c (service, hour, count)
-    SELECT service, date_trunc('hour', timestamp, 'UTC') AS hour, count(*) FROM stored GROUP BY 1, 2 ORDER BY 1, 2
-    ON CONFLICT (service, hour) DO UPDATE SET count = c.count + excluded.count)
+    SELECT service, date_trunc('hour', minute, 'UTC') AS hour, sum(count)::bigint FROM new GROUP BY 1, 2 ORDER BY 1, 2
+    ON CONFLICT (service, hour) DO UPDATE SET count = c.count + excluded.count),
+minutes AS (
+    INSERT INTO event_minutes AS m (service, minute, count)
+    SELECT coalesce(service, '') AS service, minute, sum(count)::bigint FROM new
+    GROUP BY GROUPING SETS ((service, minute), (minute)) ORDER BY 1, 2
+    ON CONFLICT (service, minute) DO UPDATE SET count = m.count + excluded.count)
 SELECT count(*) = 1 AS one_is_new FROM stored;
 
 \echo 'a dead letter'
@@ -56,6 +71,19 @@ SELECT event_id, timestamp, metadata::text FROM events
     ORDER BY timestamp DESC, event_id DESC LIMIT 101;
 SELECT 0 + (SELECT coalesce(sum(count), 0)::bigint FROM event_counts WHERE hour >= '1970-01-01 00:00Z' AND hour < '1970-01-01 01:00Z')
     - (SELECT count(*) FROM events WHERE event_id >= '0000000007d000000000000000000000' AND event_id < '0000000008d000000000000000000000') AS total;
+SELECT CASE WHEN first.whole = first.counted AND last.whole = last.counted THEN last.part - first.part
+    + (SELECT coalesce(sum(count), 0)::bigint FROM event_counts WHERE hour >= '1970-01-01 00:00Z' AND hour < '1970-01-01 00:00Z')
+    + CASE WHEN now() < '1970-01-01 00:01Z' THEN 0 ELSE 0
+        + (SELECT count(*) FROM events WHERE event_id >= '0000000003e800000000000000000000' AND event_id < '0000000007d000000000000000000000') END
+    END = 2 AS both_are_counted
+FROM (SELECT coalesce(sum(count), 0)::bigint AS whole,
+        coalesce(sum(count) FILTER (WHERE minute < '1970-01-01 00:00Z'), 0)::bigint AS part,
+        (SELECT coalesce(sum(count), 0)::bigint FROM event_counts WHERE hour = '1970-01-01 00:00Z') AS counted
+        FROM event_minutes WHERE service = '' AND minute >= '1970-01-01 00:00Z' AND minute < '1970-01-01 01:00Z') AS first,
+    (SELECT coalesce(sum(count), 0)::bigint AS whole,
+        coalesce(sum(count) FILTER (WHERE minute < '1970-01-01 00:00Z'), 0)::bigint AS part,
+        (SELECT coalesce(sum(count), 0)::bigint FROM event_counts WHERE hour = '1970-01-01 00:00Z') AS counted
+        FROM event_minutes WHERE service = '' AND minute >= '1970-01-01 00:00Z' AND minute < '1970-01-01 01:00Z') AS last;
 SELECT event_id FROM events WHERE event_id = '0000000003e8700080000000000000aa';
 WITH sums AS (SELECT service, sum(count)::bigint AS events FROM event_counts GROUP BY service)
 SELECT service, events, (SELECT sum(events)::bigint FROM sums) FROM sums ORDER BY events DESC, service LIMIT 50;
@@ -100,6 +128,8 @@ SELECT count(*) = 1 AS one_is_gone FROM gone;
 LOCK TABLE ONLY events_19700101 IN ACCESS EXCLUSIVE MODE;
 WITH gone AS (DELETE FROM event_counts WHERE hour >= '1970-01-01 00:00Z' AND hour < '1970-01-02 00:00Z' RETURNING count)
 SELECT coalesce(sum(count), 0)::bigint AS dropped FROM gone;
+DELETE FROM event_minutes WHERE minute < least(date_trunc('hour', '1970-01-02 00:00Z'::timestamptz, 'UTC'),
+    date_trunc('hour', (SELECT min(minute) FROM event_minutes), 'UTC') + interval '1 hour');
 -- One statement a message: Citus hands the whole message to the workers for each that changes a table.
 ALTER TABLE events DETACH PARTITION events_19700101;
 ALTER TABLE events_19700101 RENAME TO events_19700101_retired;

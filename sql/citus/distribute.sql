@@ -18,6 +18,7 @@ SELECT create_distributed_table('dead_events', 'event_id', colocate_with => 'eve
 -- A batch changes the counts of a few services: by service they are spread as evenly as services are, and the one
 -- unique key, (service, hour), holds on a worker alone.
 SELECT create_distributed_table('event_counts', 'service', colocate_with => 'none', shard_count => :shards);
+SELECT create_distributed_table('event_minutes', 'service', colocate_with => 'event_counts');
 
 -- A batch goes to all shards. Over one connection a worker, which a session keeps, 32 of them take a ninth of the CPU that
 -- they take over a connection each, all but one of which Citus closes after each transaction. For sessions that begin later.

@@ -20,10 +20,11 @@ use crate::storage::{Breaker, Day, EventRepository, Filter, StoreError, Sweeping
 
 /// Rows deleted in one transaction: as many as a batch stores, so that a batch waits for one no longer than for another.
 const CHUNK_ROWS: u32 = 5000;
-/// A partition cannot be detached while a query reads it: tries, and the wait between them. Together more than twice the
-/// longest query.
-const DETACH_TRIES: u32 = 20;
-const DETACH_PAUSE: Duration = Duration::from_millis(500);
+/// A partition cannot be detached while a query reads it: tries, and the shortest and longest wait between them. Most
+/// queries and batches are over within milliseconds; together it is more than twice the longest query.
+const DETACH_TRIES: u32 = 25;
+const DETACH_PAUSE: Duration = Duration::from_millis(20);
+const DETACH_PAUSE_MAX: Duration = Duration::from_millis(500);
 /// Chunks alternate with pauses of their own length, up to this: half of the time the disk is the writer's.
 const CHUNK_PAUSE_MAX: Duration = Duration::from_secs(1);
 /// When a sweep that failed is tried again, unless the next is due before.
@@ -267,13 +268,14 @@ impl Retention {
 
     /// Tries again while a query is in the way.
     fn drop_day(&self, sweeping: &mut dyn Sweeping, day: Day, stop: &Receiver<()>) -> Result<u64, Halt> {
-        let mut tries = 1;
+        let (mut tries, mut wait) = (1, DETACH_PAUSE);
         loop {
             match self.ask(|| sweeping.drop_day(day)) {
                 Err(Halt::Failed(error)) if tries < DETACH_TRIES && in_the_way(&error) => {
                     tries += 1;
                     log::debug!("retention: {error}; trying again");
-                    pause(stop, DETACH_PAUSE)?;
+                    pause(stop, wait)?;
+                    wait = DETACH_PAUSE_MAX.min(wait * 2);
                 }
                 result => return result,
             }

@@ -10,7 +10,8 @@ fn a_backend_killed_while_it_lay_idle_is_replaced_unnoticed() {
                 WHERE datname = current_database() AND pid <> pg_backend_pid()";
     for tail in 0..3 {
         store(&repository, &[&event(NOON * 1000, tail, "a", "m")], StorePath::Copy, (1, 0));
-        assert!(database.number(kill) > 0);
+        assert!(repository.find(id(NOON, tail)).unwrap().is_some());
+        assert_eq!(database.number(kill), 2, "one for transactions and one for questions");
     }
     repository.ping().unwrap();
 }
@@ -60,8 +61,21 @@ fn a_slow_query_is_ended_by_its_timeout() {
     let repository = PostgresRepository::new(&database.target(), limits);
     let mut blocker = database.client();
     blocker.batch_execute("BEGIN; LOCK TABLE events IN ACCESS EXCLUSIVE MODE").unwrap();
-    let error = repository.find(id(NOON, 1)).unwrap_err();
-    assert_eq!(error.sqlstate.as_deref(), Some("57014"));
+    let backends = "SELECT string_agg(pid || state, ' ') FROM pg_stat_activity \
+                    WHERE datname = current_database() AND pid <> pg_backend_pid() AND query = 'COMMIT'";
+    let mut watcher = database.client();
+    for _ in 0..2 {
+        let error = repository.find(id(NOON, 1)).unwrap_err();
+        assert_eq!(error.sqlstate.as_deref(), Some("57014"));
+    }
+    let told = watcher.query_one(backends, &[]).unwrap().get::<_, String>(0);
+    assert!(
+        !told.contains(' ') && told.ends_with("idle"),
+        "one connection, and no transaction left open: {told}"
+    );
+    blocker.batch_execute("ROLLBACK").unwrap();
+    assert_eq!(repository.find(id(NOON, 1)).unwrap(), None);
+    assert_eq!(watcher.query_one(backends, &[]).unwrap().get::<_, String>(0), told, "the same one");
 }
 
 #[test]
