@@ -42,8 +42,9 @@ fn main() -> Result<()> {
     let mut figures: [Vec<(f64, f64)>; 4] = Default::default();
     for _ in 0..ROUNDS {
         for (nth, figures) in figures.iter_mut().enumerate() {
-            client
-                .batch_execute("DROP INDEX IF EXISTS perf_gin; TRUNCATE events, event_counts; CHECKPOINT")?;
+            client.batch_execute(
+                "DROP INDEX IF EXISTS perf_gin; TRUNCATE events, event_counts, event_minutes; CHECKPOINT",
+            )?;
             if nth == 3 {
                 client
                     .batch_execute("CREATE INDEX perf_gin ON events USING gin (metadata jsonb_path_ops)")?;

@@ -28,6 +28,9 @@ const CHECKOUT_TIMEOUT: Duration = Duration::from_secs(5);
 /// BEGIN waits for nothing: a database that is silent to it is known sooner than one that is at work.
 pub(super) const BEGIN_PATIENCE: Duration = Duration::from_secs(5);
 
+/// Connections that are not for questions: the writer's, the probe's, retention's, and one to spare.
+const TRANSACTIONS_MAX: u32 = 4;
+
 /// A bounded set of connections to one database.
 #[derive(Debug)]
 pub(super) struct Connections {
@@ -62,12 +65,11 @@ impl Apart {
 }
 
 impl Connections {
-    /// Half of them are for questions: more than those who ask, by default.
     pub(super) fn new(target: &Target, connections_max: u32) -> Self {
-        let questions_max = connections_max / 2;
+        let transactions_max = TRANSACTIONS_MAX.min(connections_max.div_ceil(2));
         Self {
-            transactions: pool(connections_max - questions_max),
-            questions: pool(questions_max),
+            transactions: pool(transactions_max),
+            questions: pool(connections_max.saturating_sub(transactions_max)),
             connector: Connector(target.clone()),
         }
     }

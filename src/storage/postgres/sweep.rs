@@ -27,7 +27,7 @@ use crate::storage::{Day, Deleted, StoreError, Sweeping};
 pub(super) const LOCK: i64 = 0x6175_726f_7265_0003;
 
 /// Everybody who comes meanwhile waits behind it. A batch takes some 50 ms.
-const DETACH_WAIT: &str = "100ms";
+const DETACH_WAIT: &str = "150ms";
 
 /// Sweeps of which the record is kept.
 const RUNS_MAX: i64 = 1000;
