@@ -1,7 +1,7 @@
 //! What queries take while events come in: `queries ADDRESS EVENTS_A_SECOND EVENTS_EACH QUERIES_OF_EACH SEED`.
 //!
 //! One thread sends events at an even rate, so many in each POST: single ones over 32 connections. Meanwhile one client asks one question after the
-//! other, the kinds in turns, each for another stretch of the last 23 days, and prints per kind: its name, p50, p99 and
+//! other, the kinds in turns, each for another stretch of the last 17 days, and prints per kind: its name, p50, p99 and
 //! the longest, in milliseconds; at last the events that were accepted a second.
 
 use std::error::Error;
@@ -148,9 +148,9 @@ impl Asker {
         format!("service-{}", self.chance.random_range(0..SERVICES))
     }
 
-    /// A time of the last 22 days: before it there is a day of events, also while the oldest are being dropped.
+    /// A time of the last 16 days: before it there is a day of events, also while the oldest are being dropped.
     fn time(&mut self) -> Timestamp {
-        Timestamp::from_micros(self.clock.wall().micros() - self.chance.random_range(0..22 * DAY_MICROS))
+        Timestamp::from_micros(self.clock.wall().micros() - self.chance.random_range(0..16 * DAY_MICROS))
     }
 
     fn window(&mut self, more: &str) -> String {
