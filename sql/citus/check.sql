@@ -112,7 +112,7 @@ SELECT (SELECT event_id FROM events_default ORDER BY event_id LIMIT 1),
 SELECT pg_advisory_xact_lock(1);
 LOCK TABLE events IN SHARE UPDATE EXCLUSIVE MODE;
 LOCK TABLE events_default IN ACCESS EXCLUSIVE MODE;
-CREATE TABLE events_19700101 (LIKE events INCLUDING DEFAULTS INCLUDING STORAGE);
+CREATE TABLE events_19700101 (LIKE events INCLUDING CONSTRAINTS INCLUDING DEFAULTS INCLUDING GENERATED INCLUDING STORAGE);
 WITH moved AS (DELETE FROM events_default WHERE event_id >= '00000000-0000-0000-0000-000000000000' AND event_id < '00000526-5c00-0000-0000-000000000000'
     RETURNING id, event_id, timestamp, ingested_at, created_at, service, message, metadata)
 INSERT INTO events_19700101 (id, event_id, timestamp, ingested_at, created_at, service, message, metadata)

@@ -166,12 +166,14 @@ fn make(connections: &Connections, day: Day) -> Result<Made, StoreError> {
             return Ok(Made::InTheWay);
         }
         // A table made beside and attached holds up nobody who uses other partitions; PARTITION OF would lock all.
-        // The order of the locks is the one in which a COPY takes them.
+        // The order of the locks is the one in which a COPY takes them. Checks and generated columns that somebody has
+        // added to `events` have to be there before it is attached; indexes and triggers come with that.
         client
             .batch_execute(&format!(
                 "LOCK TABLE events IN SHARE UPDATE EXCLUSIVE MODE; \
                  LOCK TABLE events_default IN ACCESS EXCLUSIVE MODE; \
-                 CREATE TABLE {table} (LIKE events INCLUDING DEFAULTS INCLUDING STORAGE)"
+                 CREATE TABLE {table} (LIKE events INCLUDING CONSTRAINTS INCLUDING DEFAULTS \
+                 INCLUDING GENERATED INCLUDING STORAGE)"
             ))
             .map_err(told)?;
         let upper = if to == "MAXVALUE" { String::new() } else { format!(" AND event_id < {to}") };

@@ -125,6 +125,26 @@ fn partitions_can_be_made_while_rows_stream_in() {
 }
 
 #[test]
+fn what_somebody_adds_to_the_table_is_on_the_partitions_that_come_later() {
+    let (database, repository) = prepared();
+    database.execute(
+        "ALTER TABLE events ADD CONSTRAINT no_poison CHECK (message <> 'poison'); \
+         ALTER TABLE events ADD COLUMN length int GENERATED ALWAYS AS (length(message)) STORED; \
+         CREATE INDEX ON events (length)",
+    );
+    // Ahead of need, and out of the default partition.
+    repository.prepare(Timestamp::from_millis(now().millis() + 3 * 86_400_000)).unwrap();
+    let far = NOON * 1000 + 200 * 86_400_000_000;
+    store(&repository, &[&event(far, 1, "a", "four")], StorePath::Copy, (1, 0));
+    assert_eq!(repository.tidy().unwrap().moved, 1);
+    assert_eq!(database.number("SELECT sum(length)::bigint FROM events"), 4);
+    for micros in [NOON * 1000 + 10 * 86_400_000_000, far] {
+        let error = repository.store(&[&event(micros, 2, "a", "poison")], &[], StorePath::Copy).unwrap_err();
+        assert_eq!(error.constraint.as_deref(), Some("no_poison"), "{error}");
+    }
+}
+
+#[test]
 fn a_new_day_gets_its_partition_and_missing_tables_are_noticed() {
     let (database, repository) = prepared();
     repository.prepare(Timestamp::from_millis(now().millis() + 3 * 86_400_000)).unwrap();
