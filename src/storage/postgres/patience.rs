@@ -54,7 +54,7 @@ fn millis(duration: Duration) -> u64 {
 #[derive(Clone)]
 pub(super) struct Patiently {
     tls: Tls,
-    /// Encryption is begun without asking for it first (`sslnegotiation=direct`).
+    /// Encryption is begun without asking for it first: `sslnegotiation=direct`, or somebody has asked.
     direct: bool,
     pace: Arc<Pace>,
 }
