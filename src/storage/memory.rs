@@ -11,8 +11,8 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use crate::event::{Event, EventId, Timestamp};
 use crate::row::{self, Row};
 use crate::storage::{
-    Chunk, Day, DeadLetter, Deleted, EventRepository, Filter, Found, Gathering, HourCount, Order, Page,
-    StoreError, StorePath, Stored, Sweeping, Tidied, Totals,
+    Chunk, Day, DeadLetter, Deleted, EventRepository, Filter, Found, HourCount, Order, Page, StoreError,
+    StorePath, Stored, Sweeping, Tidied, Totals,
 };
 
 /// What was asked of the repository, in order.
@@ -268,12 +268,7 @@ impl EventRepository for MemoryRepository {
     }
 
     fn chunk(&self, page: &Page, bytes_max: usize) -> Result<Chunk, StoreError> {
-        self.call(Call::Chunk, |inner| {
-            let mut gathering = Gathering::new(bytes_max);
-            // Full or not, it says so itself.
-            _ = inner.page(page).into_iter().try_for_each(|event| gathering.add(event));
-            Ok(gathering.finish(page.limit))
-        })
+        self.call(Call::Chunk, |inner| Ok(Chunk::gather(inner.page(page), page.limit, bytes_max)))
     }
 
     fn count(&self, filter: &Filter) -> Result<u64, StoreError> {

@@ -190,6 +190,16 @@ pub struct Chunk {
     pub more: bool,
 }
 
+impl Chunk {
+    /// Of events that are all there.
+    pub fn gather(events: Vec<Event>, limit: u16, bytes_max: usize) -> Self {
+        let mut gathering = Gathering::new(bytes_max);
+        // Full or not, it says so itself.
+        _ = events.into_iter().try_for_each(|event| gathering.add(event));
+        gathering.finish(limit)
+    }
+}
+
 /// A chunk that is being read: what the first `bytes_max` bytes hold of the events that come.
 #[derive(Debug)]
 pub struct Gathering {

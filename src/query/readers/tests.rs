@@ -7,8 +7,8 @@ use crate::event::Event;
 use crate::query::cursor::Cursor;
 use crate::storage::breaker::State;
 use crate::storage::{
-    BreakerLimits, Chunk, Day, DeadLetter, Gathering, HourCount, Order as Direction, StoreError, StorePath,
-    Stored, Sweeping, Tidied, Totals,
+    BreakerLimits, Chunk, Day, DeadLetter, HourCount, Order as Direction, StoreError, StorePath, Stored,
+    Sweeping, Tidied, Totals,
 };
 
 const NOW: Timestamp = Timestamp::from_millis(1_795_435_200_000);
@@ -48,9 +48,7 @@ impl EventRepository for Fake {
     }
 
     fn chunk(&self, page: &Page, bytes_max: usize) -> Result<Chunk, StoreError> {
-        let mut gathering = Gathering::new(bytes_max);
-        _ = self.page(page)?.into_iter().try_for_each(|event| gathering.add(event));
-        Ok(gathering.finish(page.limit))
+        Ok(Chunk::gather(self.page(page)?, page.limit, bytes_max))
     }
 
     fn count(&self, _filter: &Filter) -> Result<u64, StoreError> {

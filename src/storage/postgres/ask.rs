@@ -24,12 +24,21 @@ use super::patience::{Pace, Patiently};
 use super::target::{Notices, Target};
 use crate::storage::StoreError;
 
+/// Where questions go, and on which terms.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Desk<'a> {
+    pub(super) connections: &'a Connections,
+    pub(super) terms: &'a Terms,
+}
+
+type Params<'a> = [(&'a (dyn ToSql + Sync), Type)];
+
 /// A statement and its parameters.
-pub(super) struct Question<'a> {
+struct Question<'a> {
     /// What an error says that was being done.
-    pub(super) doing: &'static str,
-    pub(super) statement: &'a str,
-    pub(super) params: &'a [(&'a (dyn ToSql + Sync), Type)],
+    doing: &'static str,
+    statement: &'a str,
+    params: &'a Params<'a>,
 }
 
 /// A connection for questions.
@@ -59,27 +68,31 @@ enum Asked {
     Failed(StoreError),
 }
 
-impl Connections {
+impl Desk<'_> {
     /// Asks, and gives each row of the answer to `each` until that has had enough; what comes after it is thrown away
     /// where it arrives.
     pub(super) fn ask_each(
-        &self,
-        terms: &Terms,
-        question: &Question<'_>,
+        self,
+        doing: &'static str,
+        statement: &str,
+        params: &Params<'_>,
         each: impl FnMut(&Row) -> ControlFlow<()>,
     ) -> Result<(), StoreError> {
-        ask(&mut *place(&self.questions)?, &self.connector, terms, question, each)
+        let Connections { questions, connector, .. } = self.connections;
+        let question = Question { doing, statement, params };
+        ask(&mut *place(questions)?, connector, self.terms, &question, each)
     }
 
     /// Asks, and gives all rows of the answer.
     pub(super) fn ask<T>(
-        &self,
-        terms: &Terms,
-        question: &Question<'_>,
+        self,
+        doing: &'static str,
+        statement: &str,
+        params: &Params<'_>,
         mut read: impl FnMut(&Row) -> T,
     ) -> Result<Vec<T>, StoreError> {
         let mut all = Vec::new();
-        self.ask_each(terms, question, |row| {
+        self.ask_each(doing, statement, params, |row| {
             all.push(read(row));
             ControlFlow::Continue(())
         })?;

@@ -9,8 +9,7 @@ use std::ops::ControlFlow;
 use postgres::Row;
 use postgres::types::{ToSql, Type};
 
-use super::ask::Question;
-use super::connect::{Connections, Terms};
+use super::ask::Desk;
 use super::types::{Time, Uuid};
 use crate::event::{Event, EventId, Timestamp};
 use crate::storage::{Chunk, Filter, Found, Gathering, Order, Page, StoreError};
@@ -63,25 +62,6 @@ fn floor(millis: i64) -> EventId {
         return EventId::from_bytes([0xff; 16]);
     }
     EventId::floor(u64::try_from(millis).unwrap_or(0))
-}
-
-/// Where questions go, and on which terms.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Desk<'a> {
-    pub(super) connections: &'a Connections,
-    pub(super) terms: &'a Terms,
-}
-
-impl Desk<'_> {
-    pub(super) fn ask<T>(
-        self,
-        doing: &'static str,
-        statement: &str,
-        params: &[(&(dyn ToSql + Sync), Type)],
-        read: impl FnMut(&Row) -> T,
-    ) -> Result<Vec<T>, StoreError> {
-        self.connections.ask(self.terms, &Question { doing, statement, params }, read)
-    }
 }
 
 pub(super) fn page(desk: Desk<'_>, page: &Page) -> Result<Vec<Event>, StoreError> {
@@ -224,8 +204,7 @@ impl Asking<'_> {
             (&limit, Type::INT8),
         ];
         self.more.give(&mut params);
-        let question = Question { doing: "reading events", statement, params: &params };
-        self.desk.connections.ask_each(self.desk.terms, &question, each)
+        self.desk.ask_each("reading events", statement, &params, each)
     }
 }
 

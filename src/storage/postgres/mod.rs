@@ -31,8 +31,8 @@ pub use counts::Difference;
 pub use dead::{DeadEvent, DeadFilter, Replayed};
 pub use target::{Target, TargetError};
 
+use self::ask::Desk;
 use self::connect::{Connections, Terms};
-use self::find::Desk;
 use crate::event::{Event, EventId, Timestamp};
 use crate::storage::{
     Chunk, Day, DeadLetter, EventRepository, Filter, Found, HourCount, Page, StoreError, StorePath, Stored,

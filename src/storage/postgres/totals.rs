@@ -7,7 +7,8 @@ use std::fmt::{self, Write as _};
 use postgres::Row;
 use postgres::types::{ToSql, Type};
 
-use super::find::{Desk, IN_SPAN, More, Span};
+use super::ask::Desk;
+use super::find::{IN_SPAN, More, Span};
 use super::types::{Time, Uuid};
 use crate::event::{EventId, Timestamp};
 use crate::storage::{Filter, HourCount, StoreError, Totals};
