@@ -10,8 +10,8 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use aurore_events::clock::{Clock, Moment};
+use aurore_events::event::row::{self, COLUMNS, COPY_HEADER, COPY_TRAILER};
 use aurore_events::event::{EventId, Timestamp};
-use aurore_events::row::{self, COLUMNS, COPY_HEADER, COPY_TRAILER};
 use aurore_events::storage::postgres::embedded::{Cluster, ClusterLimits};
 use aurore_events::storage::postgres::{Limits, PostgresRepository};
 use aurore_events::storage::{EventRepository as _, StorePath};

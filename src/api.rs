@@ -4,24 +4,26 @@
 
 mod gateway;
 mod intake;
+pub mod router;
 
 use std::sync::Arc;
 
 use crate::access::{self, Area, Gate, Grant, Origins};
 use crate::clock::{Clock, Moment};
 use crate::console;
+use crate::gateway::pages::GatewayPage;
 use crate::gateway::pages::Pages;
+use crate::health::status::{Part, Status};
 use crate::http::accept::preferred;
 use crate::http::gzip;
-use crate::http::router::{self, GatewayPage, Route};
 use crate::http::{Answer, Handler, Headers, Method, Promise, Request, Response, Unfinished};
 use crate::ingest::Limits;
 use crate::journal::Level;
 use crate::metrics::HttpFigures;
 use crate::query::{Entrance, Format, How, Query};
-use crate::status::{Part, Status};
 use gateway::Pushes;
 use intake::{Intake, Posted, Upload};
+use router::Route;
 
 /// The label of a single event's page.
 const GET_EVENT: usize = 1;

@@ -11,7 +11,7 @@ pub mod logging;
 pub mod server;
 
 pub mod event;
-pub mod row;
+pub mod json;
 
 pub mod http;
 
@@ -27,8 +27,7 @@ pub mod journal;
 
 pub mod writer;
 
-pub mod counts;
-pub mod dead;
+pub mod commands;
 
 pub mod storage;
 
@@ -41,7 +40,5 @@ pub mod metrics;
 pub mod gateway;
 
 pub mod health;
-
-pub mod status;
 
 pub mod console;

@@ -4,7 +4,7 @@
 
 use std::io::{Read, Write};
 
-use aurore_events::ingest::{Coding, DecompressLimits, Decompressor, Undecodable};
+use aurore_events::http::{Coding, DecompressLimits, Decompressor, Undecodable};
 use flate2::write::GzEncoder;
 use ruzstd::encoding::{CompressionLevel, compress_to_vec};
 

@@ -7,8 +7,9 @@ use std::time::Duration;
 use aurore_events::clock::Clock;
 use aurore_events::event::{METADATA_DEPTH_MAX, Timestamp};
 use aurore_events::http::Response;
-use aurore_events::ingest::{Call, Coding, Form, Ingest, Limits};
-use aurore_events::row;
+use aurore_events::http::Coding;
+use aurore_events::ingest::{Call, Form, Ingest, Limits};
+use aurore_events::event::row;
 use serde_json::Value;
 
 const NOW_MS: i64 = 1_790_000_000_000;

@@ -19,8 +19,8 @@ pub use proxy::Proxies;
 pub use tokens::{NewToken, Scope, Services, TokenFile};
 
 use crate::clock::Moment;
+use crate::http::problem::{self, Errors, FieldError, Kind};
 use crate::http::{Headers, Request, Response};
-use crate::ingest::problem::{self, Errors, FieldError, Kind};
 use limiter::{Client, Taken};
 use tokens::{Token, TokenView};
 

@@ -26,7 +26,7 @@ use sha2::{Digest, Sha256};
 use subtle::ConstantTimeEq;
 
 use crate::event::SERVICE_BYTES_MAX;
-use crate::http::router;
+use crate::http::percent;
 
 /// What a request may be allowed to do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -229,7 +229,7 @@ fn parse_services(list: &str) -> Result<Services, String> {
     let mut services = Vec::new();
     for word in list.split(',') {
         let service =
-            router::decode(word).map_err(|_bad| "the percent-encoding of a service is not valid")?;
+            percent::decode(word).map_err(|_bad| "the percent-encoding of a service is not valid")?;
         if !(1..=SERVICE_BYTES_MAX).contains(&service.len()) {
             return Err(format!("a service is 1 to {SERVICE_BYTES_MAX} bytes"));
         }

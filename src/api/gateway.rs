@@ -5,10 +5,10 @@ use super::Api;
 use super::intake::{JOURNAL_RETRY_S, RESTART_S};
 use crate::access::Grant;
 use crate::clock::Moment;
+use crate::gateway::pages::GatewayPage;
 use crate::gateway::pages::{Outcome, Pages};
-use crate::http::router::GatewayPage;
 use crate::http::{Answer, Request, Response};
-use crate::ingest::{DecompressLimits, Decompressor, problem};
+use crate::http::{DecompressLimits, Decompressor, problem};
 use crate::lifecycle::Phase;
 
 /// What pushes need beside what posts of events do.

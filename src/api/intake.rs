@@ -10,14 +10,14 @@ use rand::rngs::StdRng;
 use crate::buffer::{Full, RowBlock};
 use crate::clock::Clock;
 use crate::event::Timestamp;
-use crate::http::{Headers, Promise, Request, Response};
-use crate::ingest::{
-    self, Call, Coding, Decoded, DecompressLimits, Decompressor, Form, Ingest, Limits, Undecodable, problem,
+use crate::health::status::Status;
+use crate::http::{
+    Coding, DecompressLimits, Decompressor, Headers, Promise, Request, Response, Undecodable, problem,
 };
+use crate::ingest::{self, Call, Decoded, Form, Ingest, Limits};
 use crate::journal::Level;
 use crate::lifecycle::Phase;
 use crate::metrics::Reason;
-use crate::status::Status;
 
 /// Seconds after which another server, or this one restarted, may take what a stopping one refused.
 pub(super) const RESTART_S: u64 = 5;

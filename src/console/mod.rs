@@ -151,8 +151,8 @@ mod tests {
     use sonic_rs::{JsonContainerTrait, JsonValueTrait, Value};
 
     use super::*;
+    use crate::api::router::{self, Route};
     use crate::http::Method;
-    use crate::http::router::{self, Route};
 
     fn ask(page: Page, fields: &[(&'static str, &str)]) -> Response {
         let fields: Vec<_> =

@@ -265,7 +265,7 @@ mod tests {
             wall_s: 0.0,
         };
         let forwarded = Forwarded::of_series("c_total", &block);
-        let path = crate::http::router::decode(&forwarded.path).unwrap();
+        let path = crate::http::percent::decode(&forwarded.path).unwrap();
         let target = Target::parse(path.strip_prefix("/metrics/").unwrap()).unwrap();
         assert_eq!(&*target.key, labels);
         let body = String::from_utf8(forwarded.body).unwrap();

@@ -9,8 +9,8 @@ use super::metric::{
 use super::state::{FAILURE_TIME, PUSH_TIME};
 use super::target::Target;
 use crate::clock::Moment;
-use crate::ingest::problem::ECHO_BYTES_MAX;
-use crate::ingest::text::shorten;
+use crate::http::problem::ECHO_BYTES_MAX;
+use crate::json::text::shorten;
 
 /// Bytes of a metric's or label's name.
 pub const NAME_BYTES_MAX: usize = 1024;

@@ -3,7 +3,7 @@
 use super::metric::{Block, Kind, Series, Value, float, rendered};
 use super::state::{FAILURE_TIME, Group, Name, Owner, PUSH_TIME, View, families_of};
 use crate::event::Timestamp;
-use crate::ingest::text::quote;
+use crate::json::text::quote;
 
 /// All groups with their metrics.
 pub fn groups(view: &View) -> String {

@@ -40,7 +40,7 @@ use std::time::Duration;
 use crossbeam::sync::{Parker, Unparker};
 
 use crate::clock::{Clock, Moment};
-use crate::ingest::problem::{Errors, FieldError};
+use crate::http::problem::{Errors, FieldError};
 use crate::journal::{Level, Told};
 use figures::{Api, Figures, Reason};
 use forward::{Forwarded, Queue};

@@ -1,5 +1,6 @@
 //! One acceptor's side of the gateway: reads a request, hands it to the shared state, and answers. Must not block.
 
+use std::borrow::Cow;
 use std::sync::Arc;
 
 use super::exposition::Form;
@@ -13,15 +14,34 @@ use crate::access::{Grant, holds};
 use crate::event::Timestamp;
 use crate::http::accept::preferred;
 use crate::http::gzip;
-use crate::http::router::{GatewayPage, decode};
+use crate::http::percent::decode;
+use crate::http::problem::{self, Errors, FieldError, Kind};
 use crate::http::{Answer, Headers, Method, Promise, Request, Response};
+use crate::http::{Coding, Decompressor};
 use crate::ingest::idempotency::HeaderKey;
-use crate::ingest::problem::{self, Errors, FieldError, Kind};
-use crate::ingest::{Coding, Decompressor};
 use crate::journal::Level;
 
 /// Seconds after which a log that failed may work again.
 const RETRY_S: u64 = 5;
+
+/// A page of the gateway.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum GatewayPage<'a> {
+    /// `POST /metrics/push`
+    Push,
+    /// PUT, POST or DELETE of `/metrics/job/…`, with what follows `/metrics/`, percent-decoded.
+    Group(Cow<'a, str>),
+    /// `GET /metrics/pushed`
+    Pushed,
+    /// `DELETE /metrics/pushed`
+    Remove,
+    Healthy,
+    Ready,
+    /// `GET /api/v1/metrics`
+    Groups,
+    Status,
+    Wipe,
+}
 
 /// What became of a request.
 #[derive(Debug)]

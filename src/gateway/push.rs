@@ -8,9 +8,9 @@ use super::metric::{
     Histogram, Kind, Label, is_label_name, is_metric_name, is_reserved_label, parse_float, render,
 };
 use super::state::{Addition, Change};
-use crate::ingest::json::{Scanner, Syntax, Value};
-use crate::ingest::problem::{ECHO_BYTES_MAX, Errors, FieldError};
-use crate::ingest::text::{shorten, unescape};
+use crate::http::problem::{ECHO_BYTES_MAX, Errors, FieldError};
+use crate::json::text::{shorten, unescape};
+use crate::json::{Scanner, Syntax, Value};
 
 /// The buckets of an observation that names none: those of Prometheus' client libraries, for seconds.
 const BOUNDS: [f64; 11] = [0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0];

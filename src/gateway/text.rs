@@ -5,8 +5,8 @@ use std::borrow::Cow;
 use std::collections::HashMap;
 
 use super::metric::{Family, Histogram, Kind, Label, Parsed, Sample, Summary, Value, count_of, parse_float};
-use crate::ingest::problem::ECHO_BYTES_MAX;
-use crate::ingest::text::shorten;
+use crate::http::problem::ECHO_BYTES_MAX;
+use crate::json::text::shorten;
 
 /// Why a body is not of the format.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]

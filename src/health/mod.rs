@@ -2,6 +2,7 @@
 //! database itself but through the probe.
 
 mod probe;
+pub mod status;
 
 use serde::Serialize;
 

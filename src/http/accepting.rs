@@ -133,8 +133,9 @@ pub(super) fn turn_away(mut stream: TcpStream) {
 }
 
 const NO_ROOM: &[u8] = b"HTTP/1.1 503 Service Unavailable\r\nContent-Type: application/problem+json\r\n\
-Content-Length: 108\r\nRetry-After: 1\r\nConnection: close\r\n\r\n\
-{\"type\":\"about:blank\",\"title\":\"Service Unavailable\",\"status\":503,\"detail\":\"there are too many connections\"}\n";
+Content-Length: 143\r\nRetry-After: 1\r\nConnection: close\r\n\r\n\
+{\"type\":\"urn:aurore-events:problem:unavailable\",\
+\"title\":\"The server cannot answer now\",\"status\":503,\"detail\":\"there are too many connections\"}\n";
 
 #[cfg(test)]
 mod tests {

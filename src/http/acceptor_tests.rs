@@ -293,7 +293,7 @@ fn a_refused_request_is_answered_and_its_connection_closed_in_good_order() {
         client.say(&GET.repeat(2000));
         let (found, body) = client.answer();
         assert_eq!(found, status, "{body}");
-        assert!(body.contains("about:blank"), "{body}");
+        assert!(body.contains("urn:aurore-events:problem:"), "{body}");
         client.0.shutdown(Shutdown::Write).unwrap();
         client.closed();
     }

@@ -24,7 +24,8 @@ use may_minihttp::{HttpService, HttpServiceFactory};
 
 use super::framing::{self, Body, Fields};
 use super::limits::Limits;
-use super::refusal::{Refusal, problem};
+use super::problem::{self, Kind};
+use super::refusal::Refusal;
 use super::response::reason;
 use super::{Answer, Handler, Headers, Method, Promise, Request, Response, target};
 
@@ -197,13 +198,17 @@ impl<H: Handler> Service<H> {
                 // Blocks this coroutine alone.
                 match receiver.recv() {
                     Ok(late) => self.response = late,
-                    Err(_) => problem(&mut self.response, 500, "the request could not be worked on"),
+                    Err(_) => problem::answer(
+                        &mut self.response,
+                        Kind::Internal,
+                        "the request could not be worked on",
+                    ),
                 }
             }
             Err(_) => {
                 log::error!("BUG: the handler panicked at {whole:?}");
                 self.response.clear();
-                problem(&mut self.response, 500, "the request could not be worked on");
+                problem::answer(&mut self.response, Kind::Internal, "the request could not be worked on");
             }
         }
         Ok(())
@@ -229,9 +234,9 @@ fn write(response: &mut Response, answer: &mut may_minihttp::Response<'_>) {
     // The library sends whole bodies alone. Dropped, the stream tells its maker to stop.
     if response.stream.take().is_some() {
         response.clear();
-        problem(
+        problem::answer(
             response,
-            501,
+            Kind::NotImplemented,
             "this engine does not stream: ask page by page, or serve with HTTP_ENGINE=guarded",
         );
     }

@@ -14,6 +14,7 @@ mod addresses;
 mod bounds_tests;
 mod chunked;
 mod connection;
+pub mod decompress;
 mod encode;
 pub mod engine_guarded;
 pub mod engine_minihttp;
@@ -25,13 +26,14 @@ pub mod fuzzing;
 pub mod gzip;
 pub mod limits;
 pub mod listener;
+pub mod percent;
+pub mod problem;
 pub mod refusal;
 #[cfg(any(test, feature = "fuzzing"))]
 mod rehearsal;
 pub mod remote;
 pub mod request;
 pub mod response;
-pub mod router;
 mod session;
 #[cfg(test)]
 mod session_tests;
@@ -45,9 +47,10 @@ mod tls_tests;
 mod wheel;
 mod wire;
 
+pub use decompress::{Coding, DecompressLimits, Decompressor, Undecodable};
 pub use engine_guarded::{Acceptor, Turn, pin_to_core};
 pub use limits::Limits;
-pub use refusal::{Refusal, problem};
+pub use refusal::Refusal;
 pub use remote::{Remote, Shared};
 pub use request::{Headers, Method, Request};
 pub use response::{Promise, Response};

@@ -1,7 +1,7 @@
 //! A request turned away, and the problem document that says why. Knows nothing of why a handler refuses.
 
 use super::Response;
-use super::response::reason;
+use super::problem::{self, Kind};
 
 /// Why a request is not answered as asked: by the engine, which then closes the connection, or by the router.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -19,32 +19,11 @@ impl Refusal {
     }
 
     pub fn write(&self, response: &mut Response) {
-        problem(response, self.status, self.detail);
+        problem::answer(response, Kind::of_status(self.status), self.detail);
         if !self.allow.is_empty() {
             response.header("Allow", self.allow);
         }
     }
-}
-
-/// Fills `response` with a problem document (RFC 9457) that says no more than the status and `detail`.
-pub fn problem(response: &mut Response, status: u16, detail: &str) {
-    response.status = status;
-    response.content_type = "application/problem+json";
-    let body = &mut response.body;
-    body.clear();
-    body.extend_from_slice(b"{\"type\":\"about:blank\",\"title\":\"");
-    body.extend_from_slice(reason(status).as_bytes());
-    body.extend_from_slice(b"\",\"status\":");
-    super::encode::number(body, usize::from(status));
-    body.extend_from_slice(b",\"detail\":\"");
-    for byte in detail.bytes() {
-        match byte {
-            b'"' | b'\\' => body.extend_from_slice(&[b'\\', byte]),
-            0..0x20 => body.push(b' '),
-            0x20.. => body.push(byte),
-        }
-    }
-    body.extend_from_slice(b"\"}");
 }
 
 #[cfg(test)]
@@ -54,10 +33,10 @@ mod tests {
     #[test]
     fn a_refusal_is_a_problem_document() {
         let mut response = Response::default();
-        Refusal { status: 405, detail: "no \"such\"\nthing", allow: "GET" }.write(&mut response);
+        Refusal { status: 405, detail: "no \"such\" thing", allow: "GET" }.write(&mut response);
         assert_eq!(
             String::from_utf8(response.body).unwrap(),
-            r#"{"type":"about:blank","title":"Method Not Allowed","status":405,"detail":"no \"such\" thing"}"#
+            r#"{"type":"urn:aurore-events:problem:method-not-allowed","title":"The method is not allowed here","status":405,"detail":"no \"such\" thing"}"#
         );
         assert_eq!(response.headers, b"Allow: GET\r\n");
         assert_eq!(response.content_type, "application/problem+json");

@@ -11,7 +11,8 @@ use super::chunked::Decoder;
 use super::encode::{DateLine, Frame, encode};
 use super::framing::{self, Body, Head, Verdict, judge};
 use super::limits::Limits;
-use super::refusal::{Refusal, problem};
+use super::problem::{self, Kind};
+use super::refusal::Refusal;
 use super::remote::{Remote, Shared};
 use super::stream::{Pumped, Sending, Stream};
 use super::{Answer, Handler, Request, Response, Unfinished};
@@ -514,7 +515,7 @@ impl Session {
                 log::error!("BUG: the handler panicked at {request:?}; its connection is closed");
                 desk.shared.panics.fetch_add(1, Ordering::Relaxed);
                 desk.response.clear();
-                problem(&mut desk.response, 500, "the request could not be worked on");
+                problem::answer(&mut desk.response, Kind::Internal, "the request could not be worked on");
                 self.conclude(Frame { keep_alive: false, ..frame }, desk);
             }
         }
@@ -567,7 +568,7 @@ impl Session {
     /// Answers that there is no room, before it has been asked anything, or all of it, and ends.
     pub(super) fn turn_away<H: Handler>(&mut self, detail: &str, desk: &mut Desk<H>) {
         desk.response.clear();
-        problem(&mut desk.response, 503, detail);
+        problem::answer(&mut desk.response, Kind::Unavailable, detail);
         desk.response.header("Retry-After", 1);
         let input = mem::take(&mut self.input);
         self.end_refused(&input, desk);
@@ -582,7 +583,7 @@ impl Session {
 
     fn give_up<H>(&mut self, frame: Frame, desk: &mut Desk<H>) {
         desk.response.clear();
-        problem(&mut desk.response, 503, "the answer took too long");
+        problem::answer(&mut desk.response, Kind::Unavailable, "the answer took too long");
         desk.response.header("Retry-After", 1);
         self.conclude(Frame { keep_alive: false, ..frame }, desk);
     }

@@ -212,8 +212,9 @@ fn write_some(stream: &mut TcpStream, bytes: &[u8]) -> io::Result<usize> {
 }
 
 const PLAIN: &[u8] = b"HTTP/1.1 400 Bad Request\r\nContent-Type: application/problem+json\r\n\
-Content-Length: 104\r\nConnection: close\r\n\r\n\
-{\"type\":\"about:blank\",\"title\":\"Bad Request\",\"status\":400,\"detail\":\"this port speaks TLS: use https://\"}\n";
+Content-Length: 139\r\nConnection: close\r\n\r\n\
+{\"type\":\"urn:aurore-events:problem:invalid\",\
+\"title\":\"The request is not valid\",\"status\":400,\"detail\":\"this port speaks TLS: use https://\"}\n";
 
 #[cfg(test)]
 mod tests {

@@ -1,9 +1,9 @@
 //! The answer to `POST /events`.
 
-use super::problem::{self, put};
 use super::{Decoded, Shape};
 use crate::event::EventId;
 use crate::http::Response;
+use crate::http::problem::{self, put};
 
 pub(super) fn write(decoded: &Decoded<'_>, response: &mut Response) {
     match (decoded.ids(), decoded.shape) {

@@ -3,14 +3,13 @@
 
 use super::encode::{self, Parts};
 use super::idempotency::{self, HeaderKey};
-use super::json::{Fault, Scanner, Syntax, Text, Value};
-use super::problem::{ECHO_BYTES_MAX, FieldError};
 use super::sink::Sink;
-use super::text;
-use super::timestamp::{self, TimestampFault, Window};
+use crate::event::timestamp::{self, TimestampFault, Window};
 use crate::event::{
     EventId, KEY_BYTES_MAX, MESSAGE_BYTES_MAX, METADATA_BYTES_MAX, SERVICE_BYTES_MAX, Timestamp,
 };
+use crate::http::problem::{ECHO_BYTES_MAX, FieldError};
+use crate::json::{Fault, Scanner, Syntax, Text, Value, text};
 
 /// Errors that are listed of one event; a hostile event must not fill the list of its batch.
 const ERRORS_OF_EVENT_MAX: u32 = 16;

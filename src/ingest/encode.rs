@@ -1,9 +1,9 @@
 //! An event that has passed, written as a row: each byte of it is moved once, and unescaped on the way.
 
-use super::json::{Text, Value};
-use super::text;
+use crate::event::row;
 use crate::event::{EventId, Timestamp};
-use crate::row;
+use crate::json::text;
+use crate::json::{Text, Value};
 
 /// What of the source makes up an event.
 #[derive(Clone, Copy, Debug)]

@@ -1,11 +1,10 @@
 //! What a request's headers say of its body: its form, its coding and the key it carries.
 
-use super::decompress::Coding;
 use super::idempotency::HeaderKey;
-use super::problem::{self, ECHO_BYTES_MAX, Errors, FieldError, Kind};
-use super::text;
-use crate::http::{Headers, Response};
+use crate::http::problem::{self, ECHO_BYTES_MAX, Errors, FieldError, Kind};
+use crate::http::{Coding, Headers, Response};
 use crate::journal::Level;
+use crate::json::text;
 
 /// How a body holds its events.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -3,20 +3,13 @@
 //!
 //! Knows of `http` only headers and responses, and nothing of the buffer, the journal or SQL.
 
-pub mod decompress;
 pub mod form;
 pub mod idempotency;
-pub mod problem;
-pub mod text;
-pub mod timestamp;
 
 mod answer;
 mod decode;
 mod encode;
-pub(crate) mod json;
-mod number;
 mod reading;
-mod scan;
 mod sink;
 
 #[cfg(test)]
@@ -26,11 +19,11 @@ use std::time::Duration;
 
 use rand::rngs::StdRng;
 
-pub use decompress::{Coding, DecompressLimits, Decompressor, Undecodable};
 pub use form::{Call, CallRefused, Form};
 
 use crate::event::{EventId, Timestamp};
-use crate::http::Response;
+use crate::http::{Response, problem};
+use crate::json::scan;
 use reading::Reading;
 use sink::Sink;
 

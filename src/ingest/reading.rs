@@ -4,12 +4,13 @@
 //! Knows where an event begins, not what is in it.
 
 use super::decode::{self, Context, Within};
-use super::json::{Scanner, Syntax};
-use super::problem::FieldError;
 use super::sink::Sink;
-use super::timestamp::Window;
-use super::{Call, Form, Limits, Shape, scan};
+use super::{Call, Form, Limits, Shape};
+use crate::event::timestamp::Window;
 use crate::event::{EVENT_BYTES_MAX, Timestamp};
+use crate::http::problem::FieldError;
+use crate::json::scan;
+use crate::json::{Scanner, Syntax};
 
 /// What an event costs beside its bytes, in bytes of ordinary ones: `{}` is not read in a hundredth of their time.
 const EVENT_COST: usize = 128;

@@ -5,9 +5,9 @@ use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 
 use super::encode::{self, Parts};
-use super::json::Text;
-use super::problem::Errors;
 use crate::event::EventId;
+use crate::http::problem::Errors;
+use crate::json::Text;
 
 /// Scratch that is kept from one request to the next; what a large batch took beyond is given back.
 const SCRATCH_BYTES_KEPT: usize = 512 * 1024;

@@ -7,7 +7,9 @@ use rand::SeedableRng;
 
 use super::idempotency::HeaderKey;
 use super::*;
-use crate::row::{self, Row};
+use crate::event::row::{self, Row};
+use crate::http::Coding;
+use crate::json::{self, text};
 
 const NOW: Timestamp = Timestamp::from_millis(1_795_435_200_000);
 

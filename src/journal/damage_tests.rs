@@ -9,8 +9,8 @@ use proptest::prelude::*;
 use super::disk::File;
 use super::reader::Reader;
 use super::record::{HEADER_BYTES, Header, RECORD_HEADER_BYTES, RecordHeader, VERSION};
+use crate::event::row;
 use crate::event::{EventId, Timestamp};
-use crate::row;
 
 const SEGMENT: u64 = 7;
 

@@ -13,8 +13,8 @@ use memchr::memmem::Finder;
 use super::disk::{Disk, File};
 use super::{Journal, Level, segment};
 use crate::buffer::Buffer;
+use crate::event::row::{ROW_BYTES_MAX, Row};
 use crate::event::{Event, EventId};
-use crate::row::{ROW_BYTES_MAX, Row};
 
 /// Bytes read at once; few in a test, so that rows lie across.
 const WINDOW_BYTES: usize = if cfg!(test) { 64 } else { 1024 * 1024 };
@@ -111,8 +111,8 @@ fn read(file: &dyn File, at: u64, end: u64, most: usize, into: &mut Vec<u8>) -> 
 mod tests {
     use super::*;
     use crate::event::Timestamp;
+    use crate::event::row;
     use crate::journal::disk::Directory;
-    use crate::row;
 
     #[test]
     fn an_event_is_found_wherever_it_lies() {

@@ -6,7 +6,7 @@ use std::ops::Range;
 
 use super::disk::File;
 use super::record::{HEADER_BYTES, Header, NotAHeader, RECORD_HEADER_BYTES, RecordHeader};
-use crate::row::Row;
+use crate::event::row::Row;
 
 /// Bytes read at once, and the most that is held of a record that has not proved to be one.
 const WINDOW_BYTES: usize = 256 * 1024;

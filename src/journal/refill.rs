@@ -15,8 +15,8 @@ use super::reader::Reader;
 use super::{Journal, Note, Op, segment};
 use crate::buffer::{Buffer, Full, Origin};
 use crate::clock::{Clock, Moment};
+use crate::event::row::rows;
 use crate::lifecycle::{Lifecycle, Phase};
-use crate::row::rows;
 
 /// The writer wakes who waits for room; this is for what else may change.
 const LOOK_EVERY: Duration = Duration::from_millis(100);

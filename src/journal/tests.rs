@@ -16,10 +16,10 @@ use super::segment::{Group, Segment, name};
 use super::*;
 use crate::buffer::{Buffer, Full};
 use crate::clock::{Clock, Moment};
+use crate::event::row;
 use crate::event::{EventId, Timestamp};
 use crate::lifecycle::{Lifecycle, Phase};
 use crate::metrics::Ledger;
-use crate::row;
 use crate::storage::Stored;
 
 /// Files in memory. `fails` names the operation that fails until it is taken back.

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use crate::clock::Clock;
 use crate::http::Response;
-use crate::ingest::problem::{self, Kind};
+use crate::http::problem::{self, Kind};
 use crate::logging::Thinned;
 use crate::storage::{Breaker, StoreError};
 

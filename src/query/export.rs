@@ -20,8 +20,8 @@ use super::join::fulfil;
 use super::params::{self, Query};
 use crate::clock::Clock;
 use crate::event::{EventId, Timestamp};
+use crate::http::problem::{self, Kind};
 use crate::http::{Answer, Feed, Promise, Response, stream};
-use crate::ingest::problem::{self, Kind};
 use crate::storage::{Breaker, Chunk, EventRepository, Filter, Order, Page};
 
 /// Text of one block. With the two that lie in its stream and the one that is being sent, an export holds some four.

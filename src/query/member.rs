@@ -1,6 +1,6 @@
 //! A member that an event's metadata must have, as a client writes it: `metadata.KEY=VALUE`.
 
-use crate::ingest::text::quote;
+use crate::json::text::quote;
 
 /// The JSON objects that it may mean, of which the metadata has to contain one: with the value as a string, and as the
 /// number, boolean or null that is written the same.

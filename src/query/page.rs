@@ -3,7 +3,7 @@
 use super::cursor::Cursor;
 use crate::event::{Event, EventId};
 use crate::http::Response;
-use crate::ingest::text::quote;
+use crate::json::text::quote;
 use crate::storage::Order;
 
 /// What the answer needs to know of the query beside the events.

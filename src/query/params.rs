@@ -5,10 +5,10 @@ use std::time::Duration;
 
 use super::cursor::Cursor;
 use super::member;
+use crate::event::timestamp::{self, TimestampFault};
 use crate::event::{EventId, SERVICE_BYTES_MAX, Timestamp};
-use crate::ingest::problem::{ECHO_BYTES_MAX, Errors, FieldError};
-use crate::ingest::text;
-use crate::ingest::timestamp::{self, TimestampFault};
+use crate::http::problem::{ECHO_BYTES_MAX, Errors, FieldError};
+use crate::json::text;
 use crate::storage::{Filter, Order, Page};
 
 pub const LIMIT_MAX: u16 = 1000;

@@ -16,8 +16,8 @@ use super::params::{Count, Query};
 use super::{receipt, stats};
 use crate::clock::{Clock, Moment};
 use crate::event::{EventId, Timestamp};
+use crate::http::problem::{self, Errors, FieldError, Kind};
 use crate::http::{Answer, Promise, Response};
-use crate::ingest::problem::{self, Errors, FieldError, Kind};
 use crate::journal::lookup::{self, Lookup};
 use crate::storage::{Breaker, EventRepository, Filter, Found, Page};
 

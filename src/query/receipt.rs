@@ -6,8 +6,8 @@
 use super::page::{write_id, write_members};
 use crate::event::EventId;
 use crate::http::Response;
-use crate::ingest::problem::{self, Kind};
-use crate::ingest::text::quote;
+use crate::http::problem::{self, Kind};
+use crate::json::text::quote;
 use crate::storage::Found;
 
 pub fn answer(response: &mut Response, id: EventId, found: Option<&Found>) {

@@ -3,8 +3,8 @@
 
 use crate::event::Timestamp;
 use crate::http::Response;
-use crate::ingest::problem::{self, Kind};
-use crate::ingest::text::quote;
+use crate::http::problem::{self, Kind};
+use crate::json::text::quote;
 use crate::storage::{Filter, HourCount};
 
 /// Rows of one answer: a week of 59 services.

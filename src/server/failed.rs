@@ -6,8 +6,8 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use crate::access::tokens::Mistakes;
-use crate::counts::CountsError;
-use crate::dead::DeadError;
+use crate::commands::counts::CountsError;
+use crate::commands::dead::DeadError;
 use crate::gateway::compare::CompareError;
 use crate::gateway::recovery;
 use crate::http::tls::IdentityError;

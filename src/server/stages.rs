@@ -21,6 +21,7 @@ use crate::gateway::keys::{KeyLimits, Keys};
 use crate::gateway::state::{self, State};
 use crate::gateway::{self, Gateway, names, scrape};
 use crate::health::Probe;
+use crate::health::status::Status;
 use crate::http::tls::{Identity, IdentityError};
 use crate::http::{self, Acceptor, Remote, Shared, engine_minihttp, pin_to_core};
 use crate::ingest;
@@ -32,7 +33,6 @@ use crate::metrics::{Counting, History, Process, RetentionFigures};
 use crate::query::{self, Entrance, ReaderLimits};
 use crate::retention::Retention;
 use crate::settings::{HttpEngine, Settings};
-use crate::status::Status;
 use crate::storage::{Breaker, EventRepository};
 use crate::writer::Writer;
 

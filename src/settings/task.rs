@@ -3,8 +3,8 @@
 use clap::{Arg, ArgAction, ArgMatches, Command};
 
 use crate::access::NewToken;
-use crate::counts::{self, CountsTask};
-use crate::dead::{self, DeadTask};
+use crate::commands::counts::{self, CountsTask};
+use crate::commands::dead::{self, DeadTask};
 use crate::gateway::compare::CompareTask;
 
 /// What the program was asked to do.

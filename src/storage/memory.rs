@@ -8,8 +8,8 @@ use std::fmt;
 use std::ops::Bound;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use crate::event::row::{self, Row};
 use crate::event::{Event, EventId, Timestamp};
-use crate::row::{self, Row};
 use crate::storage::{
     Chunk, Day, DeadLetter, Deleted, EventRepository, Filter, Found, HourCount, Order, Page, StoreError,
     StorePath, Stored, Sweeping, Tidied, Totals,

@@ -131,7 +131,7 @@ pub struct Stored {
 /// A row that PostgreSQL refuses, and what it said.
 #[derive(Clone, Debug)]
 pub struct DeadLetter<'a> {
-    pub row: crate::row::Row<'a>,
+    pub row: crate::event::row::Row<'a>,
     pub sqlstate: String,
     pub reason: String,
 }

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use crate::buffer::RowBlock;
 use crate::clock::Moment;
-use crate::row::{Row, rows};
+use crate::event::row::{Row, rows};
 
 /// The bounds on a batch. Whichever is reached first closes it.
 #[derive(Clone, Copy, Debug)]

@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use super::{GaveUp, Unsettled, Writer};
-use crate::row::Row;
+use crate::event::row::Row;
 use crate::storage::{DeadLetter, StoreError, StorePath};
 
 /// Rows tried together after a refusal, at least. Where bad rows lie close, small pieces waste less on each; every

@@ -24,11 +24,11 @@ pub use verdict::Verdict;
 
 use crate::buffer::{Buffer, RowBlock};
 use crate::clock::{Clock, Moment};
+use crate::event::row;
 use crate::journal::Journal;
 use crate::lifecycle::{Lifecycle, Phase};
 use crate::logging::Thinned;
 use crate::metrics::{BatchTimes, Ledger, WriterFigures};
-use crate::row;
 use crate::storage::{Breaker, DeadLetter, EventRepository, StoreError, StorePath, Stored};
 use isolate::PIECE_MIN;
 use retry::Backoff;

@@ -5,10 +5,10 @@ use std::time::Duration;
 use proptest::prelude::*;
 
 use super::*;
+use crate::event::row;
 use crate::event::{EventId, Timestamp};
 use crate::journal::Journal;
 use crate::lifecycle::Notice;
-use crate::row;
 use crate::storage::BreakerLimits;
 use crate::storage::breaker::State;
 use crate::storage::memory::{Call, Fault, MemoryRepository};

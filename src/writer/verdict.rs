@@ -1,6 +1,6 @@
 //! What a database error means for the batch that met it, by SQLSTATE (the manual, appendix A).
 
-use crate::row;
+use crate::event::row;
 use crate::storage::StoreError;
 
 /// The writer's one question about an error: what now?

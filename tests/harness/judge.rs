@@ -3,7 +3,7 @@
 use std::collections::{HashMap, HashSet};
 use std::time::Duration;
 
-use aurore_events::row::Row;
+use aurore_events::event::row::Row;
 
 use super::postgres::Postgres;
 use super::producer::Tally;

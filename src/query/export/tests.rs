@@ -3,9 +3,9 @@
 use std::sync::mpsc;
 
 use super::*;
+use crate::event::row;
 use crate::http::Stream;
 use crate::http::stream::Next;
-use crate::row;
 use crate::storage::memory::{Fault, MemoryRepository};
 use crate::storage::{BreakerLimits, StoreError, StorePath};
 

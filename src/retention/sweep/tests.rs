@@ -1,7 +1,7 @@
 use crossbeam::channel::{Sender, bounded};
 
 use super::*;
-use crate::row;
+use crate::event::row;
 use crate::storage::memory::{Call, Fault, MemoryRepository};
 use crate::storage::{BreakerLimits, StorePath};
 

@@ -8,8 +8,8 @@ use super::connect::Terms;
 use super::store::{STAGE, copy, from_stage};
 use super::types::{Time, Uuid};
 use super::{PostgresRepository, error};
+use crate::event::row::Row;
 use crate::event::{EventId, Timestamp};
-use crate::row::Row;
 use crate::storage::StoreError;
 
 /// Which dead letters are meant; all where nothing is said.

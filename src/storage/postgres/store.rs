@@ -13,7 +13,7 @@ use super::connect::{Connections, Terms};
 use super::error;
 use super::types::{Time, Uuid};
 use crate::event::Timestamp;
-use crate::row::{self, COLUMNS, COPY_HEADER, COPY_TRAILER, Row};
+use crate::event::row::{self, COLUMNS, COPY_HEADER, COPY_TRAILER, Row};
 use crate::storage::{DeadLetter, StoreError, StorePath, Stored};
 
 /// Bytes of COPY handed to the connection at once. The crate copies and sends what it is given whole, and wakes its

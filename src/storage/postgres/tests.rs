@@ -12,8 +12,8 @@ mod sweeps;
 mod tls;
 
 use super::testing::Database;
+use crate::event::row;
 use crate::event::{EventId, Timestamp};
-use crate::row;
 use crate::storage::{EventRepository as _, StorePath, Stored};
 
 /// 2026-01-01T12:00:00Z, in milliseconds.

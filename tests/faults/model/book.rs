@@ -1,8 +1,8 @@
 //! The plain record of what was sent and acknowledged, and what may be lost of it.
 
+use aurore_events::event::row;
 use aurore_events::event::{EventId, Timestamp};
 use aurore_events::journal::Level;
-use aurore_events::row;
 use aurore_events::storage::Stored;
 
 /// What PostgreSQL refuses, here.

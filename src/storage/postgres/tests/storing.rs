@@ -1,5 +1,5 @@
 use super::*;
-use crate::row::Row;
+use crate::event::row::Row;
 use crate::storage::DeadLetter;
 
 const COUNTED: &str = "SELECT coalesce(sum(count), 0)::bigint FROM event_counts";

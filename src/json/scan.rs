@@ -9,7 +9,7 @@ const HIGHS: u64 = 0x8080_8080_8080_8080;
 /// Two words of eight bytes first, since most strings are short; then blocks of 32 that the compiler turns into
 /// vector instructions.
 #[inline]
-pub(super) fn find_special(bytes: &[u8], mut at: usize) -> usize {
+pub(crate) fn find_special(bytes: &[u8], mut at: usize) -> usize {
     for _ in 0..2 {
         let Some(word) = bytes.get(at..).and_then(<[u8]>::first_chunk) else {
             return find_slowly(bytes, at);
@@ -63,7 +63,7 @@ fn specials(word: u64) -> u64 {
 }
 
 /// Where the next line feed stands; the length when there is none.
-pub(super) fn find_line_feed(bytes: &[u8]) -> usize {
+pub(crate) fn find_line_feed(bytes: &[u8]) -> usize {
     let mut at = 0;
     while let Some(block) = bytes[at..].first_chunk::<32>() {
         if block.iter().fold(0, |hit, &byte| hit | u8::from(byte == b'\n')) != 0 {
@@ -76,7 +76,7 @@ pub(super) fn find_line_feed(bytes: &[u8]) -> usize {
 }
 
 /// The lines of `bytes` that are not blank, each with its number from 1.
-pub(super) fn lines(mut bytes: &[u8]) -> impl Iterator<Item = (u64, &[u8])> {
+pub(crate) fn lines(mut bytes: &[u8]) -> impl Iterator<Item = (u64, &[u8])> {
     let all = std::iter::from_fn(move || {
         let (line, rest) = (!bytes.is_empty()).then(|| bytes.split_at(find_line_feed(bytes)))?;
         bytes = rest.get(1..).unwrap_or_default();

@@ -1,6 +1,6 @@
 //! JSON strings to text and back. Knows nothing of what the text means.
 
-use super::json::Fault;
+use super::Fault;
 use super::scan::find_special;
 
 /// Appends what stands between the quotes of a JSON string that the scanner has accepted, unescaped.

@@ -6,8 +6,8 @@
 use std::borrow::Cow;
 use std::io::Write;
 
-use super::text;
-use crate::http::Response;
+use super::Response;
+use crate::json::text;
 
 pub const CONTENT_TYPE: &str = "application/problem+json";
 
@@ -31,7 +31,15 @@ pub enum Kind {
     UnsupportedEncoding,
     BufferFull,
     RateLimited,
+    RequestTimeout,
+    UriTooLong,
+    ExpectationFailed,
+    Misdirected,
+    HeadersTooLarge,
     Internal,
+    NotImplemented,
+    VersionNotSupported,
+    Unavailable,
     ShuttingDown,
     JournalUnavailable,
     QueriesFull,
@@ -41,6 +49,31 @@ pub enum Kind {
 impl Kind {
     pub fn status(self) -> u16 {
         self.parts().0
+    }
+
+    /// The kind of an answer that says no more than its status. Statuses that no refusal uses are `Invalid` below
+    /// 500 and `Internal` from there on.
+    pub fn of_status(status: u16) -> Self {
+        match status {
+            401 => Self::Unauthorized,
+            403 => Self::Forbidden,
+            404 => Self::NotFound,
+            405 => Self::MethodNotAllowed,
+            408 => Self::RequestTimeout,
+            411 => Self::LengthRequired,
+            413 => Self::TooLarge,
+            414 => Self::UriTooLong,
+            415 => Self::UnsupportedType,
+            417 => Self::ExpectationFailed,
+            421 => Self::Misdirected,
+            429 => Self::RateLimited,
+            431 => Self::HeadersTooLarge,
+            501 => Self::NotImplemented,
+            503 => Self::Unavailable,
+            505 => Self::VersionNotSupported,
+            500.. => Self::Internal,
+            _ => Self::Invalid,
+        }
     }
 
     /// Status, the last part of `type`, and `title`.
@@ -60,6 +93,14 @@ impl Kind {
             Self::BufferFull => (429, "buffer-full", "The buffer is full"),
             Self::RateLimited => (429, "rate-limited", "Too many requests"),
             Self::Internal => (500, "internal", "The server failed"),
+            Self::RequestTimeout => (408, "request-timeout", "The request took too long"),
+            Self::UriTooLong => (414, "uri-too-long", "The request target is too long"),
+            Self::ExpectationFailed => (417, "expectation-failed", "The expectation cannot be met"),
+            Self::Misdirected => (421, "misdirected", "The request is for another server"),
+            Self::HeadersTooLarge => (431, "headers-too-large", "The header section is too large"),
+            Self::NotImplemented => (501, "not-implemented", "The server does not implement this"),
+            Self::VersionNotSupported => (505, "version-not-supported", "The HTTP version is not supported"),
+            Self::Unavailable => (503, "unavailable", "The server cannot answer now"),
             Self::ShuttingDown => (503, "shutting-down", "The server is shutting down"),
             Self::JournalUnavailable => (503, "journal-unavailable", "The journal cannot be written"),
             Self::QueriesFull => (503, "queries-full", "Too many queries are waiting"),
@@ -117,12 +158,12 @@ impl Errors {
         self.omitted += 1;
     }
 
-    pub(super) fn mark(&self) -> (usize, u64) {
+    pub(crate) fn mark(&self) -> (usize, u64) {
         (self.list.len(), self.omitted)
     }
 
     /// Forgets what came after `mark`.
-    pub(super) fn back_to(&mut self, (listed, omitted): (usize, u64)) {
+    pub(crate) fn back_to(&mut self, (listed, omitted): (usize, u64)) {
         self.list.truncate(listed);
         self.omitted = omitted;
     }
@@ -206,7 +247,7 @@ fn write(response: &mut Response, kind: Kind, detail: &str, errors: Option<&Erro
     out.push(b'}');
 }
 
-pub(super) fn put(out: &mut Vec<u8>, text: std::fmt::Arguments<'_>) {
+pub(crate) fn put(out: &mut Vec<u8>, text: std::fmt::Arguments<'_>) {
     out.write_fmt(text).expect("a vector takes all that is written");
 }
 

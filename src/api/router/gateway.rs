@@ -1,29 +1,9 @@
 //! The paths of the metrics gateway, Pushgateway's among them.
 
-use std::borrow::Cow;
-
-use super::{NOT_FOUND, READ, Route, decode, not_allowed};
-use crate::http::Method;
-use crate::http::refusal::Refusal;
-
-/// A page of the gateway.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum GatewayPage<'a> {
-    /// `POST /metrics/push`
-    Push,
-    /// PUT, POST or DELETE of `/metrics/job/…`, with what follows `/metrics/`, percent-decoded.
-    Group(Cow<'a, str>),
-    /// `GET /metrics/pushed`
-    Pushed,
-    /// `DELETE /metrics/pushed`
-    Remove,
-    Healthy,
-    Ready,
-    /// `GET /api/v1/metrics`
-    Groups,
-    Status,
-    Wipe,
-}
+use super::{NOT_FOUND, READ, Route, not_allowed};
+use crate::gateway::pages::GatewayPage;
+use crate::http::percent::decode;
+use crate::http::{Method, Refusal};
 
 /// Their labels, in the order of the pages.
 pub(super) const LABELS: [&str; 8] = [
@@ -37,18 +17,17 @@ pub(super) const LABELS: [&str; 8] = [
     "/api/v1/admin/wipe",
 ];
 
-impl GatewayPage<'_> {
-    pub(super) fn index(&self) -> usize {
-        match self {
-            Self::Push => 0,
-            Self::Group(_) => 1,
-            Self::Pushed | Self::Remove => 2,
-            Self::Healthy => 3,
-            Self::Ready => 4,
-            Self::Groups => 5,
-            Self::Status => 6,
-            Self::Wipe => 7,
-        }
+/// The place of a page's label in [`LABELS`].
+pub(super) fn index(page: &GatewayPage<'_>) -> usize {
+    match page {
+        GatewayPage::Push => 0,
+        GatewayPage::Group(_) => 1,
+        GatewayPage::Pushed | GatewayPage::Remove => 2,
+        GatewayPage::Healthy => 3,
+        GatewayPage::Ready => 4,
+        GatewayPage::Groups => 5,
+        GatewayPage::Status => 6,
+        GatewayPage::Wipe => 7,
     }
 }
 

@@ -5,10 +5,13 @@
 //! is noted and the scan goes on, so that one bad event does not cost its batch.
 //! The bytes must be UTF-8, which the caller has checked. Knows nothing of events.
 
-use super::number;
-use super::scan::find_special;
-use super::text::Escape;
+mod number;
+pub(crate) mod scan;
+pub mod text;
+
 use crate::event::METADATA_DEPTH_MAX;
+use scan::find_special;
+use text::Escape;
 
 /// The bytes are not JSON.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]

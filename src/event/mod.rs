@@ -1,5 +1,8 @@
 //! An event, its id, its time, and the bounds on its fields. Knows nothing of where events come from or go.
 
+pub mod row;
+pub mod timestamp;
+
 use std::fmt;
 use std::str::FromStr;
 

@@ -4,11 +4,10 @@ mod gateway;
 
 use std::borrow::Cow;
 
-pub use gateway::GatewayPage;
-
-use super::Method;
-use super::refusal::Refusal;
 use crate::console::Page;
+use crate::gateway::pages::GatewayPage;
+use crate::http::percent::decode;
+use crate::http::{Method, Refusal};
 
 /// A page of this server.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -83,7 +82,7 @@ impl Route<'_> {
             Self::HealthDetailed => 9,
             Self::Metrics => 10,
             Self::MetricsPrometheus => 11,
-            Self::Gateway(page) => 12 + page.index(),
+            Self::Gateway(page) => 12 + gateway::index(page),
             Self::Console(Page::Live) => 20,
             Self::Console(Page::Docs) => 21,
             Self::Console(Page::OpenApi) => 22,
@@ -147,28 +146,6 @@ fn events(method: Method) -> Result<Route<'static>, Refusal> {
 
 fn not_allowed(allow: &'static str) -> Refusal {
     Refusal { status: 405, detail: "this path does not know that method", allow }
-}
-
-/// Takes the percent-encoding off one segment of a path.
-pub fn decode(segment: &str) -> Result<Cow<'_, str>, Refusal> {
-    const BAD: Refusal = Refusal::new(400, "the percent-encoding of the path is not valid");
-    if !segment.contains('%') {
-        return Ok(Cow::Borrowed(segment));
-    }
-    let mut decoded = Vec::with_capacity(segment.len());
-    let mut bytes = segment.bytes();
-    while let Some(byte) = bytes.next() {
-        decoded.push(if byte == b'%' {
-            let mut digit = || bytes.next().and_then(|digit| char::from(digit).to_digit(16)).ok_or(BAD);
-            u8::try_from(digit()? * 16 + digit()?).expect("two hexadecimal digits are a byte")
-        } else {
-            byte
-        });
-    }
-    match String::from_utf8(decoded) {
-        Ok(text) => Ok(Cow::Owned(text)),
-        Err(_) => Err(BAD),
-    }
 }
 
 #[cfg(test)]

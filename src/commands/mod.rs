@@ -1,0 +1,4 @@
+//! One-shot commands on what is stored. Each runs to its end and prints its result.
+
+pub mod counts;
+pub mod dead;
