@@ -113,7 +113,7 @@ impl Figures {
         families.extend([
             plain("gateway_deletes_total", "Groups and series deleted on request.", counter(&self.deletes)),
             plain(
-                "gateway_repeated_total",
+                "gateway_duplicate_pushes_total",
                 "Pushes sent again with a key that was known, and not counted again.",
                 counter(&self.repeated),
             ),
@@ -138,7 +138,7 @@ impl Figures {
             ),
             plain("gateway_snapshots_total", "Snapshots written.", counter(&self.snapshots)),
             plain(
-                "gateway_damaged_total",
+                "gateway_corrupt_ranges_total",
                 "Damaged stretches of log or snapshot that were skipped.",
                 counter(&self.damaged),
             ),

@@ -302,7 +302,7 @@ impl View<'_> {
             ),
             count("http_connections_accepted_total", "Connections accepted.", http.accepted()),
             count(
-                "http_connections_turned_away_total",
+                "http_connections_rejected_total",
                 "Connections closed at once because there were too many.",
                 http.turned_away(),
             ),
@@ -510,7 +510,7 @@ fn journal(figures: &JournalFigures) -> Vec<MetricFamily> {
         ("journal_segments", "Files of the journal.", Value::Gauge(load(&figures.segments))),
         ("journal_bytes", "Bytes in them.", Value::Gauge(load(&figures.bytes))),
         (
-            "journal_segments_unread",
+            "journal_segments_pending",
             "Files from before the start that are still to be replayed.",
             Value::Gauge(load(&figures.unread)),
         ),
@@ -526,7 +526,7 @@ fn journal(figures: &JournalFigures) -> Vec<MetricFamily> {
             Value::Counter(load(&figures.recovered)),
         ),
         (
-            "journal_skipped_total",
+            "journal_corrupt_ranges_total",
             "Damaged stretches of the journal that were skipped.",
             Value::Counter(load(&figures.skipped)),
         ),

@@ -160,7 +160,7 @@ fn damage_costs_what_it_hits_and_the_file_is_kept() {
     assert_eq!(ended.code, Some(1), "{}", ended.stderr);
     assert!(ended.stdout.contains("9 records, 9 events, 1 damaged"), "{}", ended.stdout);
     world.server.start_again();
-    assert_eq!(world.server.metric("journal_skipped_total"), 1);
+    assert_eq!(world.server.metric("journal_corrupt_ranges_total"), 1);
     world.server.stop();
     assert_eq!(world.postgres.stored(), 9);
     let left = segments(&world.server);

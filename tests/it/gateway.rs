@@ -184,7 +184,7 @@ fn a_key_counts_once_also_after_a_kill() {
     let other = [("Content-Type", JSON), ("Idempotency-Key", "k2")];
     assert_eq!(push_with(client, &other, counter).status, 202);
     assert_eq!(value(&pushed(client), "c_total"), Some(10.0));
-    assert_eq!(world.server.metric("gateway_repeated_total"), 1);
+    assert_eq!(world.server.metric("gateway_duplicate_pushes_total"), 1);
 }
 
 fn spawn<T: Send + 'static>(body: impl FnOnce() -> T + Send + 'static) -> thread::JoinHandle<T> {
@@ -317,7 +317,7 @@ fn a_flipped_byte_is_noticed_and_costs_no_more_than_what_it_hits() {
     let left: Vec<bool> =
         (0..3).map(|nth| page.contains(&format!("m{{instance=\"\",job=\"j{nth}\"}} 1"))).collect();
     assert_eq!(left, [true, false, true], "{page}");
-    assert_eq!(world.server.metric("gateway_damaged_total"), 1);
+    assert_eq!(world.server.metric("gateway_corrupt_ranges_total"), 1);
     assert!(world.server.log().contains("is damaged"), "{}", world.server.log());
     assert!(path.with_extension("damaged").exists());
     // A snapshot of what is left takes the place of the damaged log.
@@ -326,7 +326,7 @@ fn a_flipped_byte_is_noticed_and_costs_no_more_than_what_it_hits() {
     world.server.stop();
     world.server.start_again();
     assert_eq!(pushed(&mut world.server.client()), page);
-    assert_eq!(world.server.metric("gateway_damaged_total"), 0);
+    assert_eq!(world.server.metric("gateway_corrupt_ranges_total"), 0);
 }
 
 #[test]
