@@ -1,4 +1,4 @@
-//! The yardstick: a bare `may_minihttp` responder that reads the body and answers 202, and does nothing else.
+//! The baseline: a bare `may_minihttp` responder that only reads the body and answers 202.
 //!
 //! `bare ADDRESS WORKERS`, as in `bare 127.0.0.1:3999 2`.
 
@@ -36,6 +36,6 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     };
     may::config().set_workers(workers.parse()?);
     let server = BareFactory.start(address)?;
-    server.join().map_err(|_panic| "the responder died")?;
+    server.join().map_err(|_panic| "the responder panicked")?;
     Ok(())
 }

@@ -1,5 +1,5 @@
--- Pushes to a gateway: ten series to one of 64 groups, as a service does that pushes its own figures. PUSH=sum sends one
--- counter increment to POST /metrics/push instead.
+-- Pushes ten series to one of 64 groups of a gateway, like a service that pushes its own metrics.
+-- PUSH=sum sends one counter increment to POST /metrics/push instead.
 local bodies, nth = {}, 0
 local sum = os.getenv("PUSH") == "sum"
 for group = 1, 64 do

@@ -1,6 +1,7 @@
--- Fills the real tables: :rows events, evenly over the :days days up to now, of 20 services, as the server would have
--- stored them: an id begins with its event's milliseconds, and event_counts agrees. The partitions are there already.
--- One statement a piece, so that each is a bounded transaction: :piece of :pieces, counted from 0.
+-- Inserts :rows events, evenly over the :days days up to now, of 20 services, in the form that the
+-- server stores: an id begins with the milliseconds of its event, and event_counts agrees. The
+-- partitions must exist. One statement per piece (:piece of :pieces, from 0) bounds the size of a
+-- transaction.
 SET synchronous_commit = off;
 SET jit = off;
 INSERT INTO events (event_id, timestamp, ingested_at, service, message, metadata)

@@ -1,5 +1,6 @@
 # shellcheck shell=bash
-# What the measurements share. Sourced, not run. Only loopback is used, and every load has an end.
+# Shared functions of the benchmarks. Sourced, not run. They use loopback only, and every load has a
+# fixed duration.
 
 PERF_DIR=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 export PERF_DIR
@@ -10,14 +11,14 @@ URL=http://127.0.0.1:$PORT
 work=
 server=
 
-# need_tools [EXAMPLE]: builds the server and the program that it is measured by.
+# need_tools [EXAMPLE]: builds the server and an example.
 need_tools() {
   need_compiler
   need_postgres
   command -v "$TOOL" >/dev/null || { [ "$TOOL" = wrk ] && install_packages wrk; } || die "please install $TOOL"
   command -v curl >/dev/null || install_packages curl ca-certificates
   (cd "$PERF_DIR/.." && cargo build --release --locked --bin aurore-events --example "${1:-bare}")
-  # A directory that the embedded cluster's user can reach.
+  # A directory that the user of the embedded cluster can traverse.
   work=$(mktemp -d)
   chmod 755 "$work"
   trap 'stop; rm -rf "$work"' EXIT
@@ -39,7 +40,7 @@ start() {
 
 start_server() { start /ready env PORT="$PORT" HOST=127.0.0.1 DATA_DIR="$work/data" "$@" "$TARGET/aurore-events" serve; }
 
-# As start_server, as soon as it can be: looks every few milliseconds. On the database of its own, if there is one.
+# Like start_server, but polls every 2 ms for readiness. Uses DATABASE_URL.
 start_at_once() {
   env PORT="$PORT" HOST=127.0.0.1 DATA_DIR="$work/data" DATABASE_URL="$DATABASE_URL" "$@" "$TARGET/aurore-events" serve >>"$work/log" 2>&1 &
   server=$!
@@ -49,7 +50,7 @@ start_at_once() {
   done
 }
 
-# A PostgreSQL apart from the server, that can be stopped without it. Sets DATABASE_URL.
+# Starts a PostgreSQL that can be stopped independently of the server. Sets DATABASE_URL.
 separate_postgres() {
   local dir
   for dir in $(tr ':' ' ' <<<"$PATH") /usr/lib/postgresql/*/bin; do [ -x "$dir/initdb" ] && pg_bin=$dir; done
@@ -61,16 +62,16 @@ separate_postgres() {
     as_postgres=(setpriv --reuid=postgres --regid=postgres --clear-groups)
   fi
   "${as_postgres[@]}" "$pg_bin/initdb" -A trust -U postgres -D "$work/pg/data" >/dev/null
-  postgres_starts
+  start_postgres
   DATABASE_URL=postgresql://postgres@127.0.0.1:$pg_port/postgres
-  trap 'stop; postgres_stops; rm -rf "$work"' EXIT
+  trap 'stop; stop_postgres; rm -rf "$work"' EXIT
 }
 
-postgres_starts() {
+start_postgres() {
   "${as_postgres[@]}" "$pg_bin/pg_ctl" -D "$work/pg/data" -w -l "$work/pg/log" \
     -o "-c port=$pg_port -c listen_addresses=127.0.0.1 -k $work/pg" start >/dev/null
 }
-postgres_stops() { "${as_postgres[@]}" "$pg_bin/pg_ctl" -D "$work/pg/data" -m fast -w stop >/dev/null 2>&1 || true; }
+stop_postgres() { "${as_postgres[@]}" "$pg_bin/pg_ctl" -D "$work/pg/data" -m fast -w stop >/dev/null 2>&1 || true; }
 sql() { psql "$DATABASE_URL" -Atc "$1"; }
 
 stop() {
@@ -80,12 +81,13 @@ stop() {
   server=
 }
 
-# CPU milliseconds a process and the children it has waited for have used. The fields after the name in brackets.
+# CPU milliseconds of a process and of the children that it has waited for. Parses the fields after
+# the name in brackets.
 cpu_ms() {
   awk -v hz="$(getconf CLK_TCK)" '{ sub(/^.*[)] /, ""); print ($12 + $13 + $14 + $15) * 1000 / hz }' "/proc/$1/stat"
 }
 
-# The same of the embedded cluster: the postmaster and what it has running.
+# CPU milliseconds of the embedded cluster: the postmaster and its running children.
 postgres_cpu_ms() {
   local postmaster pid sum=0
   postmaster=$(head -n 1 "$work/data/postgres/postmaster.pid" 2>/dev/null) || { echo 0; return; }
@@ -95,18 +97,19 @@ postgres_cpu_ms() {
   echo "$sum"
 }
 
-figure() { curl -fsS "$URL/metrics/prometheus" | awk -v name="$1" '$1 == name { print $2 }'; }
+metric() { curl -fsS "$URL/metrics/prometheus" | awk -v name="$1" '$1 == name { print $2 }'; }
 
-# Waits until everything accepted is in the table.
-drained() {
+# Waits until every accepted event is stored.
+wait_for_drain() {
   for _ in $(seq 1200); do
-    [ "$(figure buffer_size)" != 0 ] || return 0
+    [ "$(metric buffer_size)" != 0 ] || return 0
     sleep 0.1
   done
   die "the buffer does not empty"
 }
 
-# load FORM SECONDS CONNECTIONS: sends at full speed, leaves the tool's report in $work/report.
+# load FORM SECONDS CONNECTIONS: sends at full speed and writes the report of the tool to
+# $work/report.
 load() {
   case $TOOL in
     wrk) wrk -t 2 -c "$3" -d "$2s" --latency -s "$PERF_DIR/$1.lua" "$URL/events" >"$work/report" ;;
@@ -132,7 +135,7 @@ body() {
 
 requests_per_second() { awk '/Requests\/sec:/ { print $2; exit }' "$work/report"; }
 
-# Requests that were answered.
+# The number of requests that got a response.
 requests() {
   case $TOOL in
     wrk) awk '/ requests in / { print $1 }' "$work/report" ;;
@@ -140,8 +143,8 @@ requests() {
   esac
 }
 
-# Answers that were no 202, as the tool counts them.
-refused() {
+# The number of responses other than 202, by the count of the tool.
+rejected() {
   case $TOOL in
     wrk) awk '/Non-2xx or 3xx responses:/ { print $NF; found = 1 } END { if (!found) print 0 }' "$work/report" ;;
     oha) awk '$1 ~ /^\[[0-9]+\]$/ && $1 != "[202]" { sum += $2 } END { print sum + 0 }' "$work/report" ;;

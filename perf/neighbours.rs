@@ -1,7 +1,9 @@
-//! What one connection feels of its neighbours: the time of a single-event POST every half millisecond, while another
-//! connection of the same acceptor sends what takes long. Percentiles a neighbour, in microseconds.
+//! Latency of a connection beside a busy neighbour: sends a single-event POST every half
+//! millisecond, while another connection of the same acceptor sends expensive requests. Prints
+//! percentiles per neighbour, in microseconds.
 //!
-//! `neighbours ADDRESS [SECONDS]`, as in `neighbours 127.0.0.1:3999 3`, against a server with one acceptor.
+//! `neighbours ADDRESS [SECONDS]`, as in `neighbours 127.0.0.1:3999 3`, against a server with one
+//! acceptor.
 
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
@@ -13,12 +15,12 @@ use flate2::Compression;
 use flate2::write::GzEncoder;
 
 const PAUSE: Duration = Duration::from_micros(500);
-/// Between two large requests: each of them is felt, and the buffer holds them all.
+/// The delay between two large requests; long enough that the buffer holds all events.
 const LARGE_PAUSE: Duration = Duration::from_millis(50);
 const BATCH_BYTES: usize = 8 << 20;
 const PLAIN_BYTES: usize = 32 << 20;
 
-type Failure = Box<dyn std::error::Error + Send + Sync>;
+type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
 fn event(nth: usize) -> String {
     let millis = SystemTime::UNIX_EPOCH.elapsed().map_or(0, |since| since.as_millis());
@@ -61,8 +63,8 @@ impl Client {
         Ok(Self(BufReader::new(stream)))
     }
 
-    /// The status of the next answer, its body read over.
-    fn status(&mut self) -> Result<u16, Failure> {
+    /// The status of the next response; skips its body.
+    fn status(&mut self) -> Result<u16, BoxError> {
         let (mut line, mut status, mut length) = (String::new(), 0, 0);
         loop {
             line.clear();
@@ -78,20 +80,20 @@ impl Client {
         Ok(status)
     }
 
-    fn ask(&mut self, request: &[u8]) -> Result<u16, Failure> {
+    fn exchange(&mut self, request: &[u8]) -> Result<u16, BoxError> {
         self.0.get_mut().write_all(request)?;
         self.status()
     }
 }
 
-/// Sends `request` again and again until `stop`, and says how often.
-fn large(address: &str, request: &[u8], stop: &AtomicBool) -> Result<u64, Failure> {
+/// Sends `request` repeatedly until `stop`, and returns the number of requests.
+fn large(address: &str, request: &[u8], stop: &AtomicBool) -> Result<u64, BoxError> {
     let mut client = Client::connect(address)?;
     let mut count = 0;
     while !stop.load(Ordering::Relaxed) {
-        let status = client.ask(request)?;
+        let status = client.exchange(request)?;
         if status != 202 {
-            return Err(format!("a large request was answered {status}").into());
+            return Err(format!("a large request got {status}").into());
         }
         count += 1;
         std::thread::sleep(LARGE_PAUSE);
@@ -99,8 +101,8 @@ fn large(address: &str, request: &[u8], stop: &AtomicBool) -> Result<u64, Failur
     Ok(count)
 }
 
-/// Sends single events without waiting for their answers, as fast as they are taken.
-fn pipelining(address: &str, stop: &AtomicBool) -> Result<u64, Failure> {
+/// Sends single events at full speed without waiting for the responses.
+fn pipelining(address: &str, stop: &AtomicBool) -> Result<u64, BoxError> {
     let mut reader = Client::connect(address)?;
     let mut writer = reader.0.get_ref().try_clone()?;
     let (sent, over) = (AtomicU64::new(0), AtomicBool::new(false));
@@ -124,23 +126,23 @@ fn pipelining(address: &str, stop: &AtomicBool) -> Result<u64, Failure> {
                 std::thread::yield_now();
             }
         }
-        writing.join().map_err(|_panic| "the writing thread died")??;
+        writing.join().map_err(|_panic| "the writing thread panicked")??;
         Ok(read)
     })
 }
 
-/// The times of single-event POSTs, in microseconds, in order.
-fn measure(address: &str, time: Duration) -> Result<Vec<u64>, Failure> {
+/// The latencies of single-event POSTs in microseconds, sorted.
+fn measure(address: &str, time: Duration) -> Result<Vec<u64>, BoxError> {
     let mut client = Client::connect(address)?;
     let clock = Clock::system();
     let (begin, mut times) = (clock.now(), Vec::new());
     while clock.now().since(begin) < time {
         let request = post("json", event(7).as_bytes());
         let before = clock.now();
-        let status = client.ask(&request)?;
+        let status = client.exchange(&request)?;
         times.push(u64::try_from(clock.now().since(before).as_micros())?);
         if status != 202 {
-            return Err(format!("a small request was answered {status}").into());
+            return Err(format!("a small request got {status}").into());
         }
         std::thread::sleep(PAUSE);
     }
@@ -148,7 +150,7 @@ fn measure(address: &str, time: Duration) -> Result<Vec<u64>, Failure> {
     Ok(times)
 }
 
-fn main() -> Result<(), Failure> {
+fn main() -> Result<(), BoxError> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let (address, seconds) = match arguments.as_slice() {
         [address] => (address, 3),
@@ -157,10 +159,10 @@ fn main() -> Result<(), Failure> {
     };
     let time = Duration::from_secs(seconds);
     let mut out = io::stdout();
-    writeln!(out, "| neighbour | requests of it | p50 | p99 | most |\n|---|---|---|---|---|")?;
+    writeln!(out, "| neighbour | its requests | p50 | p99 | max |\n|---|---|---|---|---|")?;
     for name in ["none", "pipelines single events", "8 MiB of NDJSON at a time", "32 MiB of NDJSON, gzipped"]
     {
-        // Made anew, since events may not be old.
+        // Generated for each neighbour, since the server rejects old events.
         let request = match name.split_once(' ') {
             Some(("8", _)) => post("x-ndjson", &lines(BATCH_BYTES)),
             Some(("32", _)) => {
@@ -172,7 +174,7 @@ fn main() -> Result<(), Failure> {
             _ => Vec::new(),
         };
         let stop = AtomicBool::new(false);
-        let (count, times) = std::thread::scope(|scope| -> Result<_, Failure> {
+        let (count, times) = std::thread::scope(|scope| -> Result<_, BoxError> {
             let (stop, request) = (&stop, &request);
             let neighbour = scope.spawn(move || match name.split_once(' ') {
                 None => Ok(0),
@@ -182,7 +184,7 @@ fn main() -> Result<(), Failure> {
             std::thread::sleep(Duration::from_millis(100));
             let times = measure(address, time);
             stop.store(true, Ordering::Relaxed);
-            let count = neighbour.join().map_err(|_panic| "a neighbour died")??;
+            let count = neighbour.join().map_err(|_panic| "a neighbour panicked")??;
             Ok((count, times?))
         })?;
         let at = |permille: usize| times[(times.len() - 1) * permille / 1000];

@@ -1,8 +1,10 @@
-//! What queries take while events come in: `queries ADDRESS EVENTS_A_SECOND EVENTS_EACH QUERIES_OF_EACH SEED`.
+//! Latency of queries under ingest:
+//! `queries ADDRESS EVENTS_PER_SECOND EVENTS_EACH QUERIES_OF_EACH SEED`.
 //!
-//! One thread sends events at an even rate, so many in each POST: single ones over 32 connections. Meanwhile one client asks one question after the
-//! other, the kinds in turns, each for another stretch of the last 17 days, and prints per kind: its name, p50, p99 and
-//! the longest, in milliseconds; at last the events that were accepted a second.
+//! One thread sends events at a constant rate, `EVENTS_EACH` per POST: single events over 32
+//! connections. Meanwhile one client sends one query after the other, alternating between the
+//! kinds, each for another part of the last 17 days. Prints per kind: name, p50, p99 and maximum in
+//! milliseconds; at the end the events accepted per second.
 
 use std::error::Error;
 use std::fmt::Write as _;
@@ -21,7 +23,7 @@ use sonic_rs::{JsonContainerTrait as _, JsonValueTrait as _};
 
 const CONNECTIONS: usize = 32;
 const DAY_MICROS: i64 = 86_400_000_000;
-/// The generator's.
+/// Must match `generate.sql`.
 const SERVICES: u32 = 20;
 const CUSTOMERS: u32 = 1000;
 
@@ -30,7 +32,7 @@ type Result<T> = std::result::Result<T, Box<dyn Error + Send + Sync>>;
 fn main() -> Result<()> {
     let mut args = std::env::args().skip(1);
     let mut next =
-        || args.next().ok_or("usage: queries ADDRESS EVENTS_A_SECOND EVENTS_EACH QUERIES_OF_EACH SEED");
+        || args.next().ok_or("usage: queries ADDRESS EVENTS_PER_SECOND EVENTS_EACH QUERIES_OF_EACH SEED");
     let address = next()?;
     let load = Load { rate: next()?.parse()?, events_each: next()?.parse::<u64>()?.max(1) };
     let (count, seed) = (next()?.parse::<usize>()?, next()?.parse::<u64>()?);
@@ -42,20 +44,20 @@ fn main() -> Result<()> {
         let (stop, accepted) = (Arc::clone(&stop), Arc::clone(&accepted));
         std::thread::Builder::new().spawn(move || produce(&address, load, &clock, &stop, &accepted))?
     };
-    let mut asker = Asker {
+    let mut query_client = QueryClient {
         client: Client::connect(&address)?,
         clock: clock.clone(),
-        chance: StdRng::seed_from_u64(seed),
+        rng: StdRng::seed_from_u64(seed),
     };
     std::thread::sleep(Duration::from_secs(2));
     let (begin, before) = (clock.now(), accepted.load(Ordering::Relaxed));
-    let figures = asker.ask_all(count)?;
+    let latencies = query_client.run_all(count)?;
     let seconds = clock.now().since(begin).as_secs_f64();
     let after = accepted.load(Ordering::Relaxed);
     stop.store(true, Ordering::Relaxed);
     producer.join().map_err(|_panicked| "the producer panicked")??;
     let mut out = std::io::stdout().lock();
-    for (name, mut times) in figures {
+    for (name, mut times) in latencies {
         times.sort_unstable();
         let at = |share: usize| millis(times[(times.len() * share / 100).min(times.len() - 1)]);
         writeln!(out, "{name}\t{:.2}\t{:.2}\t{:.2}", at(50), at(99), millis(times[times.len() - 1]))?;
@@ -66,10 +68,10 @@ fn main() -> Result<()> {
     Ok(())
 }
 
-/// What comes in meanwhile.
+/// The ingest load.
 #[derive(Clone, Copy)]
 struct Load {
-    /// Events a second, 0 for none.
+    /// Events per second, 0 for none.
     rate: u64,
     events_each: u64,
 }
@@ -78,57 +80,59 @@ fn millis(time: Duration) -> f64 {
     time.as_secs_f64() * 1000.0
 }
 
-struct Asker {
+struct QueryClient {
     client: Client,
     clock: Clock,
-    chance: StdRng,
+    rng: StdRng,
 }
 
-/// A kind of question, and how the path of one is made.
-type Kind = (&'static str, fn(&mut Asker) -> Result<String>);
+/// A kind of query: its name, and a function that creates a path.
+type Kind = (&'static str, fn(&mut QueryClient) -> Result<String>);
 
 const KINDS: &[Kind] = &[
-    ("newest 100 of 24 h, with total", |asker| Ok(asker.window(""))),
-    ("newest 100 of 24 h", |asker| Ok(asker.window("&count=none"))),
+    ("newest 100 of 24 h, with total", |query_client| Ok(query_client.window(""))),
+    ("newest 100 of 24 h", |query_client| Ok(query_client.window("&count=none"))),
     ("the last 24 h up to now, with total", |_| Ok("/events?limit=100".to_owned())),
-    ("a service, with total", |asker| {
-        let service = asker.service();
-        Ok(asker.window(&format!("&service={service}")))
+    ("a service, with total", |query_client| {
+        let service = query_client.service();
+        Ok(query_client.window(&format!("&service={service}")))
     }),
-    ("a service", |asker| {
-        let service = asker.service();
-        Ok(asker.window(&format!("&service={service}&count=none")))
+    ("a service", |query_client| {
+        let service = query_client.service();
+        Ok(query_client.window(&format!("&service={service}&count=none")))
     }),
-    ("deep page of 29 days, with total", |asker| asker.deep("")),
-    ("deep page of 29 days", |asker| asker.deep("&count=none")),
-    ("by id", Asker::by_id),
-    ("a service's metadata, 1 event in 4", |asker| {
-        let service = asker.service();
-        Ok(asker.window(&format!("&service={service}&metadata.region=eu-west-1&count=none")))
+    ("deep page of 29 days, with total", |query_client| query_client.deep("")),
+    ("deep page of 29 days", |query_client| query_client.deep("&count=none")),
+    ("by id", QueryClient::by_id),
+    ("a service's metadata, 1 event in 4", |query_client| {
+        let service = query_client.service();
+        Ok(query_client.window(&format!("&service={service}&metadata.region=eu-west-1&count=none")))
     }),
-    ("metadata, 1 event in 4", |asker| Ok(asker.window("&metadata.region=eu-west-1&count=none"))),
-    ("stats of a day", |asker| Ok(asker.window("").replace("/events?limit=100&", "/stats?"))),
+    ("metadata, 1 event in 4", |query_client| {
+        Ok(query_client.window("&metadata.region=eu-west-1&count=none"))
+    }),
+    ("stats of a day", |query_client| Ok(query_client.window("").replace("/events?limit=100&", "/stats?"))),
 ];
 
-/// Those that read what no index knows: asked for less often.
+/// Queries without an index, which are sent less often.
 const SEARCHES: &[Kind] = &[
-    ("metadata, 1 event in 1,000", |asker| {
-        let customer = asker.chance.random_range(0..CUSTOMERS);
-        Ok(asker.window(&format!("&metadata.customer={customer}&count=none")))
+    ("metadata, 1 event in 1,000", |query_client| {
+        let customer = query_client.rng.random_range(0..CUSTOMERS);
+        Ok(query_client.window(&format!("&metadata.customer={customer}&count=none")))
     }),
-    ("metadata, 1 event in 1,000, of a service", |asker| {
-        let (customer, service) = (asker.chance.random_range(0..CUSTOMERS), asker.service());
-        Ok(asker.window(&format!("&service={service}&metadata.customer={customer}&count=none")))
+    ("metadata, 1 event in 1,000, of a service", |query_client| {
+        let (customer, service) = (query_client.rng.random_range(0..CUSTOMERS), query_client.service());
+        Ok(query_client.window(&format!("&service={service}&metadata.customer={customer}&count=none")))
     }),
-    ("text, 1 event in 1,000", |asker| {
-        let order = asker.chance.random_range(0..1000);
-        Ok(asker.window(&format!("&q=order+{order:03}+&count=none")))
+    ("text, 1 event in 1,000", |query_client| {
+        let order = query_client.rng.random_range(0..1000);
+        Ok(query_client.window(&format!("&q=order+{order:03}+&count=none")))
     }),
 ];
 
-impl Asker {
-    fn ask_all(&mut self, count: usize) -> Result<Vec<(&'static str, Vec<Duration>)>> {
-        let mut figures: Vec<(&'static str, Vec<Duration>)> =
+impl QueryClient {
+    fn run_all(&mut self, count: usize) -> Result<Vec<(&'static str, Vec<Duration>)>> {
+        let mut latencies: Vec<(&'static str, Vec<Duration>)> =
             KINDS.iter().chain(SEARCHES).map(|(name, _)| (*name, Vec::new())).collect();
         for round in 0..count {
             for (nth, (_, path)) in KINDS.iter().chain(SEARCHES).enumerate() {
@@ -138,19 +142,20 @@ impl Asker {
                 let path = path(self)?;
                 let begin = self.clock.now();
                 self.client.get(&path)?;
-                figures[nth].1.push(self.clock.now().since(begin));
+                latencies[nth].1.push(self.clock.now().since(begin));
             }
         }
-        Ok(figures)
+        Ok(latencies)
     }
 
     fn service(&mut self) -> String {
-        format!("service-{}", self.chance.random_range(0..SERVICES))
+        format!("service-{}", self.rng.random_range(0..SERVICES))
     }
 
-    /// A time of the last 16 days: before it there is a day of events, also while the oldest are being dropped.
+    /// A random time of the last 16 days, so that a day of events exists before it, also while old
+    /// days are dropped.
     fn time(&mut self) -> Timestamp {
-        Timestamp::from_micros(self.clock.wall().micros() - self.chance.random_range(0..16 * DAY_MICROS))
+        Timestamp::from_micros(self.clock.wall().micros() - self.rng.random_range(0..16 * DAY_MICROS))
     }
 
     fn window(&mut self, more: &str) -> String {
@@ -159,7 +164,7 @@ impl Asker {
         format!("/events?limit=100&from={from}&to={to}{more}")
     }
 
-    /// A page that begins somewhere in the middle of all that is there.
+    /// The path of a page at a random position of all events.
     fn deep(&mut self, more: &str) -> Result<String> {
         let at = self.time();
         let now = self.clock.wall();
@@ -198,7 +203,7 @@ impl Client {
         if status == 200 { Ok(body) } else { Err(format!("{path}: {status}").into()) }
     }
 
-    /// Status and body of the next answer.
+    /// Status and body of the next response.
     fn answer(&mut self) -> Result<(u16, Vec<u8>)> {
         let (mut status, mut length, mut line) = (0, 0, String::new());
         loop {
@@ -211,7 +216,7 @@ impl Client {
             } else if line == "\r\n" {
                 break;
             } else if line.is_empty() {
-                return Err("the server hung up".into());
+                return Err("the server closed the connection".into());
             }
         }
         let mut body = vec![0; length];
@@ -220,7 +225,8 @@ impl Client {
     }
 }
 
-/// Sends `load.rate` events a second: a round over all connections, and then what has come back is read.
+/// Sends `load.rate` events per second: each round sends over all connections and then reads the
+/// responses.
 fn produce(address: &str, load: Load, clock: &Clock, stop: &AtomicBool, accepted: &AtomicU64) -> Result<()> {
     if load.rate == 0 {
         return Ok(());
@@ -266,7 +272,7 @@ fn produce(address: &str, load: Load, clock: &Clock, stop: &AtomicBool, accepted
         if due > now {
             std::thread::sleep(due.since(now));
         } else if now.since(due) > Duration::from_secs(1) {
-            // Too far behind to be made up for in a burst.
+            // Too far behind the schedule: do not catch up in a burst.
             due = now;
         }
     }

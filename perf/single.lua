@@ -1,4 +1,4 @@
--- wrk: one event a POST. The time of the event is that of the start.
+-- wrk: one event per POST. The timestamp of all events is the start of the run.
 wrk.method = "POST"
 wrk.headers["Content-Type"] = "application/json"
 wrk.body = string.format(

@@ -1,5 +1,6 @@
--- wrk: batches of 10 events, each with a message of its own, so that SQL can tell whether one is stored twice. Counts
--- what was answered and writes it to the file that UNIQUE_OUT names. Messages are UNIQUE_PAD bytes longer.
+-- wrk: batches of 10 events with unique messages, so that SQL can detect duplicates. Counts events
+-- by response and appends the counts to the file UNIQUE_OUT. UNIQUE_PAD is the number of bytes
+-- added to a message.
 local threads = {}
 local next_thread = 0
 

@@ -1,5 +1,6 @@
 # shellcheck shell=bash
-# What the scripts share: finding PostgreSQL's programs and installing packages. Sourced, not run.
+# Shared functions of the scripts: find PostgreSQL's programs and install packages. Sourced, not
+# run.
 
 say() { printf '%s\n' "$*" >&2; }
 die() { say "$*"; exit 1; }
@@ -17,7 +18,8 @@ install_packages() {
   "${root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "$@" >&2
 }
 
-# Whether initdb and postgres are in PATH, where pg_config says, or where Debian puts them.
+# Whether initdb and postgres are in PATH, in the directory of pg_config, or in Debian's
+# directories.
 has_postgres() {
   local dir
   for dir in $(tr ':' ' ' <<<"$PATH") "$(pg_config --bindir 2>/dev/null || true)" /usr/lib/postgresql/*/bin; do
@@ -26,8 +28,8 @@ has_postgres() {
   return 1
 }
 
-# Installs PostgreSQL's server programs unless they are there. Debian's package would make and start a cluster of
-# its own, which nobody here needs.
+# Installs PostgreSQL's server programs if they are missing. Prevents Debian's package from creating
+# and starting a cluster, which is not needed.
 need_postgres() {
   if has_postgres; then return; fi
   if [ "$(id -u)" -eq 0 ] && [ ! -e /etc/postgresql-common/createcluster.conf ]; then
@@ -37,8 +39,9 @@ need_postgres() {
   install_packages postgresql
 }
 
-# Installs Prometheus, its Alertmanager, its Pushgateway and PostgreSQL's exporter unless they are there. The packages would start services
-# of their own, which nobody here needs: on a machine with a service manager they are stopped again.
+# Installs Prometheus, Alertmanager, Pushgateway and PostgreSQL's exporter if they are missing. The
+# packages start services, which are not needed: on a machine with a service manager they are
+# stopped again.
 need_prometheus() {
   local name missing=()
   for name in prometheus prometheus-alertmanager prometheus-pushgateway prometheus-postgres-exporter; do
@@ -49,42 +52,43 @@ need_prometheus() {
   if [ -d /run/systemd/system ] && [ "$(id -u)" -eq 0 ]; then systemctl disable --now "${missing[@]}" >&2; fi
 }
 
-# Installs the client libraries that push to a Pushgateway: Python's, and Node's into the build's directory.
+# Installs the client libraries of a Pushgateway: Python's, and Node's into the target directory.
 need_push_clients() {
   /usr/bin/python3 -c 'import prometheus_client' 2>/dev/null || install_packages python3 python3-prometheus-client
   local clients=${CARGO_TARGET_DIR:-target}/clients
   if [ ! -d "$clients/node_modules/prom-client" ] && command -v npm >/dev/null; then
-    npm install --silent --no-audit --no-fund --prefix "$clients" prom-client >&2 || say "prom-client could not be installed"
+    npm install --silent --no-audit --no-fund --prefix "$clients" prom-client >&2 || say "cannot install prom-client"
   fi
 }
 
-# Installs what checks a compose file, unless it is there: no engine is needed for that.
+# Installs docker-compose if it is missing. Checking a compose file needs no Docker engine.
 need_compose() {
   docker compose version >/dev/null 2>&1 || command -v docker-compose >/dev/null || install_packages docker-compose
 }
 
-# Holds the dashboard to Grafana's schema, where npm is there and gets the package that has it.
+# Checks the dashboard against Grafana's schema, if npm is installed and can download the package
+# with the schema.
 check_dashboard() {
   local here=$PWD dir
-  command -v npm >/dev/null || { say "no npm here: the dashboard was not held to Grafana's schema"; return; }
+  command -v npm >/dev/null || { say "npm is missing: the dashboard was not checked against Grafana's schema"; return; }
   dir=$(mktemp -d)
   cp tests/grafana/* "$dir"
   if (cd "$dir" && npm ci --silent --no-audit --no-fund >&2); then
     (cd "$dir" && node check.mjs "$here/docker/grafana/dashboards/aurore-dashboard.json") || { rm -rf "$dir"; return 1; }
   else
-    say "Grafana's types could not be installed: the dashboard was not held to its schema"
+    say "cannot install Grafana's types: the dashboard was not checked against its schema"
   fi
   rm -rf "$dir"
 }
 
-# Installs what compiling needs besides the Rust toolchain.
+# Installs the C compiler, which the build needs besides the Rust toolchain.
 need_compiler() {
   command -v cargo >/dev/null || die "please install Rust first: https://rustup.rs"
   command -v cc >/dev/null || install_packages gcc libc6-dev
 }
 
-# The verdicts of the fault bench as a table, by number of the fault.
+# Prints the verdicts of the fault tests as a table, sorted by number.
 faults_table() {
-  { printf 'fault\ttimes\tacknowledged\tlost\ttwice\tverdict\n'; sort -t ' ' -k 1,1n -k 2 "$1"; } |
-    awk -F '\t' '{ printf "%-56s %6s %13s %7s %6s  %s\n", $1, $2, $3, $4, $5, $6 }'
+  { printf 'fault\ttimes\tacknowledged\tlost\tduplicated\tverdict\n'; sort -t ' ' -k 1,1n -k 2 "$1"; } |
+    awk -F '\t' '{ printf "%-56s %6s %13s %7s %10s  %s\n", $1, $2, $3, $4, $5, $6 }'
 }

@@ -1,8 +1,10 @@
-# Turns the lines of a log file into events, one JSON object a line, in files of at most 1,000 events and 2 MB.
+# Converts the lines of a log file into events, one JSON object per line, in files of at most 1,000
+# events and 2 MB.
 #
-# Given: file (its name), base (the name without directory and .log), mtime (epoch seconds), tag (tells this file from
-# others of its name), now (epoch seconds), out (prefix of the files to write). Run with LC_ALL=C: lengths are bytes.
-# Every event begins with its timestamp, so that send_again in scripts/demo can replace it.
+# Variables: file (its name), base (the name without directory and .log), mtime (epoch seconds), tag
+# (identifies the file), now (epoch seconds), out (prefix of the output files). Run with LC_ALL=C:
+# lengths are bytes. Every event begins with its timestamp, so that send_again in scripts/demo can
+# replace it.
 
 function json(text,   at, rest, safe, code) {
   gsub(/\\/, "&&", text)
@@ -25,14 +27,15 @@ function json(text,   at, rest, safe, code) {
   return "\"" text "\""
 }
 
-# At most this many bytes, and no half character at the end.
+# Truncates to at most this many bytes, without a partial character at the end.
 function cut(text, most) {
   if (length(text) <= most) return text
   while (most > 1 && substr(text, most + 1, 1) ~ /[\200-\277]/) most--
   return substr(text, 1, most)
 }
 
-# Local time to UTC. Most lines share their second with the one before.
+# Converts local time to UTC. The last result is cached, since most lines have the same second as
+# the line before.
 function utc(text,   fields) {
   if (text != last_text) {
     fields = text
@@ -43,7 +46,7 @@ function utc(text,   fields) {
   return last_utc
 }
 
-# "host prog[pid]: message", as syslog writes it.
+# Parses "host prog[pid]: message", the format of syslog.
 function syslog(rest,   space, colon, name, bracket) {
   space = index(rest, " ")
   metadata = metadata ",\"host\":" json(cut(substr(rest, 1, space - 1), 255))
@@ -96,11 +99,11 @@ BEGIN {
     moment = number " " (substr($0, 5, 2) + 0) " " substr($0, 8, 8)
     gsub(/:/, " ", moment)
     seconds = mktime(year " " moment)
-    # No year stands there: what would lie ahead was last year's.
+    # The format has no year: a time in the future belongs to last year.
     if (seconds > now + 86400) seconds = mktime((year - 1) " " moment)
     if (number) { time = strftime("%Y-%m-%dT%H:%M:%SZ", seconds, 1); syslog(substr($0, 17)) }
   }
-  # An event has a message, and at most 64 KiB of it.
+  # A message must not be empty and has at most 64 KiB.
   if (message == "") message = "(empty)"
   if (length(message) > 65536) metadata = metadata ",\"bytes\":" length(message)
   service = cut(service, 100)

@@ -1,6 +1,8 @@
-//! One acceptor's handler: sends each request to the stage that answers it, and counts it.
+//! The request handler of one acceptor: authorizes each request, dispatches it by route, and
+//! records it in the HTTP metrics.
 //!
-//! Runs on the acceptor and must not block: what needs the database goes to the reader threads.
+//! It runs on the acceptor thread and must not block. Requests that need the database go to the
+//! reader threads.
 
 mod gateway;
 mod intake;
@@ -8,85 +10,81 @@ pub mod router;
 
 use std::sync::Arc;
 
-use crate::access::{self, Area, Gate, Grant, Origins};
+use crate::access::{Gate, Grant, Origins, RouteClass};
 use crate::clock::{Clock, Moment};
 use crate::console;
-use crate::gateway::pages::GatewayPage;
-use crate::gateway::pages::Pages;
-use crate::health::status::{Part, Status};
-use crate::http::accept::preferred;
+use crate::gateway::handlers::GatewayHandlers;
+use crate::health::status::{HealthPart, Status};
+use crate::http::content_negotiation::preferred_media_type;
 use crate::http::gzip;
-use crate::http::{Answer, Handler, Headers, Method, Promise, Request, Response, Unfinished};
-use crate::ingest::Limits;
-use crate::journal::Level;
-use crate::metrics::HttpFigures;
-use crate::query::{Entrance, Format, How, Query};
-use gateway::Pushes;
-use intake::{Intake, Posted, Upload};
-use router::Route;
-
-/// The label of a single event's page.
-const GET_EVENT: usize = 1;
-/// The label of posts.
-const POST_EVENTS: usize = 0;
+use crate::http::{Continuation, Handler, HandlerResult, Headers, Method, Promise, Request, Response};
+use crate::ingest::IngestLimits;
+use crate::journal::Durability;
+use crate::metrics::HttpMetrics;
+use crate::query::{ExportOptions, Format, QueryRequest, QueryService};
+use gateway::PushContext;
+use intake::{Intake, IntakeOutcome, LongBody};
+use router::{MatchedRoute, Route};
 
 #[derive(Debug)]
-pub struct Api {
+pub struct ApiHandler {
     acceptor: usize,
     gate: Gate,
     intake: Intake,
-    pushes: Pushes,
+    push_context: PushContext,
     status: Arc<Status>,
-    queries: Entrance,
-    figures: Arc<HttpFigures>,
+    queries: QueryService,
+    http_metrics: Arc<HttpMetrics>,
     clock: Clock,
 }
 
-/// A post that takes more than a turn.
-struct Post {
+/// The state of a `POST /events` that needs more than one turn of the event loop.
+struct PendingPost {
     grant: Grant,
-    /// The headers that the gate gave the answer.
-    front: Vec<u8>,
+    /// The response headers that [`Gate::authorize`] wrote.
+    policy_headers: Vec<u8>,
+    /// Index in [`router::LABELS`].
+    label: usize,
     started: Moment,
-    upload: Upload,
+    body: LongBody,
 }
 
-impl Api {
+impl ApiHandler {
     pub fn new(
         acceptor: usize,
         gate: Gate,
-        limits: Limits,
-        durability: Level,
+        limits: IngestLimits,
+        durability: Durability,
         status: Arc<Status>,
-        queries: Entrance,
-        pages: Pages,
+        queries: QueryService,
+        pages: GatewayHandlers,
     ) -> Self {
         Self {
             acceptor,
             gate,
             intake: Intake::new(acceptor, limits, durability, status.clock.rng(), status.clone()),
-            pushes: Pushes::new(pages, limits.plain_bytes_max),
-            figures: status.http.clone(),
+            push_context: PushContext::new(pages, limits.decompressed_bytes_max),
+            http_metrics: status.http.clone(),
             clock: status.clock.clone(),
             status,
             queries,
         }
     }
 
-    /// Answers what needs no database.
+    /// Answers a request that needs no database.
     fn answer(&mut self, route: &Route<'_>, grant: &Grant, request: &Request<'_>, response: &mut Response) {
         match route {
             Route::PostEvents | Route::ListEvents | Route::GetEvent(_) | Route::Stats | Route::Gateway(_) => {
-                unreachable!("BUG: these may be answered later")
+                unreachable!("BUG: these routes have handlers of their own")
             }
             Route::Live => Status::live(response),
             Route::Ready => self.status.ready(response),
-            Route::Health if !grant.metrics => self.status.health(Part::Word, response),
-            Route::Health => self.status.health(Part::Overall, response),
-            Route::HealthBuffer => self.status.health(Part::Buffer, response),
+            Route::Health if !grant.metrics => self.status.health(HealthPart::StatusOnly, response),
+            Route::Health => self.status.health(HealthPart::Overall, response),
+            Route::HealthBuffer => self.status.health(HealthPart::Buffer, response),
             Route::HealthBusiness => self.status.health_business(response),
-            Route::HealthDatabase => self.status.health(Part::Database, response),
-            Route::HealthDetailed => self.status.health(Part::Detailed, response),
+            Route::HealthDatabase => self.status.health(HealthPart::Database, response),
+            Route::HealthDetailed => self.status.health(HealthPart::Detailed, response),
             Route::Metrics => self.metrics(request, response),
             Route::MetricsPrometheus => self.status.metrics_text(response),
             Route::Console(page) => console::answer(*page, request.headers, response),
@@ -98,214 +96,185 @@ impl Api {
         }
     }
 
-    /// What to say of a post. The first `front` bytes of the answer's headers are the gate's.
-    fn posted(
+    /// Turns the outcome of a `POST /events` into a handler result. The first `policy_headers_len`
+    /// bytes of the response headers are those that the gate wrote.
+    fn finish_post(
         &mut self,
-        posted: Posted,
+        outcome: IntakeOutcome,
         grant: Grant,
-        front: usize,
-        started: Moment,
+        policy_headers_len: usize,
+        (label, started): (usize, Moment),
         request: &Request<'_>,
         response: &mut Response,
-    ) -> Answer {
-        match posted {
-            Posted::Answered | Posted::Admitted(Level::Memory) => Answer::Ready,
-            Posted::Admitted(level @ (Level::Written | Level::Synced)) => {
-                // Whatever the answer comes to be, it begins with what the gate has to say.
-                let front = response.headers.drain(..front).collect();
-                let promise = self.counted_promise(request, &grant, front, POST_EVENTS, started);
-                self.intake.answer_when(level, promise, response);
-                Answer::Later
+    ) -> HandlerResult {
+        match outcome {
+            IntakeOutcome::Answered | IntakeOutcome::Admitted(Durability::Memory) => HandlerResult::Done,
+            IntakeOutcome::Admitted(level @ (Durability::Written | Durability::Synced)) => {
+                // The promise prepends the policy headers, also to the response that reports a
+                // failure.
+                let policy_headers = response.headers.drain(..policy_headers_len).collect();
+                let promise = self.counted_promise(request, policy_headers, (label, started));
+                self.intake.answer_on_durable(level, promise, response);
+                HandlerResult::Pending
             }
-            Posted::More(upload) => {
-                let front = response.headers[..front].to_vec();
-                Answer::More(Box::new(Post { grant, front, started, upload }))
+            IntakeOutcome::Yield(body) => {
+                let policy_headers = response.headers[..policy_headers_len].to_vec();
+                HandlerResult::Yield(Box::new(PendingPost { grant, policy_headers, label, started, body }))
             }
         }
     }
 
     fn count(&self, method: Method, route: usize, status: u16, started: Moment) {
-        self.figures.record(self.acceptor, method, route, status, self.clock.now().since(started));
+        self.http_metrics.record(self.acceptor, method, route, status, self.clock.now().since(started));
     }
 
-    /// A promise that counts its answer when it is kept. The answer has `headers` before its own, and shows only what
-    /// the grant allows.
+    /// A promise that, when it is fulfilled, compresses the response, prepends
+    /// `headers` to its headers, and records it in the HTTP metrics.
     fn counted_promise(
         &self,
         request: &Request<'_>,
-        grant: &Grant,
         mut headers: Vec<u8>,
-        route: usize,
-        started: Moment,
+        (label, started): (usize, Moment),
     ) -> Promise {
         let (promise, method) = (request.promise(), request.method);
-        let (figures, acceptor, clock) = (self.figures.clone(), self.acceptor, self.clock.clone());
-        // A page was checked by its query.
-        let services = grant.services.clone().filter(|_| route == GET_EVENT);
+        let (http_metrics, acceptor, clock) = (self.http_metrics.clone(), self.acceptor, self.clock.clone());
         let gzipped = gzip::is_accepted(request.headers);
         Promise::new(move |mut response| {
-            if let Some(services) = services {
-                access::conceal(&services, &mut response);
-            }
             if gzipped {
-                // On the reader's thread, which may take its time.
+                // This runs on a reader thread, so the size is not limited as it is on the
+                // acceptor.
                 gzip::compress(&mut response, usize::MAX);
             }
             headers.append(&mut response.headers);
             response.headers = headers;
-            figures.record(acceptor, method, route, response.status, clock.now().since(started));
+            http_metrics.record(acceptor, method, label, response.status, clock.now().since(started));
             promise.fulfil(response);
         })
     }
 
-    /// What waits for the database.
+    /// Queues a database query, or refuses it when the token may not read the services it selects.
     fn query(
         &self,
         route: &Route<'_>,
         grant: &Grant,
         request: &Request<'_>,
-        started: Moment,
+        (label, started): (usize, Moment),
         response: &mut Response,
-    ) -> Answer {
+    ) -> HandlerResult {
         let headers = response.headers.clone();
-        let promise = || self.counted_promise(request, grant, headers, route.index(), started);
+        let promise = || self.counted_promise(request, headers, (label, started));
         if let Route::GetEvent(id) = route {
-            return self.queries.line.find(id, promise, response);
+            return self.queries.queue.find(id, grant.services.clone(), promise, response);
         }
-        let now = self.clock.wall();
-        let of_stats = *route == Route::Stats;
-        let format = if of_stats { None } else { exported(request.headers) };
-        if let Some(services) = &grant.services {
-            let filter = if of_stats {
-                Query::parse_stats(request.query, now)
-            } else if format.is_some() {
-                Query::parse_export(request.query, now).map(|query| query.filter)
-            } else {
-                Query::parse(request.query, now).map(|query| query.filter)
-            };
-            if let Ok(filter) = filter
-                && !filter.service.as_deref().is_some_and(|service| access::holds(services, service))
-            {
-                access::forbid_service(filter.service.as_deref(), response);
-                return Answer::Ready;
+        let query = QueryRequest {
+            query: request.query,
+            now: self.clock.wall(),
+            services: grant.services.as_deref(),
+        };
+        if *route == Route::Stats {
+            return self.queries.queue.stats(query, promise, response);
+        }
+        match export_format(request.headers) {
+            Some(format) => {
+                let options = ExportOptions {
+                    format,
+                    gzipped: gzip::is_accepted(request.headers),
+                    head_only: request.method == Method::Head,
+                };
+                self.queries.exports.start(query, options, promise, response)
             }
-        }
-        if of_stats {
-            self.queries.line.stats(request.query, now, promise, response)
-        } else if let Some(format) = format {
-            let how = How {
-                format,
-                gzipped: gzip::is_accepted(request.headers),
-                head_only: request.method == Method::Head,
-            };
-            self.queries.exports.start(request.query, now, how, promise, response)
-        } else {
-            self.queries.line.list(request.query, now, promise, response)
+            None => self.queries.queue.list(query, promise, response),
         }
     }
 
     fn metrics(&self, request: &Request<'_>, response: &mut Response) {
         const OFFERS: [&str; 3] = ["application/json", "text/plain", "application/openmetrics-text"];
         let accept = request.headers.get("Accept").and_then(|accept| str::from_utf8(accept).ok());
-        match accept.and_then(|accept| preferred(accept, &OFFERS)) {
+        match accept.and_then(|accept| preferred_media_type(accept, &OFFERS)) {
             Some(2) => self.status.metrics_openmetrics(response),
             Some(1) => self.status.metrics_text(response),
-            // None of them, or no preference: JSON.
+            // JSON is the default.
             Some(_) | None => self.status.metrics_json(response),
         }
     }
 }
 
-impl Handler for Api {
-    fn handle(&mut self, request: &Request<'_>, response: &mut Response) -> Answer {
+impl Handler for ApiHandler {
+    fn handle(&mut self, request: &Request<'_>, response: &mut Response) -> HandlerResult {
         let started = self.clock.now();
         let found = router::route(request.method, request.path);
-        let index = found.as_ref().map_or(router::OTHER, Route::index);
-        let grant = self.gate.enter(area(found.as_ref().ok()), request, started, response);
-        let answer = match (grant, found) {
-            (None, _) => Answer::Ready,
+        let (label, class) =
+            found.as_ref().map_or((router::OTHER, RouteClass::Public), |found| (found.label, found.class));
+        let found = found.map(|MatchedRoute { route, .. }| route);
+        let grant = self.gate.authorize(class, request, started, response);
+        let result = match (grant, found) {
+            (None, _) => HandlerResult::Done,
             (Some(_), Err(refusal)) => {
                 refusal.write(response);
-                Answer::Ready
+                HandlerResult::Done
             }
             (Some(grant), Ok(route @ (Route::ListEvents | Route::GetEvent(_) | Route::Stats))) => {
-                self.query(&route, &grant, request, started, response)
+                self.query(&route, &grant, request, (label, started), response)
             }
             (Some(grant), Ok(Route::Gateway(page))) => {
-                self.gateway(&page, &grant, request, (index, started), response)
+                self.handle_gateway(&page, &grant, request, (label, started), response)
             }
             (Some(grant), Ok(Route::PostEvents)) => {
-                let front = response.headers.len();
-                let posted = self.intake.post(grant.services.as_deref(), request, response);
-                self.posted(posted, grant, front, started, request, response)
+                let policy_headers_len = response.headers.len();
+                let outcome = self.intake.post(grant.services.as_deref(), request, response);
+                self.finish_post(outcome, grant, policy_headers_len, (label, started), request, response)
             }
             (Some(grant), Ok(route)) => {
                 self.answer(&route, &grant, request, response);
                 if request.method == Method::Get && gzip::is_accepted(request.headers) {
-                    gzip::compress(response, gzip::ON_ACCEPTOR_MAX);
+                    gzip::compress(response, gzip::ACCEPTOR_GZIP_BYTES_MAX);
                 }
-                Answer::Ready
+                HandlerResult::Done
             }
         };
-        if matches!(answer, Answer::Ready) {
-            self.count(request.method, index, response.status, started);
+        if matches!(result, HandlerResult::Done) {
+            self.count(request.method, label, response.status, started);
         }
-        answer
+        result
     }
 
-    fn go_on(&mut self, unfinished: Unfinished, request: &Request<'_>, response: &mut Response) -> Answer {
-        let post = unfinished.downcast::<Post>().expect("BUG: only posts are left unfinished");
-        let Post { grant, front, started, upload } = *post;
-        response.headers.extend_from_slice(&front);
-        let posted = self.intake.go_on(upload, grant.services.as_deref(), request, response);
-        let answer = self.posted(posted, grant, front.len(), started, request, response);
-        if matches!(answer, Answer::Ready) {
-            self.count(request.method, POST_EVENTS, response.status, started);
+    fn resume(
+        &mut self,
+        continuation: Continuation,
+        request: &Request<'_>,
+        response: &mut Response,
+    ) -> HandlerResult {
+        let post = continuation.downcast::<PendingPost>().expect("BUG: only posts of events are continued");
+        let PendingPost { grant, policy_headers, label, started, body } = *post;
+        response.headers.extend_from_slice(&policy_headers);
+        let outcome = self.intake.resume(body, grant.services.as_deref(), request, response);
+        let result =
+            self.finish_post(outcome, grant, policy_headers.len(), (label, started), request, response);
+        if matches!(result, HandlerResult::Done) {
+            self.count(request.method, label, response.status, started);
         }
-        answer
+        result
     }
 
-    fn turn_ended(&mut self) {
-        self.intake.turn_ended();
-        self.pushes.turn_ended();
+    fn on_turn_end(&mut self) {
+        self.intake.on_turn_end();
+        self.push_context.on_turn_end();
     }
 
-    /// The engine refused a request that never came to be one.
-    fn refused(&mut self, headers: Headers<'_>, response: &mut Response) {
-        self.gate.mark(headers, response);
+    /// The HTTP engine has rejected a request that it could not parse or read.
+    fn on_refused(&mut self, headers: Headers<'_>, response: &mut Response) {
+        self.gate.apply_cors(headers, response);
         self.count(Method::Other, router::OTHER, response.status, self.clock.now());
     }
 }
 
-/// What events are exported in, where a page of JSON is not what the client likes best.
-fn exported(headers: Headers<'_>) -> Option<Format> {
+/// The export format, if `Accept` prefers one to JSON.
+fn export_format(headers: Headers<'_>) -> Option<Format> {
     const OFFERS: [&str; 3] = ["application/json", "application/x-ndjson", "text/csv"];
     let accept = headers.get("Accept").and_then(|accept| str::from_utf8(accept).ok())?;
-    match preferred(accept, &OFFERS)? {
+    match preferred_media_type(accept, &OFFERS)? {
         1 => Some(Format::Ndjson),
         2 => Some(Format::Csv),
         _ => None,
-    }
-}
-
-/// What it takes to be shown a page.
-fn area(route: Option<&Route<'_>>) -> Area {
-    let Some(route) = route else { return Area::Public };
-    match route {
-        Route::PostEvents => Area::Ingest,
-        Route::ListEvents | Route::GetEvent(_) | Route::Stats => Area::Query,
-        Route::Live | Route::Ready => Area::Probe,
-        Route::Health => Area::Health,
-        Route::HealthBuffer | Route::HealthBusiness | Route::HealthDatabase | Route::HealthDetailed => {
-            Area::HealthDetails
-        }
-        Route::Metrics | Route::MetricsPrometheus => Area::Metrics,
-        Route::Gateway(page) => match page {
-            GatewayPage::Push | GatewayPage::Group(_) => Area::Ingest,
-            GatewayPage::Pushed | GatewayPage::Groups | GatewayPage::Status => Area::Metrics,
-            GatewayPage::Healthy | GatewayPage::Ready => Area::Probe,
-            GatewayPage::Remove | GatewayPage::Wipe => Area::Admin,
-        },
-        Route::Console(_) | Route::Options(_) => Area::Public,
     }
 }

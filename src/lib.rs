@@ -1,7 +1,9 @@
-//! Takes in events over HTTP, answers at once, and gets every event it acknowledged into PostgreSQL exactly once.
+//! A server that accepts events over HTTP, acknowledges them at once, and stores every acknowledged
+//! event in PostgreSQL exactly once.
 //!
-//! It is one process with one dependency, PostgreSQL. It is not a broker: nobody subscribes, and what is stored is read
-//! by query. The modules stand in the order of an event's way from socket to table.
+//! The server is one process with one dependency, PostgreSQL. It is not a message broker: there are
+//! no subscriptions, and stored events are read by query. The modules are listed in the order of
+//! the data path from socket to table.
 
 pub mod settings;
 

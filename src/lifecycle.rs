@@ -1,8 +1,8 @@
-//! Phases, named threads, what ends the process (a signal to stop, or a thread that died), and what is read again
-//! while it runs.
+//! The process's lifecycle: its phase, its named threads, the events that end it (a stop signal or
+//! the death of a thread), and callbacks that reload configuration on SIGHUP.
 //!
-//! A thread that panics, or returns while the server still needs it, is never restarted: the process says so and
-//! ends, since what it held can no longer be vouched for.
+//! A thread that panics, or returns before the drain, is never restarted: the process logs the
+//! death and exits, since the thread's state may be inconsistent.
 
 use std::fmt;
 use std::sync::atomic::{AtomicU8, Ordering};
@@ -11,40 +11,41 @@ use std::thread::JoinHandle;
 
 use crossbeam::channel::{Receiver, Sender, unbounded};
 
-/// How far the process is in its life. It only goes on, never back.
+/// The phase of the process. It never goes back.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 #[repr(u8)]
-pub enum Phase {
-    /// Not ready: the database has not been tried yet.
+pub enum LifecyclePhase {
+    /// Not ready: the first attempt to connect to the database is not finished.
     Starting,
     Serving,
-    /// Intake has stopped, the writer empties the buffer.
+    /// Intake has stopped and the writer drains the buffer.
     Draining,
-    /// A thread died: nothing can be promised any more.
+    /// A thread has died: no guarantee holds any more.
     Poisoned,
 }
 
-const PHASES: [Phase; 4] = [Phase::Starting, Phase::Serving, Phase::Draining, Phase::Poisoned];
+const PHASES: [LifecyclePhase; 4] =
+    [LifecyclePhase::Starting, LifecyclePhase::Serving, LifecyclePhase::Draining, LifecyclePhase::Poisoned];
 
-/// What the main thread waits for.
+/// An event that the main thread waits for.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Notice {
-    /// Someone asked the server to stop: drain first. Asked again, it ends at once.
+pub enum LifecycleEvent {
+    /// A request to stop: the first one starts the drain, a second one ends the process at once.
     Stop,
     ThreadDied {
         name: String,
     },
 }
 
-/// Shared by all that take part in the process's life.
+/// A shared handle to the process's lifecycle.
 #[derive(Clone, Debug)]
 pub struct Lifecycle {
     phase: Arc<AtomicU8>,
-    notices: Sender<Notice>,
+    events: Sender<LifecycleEvent>,
     reloads: Reloads,
 }
 
-/// What is run on SIGHUP, each with the name that the log gives it.
+/// The callbacks to run on SIGHUP, each with its name in the log.
 #[derive(Clone, Default)]
 struct Reloads(Arc<Mutex<Vec<(&'static str, Reload)>>>);
 
@@ -57,94 +58,95 @@ impl fmt::Debug for Reloads {
 }
 
 impl Lifecycle {
-    pub fn new() -> (Self, Receiver<Notice>) {
-        let (notices, receiver) = unbounded();
-        let phase = Arc::new(AtomicU8::new(Phase::Starting as u8));
-        (Self { phase, notices, reloads: Reloads::default() }, receiver)
+    pub fn new() -> (Self, Receiver<LifecycleEvent>) {
+        let (events, receiver) = unbounded();
+        let phase = Arc::new(AtomicU8::new(LifecyclePhase::Starting as u8));
+        (Self { phase, events, reloads: Reloads::default() }, receiver)
     }
 
     #[inline]
-    pub fn phase(&self) -> Phase {
+    pub fn phase(&self) -> LifecyclePhase {
         PHASES[usize::from(self.phase.load(Ordering::Acquire))]
     }
 
-    /// Goes on to `phase`, unless the process is already past it.
-    pub fn enter(&self, phase: Phase) {
+    /// Advances to `phase`, unless the process is already in it or past it.
+    pub fn advance_to(&self, phase: LifecyclePhase) {
         self.phase.fetch_max(phase as u8, Ordering::AcqRel);
     }
 
-    /// Asks the server to stop.
-    pub fn stop(&self) {
-        self.notify(Notice::Stop);
+    /// Requests a stop, as SIGTERM does.
+    pub fn request_stop(&self) {
+        self.send(LifecycleEvent::Stop);
     }
 
-    /// Subscribes to SIGHUP: `again` reads `what` anew. It runs on the thread that takes signals, one after the
-    /// other, and may read files; what it cannot use it leaves as it was, and says so in the log.
-    pub fn on_reload(&self, what: &'static str, again: impl FnMut() + Send + 'static) {
-        self.reloads.0.lock().unwrap_or_else(PoisonError::into_inner).push((what, Box::new(again)));
+    /// Registers a callback for SIGHUP that reloads the configuration called `name`. It runs on the
+    /// signal thread, after the callbacks registered before it, and may read files. If the new
+    /// configuration is not valid, the callback must keep the current one and log the error.
+    pub fn on_reload(&self, name: &'static str, reload: impl FnMut() + Send + 'static) {
+        self.reloads.0.lock().unwrap_or_else(PoisonError::into_inner).push((name, Box::new(reload)));
     }
 
-    /// Runs what has subscribed, in the order in which it did.
+    /// Runs all callbacks in the order of registration.
     pub fn reload(&self) {
         let mut reloads = self.reloads.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let what: Vec<&str> = reloads.iter().map(|(what, _)| *what).collect();
+        let names: Vec<&str> = reloads.iter().map(|(name, _)| *name).collect();
         log::info!(
-            "SIGHUP: reading again: {}",
-            if what.is_empty() { "nothing".into() } else { what.join(", ") }
+            "SIGHUP: reloading {}",
+            if names.is_empty() { "nothing".into() } else { names.join(", ") }
         );
-        for (_, again) in reloads.iter_mut() {
-            again();
+        for (_, reload) in reloads.iter_mut() {
+            reload();
         }
     }
 
-    /// Starts a thread whose end before the drain is the end of the process. Names show up in `top -H`, which cuts
-    /// them at 15 bytes.
+    /// Spawns a thread whose exit before the drain ends the process. `top -H` shows the first 15
+    /// bytes of its name.
     pub fn spawn(&self, name: &str, body: impl FnOnce() + Send + 'static) -> std::io::Result<JoinHandle<()>> {
-        self.start(name, false, body)
+        self.spawn_guarded(name, false, body)
     }
 
-    /// Starts a thread that may end when its work is done, and whose panic is the end of the process.
+    /// Spawns a thread that may exit when its work is done. Its panic ends the process.
     pub fn spawn_task(
         &self,
         name: &str,
         body: impl FnOnce() + Send + 'static,
     ) -> std::io::Result<JoinHandle<()>> {
-        self.start(name, true, body)
+        self.spawn_guarded(name, true, body)
     }
 
-    fn start(
+    fn spawn_guarded(
         &self,
         name: &str,
         may_end: bool,
         body: impl FnOnce() + Send + 'static,
     ) -> std::io::Result<JoinHandle<()>> {
-        let guard = DeathNotice { lifecycle: self.clone(), name: name.to_owned(), may_end };
+        let guard = ThreadExitGuard { lifecycle: self.clone(), name: name.to_owned(), may_end };
         std::thread::Builder::new().name(name.to_owned()).spawn(move || {
             let _guard = guard;
             body();
         })
     }
 
-    fn notify(&self, notice: Notice) {
-        if let Err(lost) = self.notices.send(notice) {
-            log::debug!("nobody is left to be told of {:?}", lost.0);
+    fn send(&self, event: LifecycleEvent) {
+        if let Err(unsent) = self.events.send(event) {
+            log::debug!("lifecycle event {:?} dropped: its receiver is gone", unsent.0);
         }
     }
 }
 
-/// Dropped when its thread ends, however it ends.
-struct DeathNotice {
+/// Reports the death of its thread when it is dropped, by return or by panic.
+struct ThreadExitGuard {
     lifecycle: Lifecycle,
     name: String,
     may_end: bool,
 }
 
-impl Drop for DeathNotice {
+impl Drop for ThreadExitGuard {
     fn drop(&mut self) {
-        let early = !self.may_end && self.lifecycle.phase() < Phase::Draining;
+        let early = !self.may_end && self.lifecycle.phase() < LifecyclePhase::Draining;
         if std::thread::panicking() || early {
-            self.lifecycle.enter(Phase::Poisoned);
-            self.lifecycle.notify(Notice::ThreadDied { name: std::mem::take(&mut self.name) });
+            self.lifecycle.advance_to(LifecyclePhase::Poisoned);
+            self.lifecycle.send(LifecycleEvent::ThreadDied { name: std::mem::take(&mut self.name) });
         }
     }
 }
@@ -157,28 +159,28 @@ mod tests {
     const SOON: Duration = Duration::from_secs(10);
 
     #[test]
-    fn a_thread_that_panics_poisons_the_process_even_while_it_drains() {
-        let (lifecycle, notices) = Lifecycle::new();
-        lifecycle.enter(Phase::Draining);
+    fn thread_panic_poisons_the_process_even_while_draining() {
+        let (lifecycle, events) = Lifecycle::new();
+        lifecycle.advance_to(LifecyclePhase::Draining);
         let thread = lifecycle.spawn("doomed", || panic!("on purpose")).unwrap();
-        assert_eq!(notices.recv_timeout(SOON), Ok(Notice::ThreadDied { name: "doomed".into() }));
+        assert_eq!(events.recv_timeout(SOON), Ok(LifecycleEvent::ThreadDied { name: "doomed".into() }));
         assert!(thread.join().is_err());
-        assert_eq!(lifecycle.phase(), Phase::Poisoned);
+        assert_eq!(lifecycle.phase(), LifecyclePhase::Poisoned);
     }
 
     #[test]
-    fn a_thread_that_leaves_early_is_noticed_and_one_that_leaves_in_time_is_not() {
-        let (lifecycle, notices) = Lifecycle::new();
+    fn thread_exit_is_reported_before_the_drain_and_not_during_it() {
+        let (lifecycle, events) = Lifecycle::new();
         lifecycle.spawn("early", || ()).unwrap().join().unwrap();
-        assert_eq!(notices.recv_timeout(SOON), Ok(Notice::ThreadDied { name: "early".into() }));
-        let (lifecycle, notices) = Lifecycle::new();
-        lifecycle.enter(Phase::Draining);
+        assert_eq!(events.recv_timeout(SOON), Ok(LifecycleEvent::ThreadDied { name: "early".into() }));
+        let (lifecycle, events) = Lifecycle::new();
+        lifecycle.advance_to(LifecyclePhase::Draining);
         lifecycle.spawn("in time", || ()).unwrap().join().unwrap();
-        assert!(notices.try_recv().is_err());
+        assert!(events.try_recv().is_err());
     }
 
     #[test]
-    fn a_reload_runs_what_has_subscribed_in_its_order() {
+    fn reload_runs_callbacks_in_registration_order() {
         let (lifecycle, _notices) = Lifecycle::new();
         lifecycle.reload();
         let (sender, receiver) = unbounded();
@@ -192,10 +194,10 @@ mod tests {
     }
 
     #[test]
-    fn the_phase_never_goes_back() {
+    fn phase_never_goes_back() {
         let (lifecycle, _notices) = Lifecycle::new();
-        lifecycle.enter(Phase::Draining);
-        lifecycle.enter(Phase::Serving);
-        assert_eq!(lifecycle.phase(), Phase::Draining);
+        lifecycle.advance_to(LifecyclePhase::Draining);
+        lifecycle.advance_to(LifecyclePhase::Serving);
+        assert_eq!(lifecycle.phase(), LifecyclePhase::Draining);
     }
 }

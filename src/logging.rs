@@ -1,6 +1,7 @@
-//! The shape of a log line, the same for all: time, level, thread, message, then the context as key-value pairs.
+//! Formats log lines: time, level, thread, message, then key-value pairs.
 //!
-//! Callers write `log::warn!(batch = n, sqlstate = code; "what happened")`. Logs never hold tokens or event bodies.
+//! Callers write `log::warn!(batch = n, sqlstate = code; "what happened")`. Callers must not log
+//! tokens or event bodies. The module must not depend on the settings.
 
 use std::fmt::Write as _;
 use std::io::Write;
@@ -10,27 +11,33 @@ use std::time::Duration;
 use log::kv::{Key, Value, VisitSource};
 
 use crate::clock::{Clock, Moment};
-use crate::settings::LogFormat;
 
-/// Starts the log on standard error. A panic anywhere becomes a line of it.
-pub fn start(level: log::LevelFilter, format: LogFormat, clock: &Clock) {
+/// Encoding of a log line.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LogFormat {
+    Logfmt,
+    Json,
+}
+
+/// Initializes the logger on standard error, and a panic hook that logs panics.
+pub fn init(level: log::LevelFilter, format: LogFormat, clock: &Clock) {
     let wall = clock.clone();
     let started = env_logger::Builder::new()
-        // What is let through is said by the level of the `log` crate, which may change.
+        // The level is filtered by `log::max_level`, which may change at run time.
         .filter_level(log::LevelFilter::Trace)
-        // Theirs are about single statements and connections; ours say what it meant.
+        // These crates log single statements and connections; the server logs their effect.
         .filter_module("tokio_postgres", log::LevelFilter::Warn)
         .filter_module("postgres", log::LevelFilter::Warn)
         .filter_module("refinery_core", log::LevelFilter::Warn)
         .filter_module("r2d2", log::LevelFilter::Off)
         .format(move |out, record| {
-            let mut line = Line { format, text: String::with_capacity(200) };
+            let mut line = LogLine { format, text: String::with_capacity(200) };
             line.begin();
             line.pair("ts", &wall.wall().to_string());
             line.pair("level", &record.level().as_str().to_ascii_lowercase());
             line.pair("thread", std::thread::current().name().unwrap_or("-"));
             line.pair("msg", &record.args().to_string());
-            // Our own visitor never fails.
+            // `LogLine` never fails to visit a pair.
             let visited = record.key_values().visit(&mut line);
             line.end();
             visited.map_err(std::io::Error::other)?;
@@ -38,20 +45,20 @@ pub fn start(level: log::LevelFilter, format: LogFormat, clock: &Clock) {
         })
         .try_init();
     if let Err(error) = started {
-        log::debug!("the log had been started before: {error}");
+        log::debug!("the logger is initialized already: {error}");
     }
     log::set_max_level(level);
     std::panic::set_hook(Box::new(|panic| {
         let place = panic.location().map(ToString::to_string).unwrap_or_default();
-        let said = panic.payload_as_str().unwrap_or("(no message)");
-        log::error!(at = place.as_str(); "a thread panicked: {said}");
+        let message = panic.payload_as_str().unwrap_or("(no message)");
+        log::error!(at = place.as_str(); "a thread panicked: {message}");
     }));
 }
 
-/// Logs one level more, or one less, from here on; never less than errors.
-pub fn shift(louder: bool) {
+/// Raises or lowers the log level by one step; never below error.
+pub fn adjust_level(more_verbose: bool) {
     let from = log::max_level();
-    let to = shifted(from, louder);
+    let to = adjusted_level(from, more_verbose);
     log::set_max_level(to);
     log::log!(
         to.to_level().unwrap_or(log::Level::Error),
@@ -60,9 +67,9 @@ pub fn shift(louder: bool) {
     );
 }
 
-fn shifted(from: log::LevelFilter, louder: bool) -> log::LevelFilter {
+fn adjusted_level(from: log::LevelFilter, more_verbose: bool) -> log::LevelFilter {
     use log::LevelFilter::{Debug, Error, Info, Off, Trace, Warn};
-    match (from, louder) {
+    match (from, more_verbose) {
         (Off, _) | (Error | Warn, false) => Error,
         (Error, true) | (Info, false) => Warn,
         (Warn, true) | (Debug, false) => Info,
@@ -71,13 +78,13 @@ fn shifted(from: log::LevelFilter, louder: bool) -> log::LevelFilter {
     }
 }
 
-/// One line in the making.
-struct Line {
+/// A log line being built.
+struct LogLine {
     format: LogFormat,
     text: String,
 }
 
-impl Line {
+impl LogLine {
     fn begin(&mut self) {
         if self.format == LogFormat::Json {
             self.text.push('{');
@@ -115,14 +122,15 @@ impl Line {
     }
 }
 
-impl<'kvs> VisitSource<'kvs> for Line {
+impl<'kvs> VisitSource<'kvs> for LogLine {
     fn visit_pair(&mut self, key: Key<'kvs>, value: Value<'kvs>) -> Result<(), log::kv::Error> {
         self.pair(key.as_str(), &value.to_string());
         Ok(())
     }
 }
 
-/// A string in quotes, as both logfmt and JSON read it. Control characters cannot break out of the line.
+/// Writes a quoted string that is valid in both logfmt and JSON. Control characters are escaped, so
+/// a value cannot start a new line.
 fn quote(out: &mut String, text: &str) {
     out.push('"');
     for c in text.chars() {
@@ -131,7 +139,7 @@ fn quote(out: &mut String, text: &str) {
             '\\' => out.push_str("\\\\"),
             '\n' => out.push_str("\\n"),
             c if c.is_control() => {
-                write!(out, "\\u{:04x}", u32::from(c)).expect("a string takes all that is written");
+                write!(out, "\\u{:04x}", u32::from(c)).expect("a write to a String does not fail");
             }
             c => out.push(c),
         }
@@ -139,30 +147,30 @@ fn quote(out: &mut String, text: &str) {
     out.push('"');
 }
 
-/// Thins out a line that would repeat: lets one through per `every`, and tells how many it held back.
+/// Rate limiter of a repeated log line: admits one line per `every` and counts the suppressed ones.
 #[derive(Debug)]
-pub struct Thinned {
+pub struct RateLimitedLog {
     every: Duration,
-    /// Nanoseconds of the moment of the last line, plus one; zero before the first.
+    /// Nanoseconds of the last line's moment plus one; zero before the first line.
     last: AtomicU64,
-    held_back: AtomicU64,
+    suppressed: AtomicU64,
 }
 
-impl Thinned {
+impl RateLimitedLog {
     pub const fn new(every: Duration) -> Self {
-        Self { every, last: AtomicU64::new(0), held_back: AtomicU64::new(0) }
+        Self { every, last: AtomicU64::new(0), suppressed: AtomicU64::new(0) }
     }
 
-    /// Whether to log now; if so, how many were held back since the last.
+    /// If a line may be logged now, returns the number suppressed since the last line.
     pub fn due(&self, now: Moment) -> Option<u64> {
         let last = self.last.load(Ordering::Acquire);
         let early = last != 0 && now.since(Moment::from_nanos(last - 1)) < self.every;
-        let ours =
+        let won =
             || self.last.compare_exchange(last, now.nanos() + 1, Ordering::AcqRel, Ordering::Relaxed).is_ok();
-        if !early && ours() {
-            Some(self.held_back.swap(0, Ordering::AcqRel))
+        if !early && won() {
+            Some(self.suppressed.swap(0, Ordering::AcqRel))
         } else {
-            self.held_back.fetch_add(1, Ordering::AcqRel);
+            self.suppressed.fetch_add(1, Ordering::AcqRel);
             None
         }
     }
@@ -173,7 +181,7 @@ mod tests {
     use super::*;
 
     fn line(format: LogFormat, pairs: &[(&str, &str)]) -> String {
-        let mut line = Line { format, text: String::new() };
+        let mut line = LogLine { format, text: String::new() };
         line.begin();
         for (key, value) in pairs {
             line.pair(key, value);
@@ -183,7 +191,7 @@ mod tests {
     }
 
     #[test]
-    fn values_are_quoted_when_they_must_be_and_cannot_break_the_line() {
+    fn log_line_quotes_values_and_escapes_line_breaks() {
         let pairs = [("level", "warn"), ("msg", "a \"b\"\nc"), ("empty", ""), ("x", "\u{7f}\\")];
         assert_eq!(
             line(LogFormat::Logfmt, &pairs),
@@ -196,22 +204,25 @@ mod tests {
     }
 
     #[test]
-    fn the_level_goes_up_and_down_a_step_at_a_time_and_stays_within_its_ends() {
+    fn adjusted_level_moves_one_step_and_stays_in_range() {
         use log::LevelFilter::{Debug, Error, Info, Off, Trace, Warn};
         for pair in [Error, Warn, Info, Debug, Trace].windows(2) {
-            assert_eq!((shifted(pair[0], true), shifted(pair[1], false)), (pair[1], pair[0]));
+            assert_eq!((adjusted_level(pair[0], true), adjusted_level(pair[1], false)), (pair[1], pair[0]));
         }
-        assert_eq!((shifted(Trace, true), shifted(Error, false), shifted(Off, true)), (Trace, Error, Error));
+        assert_eq!(
+            (adjusted_level(Trace, true), adjusted_level(Error, false), adjusted_level(Off, true)),
+            (Trace, Error, Error)
+        );
     }
 
     #[test]
-    fn repeats_are_held_back_and_counted() {
-        let thinned = Thinned::new(Duration::from_secs(1));
+    fn rate_limited_log_counts_suppressed_lines() {
+        let limited = RateLimitedLog::new(Duration::from_secs(1));
         let at = |ms| Moment::ZERO.plus(Duration::from_millis(ms));
-        assert_eq!(thinned.due(at(0)), Some(0));
-        assert_eq!(thinned.due(at(1)), None);
-        assert_eq!(thinned.due(at(999)), None);
-        assert_eq!(thinned.due(at(1000)), Some(2));
-        assert_eq!(thinned.due(at(5000)), Some(0));
+        assert_eq!(limited.due(at(0)), Some(0));
+        assert_eq!(limited.due(at(1)), None);
+        assert_eq!(limited.due(at(999)), None);
+        assert_eq!(limited.due(at(1000)), Some(2));
+        assert_eq!(limited.due(at(5000)), Some(0));
     }
 }

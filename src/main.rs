@@ -1,57 +1,60 @@
-//! The program: reads the settings, starts the log, does what was asked, and maps an error to an exit code.
+//! The program: loads the settings, starts logging, runs the requested command, and maps errors to
+//! exit codes.
 
 use std::process::ExitCode;
 
 use aurore_events::clock::Clock;
-use aurore_events::settings::{Refused, Settings, Task};
+use aurore_events::settings::{CliCommand, LoadSettingsError, Settings};
 use aurore_events::{logging, server};
 
-/// The settings are wrong; nothing was started.
-const WRONG_SETTINGS: u8 = 2;
+/// Exit code for invalid settings; nothing was started.
+const EXIT_INVALID_SETTINGS: u8 = 2;
 
-#[expect(clippy::print_stdout, reason = "the command's answer")]
+#[expect(clippy::print_stdout, reason = "the output of the command")]
 fn print(text: &str) {
     print!("{text}");
 }
 
 fn main() -> ExitCode {
-    let (task, settings) = match Settings::load(std::env::args_os()) {
+    let (command, settings) = match Settings::load(std::env::args_os()) {
         Ok(loaded) => loaded,
-        // clap says itself what goes to which stream, and with which code.
-        Err(Refused::Usage(usage)) => usage.exit(),
-        Err(mistakes @ Refused::Mistakes(_)) => {
-            eprintln!("{mistakes}");
-            return ExitCode::from(WRONG_SETTINGS);
+        // clap chooses the stream and the exit code.
+        Err(LoadSettingsError::Usage(usage)) => usage.exit(),
+        Err(errors @ LoadSettingsError::Invalid(_)) => {
+            eprintln!("{errors}");
+            return ExitCode::from(EXIT_INVALID_SETTINGS);
         }
     };
-    if task == Task::CheckConfig {
-        #[expect(clippy::print_stdout, reason = "the command's answer")]
-        for line in &settings.shown {
+    if command == CliCommand::CheckConfig {
+        #[expect(clippy::print_stdout, reason = "the output of the command")]
+        for line in &settings.effective {
             println!("{line}");
         }
         return ExitCode::SUCCESS;
     }
     let clock = Clock::system();
-    if let Task::CreateToken(new) = &task {
-        let (token, line) = new.make(&mut clock.rng());
-        #[expect(clippy::print_stdout, reason = "the command's answer")]
+    if let CliCommand::CreateToken(new) = &command {
+        let (token, line) = new.generate(&mut clock.rng());
+        #[expect(clippy::print_stdout, reason = "the output of the command")]
         {
             println!("{token}\n{line}");
         }
         return ExitCode::SUCCESS;
     }
-    logging::start(settings.log_level, settings.log_format, &clock);
-    let done = match task {
-        Task::Migrate => server::migrate(&settings, &clock),
-        Task::RetentionRun { dry_run } => server::retention(&settings, &clock, dry_run),
-        Task::History => server::history(&settings).map(|table| print(&table)),
-        Task::JournalInspect => server::inspect_journal(&settings),
-        Task::Counts(task) => server::counts(&settings, &clock, task),
-        Task::Dead(task) => server::dead(&settings, &clock, &task),
-        Task::GatewayCompare(task) => server::compare(&task),
-        Task::Serve | Task::CheckConfig | Task::CreateToken(_) => server::run(&settings, &clock),
+    logging::init(settings.log_level, settings.log_format, &clock);
+    let result = match command {
+        CliCommand::Migrate => server::migrate(&settings, &clock),
+        CliCommand::RetentionRun { dry_run } => server::retention(&settings, &clock, dry_run),
+        CliCommand::History => server::history(&settings).map(|table| print(&table)),
+        CliCommand::JournalInspect => server::inspect_journal(&settings),
+        CliCommand::Counts(command) => server::counts(&settings, &clock, command),
+        CliCommand::Dead(command) => server::dead(&settings, &clock, &command),
+        CliCommand::GatewayCompare(command) => server::compare(&command),
+        CliCommand::Serve | CliCommand::CheckConfig | CliCommand::CreateToken(_) => {
+            server::run(&settings, &clock)
+        }
     };
-    match done {
+    match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             log::error!("{error}");

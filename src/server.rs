@@ -1,6 +1,7 @@
-//! The wiring: builds the stages of an event's way, starts their threads, and stops them in the order data flows.
+//! Builds the stages of the pipeline, starts their threads, and stops them in the order of the data
+//! flow. Also runs the one-shot commands.
 
-mod failed;
+mod error;
 mod stages;
 
 use std::fs::{File, TryLockError};
@@ -13,157 +14,159 @@ use std::time::Duration;
 use crossbeam::channel::{Receiver, RecvError, RecvTimeoutError, bounded, select};
 use signal_hook::consts::{SIGHUP, SIGTERM, SIGUSR1, SIGUSR2};
 
-pub use failed::Failed;
+pub use error::RunServerError;
 pub use stages::policy;
 
 use crate::access::{Gate, Policy};
-use crate::api::Api;
+use crate::api::ApiHandler;
 use crate::api::router::LABELS;
 use crate::buffer::Buffer;
 use crate::clock::Clock;
-use crate::commands::counts::CountsTask;
-use crate::commands::dead::DeadTask;
-use crate::gateway::compare::CompareTask;
-use crate::gateway::pages::Pages;
-use crate::health::Database;
+use crate::commands::counts::CountsCommand;
+use crate::commands::dead::DeadCommand;
+use crate::gateway::compare::CompareCommand;
+use crate::gateway::handlers::GatewayHandlers;
+use crate::health::ProbeState;
 use crate::health::status::Status;
-use crate::http::tls::Identity;
-use crate::http::{Remote, Shared, listener};
-use crate::journal::disk::{Directory, Disk};
-use crate::journal::{self, Checkpoint, Found, Journal, Level, Lookup, Recovery, StartFailed, Syncer};
-use crate::lifecycle::{Lifecycle, Notice, Phase};
+use crate::http::tls::TlsIdentity;
+use crate::http::{AcceptorHandle, ConnectionStats, listener};
+use crate::journal::filesystem::{Filesystem, OsDirectory};
+use crate::journal::{
+    self, Durability, ExistingSegment, Journal, JournalWriter, Lookup, OpenJournalError, Recovery, Syncer,
+};
+use crate::lifecycle::{Lifecycle, LifecycleEvent, LifecyclePhase};
 use crate::logging;
-use crate::metrics::history::{History, table};
-use crate::metrics::{Business, DiskRoom, HttpFigures, Ledger, Sampler, WriterFigures};
+use crate::metrics::history::{History, format_table};
+use crate::metrics::{BusinessCache, DiskSpace, HttpMetrics, Ledger, Sampler, WriterMetrics};
 use crate::settings::{HttpEngine, Settings};
-use crate::storage::postgres::embedded::{Cluster, ClusterError, ClusterLimits, Keeper};
-use crate::storage::postgres::{Limits as StoreLimits, PostgresRepository, Target};
+use crate::storage::postgres::embedded::{Cluster, ClusterError, ClusterLimits, ClusterSupervisor};
+use crate::storage::postgres::{ConnectTarget, PostgresLimits as StoreLimits, PostgresRepository};
 use crate::storage::{Breaker, BreakerLimits, EventRepository};
-use crate::writer::{BatchLimits, Drain, Links, Writer};
+use crate::writer::{BatchLimits, Drain, Writer, WriterDeps};
 
-/// How long acceptors may take to finish the requests they have begun, at most.
-const ACCEPTORS_FINISH: Duration = Duration::from_secs(5);
-/// How long the journal may take to write and sync what it has.
-const JOURNAL_FINISHES: Duration = Duration::from_secs(5);
+/// Maximum time for acceptors to finish open requests at shutdown.
+const ACCEPTOR_DRAIN_TIMEOUT: Duration = Duration::from_secs(5);
+/// Maximum time for the journal to write and sync its pending records at shutdown.
+const JOURNAL_FINISH_TIMEOUT: Duration = Duration::from_secs(5);
 /// The journal's directory within `DATA_DIR`.
-const JOURNAL: &str = "journal";
+const JOURNAL_DIR: &str = "journal";
 
 fn stop(cluster: Option<Cluster>) {
-    complain(cluster.map(Cluster::stop));
+    log_stop_error(cluster.map(Cluster::stop));
 }
 
-fn complain(stopped: Option<Result<(), ClusterError>>) {
+fn log_stop_error(stopped: Option<Result<(), ClusterError>>) {
     if let Some(Err(error)) = stopped {
         log::error!("the private PostgreSQL cluster did not stop: {error}");
     }
 }
 
 /// `aurore-events serve`.
-pub fn run(settings: &Settings, clock: &Clock) -> Result<(), Failed> {
+pub fn run(settings: &Settings, clock: &Clock) -> Result<(), RunServerError> {
     let (lifecycle, notices) = Lifecycle::new();
-    // A file that cannot be used ends the start before anything is begun.
+    // Invalid token or certificate files fail the start before it has side effects.
     let policy = policy(settings, &lifecycle)?;
     let identity = stages::identity(settings, &lifecycle)?;
     let _lock = lock_data_dir(&settings.data_dir)?;
-    // Before the cluster is started, so that a second server fails at once and touches nothing.
+    // Bind before the cluster starts, so that a second server fails without side effects.
     let address = settings.address();
-    let listeners =
-        listener::bind(address, settings.acceptors).map_err(|error| Failed::Listen { address, error })?;
-    notice_signals(&lifecycle)?;
+    let listeners = listener::bind(address, settings.acceptors)
+        .map_err(|error| RunServerError::Listen { address, error })?;
+    install_signal_handlers(&lifecycle)?;
     let journal = open_journal(&settings.data_dir)?;
     let (repository, cluster) = open_database(settings, clock)?;
     let cluster_restarts = Arc::new(AtomicU64::new(0));
-    let keep = |cluster| Keeper::start(cluster, cluster_restarts.clone(), &lifecycle, clock);
-    let keeper = cluster.map(keep).transpose().map_err(Failed::Thread)?;
-    let outside = Outside { listeners, policy, identity, repository, journal, cluster_restarts };
-    let served = serve(settings, outside, &lifecycle, &notices, clock);
-    complain(keeper.map(Keeper::stop));
+    let supervise = |cluster| ClusterSupervisor::start(cluster, cluster_restarts.clone(), &lifecycle, clock);
+    let supervisor = cluster.map(supervise).transpose().map_err(RunServerError::Thread)?;
+    let inputs = ServerInputs { listeners, policy, identity, repository, journal, cluster_restarts };
+    let served = serve(settings, inputs, &lifecycle, &notices, clock);
+    log_stop_error(supervisor.map(ClusterSupervisor::stop));
     served
 }
 
 /// `aurore-events migrate`.
-pub fn migrate(settings: &Settings, clock: &Clock) -> Result<(), Failed> {
+pub fn migrate(settings: &Settings, clock: &Clock) -> Result<(), RunServerError> {
     let _lock = if settings.database_url.is_none() { Some(lock_data_dir(&settings.data_dir)?) } else { None };
     let (repository, cluster) = open_database(settings, clock)?;
-    let migrated = repository.prepare(clock.wall()).and_then(|()| repository.tidy());
+    let migrated = repository.prepare(clock.wall()).and_then(|()| repository.drain_default_partition());
     drop(repository);
     stop(cluster);
     migrated?;
-    log::info!("the database is up to date");
+    log::info!("the database schema is up to date");
     Ok(())
 }
 
-/// `aurore-events history`: the table. Only reads, so a server may be running.
-pub fn history(settings: &Settings) -> Result<String, Failed> {
-    let failed = |error| Failed::DataDir { path: settings.data_dir.clone(), error };
+/// `aurore-events history`: returns the table. Read-only; a server may be running.
+pub fn history(settings: &Settings) -> Result<String, RunServerError> {
+    let failed = |error| RunServerError::DataDir { path: settings.data_dir.clone(), error };
     let history = History::new(&settings.data_dir, settings.history_bytes_max);
     let (entries, unreadable) = history.read().map_err(failed)?;
     if unreadable > 0 {
-        log::warn!(lines = unreadable; "some lines of the history cannot be read");
+        log::warn!(lines = unreadable; "some lines of the metrics history are unreadable");
     }
-    Ok(table(&entries))
+    Ok(format_table(&entries))
 }
 
 /// `aurore-events journal inspect`.
-pub fn inspect_journal(settings: &Settings) -> Result<(), Failed> {
-    let path = settings.data_dir.join(JOURNAL);
-    let failed = |error| Failed::from(StartFailed::Io { path: path.clone(), error });
-    let disk = Directory::open_existing(path.clone()).map_err(failed)?;
+pub fn inspect_journal(settings: &Settings) -> Result<(), RunServerError> {
+    let path = settings.data_dir.join(JOURNAL_DIR);
+    let failed = |error| RunServerError::from(OpenJournalError::Io { path: path.clone(), error });
+    let disk = OsDirectory::open_existing(path.clone()).map_err(failed)?;
     let whole = journal::inspect::inspect(&disk, &mut std::io::stdout().lock()).map_err(failed)?;
-    if whole { Ok(()) } else { Err(Failed::JournalDamaged) }
+    if whole { Ok(()) } else { Err(RunServerError::JournalCorrupt) }
 }
 
-/// The journal's directory, and what an earlier process left in it.
-pub fn open_journal(data_dir: &Path) -> Result<(Arc<dyn Disk>, Vec<Found>), Failed> {
-    let path = data_dir.join(JOURNAL);
-    let failed = |error| Failed::from(StartFailed::Io { path: path.clone(), error });
-    let disk = Directory::open(path.clone()).map_err(failed)?;
-    let found = journal::adopt(&disk).map_err(failed)??;
-    say_what_is_found(&found);
+/// Opens the journal directory and returns it with the segments left by an earlier process.
+pub fn open_journal(data_dir: &Path) -> Result<(Arc<dyn Filesystem>, Vec<ExistingSegment>), RunServerError> {
+    let path = data_dir.join(JOURNAL_DIR);
+    let failed = |error| RunServerError::from(OpenJournalError::Io { path: path.clone(), error });
+    let disk = OsDirectory::open(path.clone()).map_err(failed)?;
+    let found = journal::scan_segments(&disk).map_err(failed)??;
+    log_recovered_journal(&found);
     Ok((Arc::new(disk), found))
 }
 
 /// `aurore-events dead`.
-pub fn dead(settings: &Settings, clock: &Clock, task: &DeadTask) -> Result<(), Failed> {
+pub fn dead(settings: &Settings, clock: &Clock, command: &DeadCommand) -> Result<(), RunServerError> {
     let database = CommandDatabase::open(settings, clock)?;
-    let done = task.run(&database.repository, clock, &mut std::io::stdout().lock());
+    let done = command.run(&database.repository, clock, &mut std::io::stdout().lock());
     database.close();
-    done.map_err(|error| Failed::Dead(Box::new(error)))
+    done.map_err(|error| RunServerError::Dead(Box::new(error)))
 }
 
 /// `aurore-events counts`.
-pub fn counts(settings: &Settings, clock: &Clock, task: CountsTask) -> Result<(), Failed> {
+pub fn counts(settings: &Settings, clock: &Clock, command: CountsCommand) -> Result<(), RunServerError> {
     let database = CommandDatabase::open(settings, clock)?;
-    let done = task.run(&database.repository, &mut std::io::stdout().lock());
+    let done = command.run(&database.repository, &mut std::io::stdout().lock());
     database.close();
-    done.map_err(|error| Failed::Counts(Box::new(error)))
+    done.map_err(|error| RunServerError::Counts(Box::new(error)))
 }
 
 /// `aurore-events retention run`.
-pub fn retention(settings: &Settings, clock: &Clock, dry_run: bool) -> Result<(), Failed> {
+pub fn retention(settings: &Settings, clock: &Clock, dry_run: bool) -> Result<(), RunServerError> {
     let database = CommandDatabase::open(settings, clock)?;
     database.repository.prepare(clock.wall())?;
     let retention =
         stages::retention(settings, database.repository.clone(), breaker(settings), Arc::default(), clock);
     let done = if dry_run {
         retention.preview().map(|preview| {
-            #[expect(clippy::print_stdout, reason = "the command's answer")]
+            #[expect(clippy::print_stdout, reason = "the command output")]
             {
                 println!("{preview}");
             }
         })
     } else {
-        // Nobody tells it to stop: a signal ends it, and the next sweep goes on.
+        // There is no graceful stop: a signal ends the process, and the next sweep continues.
         let (_stop, stopped) = bounded::<()>(0);
         retention.sweep(&stopped).map(drop)
     };
     drop(retention);
     database.close();
-    done.map_err(|error| Failed::Command(Box::new(error)))
+    done.map_err(|error| RunServerError::Command(Box::new(error)))
 }
 
-/// The database for a command. A cluster of a running server is used and left alone; one that nobody runs is started
-/// for as long as the command takes.
+/// The database of a command. Connects to the private cluster of a running server if there is one;
+/// otherwise starts the cluster for the duration of the command.
 struct CommandDatabase {
     repository: Arc<PostgresRepository>,
     cluster: Option<Cluster>,
@@ -171,18 +174,20 @@ struct CommandDatabase {
 }
 
 impl CommandDatabase {
-    fn open(settings: &Settings, clock: &Clock) -> Result<Self, Failed> {
+    fn open(settings: &Settings, clock: &Clock) -> Result<Self, RunServerError> {
         let own_cluster = settings.data_dir.join("postgres");
         let (lock, target, cluster) = match &settings.database_url {
-            Some(url) => (None, Target::parse(url)?, None),
-            None if !own_cluster.is_dir() => return Err(Failed::NoCluster(settings.data_dir.clone())),
+            Some(url) => (None, ConnectTarget::parse(url)?, None),
+            None if !own_cluster.is_dir() => {
+                return Err(RunServerError::NoCluster(settings.data_dir.clone()));
+            }
             None => match lock_data_dir(&settings.data_dir) {
                 Ok(lock) => {
                     let cluster = Cluster::start(&settings.data_dir, ClusterLimits::default(), clock)?;
                     (Some(lock), cluster.target(), Some(cluster))
                 }
-                Err(Failed::DataDirInUse(_)) => {
-                    (None, Cluster::of_a_running_server(&settings.data_dir)?, None)
+                Err(RunServerError::DataDirInUse(_)) => {
+                    (None, Cluster::running_target(&settings.data_dir)?, None)
                 }
                 Err(error) => return Err(error),
             },
@@ -199,54 +204,56 @@ impl CommandDatabase {
 }
 
 /// `aurore-events gateway compare`.
-pub fn compare(task: &CompareTask) -> Result<(), Failed> {
-    Ok(task.run(&mut std::io::stdout().lock())?)
+pub fn compare(command: &CompareCommand) -> Result<(), RunServerError> {
+    Ok(command.run(&mut std::io::stdout().lock())?)
 }
 
-/// Keeps two servers from sharing a directory. The lock ends with the process, however that ends.
-fn lock_data_dir(path: &Path) -> Result<File, Failed> {
-    let failed = |error| Failed::DataDir { path: path.to_owned(), error };
+/// Locks the data directory, so that two servers cannot share it. The kernel releases the lock when
+/// the process ends.
+fn lock_data_dir(path: &Path) -> Result<File, RunServerError> {
+    let failed = |error| RunServerError::DataDir { path: path.to_owned(), error };
     std::fs::create_dir_all(path).map_err(failed)?;
     let lock = File::create(path.join("lock")).map_err(failed)?;
     match lock.try_lock() {
         Ok(()) => Ok(lock),
-        Err(TryLockError::WouldBlock) => Err(Failed::DataDirInUse(path.to_owned())),
+        Err(TryLockError::WouldBlock) => Err(RunServerError::DataDirInUse(path.to_owned())),
         Err(TryLockError::Error(error)) => Err(failed(error)),
     }
 }
 
-/// SIGTERM and SIGINT ask the server to stop; asked again, it ends at once. SIGHUP has files read again; SIGUSR1 and
-/// SIGUSR2 log more and less.
-fn notice_signals(lifecycle: &Lifecycle) -> Result<(), Failed> {
-    let failed = |error: &dyn std::error::Error| Failed::Signals(error.to_string());
+/// SIGTERM and SIGINT start the shutdown; a second one forces it. SIGHUP reloads files; SIGUSR1 and
+/// SIGUSR2 raise and lower the log level.
+fn install_signal_handlers(lifecycle: &Lifecycle) -> Result<(), RunServerError> {
+    let failed = |error: &dyn std::error::Error| RunServerError::Signals(error.to_string());
     let stop = lifecycle.clone();
-    ctrlc::set_handler(move || stop.stop()).map_err(|error| failed(&error))?;
-    // ctrlc's feature for SIGTERM would take SIGHUP with it, which is not a reason to stop.
+    ctrlc::set_handler(move || stop.request_stop()).map_err(|error| failed(&error))?;
+    // ctrlc's `termination` feature would also handle SIGHUP, which must not stop the server.
     let mut signals = signal_hook::iterator::Signals::new([SIGTERM, SIGHUP, SIGUSR1, SIGUSR2])
         .map_err(|error| failed(&error))?;
-    let told = lifecycle.clone();
+    let signalled = lifecycle.clone();
     lifecycle
         .spawn("signals", move || {
             for signal in signals.forever() {
                 match signal {
-                    SIGHUP => told.reload(),
-                    SIGUSR1 => logging::shift(true),
-                    SIGUSR2 => logging::shift(false),
-                    _ => told.stop(),
+                    SIGHUP => signalled.reload(),
+                    SIGUSR1 => logging::adjust_level(true),
+                    SIGUSR2 => logging::adjust_level(false),
+                    _ => signalled.request_stop(),
                 }
             }
         })
-        .map_err(Failed::Thread)?;
+        .map_err(RunServerError::Thread)?;
     Ok(())
 }
 
-/// The database that the settings name, or a private cluster. Neither has to answer yet.
+/// Opens the database of the settings, or the private cluster. The database need not be reachable
+/// yet.
 fn open_database(
     settings: &Settings,
     clock: &Clock,
-) -> Result<(Arc<dyn EventRepository>, Option<Cluster>), Failed> {
+) -> Result<(Arc<dyn EventRepository>, Option<Cluster>), RunServerError> {
     let (target, cluster) = if let Some(url) = &settings.database_url {
-        (Target::parse(url)?, None)
+        (ConnectTarget::parse(url)?, None)
     } else {
         let cluster = Cluster::start(&settings.data_dir, ClusterLimits::default(), clock)?;
         (cluster.target(), Some(cluster))
@@ -264,42 +271,43 @@ fn breaker(settings: &Settings) -> Arc<Breaker> {
     }))
 }
 
-/// What the stages have to do with outside the process.
+/// External resources of the server: sockets, files and the database.
 #[derive(Debug)]
-pub struct Outside {
-    /// Bound; their count is that of the acceptors.
+pub struct ServerInputs {
+    /// One bound listener per acceptor.
     pub listeners: Vec<TcpListener>,
-    /// Who is let in.
+    /// Tokens, rate limits, proxies and CORS origins.
     pub policy: Arc<Policy>,
-    /// The certificate, for TLS.
-    pub identity: Option<Arc<Identity>>,
+    /// The TLS certificate, if TLS is on.
+    pub identity: Option<Arc<TlsIdentity>>,
     pub repository: Arc<dyn EventRepository>,
-    /// The journal's directory, and the segments that an earlier process left there.
-    pub journal: (Arc<dyn Disk>, Vec<Found>),
-    /// How often a private cluster was started again.
+    /// The journal's directory, and the segments left by an earlier process.
+    pub journal: (Arc<dyn Filesystem>, Vec<ExistingSegment>),
+    /// Restarts of the private cluster.
     pub cluster_restarts: Arc<AtomicU64>,
 }
 
-/// The ledger's first line. Its last is said at the end.
-fn say_what_is_found(found: &[Found]) {
+/// Logs the initial ledger and the size of the journal's backlog. The shutdown logs the final
+/// ledger.
+fn log_recovered_journal(found: &[ExistingSegment]) {
     let bytes: u64 = found.iter().map(|found| found.bytes).sum();
     log::info!(
         received = 0, stored = 0, duplicate = 0, dead = 0, buffered = 0, spilled = 0,
         backlog_segments = found.len(), backlog_bytes = bytes;
-        "the ledger begins; what the journal holds is received again as it is read"
+        "initial ledger; events of the journal's backlog are counted as received when they are replayed"
     );
 }
 
-/// Serves until a notice says to stop.
-#[expect(clippy::too_many_lines, reason = "the wiring is one list, and reads best as one")]
+/// Serves until a stop notice or the death of a thread.
+#[expect(clippy::too_many_lines, reason = "the construction of the stages is one sequence")]
 pub fn serve(
     settings: &Settings,
-    outside: Outside,
+    inputs: ServerInputs,
     lifecycle: &Lifecycle,
-    notices: &Receiver<Notice>,
+    notices: &Receiver<LifecycleEvent>,
     clock: &Clock,
-) -> Result<(), Failed> {
-    let Outside { listeners, policy, identity, repository, journal, cluster_restarts } = outside;
+) -> Result<(), RunServerError> {
+    let ServerInputs { listeners, policy, identity, repository, journal, cluster_restarts } = inputs;
     let (disk, found) = journal;
     let acceptors = listeners.len();
     let ledger = Arc::new(Ledger::new(acceptors));
@@ -315,27 +323,27 @@ pub fn serve(
         journal: journal.clone(),
         ledger: ledger.clone(),
         sampler: Arc::new(Sampler::default()),
-        writer: Arc::new(WriterFigures::default()),
-        http: Arc::new(HttpFigures::new(acceptors, &LABELS)),
+        writer: Arc::new(WriterMetrics::default()),
+        http: Arc::new(HttpMetrics::new(acceptors, &LABELS)),
         retention: Arc::default(),
         cluster_restarts,
-        connections: Arc::new(Shared::default()),
-        business: Arc::new(Business::default()),
-        disk: DiskRoom::default(),
-        database: Arc::new(Database::default()),
+        connections: Arc::new(ConnectionStats::default()),
+        business: Arc::new(BusinessCache::default()),
+        disk: DiskSpace::default(),
+        database: Arc::new(ProbeState::default()),
         breaker: breaker.clone(),
         lifecycle: lifecycle.clone(),
         clock: clock.clone(),
     });
 
     let drain = Arc::new(Drain::default());
-    let links = Links {
+    let writer_deps = WriterDeps {
         buffer: buffer.clone(),
         journal: journal.clone(),
         repository: repository.clone(),
         breaker: breaker.clone(),
         ledger,
-        figures: status.writer.clone(),
+        metrics: status.writer.clone(),
         drain: drain.clone(),
         lifecycle: lifecycle.clone(),
         clock: clock.clone(),
@@ -345,13 +353,14 @@ pub fn serve(
         bytes_max: settings.batch_bytes_max,
         linger: settings.linger,
     };
-    let limits = journal::Limits {
-        write_every: settings.journal_write,
-        sync_every: settings.journal_sync,
+    let limits = journal::JournalLimits {
+        write_interval: settings.journal_write,
+        sync_interval: settings.journal_sync,
         segment_bytes_max: settings.journal_segment_bytes,
     };
-    let kept = (journal.clone(), buffer.clone());
-    let checkpoint = Checkpoint::new(kept, disk.clone(), limits, clock.clone(), parkers.checkpoint, &found);
+    let journal_deps = (journal.clone(), buffer.clone());
+    let journal_writer =
+        JournalWriter::new(journal_deps, disk.clone(), limits, clock.clone(), parkers.writer, &found);
     let syncer = Syncer::new(journal.clone(), disk.clone());
     let lookup = Lookup { journal: journal.clone(), disk: disk.clone(), buffer: buffer.clone() };
     let recovery = Recovery::new(
@@ -363,29 +372,35 @@ pub fn serve(
         parkers.recovery,
         found,
     );
-    let journal_ended = stages::start_checkpoint(checkpoint, syncer, lifecycle)?;
-    lifecycle.spawn_task("recovery", move || recovery.run()).map_err(Failed::Thread)?;
-    let writer_ended = stages::start_writer(Writer::new(links, parker, batch), lifecycle)?;
+    let journal_ended = stages::start_journal(journal_writer, syncer, lifecycle)?;
+    lifecycle.spawn_task("recovery", move || recovery.run()).map_err(RunServerError::Thread)?;
+    let writer_ended = stages::start_writer(Writer::new(writer_deps, parker, batch), lifecycle)?;
     let stop_helpers = stages::start_helpers(settings, &status, &repository)?;
     let (scrapes, gateway_running) =
         stages::start_gateway(settings, &gateway, gateway_parts, lifecycle, clock)?;
     let queries = stages::start_readers(settings, repository, breaker, lookup, lifecycle, clock)?;
 
-    let address =
-        listeners[0].local_addr().map_err(|error| Failed::Listen { address: settings.address(), error })?;
+    let address = listeners[0]
+        .local_addr()
+        .map_err(|error| RunServerError::Listen { address: settings.address(), error })?;
     let limits = stages::ingest_limits(settings);
     let api = {
         let status = status.clone();
         let durability = settings.durability;
-        let (started_at, flags) = (clock.wall(), settings.shown.clone().into());
+        let (started_at, flags) = (clock.wall(), settings.effective.clone().into());
         move |acceptor: usize| {
             let gate = Gate::new(policy.clone());
-            let pages =
-                Pages::new(gateway.clone(), scrapes.clone(), durability, started_at, Arc::clone(&flags));
-            Api::new(acceptor, gate, limits, durability, status.clone(), queries.clone(), pages)
+            let pages = GatewayHandlers::new(
+                gateway.clone(),
+                scrapes.clone(),
+                durability,
+                started_at,
+                Arc::clone(&flags),
+            );
+            ApiHandler::new(acceptor, gate, limits, durability, status.clone(), queries.clone(), pages)
         }
     };
-    let (remotes, acceptors_ended) = match settings.http_engine {
+    let (acceptor_handles, acceptors_ended) = match settings.http_engine {
         HttpEngine::Guarded => stages::start_acceptors(
             settings,
             listeners,
@@ -400,107 +415,110 @@ pub fn serve(
     let scheme = if identity.is_some() { "https" } else { "http" };
     log::info!(acceptors = acceptors, engine:? = settings.http_engine; "listening on {scheme}://{address}");
 
-    let running = Running {
+    let running = RunningServer {
         status,
         drain,
-        remotes,
+        acceptors: acceptor_handles,
         acceptors_ended,
         writer_ended,
         journal_ended,
         gateway: gateway_running,
         notices,
     };
-    let stopped = running.until_stopped(settings.shutdown_timeout);
+    let stopped = running.run_until_stopped(settings.shutdown_timeout);
     drop(stop_helpers);
     stopped
 }
 
-/// The stages at work, and what tells of their end.
-struct Running<'a> {
+/// The running stages, and the channels that report their end.
+struct RunningServer<'a> {
     status: Arc<Status>,
     drain: Arc<Drain>,
-    remotes: Vec<Remote>,
+    acceptors: Vec<AcceptorHandle>,
     acceptors_ended: Receiver<()>,
     writer_ended: Receiver<()>,
     journal_ended: Receiver<()>,
-    gateway: stages::GatewayRunning,
-    notices: &'a Receiver<Notice>,
+    gateway: stages::GatewayThreads,
+    notices: &'a Receiver<LifecycleEvent>,
 }
 
-impl Running<'_> {
-    /// Waits for a notice, and stops the stages in the order data flows: no more requests, then no more events, then
-    /// the writer.
-    fn until_stopped(self, timeout: Duration) -> Result<(), Failed> {
+impl RunningServer<'_> {
+    /// Waits for a notice, then stops the stages in the order of the data flow: acceptors, buffer,
+    /// writer, journal, gateway.
+    fn run_until_stopped(self, timeout: Duration) -> Result<(), RunServerError> {
         let (buffer, clock) = (&self.status.buffer, &self.status.clock);
-        if let Ok(notice @ Notice::ThreadDied { .. }) = self.notices.recv() {
-            self.remotes.iter().for_each(Remote::end);
-            return Err(self.at_once(Ok(notice)));
+        if let Ok(notice @ LifecycleEvent::ThreadDied { .. }) = self.notices.recv() {
+            self.acceptors.iter().for_each(AcceptorHandle::stop);
+            return Err(self.abort(Ok(notice)));
         }
-        log::info!(buffered = buffer.occupied().rows; "stopping: no more requests are accepted");
-        self.status.lifecycle.enter(Phase::Draining);
+        log::info!(buffered = buffer.occupied().rows; "shutting down: no further requests are accepted");
+        self.status.lifecycle.advance_to(LifecyclePhase::Draining);
         let deadline = clock.now().plus(timeout);
-        self.remotes.iter().for_each(Remote::drain);
+        self.acceptors.iter().for_each(AcceptorHandle::drain);
         select! {
             recv(self.acceptors_ended) -> _ => {}
-            recv(self.notices) -> notice => return Err(self.at_once(notice)),
-            default(timeout.min(ACCEPTORS_FINISH)) => self.remotes.iter().for_each(Remote::end),
+            recv(self.notices) -> notice => return Err(self.abort(notice)),
+            default(timeout.min(ACCEPTOR_DRAIN_TIMEOUT)) => self.acceptors.iter().for_each(AcceptorHandle::stop),
         }
-        // No more pushes either: what was pushed is written while the writer drains.
+        // Stop accepting pushes; the gateway's log is written while the writer drains.
         self.status.gateway.finish();
         buffer.close();
-        self.drain.by(deadline);
+        self.drain.set_deadline(deadline);
         buffer.wake_writer();
-        // A statement that is on its way when the deadline passes is given its answer.
-        let patience = deadline.since(clock.now()) + ACCEPTORS_FINISH;
+        // A statement in progress at the deadline is given time to complete.
+        let drain_timeout = deadline.since(clock.now()) + ACCEPTOR_DRAIN_TIMEOUT;
         select! {
             recv(self.writer_ended) -> _ => {}
-            recv(self.notices) -> notice => return Err(self.at_once(notice)),
-            default(patience) => {}
+            recv(self.notices) -> notice => return Err(self.abort(notice)),
+            default(drain_timeout) => {}
         }
-        let left = self.status.ledger.balance().buffered();
-        let kept = self.finish_journal();
+        let unstored = self.status.ledger.balance().buffered();
+        let journaled = self.finish_journal();
         self.finish_gateway();
         let balance = self.status.ledger.balance();
         log::info!(
             received = balance.received, stored = balance.stored, duplicate = balance.duplicate,
             dead = balance.dead, lost = balance.lost, buffered = balance.buffered(), spilled = buffer.spill().events();
-            "stopped; the ledger ends"
+            "stopped; final ledger"
         );
-        match (left, kept) {
+        match (unstored, journaled) {
             (0, _) => Ok(()),
-            (left, true) => {
-                log::warn!(events = left; "{left} acknowledged events wait in the journal for the next start");
+            (unstored, true) => {
+                log::warn!(events = unstored; "{unstored} acknowledged events remain in the journal for the next start");
                 Ok(())
             }
-            (left, false) => Err(Failed::Undrained(left)),
+            (unstored, false) => Err(RunServerError::Undrained(unstored)),
         }
     }
 
-    /// Has the journal write and sync what is not stored. Tells whether it has.
+    /// Makes the journal write and sync all events that are not stored. Returns whether it
+    /// succeeded.
     fn finish_journal(&self) -> bool {
         let journal = &self.status.journal;
         journal.finish();
-        let ended = self.journal_ended.recv_timeout(JOURNAL_FINISHES) == Err(RecvTimeoutError::Disconnected);
-        ended && journal.promises(Level::Synced)
+        let ended =
+            self.journal_ended.recv_timeout(JOURNAL_FINISH_TIMEOUT) == Err(RecvTimeoutError::Disconnected);
+        ended && journal.guarantees(Durability::Synced)
     }
 
-    /// Has what was pushed written and synced.
+    /// Makes the gateway write and sync its log.
     fn finish_gateway(&self) {
         self.status.gateway.finish();
-        let ended = self.gateway.ended.recv_timeout(JOURNAL_FINISHES) == Err(RecvTimeoutError::Disconnected);
-        if !(ended && self.status.gateway.promises()) {
-            log::error!("what was pushed last could not be written to disk");
+        let ended =
+            self.gateway.ended.recv_timeout(JOURNAL_FINISH_TIMEOUT) == Err(RecvTimeoutError::Disconnected);
+        if !(ended && self.status.gateway.is_log_available()) {
+            log::error!("the gateway could not write its last pushes to disk");
         }
     }
 
-    /// The two ways to end without a drain: a thread died, or a second signal came.
-    fn at_once(&self, notice: Result<Notice, RecvError>) -> Failed {
+    /// Ends without a drain: a thread died, or a second signal was received.
+    fn abort(&self, notice: Result<LifecycleEvent, RecvError>) -> RunServerError {
         match notice {
-            Ok(Notice::ThreadDied { name }) => Failed::ThreadDied(name),
-            Ok(Notice::Stop) | Err(RecvError) => {
+            Ok(LifecycleEvent::ThreadDied { name }) => RunServerError::ThreadDied(name),
+            Ok(LifecycleEvent::Stop) | Err(RecvError) => {
                 self.finish_journal();
                 self.finish_gateway();
-                Failed::Interrupted(self.status.ledger.balance().buffered())
+                RunServerError::StopForced(self.status.ledger.balance().buffered())
             }
         }
     }

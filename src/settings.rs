@@ -1,12 +1,13 @@
-//! Every setting: its meaning, unit, default and bounds. The only reader of the environment.
+//! The settings: meaning, unit, default and bounds. The only module that reads the environment.
 //!
-//! A setting is an environment variable, or a flag of the same name in lower case with hyphens, or a line
-//! `NAME=value` of the file that `--env-file` names. A flag wins over the environment, the environment over the
-//! file, the file over the default. Mistakes are collected and reported together.
+//! A setting is an environment variable, a flag of the same name in lower case with hyphens, or a
+//! line `NAME=value` of the file given by `--env-file`. A flag overrides the environment, the
+//! environment overrides the file, the file overrides the default. All errors are reported
+//! together.
 
+mod cli;
 mod edge;
 mod gateway;
-mod task;
 
 use std::collections::HashMap;
 use std::ffi::OsString;
@@ -15,44 +16,45 @@ use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-pub use edge::Edge;
-pub use gateway::{Gateway, http_url};
-pub use task::Task;
+pub use cli::CliCommand;
+pub use edge::EdgeSettings;
+pub use gateway::{GatewaySettings, http_url};
 
 use clap::parser::ValueSource;
 use clap::{Arg, ArgMatches, Command};
 
-use crate::access::{Origins, Proxies, Rate, Rates};
-use crate::journal::Level;
+use crate::access::{Origins, Proxies, Rate, RateLimits};
+use crate::journal::Durability;
+use crate::logging::LogFormat;
 use crate::retention::{Schedule, schedule};
 
-/// The settings of a server, checked.
+/// The validated settings of a server.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Settings {
     pub host: IpAddr,
-    /// 0 takes any free port.
+    /// 0: any free port.
     pub port: u16,
     pub http_engine: HttpEngine,
     pub acceptors: usize,
     pub connections_max: usize,
     pub body_bytes_max: usize,
     pub decompressed_bytes_max: usize,
-    /// None: everybody may do everything.
+    /// None: requests need no token.
     pub auth_tokens_file: Option<PathBuf>,
-    pub rates: Rates,
+    pub rates: RateLimits,
     pub trusted_proxies: Proxies,
     pub cors_origins: Origins,
     pub header_timeout: Duration,
     pub body_timeout: Duration,
     pub idle_timeout: Duration,
-    pub slow_reader_timeout: Duration,
-    pub edge: Edge,
-    pub gateway: Gateway,
+    pub write_timeout: Duration,
+    pub edge: EdgeSettings,
+    pub gateway: GatewaySettings,
     /// None: a private cluster in the data directory.
     pub database_url: Option<String>,
     pub db_pool_max: u32,
     pub data_dir: PathBuf,
-    pub durability: Level,
+    pub durability: Durability,
     pub journal_write: Duration,
     pub journal_sync: Duration,
     pub journal_segment_bytes: u64,
@@ -67,19 +69,19 @@ pub struct Settings {
     pub retention_schedule: Schedule,
     pub clock_skew_max: Duration,
     pub query_threads: usize,
-    pub query_line_max: usize,
+    pub query_queue_max: usize,
     pub exports_max: usize,
     pub breaker_failures: u32,
     pub breaker_successes: u32,
     pub breaker_timeout: Duration,
     pub shutdown_timeout: Duration,
-    /// Zero: no history is kept.
+    /// Zero: no history is written.
     pub history_interval: Duration,
     pub history_bytes_max: u64,
     pub log_level: log::LevelFilter,
     pub log_format: LogFormat,
-    /// All of the above as `NAME=value`, in the order of an event's way, fit for a log.
-    pub shown: Vec<String>,
+    /// All settings as `NAME=value`, without passwords.
+    pub effective: Vec<String>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -88,25 +90,19 @@ pub enum HttpEngine {
     Minihttp,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum LogFormat {
-    Logfmt,
-    Json,
-}
-
-/// Why there are no settings.
+/// Why the settings could not be loaded.
 #[derive(Debug, thiserror::Error)]
-pub enum Refused {
-    /// `--help`, `--version`, or flags that clap refuses: its own text.
+pub enum LoadSettingsError {
+    /// `--help`, `--version`, or flags rejected by clap, with clap's text.
     #[error("{0}")]
     Usage(clap::Error),
     #[error("{}", .0.join("\n"))]
-    Mistakes(Vec<String>),
+    Invalid(Vec<String>),
 }
 
 struct Setting {
     name: &'static str,
-    /// None where there is none.
+    /// None: unset by default.
     default: Option<&'static str>,
     help: &'static str,
 }
@@ -115,37 +111,37 @@ const fn setting(name: &'static str, default: &'static str, help: &'static str) 
     Setting { name, default: Some(default), help }
 }
 
-/// In the order of an event's way. Bounds stand in `Settings::read`, which says them when they are broken.
+/// In the order in which an event passes the stages. `Settings::read` holds and checks the bounds.
 const SETTINGS: &[Setting] = &[
     setting(
         "HOST",
         "127.0.0.1",
-        "Address to listen on. Loopback by default: nothing is open to a network unasked",
+        "Address to listen on. The default, loopback, is not reachable from a network",
     ),
-    setting("PORT", "3000", "Port to listen on; 0 takes any free one [0 to 65535]"),
+    setting("PORT", "3000", "Port to listen on; 0 is any free port [0 to 65535]"),
     setting(
         "HTTP_ENGINE",
         "guarded",
-        "HTTP engine: guarded (fit to face a network) or minihttp (trusted networks only)",
+        "HTTP engine: guarded (for untrusted networks) or minihttp (trusted networks only)",
     ),
     setting("ACCEPTORS", "0", "Acceptor threads; 0 is one per core [0 to 256]"),
-    setting("MAX_CONNECTIONS", "10000", "Connections open at once, over all acceptors [1 to 1000000]"),
-    setting("MAX_BODY_BYTES", "8388608", "Bytes of a request's body [1024 to 1073741824]"),
+    setting("MAX_CONNECTIONS", "10000", "Maximum open connections, over all acceptors [1 to 1000000]"),
+    setting("MAX_BODY_BYTES", "8388608", "Maximum bytes of a request body [1024 to 1073741824]"),
     setting(
         "MAX_DECOMPRESSED_BYTES",
         "33554432",
-        "Bytes of a gzip or zstd body once it is decompressed [1024 to 1073741824]",
+        "Maximum bytes of a gzip or zstd body after decompression [1024 to 1073741824]",
     ),
     Setting {
         name: "AUTH_TOKENS_FILE",
         default: None,
-        help: "File of tokens, a line each: name sha256:HEX scopes [services]; see `token create`. \
-               Read again on SIGHUP. Unset: requests need no token",
+        help: "File of tokens, one per line: name sha256:HEX scopes [services]; see `token create`. \
+               Reloaded on SIGHUP. Unset: requests need no token",
     },
     setting(
         "RATE_LIMIT_GLOBAL",
         "0",
-        "Requests per second and client on everything but /live and /ready; 0 is no limit [0 to 1000000]",
+        "Requests per second and client, except /live and /ready; 0 is no limit [0 to 1000000]",
     ),
     setting(
         "RATE_LIMIT_QUERY",
@@ -160,77 +156,89 @@ const SETTINGS: &[Setting] = &[
     setting(
         "TRUSTED_PROXIES",
         "",
-        "Addresses and networks, with commas, whose X-Forwarded-For or Forwarded is believed, such as 10.0.0.0/8",
+        "Comma-separated addresses and networks whose X-Forwarded-For or Forwarded is trusted, such as 10.0.0.0/8",
     ),
     setting(
         "CORS_ORIGINS",
         "",
-        "Origins of web pages, with commas, that may read answers, such as https://app.example; * for all",
+        "Comma-separated origins of web pages that may read responses, such as https://app.example; * is all",
     ),
-    setting("HEADER_TIMEOUT_MS", "10000", "Milliseconds for a whole request header to arrive [1 to 3600000]"),
-    setting("BODY_TIMEOUT_MS", "30000", "Milliseconds for a whole request body to arrive [1 to 3600000]"),
-    setting("IDLE_TIMEOUT_MS", "75000", "Milliseconds a connection may wait between requests [1 to 3600000]"),
+    setting("HEADER_TIMEOUT_MS", "10000", "Milliseconds to receive a complete request header [1 to 3600000]"),
+    setting("BODY_TIMEOUT_MS", "30000", "Milliseconds to receive a complete request body [1 to 3600000]"),
     setting(
-        "WRITE_TIMEOUT_MS",
-        "30000",
-        "Milliseconds a client may leave an answer unread [1 to 3600000]",
+        "IDLE_TIMEOUT_MS",
+        "75000",
+        "Milliseconds a connection may be idle between requests [1 to 3600000]",
     ),
+    setting("WRITE_TIMEOUT_MS", "30000", "Milliseconds a client may leave a response unread [1 to 3600000]"),
     Setting {
         name: "DATABASE_URL",
         default: None,
-        help: "PostgreSQL to store into, as postgres://user@host/database?sslmode=… \
+        help: "PostgreSQL database, as postgres://user@host/database?sslmode=… \
                Unset: a private cluster in DATA_DIR/postgres, started and stopped with the server",
     },
-    setting("DB_POOL_MAX", "20", "Connections to PostgreSQL at once [2 to 1000]"),
-    setting("DATA_DIR", "data", "Directory for what the server keeps on disk"),
+    setting("DB_POOL_MAX", "20", "Maximum connections to PostgreSQL [2 to 1000]"),
+    setting("DATA_DIR", "data", "Directory of the server's files"),
     setting(
         "DURABILITY",
         "memory",
-        "What a 202 means unless the request's header Durability says: memory (in the buffer), \
+        "Guarantee of a 202 without the request header Durability: memory (in the buffer), \
          written (handed to the kernel: survives kill -9) or synced (on disk: survives a power cut)",
     ),
-    setting("JOURNAL_WRITE_MS", "10", "Milliseconds until an event is in the journal's file [1 to 60000]"),
+    setting(
+        "JOURNAL_WRITE_MS",
+        "10",
+        "Maximum milliseconds until an event is written to the journal [1 to 60000]",
+    ),
     setting(
         "CHECKPOINT_INTERVAL_MS",
         "5000",
-        "Milliseconds until the journal is synced to disk, unless someone waits for it [1 to 600000]",
+        "Milliseconds between syncs of the journal to disk, unless a request waits for one [1 to 600000]",
     ),
     setting(
         "JOURNAL_SEGMENT_BYTES",
         "67108864",
-        "Bytes after which the journal goes on in another file [4096 to 4294967296]",
+        "Bytes after which the journal starts a new segment [4096 to 4294967296]",
     ),
-    setting("BUFFER_MAX_SIZE", "50000", "Events that may wait for PostgreSQL [1 to 100000000]"),
+    setting("BUFFER_MAX_SIZE", "50000", "Maximum events in the buffer [1 to 100000000]"),
     setting(
         "BUFFER_MAX_BYTES",
         "268435456",
-        "Bytes of events that may wait for PostgreSQL [1048576 to 34359738367]",
+        "Maximum bytes of events in the buffer [1048576 to 34359738367]",
     ),
     setting(
         "SPILL_MAX_BYTES",
         "1073741824",
-        "Bytes of events that may lie in the journal alone when the buffer is full; 0 is none [0 to 1099511627776]",
+        "Maximum bytes of events kept in the journal only when the buffer is full; 0 is none [0 to 1099511627776]",
     ),
-    setting("BATCH_SIZE", "5000", "Events written to PostgreSQL together [1 to 100000]"),
-    setting("BATCH_MAX_BYTES", "33554432", "Bytes written to PostgreSQL together [65536 to 1073741824]"),
-    setting("DRAIN_INTERVAL", "1000", "Milliseconds an event may wait for its batch to fill [1 to 600000]"),
-    setting("RETENTION_DAYS", "30", "Days that events are kept; older ones are refused [1 to 36500]"),
+    setting("BATCH_SIZE", "5000", "Maximum events of a batch [1 to 100000]"),
+    setting("BATCH_MAX_BYTES", "33554432", "Maximum bytes of a batch [65536 to 1073741824]"),
+    setting(
+        "DRAIN_INTERVAL",
+        "1000",
+        "Maximum milliseconds an event waits for its batch to fill [1 to 600000]",
+    ),
+    setting("RETENTION_DAYS", "30", "Days that events are kept; older events are rejected [1 to 36500]"),
     setting(
         "RETENTION_CRON_SCHEDULE",
         schedule::DEFAULT,
-        "When older events are removed: a cron expression of 5 fields, or 6 with seconds first, in UTC",
+        "When expired events are removed: a cron expression of 5 fields, or 6 with seconds first, in UTC",
     ),
-    setting("MAX_CLOCK_SKEW_MS", "300000", "Milliseconds an event's timestamp may lie ahead [0 to 86400000]"),
-    setting("QUERY_THREADS", "4", "Threads that answer queries [1 to 256]"),
+    setting(
+        "MAX_CLOCK_SKEW_MS",
+        "300000",
+        "Milliseconds an event's timestamp may be in the future [0 to 86400000]",
+    ),
+    setting("QUERY_THREADS", "4", "Threads that run queries [1 to 256]"),
     setting(
         "QUERY_QUEUE_MAX",
         "128",
-        "Queries that may wait for a thread; more are answered 503 [1 to 100000]",
+        "Maximum queries that wait for a thread; others are answered 503 [1 to 100000]",
     ),
     setting(
         "EXPORTS_MAX",
         "4",
-        "Exports (GET /events as NDJSON or CSV) at once, 2 MiB each; more are answered 503 [1 to 1000]",
+        "Maximum concurrent exports (GET /events as NDJSON or CSV), 2 MiB each; others are answered 503 [1 to 1000]",
     ),
     setting(
         "CIRCUIT_BREAKER_FAILURE_THRESHOLD",
@@ -245,53 +253,50 @@ const SETTINGS: &[Setting] = &[
     setting(
         "CIRCUIT_BREAKER_TIMEOUT_MS",
         "30000",
-        "Milliseconds an open breaker waits before it tries [1 to 3600000]",
+        "Milliseconds until an open breaker becomes half-open [1 to 3600000]",
     ),
-    setting(
-        "SHUTDOWN_TIMEOUT_MS",
-        "30000",
-        "Milliseconds to drain the buffer when told to stop [0 to 3600000]",
-    ),
+    setting("SHUTDOWN_TIMEOUT_MS", "30000", "Milliseconds to drain the buffer at shutdown [0 to 3600000]"),
     setting(
         "METRICS_HISTORY_INTERVAL_MS",
         "60000",
-        "Milliseconds between two lines of DATA_DIR/metrics/metrics-history.jsonl; 0 keeps none [0 to 86400000]",
+        "Milliseconds between lines of DATA_DIR/metrics/metrics-history.jsonl; 0 writes none [0 to 86400000]",
     ),
     setting(
         "METRICS_HISTORY_MAX_BYTES",
         "16777216",
-        "Bytes after which that file is begun anew; the one before is kept [4096 to 1073741824]",
+        "Bytes after which the metrics history is rotated; one old file is kept [4096 to 1073741824]",
     ),
-    setting("LOG_LEVEL", "info", "Least level that is logged: error, warn, info, debug, trace or off"),
-    setting("LOG_FORMAT", "logfmt", "Shape of a log line: logfmt or json"),
+    setting("LOG_LEVEL", "info", "Log level: error, warn, info, debug, trace or off"),
+    setting("LOG_FORMAT", "logfmt", "Log format: logfmt or json"),
 ];
 
-/// All settings; those of the edge and of the gateway stand behind the others.
+/// All settings; those of `edge` and `gateway` come last.
 fn all() -> impl Iterator<Item = &'static Setting> {
     SETTINGS.iter().chain(edge::SETTINGS).chain(gateway::SETTINGS)
 }
 
 impl Settings {
     /// Reads the command line, the environment and the `--env-file`.
-    pub fn load(args: impl IntoIterator<Item = OsString>) -> Result<(Task, Self), Refused> {
-        let matches = command().try_get_matches_from(args).map_err(Refused::Usage)?;
-        let (task, matches) = task::of(matches).map_err(|mistake| Refused::Mistakes(vec![mistake]))?;
-        let mut mistakes = Vec::new();
+    pub fn load(args: impl IntoIterator<Item = OsString>) -> Result<(CliCommand, Self), LoadSettingsError> {
+        let matches = command().try_get_matches_from(args).map_err(LoadSettingsError::Usage)?;
+        let (command, matches) =
+            cli::parse(matches).map_err(|error| LoadSettingsError::Invalid(vec![error]))?;
+        let mut errors = Vec::new();
         let file = match matches.get_one::<PathBuf>("ENV_FILE") {
-            Some(path) => read_env_file(path, &mut mistakes),
+            Some(path) => read_env_file(path, &mut errors),
             None => HashMap::new(),
         };
-        let mut reader = Reader { matches: &matches, file, mistakes: &mut mistakes };
+        let mut reader = SettingsReader { matches: &matches, file, errors: &mut errors };
         let mut settings = Self::read(&mut reader);
-        settings.shown = all().map(|setting| reader.shown(setting.name)).collect();
-        if mistakes.is_empty() { Ok((task, settings)) } else { Err(Refused::Mistakes(mistakes)) }
+        settings.effective = all().map(|setting| reader.redacted(setting.name)).collect();
+        if errors.is_empty() { Ok((command, settings)) } else { Err(LoadSettingsError::Invalid(errors)) }
     }
 
     pub fn address(&self) -> SocketAddr {
         SocketAddr::new(self.host, self.port)
     }
 
-    fn read(from: &mut Reader<'_>) -> Self {
+    fn read(from: &mut SettingsReader<'_>) -> Self {
         const HOUR_MS: u64 = 3_600_000;
         let acceptors = match from.number("ACCEPTORS", 0..=256) {
             0 => std::thread::available_parallelism().map_or(1, std::num::NonZero::get),
@@ -300,7 +305,7 @@ impl Settings {
         let settings = Self {
             host: from.parsed("HOST", "an IP address", IpAddr::from([127, 0, 0, 1])),
             port: from.number("PORT", 0..=65_535),
-            http_engine: from.choice(
+            http_engine: from.one_of(
                 "HTTP_ENGINE",
                 &[("guarded", HttpEngine::Guarded), ("minihttp", HttpEngine::Minihttp)],
             ),
@@ -311,7 +316,7 @@ impl Settings {
             auth_tokens_file: Some(from.text("AUTH_TOKENS_FILE"))
                 .filter(|path| !path.is_empty())
                 .map(PathBuf::from),
-            rates: Rates {
+            rates: RateLimits {
                 global: from.rate("RATE_LIMIT_GLOBAL"),
                 query: from.rate("RATE_LIMIT_QUERY"),
                 health: from.rate("RATE_LIMIT_HEALTH"),
@@ -321,13 +326,13 @@ impl Settings {
             header_timeout: from.millis("HEADER_TIMEOUT_MS", 1..=HOUR_MS),
             body_timeout: from.millis("BODY_TIMEOUT_MS", 1..=HOUR_MS),
             idle_timeout: from.millis("IDLE_TIMEOUT_MS", 1..=HOUR_MS),
-            slow_reader_timeout: from.millis("WRITE_TIMEOUT_MS", 1..=HOUR_MS),
-            edge: Edge::read(from),
-            gateway: Gateway::read(from),
+            write_timeout: from.millis("WRITE_TIMEOUT_MS", 1..=HOUR_MS),
+            edge: EdgeSettings::read(from),
+            gateway: GatewaySettings::read(from),
             database_url: Some(from.text("DATABASE_URL")).filter(|url| !url.is_empty()),
             db_pool_max: from.number("DB_POOL_MAX", 2..=1000),
             data_dir: PathBuf::from(from.text("DATA_DIR")),
-            durability: from.choice("DURABILITY", &Level::ALL.map(|level| (level.name(), level))),
+            durability: from.one_of("DURABILITY", &Durability::ALL.map(|level| (level.name(), level))),
             journal_write: from.millis("JOURNAL_WRITE_MS", 1..=60_000),
             journal_sync: from.millis("CHECKPOINT_INTERVAL_MS", 1..=600_000),
             journal_segment_bytes: from.number("JOURNAL_SEGMENT_BYTES", 4096..=1 << 32),
@@ -340,12 +345,12 @@ impl Settings {
             retention_days: from.number("RETENTION_DAYS", 1..=36_500),
             retention_schedule: from.parsed(
                 "RETENTION_CRON_SCHEDULE",
-                "a cron expression of 5 or 6 fields that ever comes to pass",
+                "a cron expression of 5 or 6 fields that matches any time",
                 Schedule::default(),
             ),
             clock_skew_max: from.millis("MAX_CLOCK_SKEW_MS", 0..=86_400_000),
             query_threads: from.number("QUERY_THREADS", 1..=256),
-            query_line_max: from.number("QUERY_QUEUE_MAX", 1..=100_000),
+            query_queue_max: from.number("QUERY_QUEUE_MAX", 1..=100_000),
             exports_max: from.number("EXPORTS_MAX", 1..=1000),
             breaker_failures: from.number("CIRCUIT_BREAKER_FAILURE_THRESHOLD", 1..=1000),
             breaker_successes: from.number("CIRCUIT_BREAKER_SUCCESS_THRESHOLD", 1..=1000),
@@ -359,14 +364,14 @@ impl Settings {
                 log::LevelFilter::Info,
             ),
             log_format: from
-                .choice("LOG_FORMAT", &[("logfmt", LogFormat::Logfmt), ("json", LogFormat::Json)]),
-            shown: Vec::new(),
+                .one_of("LOG_FORMAT", &[("logfmt", LogFormat::Logfmt), ("json", LogFormat::Json)]),
+            effective: Vec::new(),
         };
         if settings.edge.tls.is_some() && settings.http_engine == HttpEngine::Minihttp {
-            from.mistakes.push("HTTP_ENGINE=minihttp speaks no TLS: leave TLS_CERT and TLS_KEY out".into());
+            from.errors.push("HTTP_ENGINE=minihttp does not support TLS: unset TLS_CERT and TLS_KEY".into());
         }
         if settings.data_dir.as_os_str().is_empty() {
-            from.mistakes.push("DATA_DIR is empty: it must name a directory".into());
+            from.errors.push("DATA_DIR is empty: it must name a directory".into());
         }
         settings
     }
@@ -381,7 +386,7 @@ fn command() -> Command {
         let arg = Arg::new(setting.name)
             .long(flag(setting.name))
             .env(setting.name)
-            // The environment may hold a database's password: help must not show it.
+            // DATABASE_URL may contain a password, which --help must not print.
             .hide_env_values(true)
             .value_name("VALUE")
             .global(true)
@@ -393,7 +398,7 @@ fn command() -> Command {
     });
     let program = Command::new("aurore-events")
         .version(env!("CARGO_PKG_VERSION"))
-        .about("Takes in events over HTTP and gets every acknowledged one into PostgreSQL exactly once")
+        .about("Accepts events over HTTP and stores every acknowledged event in PostgreSQL exactly once")
         .max_term_width(110)
         .args(settings)
         .arg(
@@ -402,19 +407,19 @@ fn command() -> Command {
                 .value_name("FILE")
                 .global(true)
                 .value_parser(clap::value_parser!(PathBuf))
-                .help("File of NAME=value lines, for what neither flags nor the environment set"),
+                .help("File of NAME=value lines; flags and the environment override it"),
         );
-    task::add_to(program)
+    cli::add_subcommands(program)
 }
 
-/// Reads one setting after another, and keeps going when one is wrong.
-struct Reader<'a> {
+/// Reads settings and collects the errors of invalid ones.
+struct SettingsReader<'a> {
     matches: &'a ArgMatches,
     file: HashMap<String, String>,
-    mistakes: &'a mut Vec<String>,
+    errors: &'a mut Vec<String>,
 }
 
-impl Reader<'_> {
+impl SettingsReader<'_> {
     fn text(&self, name: &str) -> String {
         let given = self.matches.get_one::<String>(name).cloned();
         match self.matches.value_source(name) {
@@ -424,15 +429,15 @@ impl Reader<'_> {
         .unwrap_or_default()
     }
 
-    fn shown(&self, name: &str) -> String {
+    fn redacted(&self, name: &str) -> String {
         let text = self.text(name);
         let secret = name == "DATABASE_URL" || name == "PUSHGATEWAY_URL" && !text.is_empty();
-        let text = if secret { without_password(&text) } else { text };
+        let text = if secret { redact_password(&text) } else { text };
         format!("{name}={text}")
     }
 
-    fn mistake(&mut self, name: &str, value: &str, wanted: &str) {
-        self.mistakes.push(format!("{name}={value:?} is not {wanted}"));
+    fn push_error(&mut self, name: &str, value: &str, wanted: &str) {
+        self.errors.push(format!("{name}={value:?} is not {wanted}"));
     }
 
     fn number<T: TryFrom<u64> + Default>(&mut self, name: &str, bounds: RangeInclusive<u64>) -> T {
@@ -441,7 +446,7 @@ impl Reader<'_> {
         if let Some(number) = number.and_then(|number| T::try_from(number).ok()) {
             return number;
         }
-        self.mistake(name, &text, &format!("a whole number from {} to {}", bounds.start(), bounds.end()));
+        self.push_error(name, &text, &format!("a whole number from {} to {}", bounds.start(), bounds.end()));
         T::default()
     }
 
@@ -449,11 +454,11 @@ impl Reader<'_> {
         Rate::per_second(self.number(name, 0..=1_000_000))
     }
 
-    /// A value whose own error says what it should be.
+    /// Parses a value whose parse error describes the expected form.
     fn read<T: std::str::FromStr<Err: std::fmt::Display> + Default>(&mut self, name: &str) -> T {
         let text = self.text(name);
         text.parse().unwrap_or_else(|wanted: T::Err| {
-            self.mistake(name, &text, &wanted.to_string());
+            self.push_error(name, &text, &wanted.to_string());
             T::default()
         })
     }
@@ -465,28 +470,28 @@ impl Reader<'_> {
     fn parsed<T: std::str::FromStr>(&mut self, name: &str, wanted: &str, otherwise: T) -> T {
         let text = self.text(name);
         text.parse().unwrap_or_else(|_| {
-            self.mistake(name, &text, wanted);
+            self.push_error(name, &text, wanted);
             otherwise
         })
     }
 
-    fn choice<T: Copy>(&mut self, name: &str, choices: &[(&str, T)]) -> T {
+    fn one_of<T: Copy>(&mut self, name: &str, choices: &[(&str, T)]) -> T {
         let text = self.text(name);
         if let Some((_, choice)) = choices.iter().find(|(word, _)| *word == text) {
             return *choice;
         }
         let words: Vec<_> = choices.iter().map(|(word, _)| *word).collect();
-        self.mistake(name, &text, &format!("one of {}", words.join(", ")));
+        self.push_error(name, &text, &format!("one of {}", words.join(", ")));
         choices[0].1
     }
 }
 
-/// Reads `NAME=value` lines. A name that no setting has is a mistake: it is a typing error more often than not.
-fn read_env_file(path: &Path, mistakes: &mut Vec<String>) -> HashMap<String, String> {
+/// Reads `NAME=value` lines. An unknown name is an error, since it is most likely a typing error.
+fn read_env_file(path: &Path, errors: &mut Vec<String>) -> HashMap<String, String> {
     let text = match std::fs::read_to_string(path) {
         Ok(text) => text,
         Err(error) => {
-            mistakes.push(format!("--env-file {}: {error}", path.display()));
+            errors.push(format!("--env-file {}: {error}", path.display()));
             return HashMap::new();
         }
     };
@@ -497,14 +502,14 @@ fn read_env_file(path: &Path, mistakes: &mut Vec<String>) -> HashMap<String, Str
         }
         let at = || format!("{}:{number}", path.display());
         let Some((name, value)) = line.strip_prefix("export ").unwrap_or(line).split_once('=') else {
-            mistakes.push(format!("{}: not of the form NAME=value", at()));
+            errors.push(format!("{}: not of the form NAME=value", at()));
             continue;
         };
         let (name, value) = (name.trim(), unquoted(value.trim()));
         if !all().any(|setting| setting.name == name) {
-            mistakes.push(format!("{}: there is no setting {name}", at()));
+            errors.push(format!("{}: there is no setting {name}", at()));
         } else if values.insert(name.to_owned(), value.to_owned()).is_some() {
-            mistakes.push(format!("{}: {name} is set twice", at()));
+            errors.push(format!("{}: {name} is set twice", at()));
         }
     }
     values
@@ -514,10 +519,10 @@ fn unquoted(value: &str) -> &str {
     ['"', '\''].iter().find_map(|quote| value.strip_prefix(*quote)?.strip_suffix(*quote)).unwrap_or(value)
 }
 
-/// A connection URL fit for a log.
-pub fn without_password(url: &str) -> String {
+/// Removes the password from a connection URL, for logging.
+pub fn redact_password(url: &str) -> String {
     let Some((scheme, rest)) = url.split_once("://") else {
-        // The key=value form: every word but the password.
+        // The key=value form: keep every word but the password.
         let words = url.split_whitespace().filter(|word| !word.starts_with("password"));
         return words.collect::<Vec<_>>().join(" ");
     };
@@ -535,14 +540,14 @@ pub fn without_password(url: &str) -> String {
 mod tests {
     use super::*;
 
-    fn load(args: &[&str]) -> Result<(Task, Settings), Refused> {
+    fn load(args: &[&str]) -> Result<(CliCommand, Settings), LoadSettingsError> {
         Settings::load(["aurore-events"].iter().chain(args).map(OsString::from))
     }
 
     #[test]
-    fn the_defaults_are_those_of_the_contract() {
-        let (task, settings) = load(&[]).unwrap();
-        assert_eq!(task, Task::Serve);
+    fn defaults_match_the_specification() {
+        let (command, settings) = load(&[]).unwrap();
+        assert_eq!(command, CliCommand::Serve);
         assert_eq!(settings.host, IpAddr::from([127, 0, 0, 1]));
         assert_eq!((settings.port, settings.buffer_rows_max, settings.batch_rows_max), (3000, 50_000, 5000));
         assert_eq!((settings.buffer_bytes_max, settings.body_bytes_max), (256 << 20, 8 << 20));
@@ -556,8 +561,8 @@ mod tests {
     }
 
     #[test]
-    fn all_mistakes_are_reported_together_and_name_the_setting_and_its_bounds() {
-        let Err(Refused::Mistakes(mistakes)) = load(&[
+    fn load_reports_all_errors_with_setting_and_bounds() {
+        let Err(LoadSettingsError::Invalid(errors)) = load(&[
             "--port",
             "65536",
             "--batch-size=0",
@@ -570,7 +575,7 @@ mod tests {
             panic!("wrong settings were accepted");
         };
         assert_eq!(
-            mistakes,
+            errors,
             [
                 "HOST=\"x\" is not an IP address",
                 "PORT=\"65536\" is not a whole number from 0 to 65535",
@@ -581,32 +586,34 @@ mod tests {
     }
 
     #[test]
-    fn an_env_file_gives_way_to_flags_and_its_unknown_names_are_mistakes() {
+    fn env_file_is_overridden_by_flags_and_rejects_unknown_names() {
         let file = std::env::temp_dir().join(format!("aurore-env-{}", std::process::id()));
         std::fs::write(&file, "# comment\nPORT=4000\nexport BATCH_SIZE=\"7\"\n").unwrap();
-        let named = format!("--env-file={}", file.display());
-        let (_, settings) = load(&[&named, "--port=5000"]).unwrap();
+        let flag = format!("--env-file={}", file.display());
+        let (_, settings) = load(&[&flag, "--port=5000"]).unwrap();
         assert_eq!((settings.port, settings.batch_rows_max), (5000, 7));
         std::fs::write(&file, "PROT=4000\nPORT\n").unwrap();
-        let Err(Refused::Mistakes(mistakes)) = load(&[&named]) else { panic!("a wrong file was accepted") };
+        let Err(LoadSettingsError::Invalid(errors)) = load(&[&flag]) else {
+            panic!("a wrong file was accepted")
+        };
         std::fs::remove_file(&file).unwrap();
-        assert_eq!(mistakes.len(), 2, "{mistakes:?}");
-        assert!(mistakes[0].ends_with(":1: there is no setting PROT"), "{mistakes:?}");
+        assert_eq!(errors.len(), 2, "{errors:?}");
+        assert!(errors[0].ends_with(":1: there is no setting PROT"), "{errors:?}");
     }
 
     #[test]
-    fn retention_is_scheduled_and_can_be_run_at_once() {
-        let (task, settings) =
+    fn load_parses_the_retention_schedule_and_command() {
+        let (command, settings) =
             load(&["retention", "run", "--dry-run", "--retention-cron-schedule", "1 2 3 * * *"]).unwrap();
-        assert_eq!(task, Task::RetentionRun { dry_run: true });
+        assert_eq!(command, CliCommand::RetentionRun { dry_run: true });
         assert_eq!(settings.retention_schedule, "1 2 3 * * *".parse().unwrap());
-        assert_eq!(load(&["retention", "run"]).unwrap().0, Task::RetentionRun { dry_run: false });
-        assert!(matches!(load(&["retention"]), Err(Refused::Usage(_))));
-        assert!(matches!(load(&["--retention-cron-schedule", "never"]), Err(Refused::Mistakes(_))));
+        assert_eq!(load(&["retention", "run"]).unwrap().0, CliCommand::RetentionRun { dry_run: false });
+        assert!(matches!(load(&["retention"]), Err(LoadSettingsError::Usage(_))));
+        assert!(matches!(load(&["--retention-cron-schedule", "never"]), Err(LoadSettingsError::Invalid(_))));
     }
 
     #[test]
-    fn bounds_are_inclusive() {
+    fn setting_bounds_are_inclusive() {
         #[track_caller]
         fn check(flag: &str, good: bool) {
             assert_eq!(load(&[flag]).is_ok(), good, "{flag}");
@@ -629,13 +636,13 @@ mod tests {
     }
 
     #[test]
-    fn a_password_is_never_shown() {
+    fn redact_password_removes_passwords_from_urls_and_key_values() {
         assert_eq!(
-            without_password("postgres://a:s3cret@db:5432/x?sslmode=require"),
+            redact_password("postgres://a:s3cret@db:5432/x?sslmode=require"),
             "postgres://a@db:5432/x?sslmode=require"
         );
-        assert_eq!(without_password("postgres://a:p@ss@db/x"), "postgres://a@db/x");
-        assert_eq!(without_password("host=db password=s3cret user=a"), "host=db user=a");
-        assert_eq!(without_password("postgres://db/x"), "postgres://db/x");
+        assert_eq!(redact_password("postgres://a:p@ss@db/x"), "postgres://a@db/x");
+        assert_eq!(redact_password("host=db password=s3cret user=a"), "host=db user=a");
+        assert_eq!(redact_password("postgres://db/x"), "postgres://db/x");
     }
 }

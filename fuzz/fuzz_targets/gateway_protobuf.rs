@@ -1,15 +1,15 @@
-//! Bodies of pushes as protobuf, and records of the gateway's log: no bytes panic.
+//! Protobuf push bodies and records of the gateway's WAL: the parsers never panic.
 #![no_main]
 
 use aurore_events::clock::Moment;
-use aurore_events::gateway::record::Record;
-use aurore_events::gateway::target::Target;
-use aurore_events::gateway::{group, protobuf};
+use aurore_events::gateway::grouping_key::GroupingKey;
+use aurore_events::gateway::record::WalRecord;
+use aurore_events::gateway::{protobuf, validate};
 
 libfuzzer_sys::fuzz_target!(|body: &[u8]| {
-    drop(Record::decode(body));
+    drop(WalRecord::decode(body));
     if let Ok(parsed) = protobuf::parse(body) {
-        let target = Target::parse("job/fuzz").expect("a path");
-        drop(group::prepare(&target, parsed, (Moment::ZERO, 1.0)));
+        let grouping_key = GroupingKey::parse("job/fuzz").expect("a valid path");
+        drop(validate::validate_push(&grouping_key, parsed, (Moment::ZERO, 1.0)));
     }
 });

@@ -1,34 +1,34 @@
-//! The headers that something is read from: no bytes panic, names are known in any case, a header that nobody knows
-//! changes nothing, and what is read keeps its bounds. A line of the input is a header.
+//! Request headers: the parsers never panic, header names are case-insensitive, an unknown header
+//! changes nothing, and parsed values are within their bounds. Each line of the input is a header.
 #![no_main]
 
 use std::net::{IpAddr, Ipv4Addr};
 
 use aurore_events::access::Proxies;
-use aurore_events::http::accept::preferred;
+use aurore_events::http::content_negotiation::preferred_media_type;
 use aurore_events::http::{Headers, Response, gzip};
-use aurore_events::ingest::Call;
+use aurore_events::ingest::IngestHeaders;
 use httparse::Header;
 
 const PEER: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
 const OFFERS: [&str; 3] = ["application/json", "text/plain", "application/openmetrics-text"];
 
-/// All that is read from these headers, in words.
-fn read(proxies: &Proxies, headers: Headers<'_>) -> String {
+/// All values parsed from these headers, as text.
+fn summarize(proxies: &Proxies, headers: Headers<'_>) -> String {
     let accept = headers.get("Accept").and_then(|accept| str::from_utf8(accept).ok());
-    let chosen = accept.and_then(|accept| preferred(accept, &OFFERS));
+    let chosen = accept.and_then(|accept| preferred_media_type(accept, &OFFERS));
     assert!(chosen.is_none_or(|chosen| chosen < OFFERS.len()));
-    let call = Call::read(headers);
-    if let Err(refused) = &call {
+    let parsed = IngestHeaders::parse(headers);
+    if let Err(error) = &parsed {
         let mut response = Response::default();
-        refused.answer(&mut response);
+        error.write_response(&mut response);
         assert!(matches!(response.status, 400 | 415));
-        serde_json::from_slice::<serde_json::Value>(&response.body).expect("a problem is JSON");
+        serde_json::from_slice::<serde_json::Value>(&response.body).expect("a problem document is JSON");
         assert!(response.headers.iter().filter(|byte| **byte == b'\r').count() <= 1);
     }
     let client = proxies.client(PEER, headers);
     assert_eq!(client, client.to_canonical());
-    format!("{chosen:?} {call:?} {client} {}", gzip::is_accepted(headers))
+    format!("{chosen:?} {parsed:?} {client} {}", gzip::is_accepted(headers))
 }
 
 libfuzzer_sys::fuzz_target!(|data: &[u8]| {
@@ -45,12 +45,12 @@ libfuzzer_sys::fuzz_target!(|data: &[u8]| {
         fields.iter().map(|(name, value)| Header { name: name.as_str(), value }).collect();
     for trusted in ["127.0.0.1", "0.0.0.0/0, ::/0"] {
         let proxies: Proxies = trusted.parse().unwrap();
-        let found = read(&proxies, Headers(&headers));
-        let shouted: Vec<(String, &[u8])> =
+        let expected = summarize(&proxies, Headers(&headers));
+        let uppercase: Vec<(String, &[u8])> =
             fields.iter().map(|(name, value)| (name.to_ascii_uppercase(), *value)).collect();
-        let mut shouted: Vec<Header<'_>> =
-            shouted.iter().map(|(name, value)| Header { name: name.as_str(), value }).collect();
-        shouted.insert(shouted.len() / 2, Header { name: "X-Nobody-Knows", value: b"1" });
-        assert_eq!(read(&proxies, Headers(&shouted)), found);
+        let mut uppercase: Vec<Header<'_>> =
+            uppercase.iter().map(|(name, value)| Header { name: name.as_str(), value }).collect();
+        uppercase.insert(uppercase.len() / 2, Header { name: "X-Unknown", value: b"1" });
+        assert_eq!(summarize(&proxies, Headers(&uppercase)), expected);
     }
 });

@@ -1,34 +1,40 @@
-//! Bodies of all forms: no bytes panic, each row is one that PostgreSQL takes, what is good as a line is good alone and
-//! in an array, the rows add up and the answer is JSON.
+//! Event bodies in all formats: the decoder never panics, PostgreSQL accepts each row, a valid line
+//! is also valid alone and in an array, the counts add up, and the response is JSON.
 #![no_main]
 
 use std::time::Duration;
 
 use aurore_events::clock::Clock;
-use aurore_events::event::{METADATA_DEPTH_MAX, Timestamp};
-use aurore_events::http::Response;
-use aurore_events::http::Coding;
-use aurore_events::ingest::{Call, Form, Ingest, Limits};
 use aurore_events::event::row;
+use aurore_events::event::{METADATA_DEPTH_MAX, Timestamp};
+use aurore_events::http::ContentCoding;
+use aurore_events::http::Response;
+use aurore_events::ingest::{BodyFormat, IngestDecoder, IngestHeaders, IngestLimits};
 use serde_json::Value;
 
 const NOW_MS: i64 = 1_790_000_000_000;
 
 #[derive(Debug, PartialEq)]
-struct Found {
+struct Outcome {
     accepted: usize,
     rejected: u32,
 }
 
-fn decode(ingest: &mut Ingest, form: Form, body: &[u8]) -> Found {
-    let call = Call { form, coding: Coding::Identity, key: None, durability: None, services: None };
-    let decoded = ingest.decode(call, body, Timestamp::from_millis(NOW_MS));
+fn decode(ingest: &mut IngestDecoder, format: BodyFormat, body: &[u8]) -> Outcome {
+    let headers = IngestHeaders {
+        format,
+        coding: ContentCoding::Identity,
+        key: None,
+        durability: None,
+        services: None,
+    };
+    let decoded = ingest.decode(headers, body, Timestamp::from_millis(NOW_MS));
     let (mut bytes, mut ids) = (0, Vec::new());
     for (block, count) in decoded.blocks() {
         bytes += block.len();
         let before = ids.len();
         for row in row::rows(block) {
-            row.check().expect("PostgreSQL takes the texts");
+            row.validate_text().expect("PostgreSQL accepts the text fields");
             row.metadata().map(check_metadata);
             ids.push(row.event_id());
         }
@@ -38,26 +44,26 @@ fn decode(ingest: &mut Ingest, form: Form, body: &[u8]) -> Found {
     assert_eq!(ids, decoded.ids());
     assert_eq!(ids.len(), decoded.accepted());
     let mut response = Response::default();
-    decoded.answer(&mut response);
-    serde_json::from_slice::<Value>(&response.body).expect("an answer is JSON");
+    decoded.write_response(&mut response);
+    serde_json::from_slice::<Value>(&response.body).expect("a response is JSON");
     assert_eq!(response.status == 202, decoded.accepted() > 0);
-    let found = Found { accepted: decoded.accepted(), rejected: decoded.rejected() };
+    let outcome = Outcome { accepted: decoded.accepted(), rejected: decoded.rejected() };
     let ids = decoded.ids().len();
-    // In slices it comes to the same, but for the ids, which are chance.
+    // Slicing does not change the outcome, except for the random ids.
     let budget = 1 + body.first().map_or(0, |byte| usize::from(*byte) * 4);
     ingest.begin();
-    while !ingest.read_on(call, body, Timestamp::from_millis(NOW_MS), budget) {}
+    while !ingest.decode_slice(headers, body, Timestamp::from_millis(NOW_MS), budget) {}
     let sliced = ingest.decoded();
-    assert_eq!((sliced.ids().len(), sliced.bytes(), sliced.rejected()), (ids, bytes, found.rejected));
-    if found.accepted == 0 {
+    assert_eq!((sliced.ids().len(), sliced.bytes(), sliced.rejected()), (ids, bytes, outcome.rejected));
+    if outcome.accepted == 0 {
         let mut again = Response::default();
-        sliced.answer(&mut again);
+        sliced.write_response(&mut again);
         assert_eq!(again.body, response.body);
     }
-    found
+    outcome
 }
 
-/// What `jsonb` refuses, as another parser reads it.
+/// Checks with another parser that the metadata contains nothing that `jsonb` refuses.
 fn check_metadata(json: &[u8]) {
     fn check(value: &Value, depth: u32) {
         assert!(depth <= METADATA_DEPTH_MAX + 1, "too deep");
@@ -77,7 +83,7 @@ fn check_metadata(json: &[u8]) {
     check(&value, 1);
 }
 
-/// The numeric of PostgreSQL has 131,072 digits before the decimal point and 16,383 after it.
+/// PostgreSQL's `numeric` has at most 131,072 digits before the decimal point and 16,383 after it.
 fn check_number(text: &str) {
     let text = text.trim_start_matches('-').to_ascii_lowercase();
     let (digits, exponent) = text.split_once('e').unwrap_or((&text, "0"));
@@ -90,29 +96,32 @@ fn check_number(text: &str) {
 }
 
 libfuzzer_sys::fuzz_target!(|body: &[u8]| {
-    let limits = Limits {
+    let limits = IngestLimits {
         clock_skew: Duration::from_secs(300),
         retention: Duration::from_secs(30 * 86_400),
         rows_per_block_max: 3,
-        plain_bytes_max: 1 << 20,
+        decompressed_bytes_max: 1 << 20,
     };
-    let mut ingest = Ingest::new(limits, Clock::manual(Timestamp::from_millis(NOW_MS), 1).rng());
-    decode(&mut ingest, Form::Json, body);
-    let lines = decode(&mut ingest, Form::Ndjson, body);
-    let mut sum = Found { accepted: 0, rejected: 0 };
-    let mut good: Vec<&[u8]> = Vec::new();
+    let mut ingest = IngestDecoder::new(limits, Clock::manual(Timestamp::from_millis(NOW_MS), 1).rng());
+    decode(&mut ingest, BodyFormat::Json, body);
+    let lines = decode(&mut ingest, BodyFormat::Ndjson, body);
+    let mut sum = Outcome { accepted: 0, rejected: 0 };
+    let mut valid: Vec<&[u8]> = Vec::new();
     for line in body.split(|byte| *byte == b'\n') {
-        let found = decode(&mut ingest, Form::Ndjson, line);
-        if found.accepted == 1 {
-            good.push(line);
-            assert_eq!(decode(&mut ingest, Form::Json, line), found);
+        let outcome = decode(&mut ingest, BodyFormat::Ndjson, line);
+        if outcome.accepted == 1 {
+            valid.push(line);
+            assert_eq!(decode(&mut ingest, BodyFormat::Json, line), outcome);
         }
-        sum.accepted += found.accepted;
-        sum.rejected += found.rejected;
+        sum.accepted += outcome.accepted;
+        sum.rejected += outcome.rejected;
     }
     assert_eq!(sum, lines);
-    if !good.is_empty() {
-        let array = [b"[", good.join(&b","[..]).as_slice(), b"]"].concat();
-        assert_eq!(decode(&mut ingest, Form::Json, &array), Found { accepted: good.len(), rejected: 0 });
+    if !valid.is_empty() {
+        let array = [b"[", valid.join(&b","[..]).as_slice(), b"]"].concat();
+        assert_eq!(
+            decode(&mut ingest, BodyFormat::Json, &array),
+            Outcome { accepted: valid.len(), rejected: 0 }
+        );
     }
 });

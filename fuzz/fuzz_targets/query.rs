@@ -1,4 +1,5 @@
-//! Query strings: none panics, what is understood keeps its bounds, and how its bytes are encoded changes nothing.
+//! Query strings: the parser never panics, a parsed query is within its bounds, and
+//! percent-encoding changes nothing.
 #![no_main]
 
 use std::fmt::Write;
@@ -6,7 +7,7 @@ use std::fmt::Write;
 use aurore_events::event::Timestamp;
 use aurore_events::query::Query;
 
-/// Percent-encodes every byte that stands for itself.
+/// Percent-encodes every byte that is not encoded yet.
 fn encoded(query: &str) -> String {
     let mut out = String::new();
     let mut bytes = query.bytes();
@@ -38,7 +39,7 @@ libfuzzer_sys::fuzz_target!(|text: &str| {
             assert!(parsed.is_object());
         }
     }
-    // A `=` or `&` within a value is one only when it is encoded already; all else may be encoded or not.
+    // A `=` or `&` in a value must be encoded; any other byte may be.
     if !text.split('&').any(|pair| pair.matches('=').count() > 1) {
         assert_eq!(Query::parse(&encoded(text), now).ok(), Some(query));
     }

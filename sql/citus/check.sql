@@ -1,5 +1,5 @@
--- Every form of statement that the server sends, in one transaction that is rolled back: what ends without an error
--- here, a server can work with. Works on plain PostgreSQL as well, where it shows that the statements are as they stand.
+-- Runs every form of statement that the server sends, in one transaction that is rolled back. If this script succeeds,
+-- a server works with the cluster. It also runs on plain PostgreSQL, which verifies the statements themselves.
 \set ON_ERROR_STOP on
 BEGIN;
 SET LOCAL lock_timeout = '2s';
@@ -47,7 +47,7 @@ minutes AS (
 SELECT count(*) = 1 AS one_is_new FROM stored;
 
 \echo 'a dead letter'
--- With RETURNING, since Citus tells the number of rows that were sent, and not of those that were new, without it.
+-- With RETURNING, since without it Citus reports the number of rows sent, not of rows inserted.
 WITH buried AS (
     INSERT INTO dead_events (event_id, timestamp, service, row, sqlstate, reason)
     SELECT * FROM unnest(ARRAY['0000000003ea700080000000000000ac', '0000000003ea700080000000000000ad']::uuid[], ARRAY[now(), now()],
@@ -130,7 +130,7 @@ WITH gone AS (DELETE FROM event_counts WHERE hour >= '1970-01-01 00:00Z' AND hou
 SELECT coalesce(sum(count), 0)::bigint AS dropped FROM gone;
 DELETE FROM event_minutes WHERE minute < least(date_trunc('hour', '1970-01-02 00:00Z'::timestamptz, 'UTC'),
     date_trunc('hour', (SELECT min(minute) FROM event_minutes), 'UTC') + interval '1 hour');
--- One statement a message: Citus hands the whole message to the workers for each that changes a table.
+-- One statement per message: Citus forwards the whole message to the workers for each statement that changes a table.
 ALTER TABLE events DETACH PARTITION events_19700101;
 ALTER TABLE events_19700101 RENAME TO events_19700101_retired;
 DROP TABLE events_19700101_retired;

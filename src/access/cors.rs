@@ -1,20 +1,21 @@
-//! Which web pages may read answers (the CORS protocol of the Fetch standard). Credentials are never allowed: tokens
-//! travel in `Authorization`, which a page sets itself, and not in cookies.
+//! CORS (Fetch standard): the origins whose pages may read responses.
+//! `Access-Control-Allow-Credentials` is never sent: tokens travel in `Authorization`, which a page
+//! sets itself, and not in cookies.
 
 use std::str::FromStr;
 
 use crate::http::{Headers, Response};
 
-/// What pages may send, beyond what they always may.
+/// Request headers that pages may send beside the safelisted ones.
 const ALLOWED_HEADERS: &str =
     "Authorization, Content-Type, Content-Encoding, Accept, Durability, Idempotency-Key";
-/// What pages may read of an answer, beyond what they always may.
+/// Response headers that pages may read beside the safelisted ones.
 const EXPOSED_HEADERS: &str = "Accept-Encoding, Accept-Post, Allow, Date, Idempotency-Key, RateLimit, \
                                RateLimit-Policy, Retry-After, WWW-Authenticate";
-/// How long a browser may remember a preflight's answer; the longest that Chromium does.
-const REMEMBER_S: u32 = 7200;
+/// `Access-Control-Max-Age`; the maximum that Chromium accepts.
+const PREFLIGHT_MAX_AGE_S: u32 = 7200;
 
-/// The origins that may read answers.
+/// The origins that may read responses.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum Origins {
     #[default]
@@ -24,13 +25,13 @@ pub enum Origins {
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("* or a list of origins, such as https://app.example, http://localhost:8080: {0:?} is none")]
-pub struct NotOrigins(String);
+#[error("{0:?} is not an origin; expected * or a list such as https://app.example, http://localhost:8080")]
+pub struct ParseOriginsError(String);
 
 impl FromStr for Origins {
-    type Err = NotOrigins;
+    type Err = ParseOriginsError;
 
-    fn from_str(list: &str) -> Result<Self, NotOrigins> {
+    fn from_str(list: &str) -> Result<Self, ParseOriginsError> {
         let words: Vec<&str> = list.split(',').map(str::trim).filter(|word| !word.is_empty()).collect();
         if words.is_empty() {
             return Ok(Self::None);
@@ -39,13 +40,14 @@ impl FromStr for Origins {
             return Ok(Self::Any);
         }
         match words.iter().find(|word| !is_origin(word)) {
-            Some(other) => Err(NotOrigins((*other).to_owned())),
+            Some(other) => Err(ParseOriginsError((*other).to_owned())),
             None => Ok(Self::Listed(words.iter().map(|word| word.to_ascii_lowercase()).collect())),
         }
     }
 }
 
-/// Scheme, host and perhaps a port, and nothing behind it: a browser compares them byte by byte.
+/// Whether `word` is a scheme, a host and an optional port, without a path. `Origin` is compared
+/// byte by byte.
 fn is_origin(word: &str) -> bool {
     let Some((scheme, host)) = word.split_once("://") else { return false };
     let scheme_ok = scheme.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"+-.".contains(&byte));
@@ -58,8 +60,8 @@ impl Origins {
         *self == Self::None
     }
 
-    /// Adds to an answer whether its page may read it. Says whether it may.
-    pub fn mark(&self, headers: Headers<'_>, response: &mut Response) -> bool {
+    /// Adds the CORS headers to a response. Returns whether the origin may read it.
+    pub fn apply_cors(&self, headers: Headers<'_>, response: &mut Response) -> bool {
         match self {
             Self::None => false,
             Self::Any => {
@@ -71,7 +73,7 @@ impl Origins {
                 true
             }
             Self::Listed(origins) => {
-                // Also without an origin: a cache must not give that answer to a page.
+                // Also without `Origin`: a cache must not serve that response to a page.
                 response.header("Vary", "Origin");
                 let origin = headers.get("Origin").and_then(|origin| str::from_utf8(origin).ok());
                 let Some(origin) = origin.filter(|origin| origins.iter().any(|known| known == origin)) else {
@@ -84,12 +86,13 @@ impl Origins {
         }
     }
 
-    /// Answers OPTIONS, having marked the answer. `allow` is what the path knows.
-    pub fn preflight(marked: bool, headers: Headers<'_>, allow: &'static str, response: &mut Response) {
-        if marked && headers.get("Access-Control-Request-Method").is_some() {
+    /// Adds the headers of a preflight response. `is_allowed` is the result of
+    /// [`Origins::apply_cors`]; `allow` lists the path's methods.
+    pub fn preflight(is_allowed: bool, headers: Headers<'_>, allow: &'static str, response: &mut Response) {
+        if is_allowed && headers.get("Access-Control-Request-Method").is_some() {
             response.header("Access-Control-Allow-Methods", allow);
             response.header("Access-Control-Allow-Headers", ALLOWED_HEADERS);
-            response.header("Access-Control-Max-Age", REMEMBER_S);
+            response.header("Access-Control-Max-Age", PREFLIGHT_MAX_AGE_S);
         }
     }
 }
@@ -105,16 +108,16 @@ mod tests {
             .map(|origin| httparse::Header { name: "origin", value: origin.as_bytes() })
             .collect();
         let mut response = Response::default();
-        let marked = origins.parse::<Origins>().unwrap().mark(Headers(&headers), &mut response);
+        let is_allowed = origins.parse::<Origins>().unwrap().apply_cors(Headers(&headers), &mut response);
         let lines = String::from_utf8(response.headers).unwrap();
         let lines: Vec<&str> =
             lines.lines().filter(|line| !line.starts_with("Access-Control-Expose")).collect();
         assert_eq!(lines.join("|"), wanted);
-        assert_eq!(marked, wanted.contains("Allow-Origin"));
+        assert_eq!(is_allowed, wanted.contains("Allow-Origin"));
     }
 
     #[test]
-    fn an_answer_says_which_page_may_read_it() {
+    fn cors_allows_only_listed_origins() {
         const LIST: &str = "https://a.example, http://localhost:8080";
         check("", Some("https://a.example"), "");
         check("*", Some("https://a.example"), "Access-Control-Allow-Origin: *");
@@ -139,7 +142,7 @@ mod tests {
     }
 
     #[test]
-    fn a_list_of_origins_has_schemes_hosts_and_ports() {
+    fn origin_list_accepts_scheme_host_and_port_only() {
         for good in ["", " ,", "*", " * ", "https://a", "http://[::1]:80", "chrome-extension://abc"] {
             assert!(good.parse::<Origins>().is_ok(), "{good}");
         }

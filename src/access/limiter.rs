@@ -1,14 +1,14 @@
-//! How often a client may ask: a token bucket for each client and limit, in one table that all acceptors share. A table
-//! an acceptor would grant every client its rate as many times as there are cores.
+//! The rate limiter: a token bucket for each client and limit, in one table shared by all
+//! acceptors. With a table per acceptor, a client would get its rate once per core.
 //!
-//! A bucket is one word: the moment at which it will be full again (the "generic cell rate algorithm"), so that taking
-//! from it is one compare-and-swap and no acceptor ever waits for another. A bucket that is full says nothing, and its
-//! place is free for the next client.
+//! A bucket is one atomic word, the time at which it will be full again (the generic cell rate
+//! algorithm, GCRA). Taking a token is one compare-and-swap and never blocks. A full bucket carries
+//! no information, so its slot can be reused.
 //!
-//! The table is bounded. Buckets lie in rows of eight, a row found by a keyed hash. Where all eight of a row are in use
-//! by others, the one that is nearest to full gives way: its client loses the memory of a few requests, and gets at
-//! most one burst too many. The same is the worst of two acceptors that put a client into the table at once.
-//! Knows neither HTTP nor what the limits are for.
+//! The table is bounded and set-associative: a keyed hash selects a row of eight buckets. When a
+//! row has no bucket of the client, the bucket nearest to full is evicted; its client may then
+//! exceed its rate by at most one burst. The same bound holds when two acceptors insert a client
+//! concurrently. The limiter must not depend on HTTP.
 
 use std::collections::hash_map::RandomState;
 use std::hash::{BuildHasher, Hash};
@@ -19,25 +19,26 @@ use crossbeam::utils::CachePadded;
 
 use crate::clock::Moment;
 
-/// Buckets that one client's look-up goes through: two cache lines.
+/// Buckets per row: two cache lines.
 const WAYS: usize = 8;
-/// 4,096 rows of eight are 32,768 buckets in 512 KiB: clients that asked within the last second.
+/// 4,096 rows of eight are 32,768 buckets in 512 KiB. Only clients of the last second need one.
 pub const ROWS: usize = 4096;
 const SECOND_NANOS: u64 = 1_000_000_000;
-/// Others that may take from the same bucket at the same moment before one is let through uncounted.
-const TRIES_MAX: usize = 64;
+/// Failed compare-and-swaps after which a request is allowed uncounted.
+const CAS_ATTEMPTS_MAX: usize = 64;
 
-/// Who asks.
+/// The identity by which a client is rate-limited.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Client {
-    /// By its address; of IPv6 by its network of 64 bits, since one host has all of it.
+pub enum ClientKey {
+    /// The IPv4 address, or the IPv6 /64 network, since one host usually has a whole /64.
     Address(IpAddr),
-    /// By its token, wherever it is.
+    /// A valid token, at any address; see
+    /// [`Token::rate_limit_key`](super::tokens::Token::rate_limit_key).
     Token(u64),
 }
 
-impl Client {
-    pub fn at(address: IpAddr) -> Self {
+impl ClientKey {
+    pub fn from_address(address: IpAddr) -> Self {
         Self::Address(match address.to_canonical() {
             IpAddr::V6(v6) => IpAddr::V6((v6.to_bits() >> 64 << 64).into()),
             v4 @ IpAddr::V4(_) => v4,
@@ -45,12 +46,12 @@ impl Client {
     }
 }
 
-/// Requests per second, and as many at once; never 0.
+/// Requests per second, which is also the burst size; never 0.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Rate(u32);
 
 impl Rate {
-    /// None for 0, which is no limit.
+    /// None for 0, which means unlimited.
     pub fn per_second(count: u32) -> Option<Self> {
         (count > 0).then_some(Self(count))
     }
@@ -64,29 +65,29 @@ impl Rate {
     }
 }
 
-/// What a bucket said.
+/// The result of taking a token from a bucket.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Taken {
+pub struct RateDecision {
     pub allowed: bool,
-    /// Requests that would be allowed right now.
+    /// Requests that would be allowed now.
     pub remaining: u32,
-    /// Until the bucket is full again; when nothing was taken, until there is something to take.
+    /// Time until the bucket is full again; if the request is not allowed, until one is.
     pub wait_nanos: u64,
 }
 
-impl Taken {
-    /// In whole seconds, rounded up.
+impl RateDecision {
+    /// `wait_nanos` in seconds, rounded up.
     pub fn wait_seconds(self) -> u64 {
         self.wait_nanos.div_ceil(SECOND_NANOS)
     }
 }
 
-/// Invariant: `full_at` belongs to `key`, but for the moment in which another takes its place.
+/// Invariant: `full_at` belongs to `key`, except while [`Limiter::claim_bucket`] replaces the two.
 #[derive(Debug, Default)]
 struct Bucket {
-    /// A hash of client and limit; 0 where there never was one.
+    /// A hash of client and limit; 0 if the bucket was never used.
     key: AtomicU64,
-    /// In nanoseconds of the clock.
+    /// Monotonic time in nanoseconds.
     full_at: AtomicU64,
 }
 
@@ -99,26 +100,26 @@ pub struct Limiter {
 impl Limiter {
     /// `rows` must be a power of two.
     pub fn new(rows: usize) -> Self {
-        assert!(rows.is_power_of_two(), "BUG: a row is found by the bits of a hash");
+        assert!(rows.is_power_of_two(), "BUG: the number of rows must be a power of two");
         let rows = (0..rows).map(|_| CachePadded::default()).collect();
-        // Keyed by chance, so that nobody can choose addresses that share a row.
+        // The hash has a random key, so that an attacker cannot choose addresses that share a row.
         Self { rows, hasher: RandomState::new() }
     }
 
-    /// Takes one from the bucket that `client` has for `limit`.
-    pub fn take(&self, limit: u8, rate: Rate, client: Client, now: Moment) -> Taken {
+    /// Takes a token from the bucket of `client` for `limit`.
+    pub fn take(&self, limit: u8, rate: Rate, client: ClientKey, now: Moment) -> RateDecision {
         let key = self.hasher.hash_one((limit, client)) | 1;
         let row = usize::try_from(key >> 32).expect("32 bits") & (self.rows.len() - 1);
         let row: &[Bucket; WAYS] = &self.rows[row];
         let bucket = row
             .iter()
             .find(|bucket| bucket.key.load(Ordering::Acquire) == key)
-            .unwrap_or_else(|| Self::settle(row, key, now.nanos()));
-        Self::take_from(bucket, rate, now.nanos())
+            .unwrap_or_else(|| Self::claim_bucket(row, key, now.nanos()));
+        Self::take_from_bucket(bucket, rate, now.nanos())
     }
 
-    /// Gives `key` the place of the bucket that says least: one that is full, or nearest to it.
-    fn settle(row: &[Bucket; WAYS], key: u64, now: u64) -> &Bucket {
+    /// Evicts the bucket that is full or nearest to full, and assigns it to `key`.
+    fn claim_bucket(row: &[Bucket; WAYS], key: u64, now: u64) -> &Bucket {
         let place =
             row.iter().min_by_key(|bucket| bucket.full_at.load(Ordering::Relaxed)).expect("a row has places");
         place.full_at.store(now, Ordering::Relaxed);
@@ -126,25 +127,25 @@ impl Limiter {
         place
     }
 
-    fn take_from(bucket: &Bucket, rate: Rate, now: u64) -> Taken {
+    fn take_from_bucket(bucket: &Bucket, rate: Rate, now: u64) -> RateDecision {
         let interval = rate.interval_nanos();
         let depth = interval * u64::from(rate.0);
         let mut full_at = bucket.full_at.load(Ordering::Relaxed);
-        for _ in 0..TRIES_MAX {
+        for _ in 0..CAS_ATTEMPTS_MAX {
             let then = full_at.max(now) + interval;
             let wait_nanos = then - now;
             if wait_nanos > depth {
-                return Taken { allowed: false, remaining: 0, wait_nanos: wait_nanos - depth };
+                return RateDecision { allowed: false, remaining: 0, wait_nanos: wait_nanos - depth };
             }
             match bucket.full_at.compare_exchange_weak(full_at, then, Ordering::Relaxed, Ordering::Relaxed) {
                 Ok(_) => {
                     let remaining = u32::try_from((depth - wait_nanos) / interval).unwrap_or(u32::MAX);
-                    return Taken { allowed: true, remaining, wait_nanos };
+                    return RateDecision { allowed: true, remaining, wait_nanos };
                 }
                 Err(changed) => full_at = changed,
             }
         }
-        Taken { allowed: true, remaining: 0, wait_nanos: SECOND_NANOS }
+        RateDecision { allowed: true, remaining: 0, wait_nanos: SECOND_NANOS }
     }
 }
 
@@ -155,8 +156,8 @@ mod tests {
 
     use super::*;
 
-    fn client(number: u32) -> Client {
-        Client::at(IpAddr::from(number.to_be_bytes()))
+    fn client(number: u32) -> ClientKey {
+        ClientKey::from_address(IpAddr::from(number.to_be_bytes()))
     }
 
     fn at(millis: u64) -> Moment {
@@ -168,24 +169,24 @@ mod tests {
     }
 
     #[test]
-    fn a_client_may_ask_as_often_as_its_rate_says_and_all_at_once() {
+    fn limiter_allows_a_client_its_rate_including_one_full_burst() {
         let limiter = Limiter::new(16);
         for left in (0..10).rev() {
-            let taken = limiter.take(0, rate(10), client(1), at(0));
-            assert_eq!((taken.allowed, taken.remaining), (true, left));
-            assert_eq!(taken.wait_seconds(), 1);
+            let decision = limiter.take(0, rate(10), client(1), at(0));
+            assert_eq!((decision.allowed, decision.remaining), (true, left));
+            assert_eq!(decision.wait_seconds(), 1);
         }
         let refused = limiter.take(0, rate(10), client(1), at(0));
-        assert_eq!(refused, Taken { allowed: false, remaining: 0, wait_nanos: 100_000_000 });
+        assert_eq!(refused, RateDecision { allowed: false, remaining: 0, wait_nanos: 100_000_000 });
         assert_eq!(refused.wait_seconds(), 1);
-        // A refusal costs nothing: the next is there when the last said so.
+        // A refused request takes no token.
         assert!(!limiter.take(0, rate(10), client(1), at(99)).allowed);
         assert!(limiter.take(0, rate(10), client(1), at(100)).allowed);
         assert!(!limiter.take(0, rate(10), client(1), at(100)).allowed);
-        // Others, and other limits, have their own.
+        // Other clients and other limits have buckets of their own.
         assert!(limiter.take(0, rate(10), client(2), at(100)).allowed);
         assert!(limiter.take(1, rate(10), client(1), at(100)).allowed);
-        // What is not used is not saved up beyond a second.
+        // A bucket holds no more than one second of tokens.
         for _ in 0..10 {
             assert!(limiter.take(0, rate(10), client(1), at(60_000)).allowed);
         }
@@ -193,7 +194,7 @@ mod tests {
     }
 
     #[test]
-    fn rates_are_exact_at_their_bounds() {
+    fn limiter_rates_are_exact_at_their_bounds() {
         #[track_caller]
         fn check(count: u32) {
             let limiter = Limiter::new(1);
@@ -208,8 +209,8 @@ mod tests {
     }
 
     #[test]
-    fn a_network_of_ipv6_is_one_client_and_mapped_addresses_are_ipv4() {
-        let at = |address: &str| Client::at(address.parse().unwrap());
+    fn client_key_groups_ipv6_by_64_and_maps_ipv4() {
+        let at = |address: &str| ClientKey::from_address(address.parse().unwrap());
         assert_eq!(at("2001:db8::1"), at("2001:db8::ffff:0:0:2"));
         assert_ne!(at("2001:db8::1"), at("2001:db8:0:1::1"));
         assert_eq!(at("::ffff:1.2.3.4"), at("1.2.3.4"));
@@ -217,10 +218,10 @@ mod tests {
     }
 
     #[test]
-    fn a_full_table_lets_the_nearest_to_full_go_and_never_a_busy_client() {
+    fn limiter_evicts_the_fullest_bucket_and_never_an_exhausted_one() {
         let limiter = Limiter::new(1);
         while limiter.take(0, rate(100), client(0), at(0)).allowed {}
-        // One after the other they push each other out, and not the one that has used up its share.
+        // The other clients evict each other and not the exhausted one.
         for other in 1..10_000 {
             assert!(limiter.take(0, rate(100), client(other), at(0)).allowed);
         }
@@ -229,7 +230,7 @@ mod tests {
     }
 
     #[test]
-    fn several_acceptors_grant_no_more_than_the_rate() {
+    fn limiter_grants_no_more_than_the_rate_across_threads() {
         let limiter = Arc::new(Limiter::new(16));
         limiter.take(0, rate(1000), client(1), at(0));
         let allowed: usize = std::thread::scope(|scope| {

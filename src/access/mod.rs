@@ -1,7 +1,8 @@
-//! Who may ask for what, and how often: tokens with scopes, limits per client, trusted proxies, CORS. Stands between
-//! `http` and `api`: it knows headers and what kind of page is asked for, and nothing of events.
+//! Authorization, rate limits, trusted proxies and CORS. It sits between `http` and `api`: its
+//! inputs are headers, the peer address and the [`RouteClass`]; it must not depend on events or
+//! storage.
 //!
-//! Where nothing of it is set a request pays for one look at a table.
+//! With no policy configured, the cost per request is one array look-up.
 
 pub mod cors;
 pub mod limiter;
@@ -11,38 +12,36 @@ pub mod tokens;
 use std::fmt::Write as _;
 use std::sync::Arc;
 
-use sonic_rs::JsonValueTrait;
-
 pub use cors::Origins;
 pub use limiter::{Limiter, Rate};
 pub use proxy::Proxies;
 pub use tokens::{NewToken, Scope, Services, TokenFile};
 
 use crate::clock::Moment;
-use crate::http::problem::{self, Errors, FieldError, Kind};
+use crate::http::problem::{self, FieldError, FieldErrors, ProblemKind};
 use crate::http::{Headers, Request, Response};
-use limiter::{Client, Taken};
+use limiter::{ClientKey, RateDecision};
 use tokens::{Token, TokenView};
 
-/// A kind of page, by what it takes to be shown it.
+/// The access class of a route: it determines the required scope and the rate limits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Area {
-    /// Whether the process lives and is ready. Always open and never limited: whoever supervises the process must not
-    /// be starved by others, nor need a secret.
+pub enum RouteClass {
+    /// Liveness and readiness. Needs no token and has no rate limit, since a supervisor must not be
+    /// refused because of other clients' load and should need no secret.
     Probe,
-    /// What everybody may see, and what is no page at all.
+    /// Pages that need no token, and requests without a route.
     Public,
-    /// One word on how it is; more for those who may see the figures.
+    /// `/health`: the status alone, or with its checks for the scope `metrics`.
     Health,
     HealthDetails,
     Ingest,
     Query,
     Metrics,
-    /// What takes away what others have brought.
+    /// Operations that delete pushed metrics.
     Admin,
 }
 
-impl Area {
+impl RouteClass {
     const ALL: [Self; 8] = [
         Self::Probe,
         Self::Public,
@@ -54,7 +53,7 @@ impl Area {
         Self::Admin,
     ];
 
-    /// What a token must allow to be let in.
+    /// The scope that a token must have, if the class needs a token.
     fn scope(self) -> Option<Scope> {
         match self {
             Self::Probe | Self::Public | Self::Health => None,
@@ -66,46 +65,51 @@ impl Area {
     }
 }
 
-/// Requests per second and client; none where there is no limit.
+/// Rate limits per client; none: unlimited.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Rates {
-    /// On everything but probes.
+pub struct RateLimits {
+    /// On every class but [`RouteClass::Probe`].
     pub global: Option<Rate>,
     pub query: Option<Rate>,
     pub health: Option<Rate>,
 }
 
-impl Rates {
-    /// The limits of an area, each with the name that its header has and its number in the table.
-    fn of(self, area: Area) -> impl Iterator<Item = (u8, &'static str, Rate)> {
-        let own = match area {
-            Area::Probe | Area::Public | Area::Ingest | Area::Metrics | Area::Admin => None,
-            Area::Health | Area::HealthDetails => self.health.map(|rate| (1, "health", rate)),
-            Area::Query => self.query.map(|rate| (2, "query", rate)),
+impl RateLimits {
+    /// The limits of a class, each with its number in the limiter's table and its name in the
+    /// response headers.
+    fn for_class(self, class: RouteClass) -> impl Iterator<Item = (u8, &'static str, Rate)> {
+        let own = match class {
+            RouteClass::Probe
+            | RouteClass::Public
+            | RouteClass::Ingest
+            | RouteClass::Metrics
+            | RouteClass::Admin => None,
+            RouteClass::Health | RouteClass::HealthDetails => self.health.map(|rate| (1, "health", rate)),
+            RouteClass::Query => self.query.map(|rate| (2, "query", rate)),
         };
-        let global = self.global.filter(|_| area != Area::Probe).map(|rate| (0, "global", rate));
+        let global = self.global.filter(|_| class != RouteClass::Probe).map(|rate| (0, "global", rate));
         global.into_iter().chain(own)
     }
 }
 
-/// The rules, the same for all acceptors.
+/// The access policy, shared by all acceptors.
 #[derive(Debug)]
 pub struct Policy {
     pub tokens: Option<Arc<TokenFile>>,
-    pub rates: Rates,
+    pub rates: RateLimits,
     pub limiter: Limiter,
     pub proxies: Proxies,
     pub origins: Origins,
 }
 
-/// What a request that is let in may do beyond that.
+/// The permissions of an authorized request.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Grant {
-    /// The services whose events it may write and read. None: all.
+    /// The services whose events the request may write and read; none: all.
     pub services: Option<Services>,
-    /// Whether it may see figures.
+    /// Whether the request may read metrics.
     pub metrics: bool,
-    /// The answer says that the page which asked may read it.
+    /// Whether the request's origin may read the response (CORS).
     pub cors: bool,
 }
 
@@ -113,154 +117,159 @@ impl Grant {
     const ALL: Self = Self { services: None, metrics: true, cors: false };
 }
 
-/// One acceptor's doorkeeper.
+/// Applies the access policy to the requests of one acceptor.
 #[derive(Debug)]
 pub struct Gate {
     policy: Arc<Policy>,
     tokens: Option<TokenView>,
-    /// By area: there is nothing to look at.
-    free: [bool; Area::ALL.len()],
+    /// By class: no rule applies, so requests need no check.
+    unrestricted: [bool; RouteClass::ALL.len()],
 }
 
-/// Whose a request is, as far as it says.
-enum Bearer<'a> {
-    /// No tokens are asked for.
-    Open,
-    Nobody,
-    /// It has something, and that is no token of ours.
-    Stranger,
-    Known(&'a Token),
+/// The credentials of a request.
+enum Credentials<'a> {
+    /// No tokens are configured.
+    NotRequired,
+    Missing,
+    /// `Authorization` is present and holds no valid token.
+    InvalidToken,
+    Valid(&'a Token),
 }
 
 impl Gate {
     pub fn new(policy: Arc<Policy>) -> Self {
         let tokens = policy.tokens.as_ref().map(TokenFile::view);
-        let free = Area::ALL.map(|area| {
-            let asks = tokens.is_some() && (area.scope().is_some() || area == Area::Health);
-            !asks && policy.origins.is_none() && policy.rates.of(area).next().is_none()
+        let unrestricted = RouteClass::ALL.map(|class| {
+            let needs_token = tokens.is_some() && (class.scope().is_some() || class == RouteClass::Health);
+            !needs_token && policy.origins.is_none() && policy.rates.for_class(class).next().is_none()
         });
-        Self { policy, tokens, free }
+        Self { policy, tokens, unrestricted }
     }
 
-    /// Lets a request in, or writes why not. What it adds to the answer's headers is for every answer.
+    /// Authorizes a request, or writes a refusal and returns none. The headers that it adds to the
+    /// response (CORS, rate limits) belong to every response to the request.
     #[inline]
-    pub fn enter(
+    pub fn authorize(
         &mut self,
-        area: Area,
+        class: RouteClass,
         request: &Request<'_>,
         now: Moment,
         response: &mut Response,
     ) -> Option<Grant> {
-        if self.free[area as usize] {
+        if self.unrestricted[class as usize] {
             return Some(Grant::ALL);
         }
-        self.examine(area, request, now, response)
+        self.authorize_checked(class, request, now, response)
     }
 
-    /// Adds to an answer that the engine gives whether its page may read it.
-    pub fn mark(&self, headers: Headers<'_>, response: &mut Response) {
-        self.policy.origins.mark(headers, response);
+    /// Adds the CORS headers to a response that the HTTP engine writes without a handler.
+    pub fn apply_cors(&self, headers: Headers<'_>, response: &mut Response) {
+        self.policy.origins.apply_cors(headers, response);
     }
 
-    fn examine(
+    fn authorize_checked(
         &mut self,
-        area: Area,
+        class: RouteClass,
         request: &Request<'_>,
         now: Moment,
         response: &mut Response,
     ) -> Option<Grant> {
         let Self { policy, tokens, .. } = self;
         let headers = request.headers;
-        let cors = policy.origins.mark(headers, response);
-        let bearer = match tokens {
+        let cors = policy.origins.apply_cors(headers, response);
+        let credentials = match tokens {
             Some(view) => identify(headers, view),
-            None => Bearer::Open,
+            None => Credentials::NotRequired,
         };
-        // Whoever has a token is known by it, wherever it comes from. Whoever guesses at tokens is known by its address.
-        let client = || match &bearer {
-            Bearer::Known(token) => Client::Token(token.key()),
-            Bearer::Open | Bearer::Nobody | Bearer::Stranger => {
-                Client::at(policy.proxies.client(request.peer, headers))
+        // A valid token is one client at all addresses. Requests without one share the limit of
+        // their address, which bounds the rate of guesses.
+        let client = || match &credentials {
+            Credentials::Valid(token) => ClientKey::Token(token.rate_limit_key()),
+            Credentials::NotRequired | Credentials::Missing | Credentials::InvalidToken => {
+                ClientKey::from_address(policy.proxies.client(request.peer, headers))
             }
         };
-        if !policy.within_rates(area, client, now, response) {
+        if !policy.check_rate_limits(class, client, now, response) {
             return None;
         }
-        let grant = match &bearer {
-            Bearer::Open => Grant { cors, ..Grant::ALL },
-            Bearer::Known(token) => {
-                if let Some(scope) = area.scope().filter(|scope| !token.scopes.allow(*scope)) {
+        let grant = match &credentials {
+            Credentials::NotRequired => Grant { cors, ..Grant::ALL },
+            Credentials::Valid(token) => {
+                if let Some(scope) = class.scope().filter(|scope| !token.scopes.allow(*scope)) {
                     forbid_scope(scope, response);
                     return None;
                 }
                 Grant { services: token.services.clone(), metrics: token.scopes.allow(Scope::Metrics), cors }
             }
-            Bearer::Nobody | Bearer::Stranger if area.scope().is_some() => {
-                ask_for_token(matches!(bearer, Bearer::Stranger), response);
+            Credentials::Missing | Credentials::InvalidToken if class.scope().is_some() => {
+                require_token(matches!(credentials, Credentials::InvalidToken), response);
                 return None;
             }
-            Bearer::Nobody | Bearer::Stranger => Grant { services: None, metrics: false, cors },
+            Credentials::Missing | Credentials::InvalidToken => {
+                Grant { services: None, metrics: false, cors }
+            }
         };
         Some(grant)
     }
 }
 
 impl Policy {
-    /// Whether the client may ask now. Writes what is left, or that it is too much.
-    fn within_rates(
+    /// Whether all limits of the class allow the request. Writes the `RateLimit` headers, and 429
+    /// if one is exceeded.
+    fn check_rate_limits(
         &self,
-        area: Area,
-        client: impl FnOnce() -> Client,
+        class: RouteClass,
+        client: impl FnOnce() -> ClientKey,
         now: Moment,
         response: &mut Response,
     ) -> bool {
-        let mut limits = self.rates.of(area).peekable();
+        let mut limits = self.rates.for_class(class).peekable();
         if limits.peek().is_none() {
             return true;
         }
         let client = client();
         let (mut policies, mut states) = (String::new(), String::new());
-        let mut refused: Option<(&str, Rate, Taken)> = None;
+        let mut exceeded: Option<(&str, Rate, RateDecision)> = None;
         for (number, name, rate) in limits {
-            let taken = self.limiter.take(number, rate, client, now);
+            let decision = self.limiter.take(number, rate, client, now);
             let comma = if policies.is_empty() { "" } else { ", " };
             write!(policies, "{comma}\"{name}\";q={};w=1", rate.count()).expect("a string takes all");
-            write!(states, "{comma}\"{name}\";r={};t={}", taken.remaining, taken.wait_seconds())
+            write!(states, "{comma}\"{name}\";r={};t={}", decision.remaining, decision.wait_seconds())
                 .expect("a string takes all");
-            if !taken.allowed {
-                refused = Some((name, rate, taken));
+            if !decision.allowed {
+                exceeded = Some((name, rate, decision));
                 break;
             }
         }
         response.header("RateLimit-Policy", policies);
         response.header("RateLimit", states);
-        let Some((name, rate, taken)) = refused else { return true };
+        let Some((name, rate, decision)) = exceeded else { return true };
         let detail = format!("the limit {name:?} allows {} requests per second", rate.count());
-        problem::answer_later(response, Kind::RateLimited, &detail, taken.wait_seconds());
+        problem::write_retryable(response, ProblemKind::RateLimited, &detail, decision.wait_seconds());
         false
     }
 }
 
-/// Reads `Authorization: Bearer TOKEN`. Two of them are nobody's.
-fn identify<'a>(headers: Headers<'_>, view: &'a mut TokenView) -> Bearer<'a> {
+/// Reads `Authorization: Bearer TOKEN`. A repeated header is invalid.
+fn identify<'a>(headers: Headers<'_>, view: &'a mut TokenView) -> Credentials<'a> {
     let mut values = headers.all("Authorization");
-    let Some(value) = values.next() else { return Bearer::Nobody };
+    let Some(value) = values.next() else { return Credentials::Missing };
     let token = value
         .split_at_checked(7)
         .filter(|(scheme, _)| scheme.eq_ignore_ascii_case(b"Bearer ") && values.next().is_none())
         .map(|(_, token)| token.trim_ascii_start());
-    token.and_then(|token| view.tokens().find(token)).map_or(Bearer::Stranger, Bearer::Known)
+    token.and_then(|token| view.tokens().find(token)).map_or(Credentials::InvalidToken, Credentials::Valid)
 }
 
 #[cold]
-fn ask_for_token(stranger: bool, response: &mut Response) {
-    let (challenge, detail) = if stranger {
-        (r#"Bearer realm="aurore-events", error="invalid_token""#, "the token is not known here")
+fn require_token(invalid: bool, response: &mut Response) {
+    let (challenge, detail) = if invalid {
+        (r#"Bearer realm="aurore-events", error="invalid_token""#, "the token is not valid")
     } else {
         (r#"Bearer realm="aurore-events""#, "a token is required: Authorization: Bearer TOKEN")
     };
     response.header("WWW-Authenticate", challenge);
-    problem::answer(response, Kind::Unauthorized, detail);
+    problem::write(response, ProblemKind::Unauthorized, detail);
 }
 
 #[cold]
@@ -270,38 +279,25 @@ fn forbid_scope(scope: Scope, response: &mut Response) {
         "WWW-Authenticate",
         format_args!("Bearer realm=\"aurore-events\", error=\"insufficient_scope\", scope=\"{name}\""),
     );
-    problem::answer(response, Kind::Forbidden, &format!("the token does not have the scope {name}"));
+    problem::write(response, ProblemKind::Forbidden, &format!("the token does not have the scope {name}"));
 }
 
-/// Whether a token for `services` is for this one.
-pub fn holds(services: &[Box<str>], service: &str) -> bool {
+/// Whether the sorted list `services` has `service`.
+pub fn allows_service(services: &[Box<str>], service: &str) -> bool {
     services.binary_search_by(|known| (**known).cmp(service)).is_ok()
 }
 
-/// Takes back the answer about a single event unless it is of these services: to others it is as if there were none.
-/// What does not say its service, as the receipt of a dead event, is not shown either.
-#[cold]
-pub fn conceal(services: &[Box<str>], response: &mut Response) {
-    if response.status != 200 {
-        return;
-    }
-    let service = sonic_rs::get(response.body.as_slice(), &["service"]).ok();
-    if !service.as_ref().and_then(|service| service.as_str()).is_some_and(|service| holds(services, service))
-    {
-        problem::answer(response, Kind::NotFound, "there is no event of this id");
-    }
-}
-
-/// Writes that a token may not read `service`, or not all services at once.
+/// Writes 403: the token may not read `service`, or the query names no service and the token is
+/// restricted to some.
 #[cold]
 pub fn forbid_service(service: Option<&str>, response: &mut Response) {
     let detail = match service {
         Some(service) => format!("the token may not read the service {service:?}"),
-        None => "the token is for some services only: the query must name one of them".to_owned(),
+        None => "the token is restricted to services: the query must name one of them".to_owned(),
     };
-    let mut errors = Errors::default();
+    let mut errors = FieldErrors::default();
     errors.push(|| FieldError { index: None, field: "service".into(), detail: detail.clone() });
-    problem::answer_forbidden(response, &detail, &errors);
+    problem::write_forbidden(response, &detail, &errors);
 }
 
 #[cfg(test)]

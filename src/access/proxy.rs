@@ -1,42 +1,43 @@
-//! Whose request it is: the peer's, or that of the client which a trusted proxy names. Pure.
+//! The client's address: that of the peer, or the one that a trusted proxy forwards in
+//! `X-Forwarded-For` or `Forwarded`. A pure function of the peer and the headers.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::str::FromStr;
 
 use crate::http::Headers;
 
-/// Hops that are looked at from the nearest on. Real chains have two or three.
+/// Hops that are examined, the nearest first. Real chains have two or three.
 const HOPS_MAX: usize = 32;
 
-/// A range of addresses. IPv4 is held as IPv6 maps it, so that an address of either kind is found.
+/// A network (CIDR). IPv4 is stored as IPv4-mapped IPv6, so that one comparison serves both.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Range {
+struct AddressRange {
     first: u128,
     mask: u128,
 }
 
-/// The proxies that are believed.
+/// The trusted proxies.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Proxies(Vec<Range>);
+pub struct Proxies(Vec<AddressRange>);
 
-/// What is wrong with a list of proxies.
+/// The entry of a list of proxies that is neither an address nor a network.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("a list of addresses and networks, such as 10.0.0.0/8, ::1: {0:?} is neither")]
-pub struct NotProxies(String);
+#[error("{0:?} is neither an address nor a network; expected a list such as 10.0.0.0/8, ::1")]
+pub struct ParseProxiesError(String);
 
 impl FromStr for Proxies {
-    type Err = NotProxies;
+    type Err = ParseProxiesError;
 
-    fn from_str(list: &str) -> Result<Self, NotProxies> {
+    fn from_str(list: &str) -> Result<Self, ParseProxiesError> {
         let words = list.split(',').map(str::trim).filter(|word| !word.is_empty());
         words
-            .map(|word| Range::parse(word).ok_or_else(|| NotProxies(word.to_owned())))
+            .map(|word| AddressRange::parse(word).ok_or_else(|| ParseProxiesError(word.to_owned())))
             .collect::<Result<_, _>>()
             .map(Self)
     }
 }
 
-impl Range {
+impl AddressRange {
     fn parse(word: &str) -> Option<Self> {
         let (address, bits) = match word.split_once('/') {
             Some((address, bits)) => (address, Some(bits)),
@@ -44,7 +45,7 @@ impl Range {
         };
         let address: IpAddr = address.parse().ok()?;
         let width = if address.is_ipv4() { 32 } else { 128 };
-        // Digits alone: `parse` would take a sign.
+        // Digits only: `parse` accepts a sign.
         let bits = match bits {
             Some(bits) if bits.bytes().all(|byte| byte.is_ascii_digit()) => bits.parse().ok()?,
             Some(_) => return None,
@@ -54,11 +55,11 @@ impl Range {
             return None;
         }
         let mask = u128::MAX.checked_shl(width - bits).unwrap_or(0);
-        Some(Self { first: wide(address) & mask, mask })
+        Some(Self { first: to_v6_bits(address) & mask, mask })
     }
 }
 
-fn wide(address: IpAddr) -> u128 {
+fn to_v6_bits(address: IpAddr) -> u128 {
     match address {
         IpAddr::V4(v4) => v4.to_ipv6_mapped().to_bits(),
         IpAddr::V6(v6) => v6.to_bits(),
@@ -71,22 +72,22 @@ impl Proxies {
     }
 
     fn trusts(&self, address: IpAddr) -> bool {
-        let address = wide(address);
+        let address = to_v6_bits(address);
         self.0.iter().any(|range| address & range.mask == range.first)
     }
 
-    /// The client's address: the nearest that is not a trusted proxy's.
+    /// The client's address: the nearest hop that is not a trusted proxy.
     ///
-    /// Both `X-Forwarded-For` and `Forwarded` are read. A proxy writes one of them and hands the other on as the client
-    /// sent it, so where they disagree neither is believed. What is malformed says nothing: then it is the nearest
-    /// proxy's address that stands for its clients.
+    /// Both `X-Forwarded-For` and `Forwarded` are read. A proxy writes one of them and forwards the
+    /// other as the client sent it, so both are ignored if they disagree. A malformed hop ends the
+    /// walk: the address of the proxy before it is used.
     pub fn client(&self, peer: IpAddr, headers: Headers<'_>) -> IpAddr {
         let peer = peer.to_canonical();
         if !self.trusts(peer) {
             return peer;
         }
-        let listed = headers.get("X-Forwarded-For").map(|_| self.listed(peer, headers));
-        let forwarded = headers.get("Forwarded").map(|_| self.forwarded(peer, headers));
+        let listed = headers.get("X-Forwarded-For").map(|_| self.client_by_x_forwarded_for(peer, headers));
+        let forwarded = headers.get("Forwarded").map(|_| self.client_by_forwarded(peer, headers));
         match (listed, forwarded) {
             (Some(one), Some(other)) if one != other => peer,
             (Some(client), _) | (None, Some(client)) => client,
@@ -94,8 +95,8 @@ impl Proxies {
         }
     }
 
-    /// Goes from hop to hop, the nearest first, until one is not trusted or cannot be read.
-    fn walk(&self, peer: IpAddr, hops: impl Iterator<Item = Option<IpAddr>>) -> IpAddr {
+    /// Walks the hops, the nearest first, until one is not trusted or is malformed.
+    fn nearest_untrusted(&self, peer: IpAddr, hops: impl Iterator<Item = Option<IpAddr>>) -> IpAddr {
         let mut client = peer;
         for hop in hops.take(HOPS_MAX) {
             let Some(hop) = hop else { return client };
@@ -107,26 +108,26 @@ impl Proxies {
         client
     }
 
-    fn listed(&self, peer: IpAddr, headers: Headers<'_>) -> IpAddr {
+    fn client_by_x_forwarded_for(&self, peer: IpAddr, headers: Headers<'_>) -> IpAddr {
         let fields: Vec<&[u8]> = headers.all("X-Forwarded-For").collect();
         let hops = fields.iter().rev().flat_map(|field| field.rsplit(|byte| *byte == b','));
-        self.walk(peer, hops.map(|hop| node(hop.trim_ascii())))
+        self.nearest_untrusted(peer, hops.map(|hop| parse_node(hop.trim_ascii())))
     }
 
-    fn forwarded(&self, peer: IpAddr, headers: Headers<'_>) -> IpAddr {
+    fn client_by_forwarded(&self, peer: IpAddr, headers: Headers<'_>) -> IpAddr {
         let mut hops = Vec::new();
         for field in headers.all("Forwarded") {
-            // A field that cannot be read hides where its elements begin: all of it is for nothing.
-            if read_forwarded(field, &mut hops).is_none() {
+            // Element boundaries in a malformed field are unknown, so the whole header is ignored.
+            if parse_forwarded(field, &mut hops).is_none() {
                 return peer;
             }
         }
-        self.walk(peer, hops.into_iter().rev())
+        self.nearest_untrusted(peer, hops.into_iter().rev())
     }
 }
 
-/// An address with or without a port, and in brackets where RFC 7239 wants them.
-fn node(text: &[u8]) -> Option<IpAddr> {
+/// Parses an address with an optional port; IPv6 with a port is in brackets (RFC 7239, 6).
+fn parse_node(text: &[u8]) -> Option<IpAddr> {
     let text = str::from_utf8(text).ok()?;
     let is_port =
         |port: &str| port.len() <= 5 && !port.is_empty() && port.bytes().all(|byte| byte.is_ascii_digit());
@@ -144,30 +145,30 @@ fn node(text: &[u8]) -> Option<IpAddr> {
     Some(address.to_canonical())
 }
 
-/// Reads the elements of a `Forwarded` field (RFC 7239, 4), each to the address of its `for`, or to none. None when
-/// the field is not of that grammar.
-fn read_forwarded(field: &[u8], hops: &mut Vec<Option<IpAddr>>) -> Option<()> {
+/// Parses a `Forwarded` field (RFC 7239, 4). Pushes for each element the address of its `for`, or
+/// none. Returns none if the field does not match the grammar.
+fn parse_forwarded(field: &[u8], hops: &mut Vec<Option<IpAddr>>) -> Option<()> {
     let mut rest = field;
     loop {
         let mut hop = None;
         loop {
             rest = rest.trim_ascii_start();
-            let (name, after) = token(rest);
+            let (name, after) = split_token(rest);
             if !name.is_empty() {
                 rest = after.strip_prefix(b"=")?;
                 let value = if let Some(quoted) = rest.strip_prefix(b"\"") {
                     let end = quoted.iter().position(|byte| *byte == b'"')?;
                     rest = &quoted[end + 1..];
-                    // No address has a character that would have to be escaped.
+                    // An address has no character that needs escaping.
                     Some(&quoted[..end]).filter(|text| !text.contains(&b'\\'))
                 } else {
-                    let (value, after) = token(rest);
+                    let (value, after) = split_token(rest);
                     rest = after;
                     Some(value)
                 };
                 let value = value?;
                 if name.eq_ignore_ascii_case(b"for") {
-                    hop = node(value);
+                    hop = parse_node(value);
                 }
             }
             rest = rest.trim_ascii_start();
@@ -188,8 +189,8 @@ fn read_forwarded(field: &[u8], hops: &mut Vec<Option<IpAddr>>) -> Option<()> {
     }
 }
 
-/// A token of HTTP, and of an address without quotes that lazy proxies write; what follows it.
-fn token(text: &[u8]) -> (&[u8], &[u8]) {
+/// Splits off an HTTP token, or an unquoted address, which some proxies write against RFC 7239.
+fn split_token(text: &[u8]) -> (&[u8], &[u8]) {
     let ends = |byte: &u8| !byte.is_ascii_graphic() || matches!(byte, b';' | b',' | b'=' | b'"');
     text.split_at(text.iter().position(ends).unwrap_or(text.len()))
 }
@@ -216,7 +217,7 @@ mod tests {
     const F: &str = "Forwarded";
 
     #[test]
-    fn nobody_is_believed_but_a_trusted_proxy() {
+    fn forwarding_headers_are_used_only_from_a_trusted_proxy() {
         check("", "1.2.3.4", &[(X, "9.9.9.9")], "1.2.3.4");
         check("", "127.0.0.1", &[(X, "9.9.9.9")], "127.0.0.1");
         check(NETS, "1.2.3.4", &[(X, "9.9.9.9"), (F, "for=9.9.9.9")], "1.2.3.4");
@@ -230,7 +231,7 @@ mod tests {
     }
 
     #[test]
-    fn the_nearest_address_that_is_not_a_proxy_is_the_client() {
+    fn client_is_the_nearest_untrusted_address() {
         check(NETS, "10.1.1.1", &[(X, "6.6.6.6, 9.9.9.9, 10.2.2.2")], "9.9.9.9");
         check(NETS, "10.1.1.1", &[(X, "6.6.6.6"), (X, "9.9.9.9"), (X, "10.2.2.2,10.3.3.3")], "9.9.9.9");
         check(NETS, "10.1.1.1", &[(X, "10.4.4.4, 10.2.2.2")], "10.4.4.4");
@@ -249,7 +250,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_malformed_says_nothing() {
+    fn malformed_hops_are_ignored() {
         for bad in [
             "",
             ",",
@@ -282,19 +283,19 @@ mod tests {
         ] {
             check(NETS, "10.1.1.1", &[(F, bad)], "10.1.1.1");
         }
-        // What a client puts before cannot reach into what the proxy puts behind.
+        // A client's unterminated quote must not absorb the element that the proxy appends.
         check(NETS, "10.1.1.1", &[(F, "for=\"6.6.6.6, for=9.9.9.9")], "10.1.1.1");
     }
 
     #[test]
-    fn where_the_two_disagree_neither_is_believed() {
+    fn disagreeing_headers_are_both_ignored() {
         check(NETS, "10.1.1.1", &[(X, "9.9.9.9"), (F, "for=6.6.6.6")], "10.1.1.1");
         check(NETS, "10.1.1.1", &[(X, "9.9.9.9"), (F, "nonsense")], "10.1.1.1");
         check(NETS, "10.1.1.1", &[(X, "9.9.9.9"), (F, "for=9.9.9.9;proto=http")], "9.9.9.9");
     }
 
     #[test]
-    fn a_list_of_proxies_is_addresses_and_networks() {
+    fn proxy_list_accepts_addresses_and_networks() {
         for good in ["", " ", "::1", "10.0.0.0/8,", "10.0.0.1/8, ::/0", "0.0.0.0/0", "1.2.3.4/32", "::1/128"]
         {
             assert!(good.parse::<Proxies>().is_ok(), "{good}");
@@ -315,7 +316,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn headers_of_any_kind_never_panic_and_never_speak_for_a_stranger(value in "[ -~]{0,80}", other in "(for=|by=|[\";,:.=0-9a-f\\[\\]]){0,30}") {
+        fn arbitrary_headers_never_panic_and_are_ignored_from_an_untrusted_peer(value in "[ -~]{0,80}", other in "(for=|by=|[\";,:.=0-9a-f\\[\\]]){0,30}") {
             let fields = [(X, value.as_str()), (F, other.as_str())];
             prop_assert_eq!(client(NETS, "1.2.3.4", &fields).to_string(), "1.2.3.4");
             client(NETS, "10.1.1.1", &fields);
@@ -323,7 +324,7 @@ mod tests {
         }
 
         #[test]
-        fn whatever_a_client_sends_before_the_proxy_speaks_last(sent in "[ -~]{0,60}", real in any::<u32>()) {
+        fn address_that_the_proxy_appends_wins_over_those_the_client_sends(sent in "[ -~]{0,60}", real in any::<u32>()) {
             let real = Ipv4Addr::from(real | 0x8000_0000);
             let fields = [(X, format!("{sent}, {real}"))];
             let fields: Vec<_> = fields.iter().map(|(name, value)| (*name, value.as_str())).collect();

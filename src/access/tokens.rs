@@ -1,17 +1,19 @@
-//! Tokens: the file that lists them, and whose a request's is.
+//! The token file: parsing, look-up, reload, and generation of tokens.
 //!
-//! A line a token, its parts apart by white space; `#` begins a line that is a comment:
+//! The file has one token per line, its fields separated by white space; lines that begin with `#`
+//! are comments:
 //!
 //! ```text
 //! name  sha256:HEX  scopes  [services]
 //! ```
 //!
-//! Scopes and services are lists with commas. Services are percent-encoded where they hold a comma, white space or `%`.
+//! Scopes and services are comma-separated lists. A comma, white space and `%` in a service are
+//! percent-encoded.
 //!
-//! The file holds SHA-256 of the tokens, not the tokens. A slow hash, as for passwords, would be no gain: it makes
-//! guessing dear where there is little to guess, and a token is 256 bits of chance. And what a comparison's time
-//! tells is about the hash of what was sent, which nobody can steer towards a hash in the file; the last word is
-//! nevertheless a comparison in constant time.
+//! The file holds SHA-256 hashes of the tokens, not the tokens. A slow password hash would gain
+//! nothing, since a token has 256 random bits. The binary search leaks timing only about the hash
+//! of the submitted token, which an attacker cannot steer towards a hash in the file; the final
+//! comparison takes constant time nevertheless.
 
 use std::fmt;
 use std::fmt::Write as _;
@@ -28,13 +30,13 @@ use subtle::ConstantTimeEq;
 use crate::event::SERVICE_BYTES_MAX;
 use crate::http::percent;
 
-/// What a request may be allowed to do.
+/// A permission of a token.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Scope {
     Ingest,
     Query,
     Metrics,
-    /// All of the others.
+    /// Includes all other scopes.
     Admin,
 }
 
@@ -60,7 +62,7 @@ impl Scopes {
         let mut set = 0;
         for word in list.split(',') {
             let scope = Scope::ALL.into_iter().find(|scope| scope.name() == word);
-            set |= 1 << scope.ok_or("the scopes must be of ingest, query, metrics, admin")? as u8;
+            set |= 1 << scope.ok_or("the scopes must be a list of ingest, query, metrics, admin")? as u8;
         }
         Ok(Self(set))
     }
@@ -77,16 +79,16 @@ impl fmt::Display for Scopes {
     }
 }
 
-/// The services that a token is for, sorted.
+/// The services that a token is restricted to, sorted.
 pub type Services = Arc<[Box<str>]>;
 
-type Hash = [u8; 32];
+type TokenHash = [u8; 32];
 
-/// A token as the file has it.
+/// A token of the file.
 #[derive(Debug)]
 pub struct Token {
     pub name: String,
-    hash: Hash,
+    hash: TokenHash,
     pub scopes: Scopes,
     /// None: all.
     pub services: Option<Services>,
@@ -96,88 +98,91 @@ const TOKENS_MAX: usize = 10_000;
 const SERVICES_MAX: usize = 1000;
 const NAME_BYTES_MAX: usize = 64;
 const FILE_BYTES_MAX: u64 = 16 << 20;
-/// Mistakes that are told of one file.
-const MISTAKES_MAX: usize = 20;
-/// What a token begins with, so that programs that look for leaked secrets know one.
+/// Errors that are reported for one file.
+const ERRORS_REPORTED_MAX: usize = 20;
+/// Prefix of tokens, by which secret scanners can recognize them.
 const PREFIX: &str = "aev_";
 const HASH_PREFIX: &str = "sha256:";
-/// The longest token that is looked at.
+/// The longest token that is hashed.
 const TOKEN_BYTES_MAX: usize = 256;
 
-/// All tokens of a file, sorted by hash.
+/// The tokens of a file, sorted by hash.
 #[derive(Debug, Default)]
 pub struct Tokens(Vec<Token>);
 
-/// Why a file is not used: a line each.
+/// Why a token file cannot be used: one message per error.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{}", .0.join("\n"))]
-pub struct Mistakes(pub Vec<String>);
+pub struct LoadTokensError(pub Vec<String>);
 
 impl Tokens {
-    pub fn read(path: &Path) -> Result<Self, Mistakes> {
-        let failed =
-            |error: std::io::Error| Mistakes(vec![format!("AUTH_TOKENS_FILE {}: {error}", path.display())]);
+    pub fn read(path: &Path) -> Result<Self, LoadTokensError> {
+        let read_error = |error: std::io::Error| {
+            LoadTokensError(vec![format!("AUTH_TOKENS_FILE {}: {error}", path.display())])
+        };
         let mut text = String::new();
         File::open(path)
-            .map_err(failed)?
+            .map_err(read_error)?
             .take(FILE_BYTES_MAX + 1)
             .read_to_string(&mut text)
-            .map_err(failed)?;
+            .map_err(read_error)?;
         if text.len() as u64 > FILE_BYTES_MAX {
-            return Err(failed(std::io::Error::other(format!("it is larger than {FILE_BYTES_MAX} bytes"))));
+            return Err(read_error(std::io::Error::other(format!(
+                "the file is larger than {FILE_BYTES_MAX} bytes"
+            ))));
         }
-        Self::parse(&text).map_err(|mistakes| {
-            let at = |(line, what): &(usize, String)| format!("{}:{line}: {what}", path.display());
-            let mut lines: Vec<String> = mistakes.iter().take(MISTAKES_MAX).map(at).collect();
-            if mistakes.len() > MISTAKES_MAX {
-                lines.push(format!("and {} more", mistakes.len() - MISTAKES_MAX));
+        Self::parse(&text).map_err(|errors| {
+            let at = |(line, message): &(usize, String)| format!("{}:{line}: {message}", path.display());
+            let mut lines: Vec<String> = errors.iter().take(ERRORS_REPORTED_MAX).map(at).collect();
+            if errors.len() > ERRORS_REPORTED_MAX {
+                lines.push(format!("and {} more", errors.len() - ERRORS_REPORTED_MAX));
             }
-            Mistakes(lines)
+            LoadTokensError(lines)
         })
     }
 
-    /// Reads all lines, and tells what is wrong with each. No message repeats a line's hash, which may be a token
-    /// put there by mistake.
+    /// Parses all lines and returns the errors with their line numbers. No message repeats a hash,
+    /// since the field may hold a token by mistake.
     fn parse(text: &str) -> Result<Self, Vec<(usize, String)>> {
         let mut tokens: Vec<(usize, Token)> = Vec::new();
-        let mut mistakes = Vec::new();
+        let mut errors = Vec::new();
         for (number, line) in (1..).zip(text.lines().map(str::trim)) {
             if line.is_empty() || line.starts_with('#') {
                 continue;
             }
             match Token::parse(line) {
                 Ok(token) => tokens.push((number, token)),
-                Err(what) => mistakes.push((number, what)),
+                Err(message) => errors.push((number, message)),
             }
         }
         if tokens.len() > TOKENS_MAX {
-            mistakes.push((tokens[TOKENS_MAX].0, format!("there are more than {TOKENS_MAX} tokens")));
+            errors.push((tokens[TOKENS_MAX].0, format!("there are more than {TOKENS_MAX} tokens")));
         }
         tokens.sort_by(|(_, one), (_, other)| one.name.cmp(&other.name));
         for pair in tokens.windows(2).filter(|pair| pair[0].1.name == pair[1].1.name) {
-            mistakes.push((
+            errors.push((
                 pair[1].0,
-                format!("the name {} stands in line {} already", pair[1].1.name, pair[0].0),
+                format!("the name {} is already used in line {}", pair[1].1.name, pair[0].0),
             ));
         }
         tokens.sort_by_key(|(_, token)| token.hash);
         for pair in tokens.windows(2).filter(|pair| pair[0].1.hash == pair[1].1.hash) {
-            mistakes.push((pair[1].0, format!("the hash stands in line {} already", pair[0].0)));
+            errors.push((pair[1].0, format!("the hash is already used in line {}", pair[0].0)));
         }
-        mistakes.sort_by_key(|(number, _)| *number);
-        if mistakes.is_empty() {
+        errors.sort_by_key(|(number, _)| *number);
+        if errors.is_empty() {
             Ok(Self(tokens.into_iter().map(|(_, token)| token).collect()))
         } else {
-            Err(mistakes)
+            Err(errors)
         }
     }
 
-    /// Whose token it is.
+    /// Finds the entry of a token.
     pub fn find(&self, token: &[u8]) -> Option<&Token> {
         if token.len() > TOKEN_BYTES_MAX {
             return None;
         }
-        let hash: Hash = Sha256::digest(token).into();
+        let hash: TokenHash = Sha256::digest(token).into();
         let start = self.0.partition_point(|known| known.hash[..8] < hash[..8]);
         let near = self.0[start..].iter().take_while(|known| known.hash[..8] == hash[..8]);
         near.filter(|known| bool::from(known.hash.ct_eq(&hash))).last()
@@ -198,21 +203,21 @@ impl Token {
         let (name, hash, scopes, services) = match parts[..] {
             [name, hash, scopes] => (name, hash, scopes, None),
             [name, hash, scopes, services] => (name, hash, scopes, Some(services)),
-            _ => return Err(format!("a line is: name {HASH_PREFIX}HEX scopes [services]")),
+            _ => return Err(format!("a line must be: name {HASH_PREFIX}HEX scopes [services]")),
         };
         check_name(name)?;
-        let hash = hash.strip_prefix(HASH_PREFIX).and_then(from_hex);
+        let hash = hash.strip_prefix(HASH_PREFIX).and_then(parse_hash);
         Ok(Self {
             name: name.to_owned(),
             hash: hash
-                .ok_or_else(|| format!("the second part must be {HASH_PREFIX} and 64 hexadecimal digits"))?,
+                .ok_or_else(|| format!("the second field must be {HASH_PREFIX} and 64 hexadecimal digits"))?,
             scopes: Scopes::parse(scopes)?,
             services: services.map(parse_services).transpose()?,
         })
     }
 
-    /// What tells it from others, for a limit's table.
-    pub fn key(&self) -> u64 {
+    /// The identity of the token in the rate limiter: the first 64 bits of its hash.
+    pub fn rate_limit_key(&self) -> u64 {
         u64::from_le_bytes(*self.hash.first_chunk().expect("a hash is longer"))
     }
 }
@@ -222,7 +227,7 @@ fn check_name(name: &str) -> Result<(), String> {
     if (1..=NAME_BYTES_MAX).contains(&name.len()) && name.bytes().all(plain) {
         return Ok(());
     }
-    Err(format!("a name is 1 to {NAME_BYTES_MAX} letters, digits, dots, hyphens and underscores"))
+    Err(format!("a name must be 1 to {NAME_BYTES_MAX} letters, digits, dots, hyphens and underscores"))
 }
 
 fn parse_services(list: &str) -> Result<Services, String> {
@@ -231,21 +236,21 @@ fn parse_services(list: &str) -> Result<Services, String> {
         let service =
             percent::decode(word).map_err(|_bad| "the percent-encoding of a service is not valid")?;
         if !(1..=SERVICE_BYTES_MAX).contains(&service.len()) {
-            return Err(format!("a service is 1 to {SERVICE_BYTES_MAX} bytes"));
+            return Err(format!("a service must be 1 to {SERVICE_BYTES_MAX} bytes"));
         }
         services.push(service.into());
     }
     if services.len() > SERVICES_MAX {
-        return Err(format!("a token is for at most {SERVICES_MAX} services"));
+        return Err(format!("a token may list at most {SERVICES_MAX} services"));
     }
     services.sort_unstable();
     Ok(services.into())
 }
 
-fn from_hex(digits: &str) -> Option<Hash> {
+fn parse_hash(digits: &str) -> Option<TokenHash> {
     let digits: &[u8; 64] = digits.as_bytes().try_into().ok()?;
     let digit = |byte: u8| char::from(byte).to_digit(16);
-    let mut hash = Hash::default();
+    let mut hash = TokenHash::default();
     for (byte, pair) in hash.iter_mut().zip(digits.chunks_exact(2)) {
         *byte =
             u8::try_from(digit(pair[0])? * 16 + digit(pair[1])?).expect("two hexadecimal digits are a byte");
@@ -260,7 +265,7 @@ fn to_hex(bytes: &[u8]) -> String {
     })
 }
 
-/// A token to be made.
+/// The parameters of a token to be generated.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NewToken {
     name: String,
@@ -269,7 +274,7 @@ pub struct NewToken {
 }
 
 impl NewToken {
-    /// `services` is a list with commas, each percent-encoded where it must be.
+    /// `services` is a comma-separated list of percent-encoded services.
     pub fn new(name: &str, scopes: &str, services: Option<&str>) -> Result<Self, String> {
         check_name(name)?;
         let services = services.map(parse_services).transpose()?;
@@ -281,10 +286,11 @@ impl NewToken {
         })
     }
 
-    /// The token, which is nowhere else, and the line for the file, which has its hash.
-    pub fn make(&self, chance: &mut impl Rng) -> (String, String) {
+    /// Generates a token. Returns it, which is stored nowhere, and the line for the file, which has
+    /// its hash.
+    pub fn generate(&self, rng: &mut impl Rng) -> (String, String) {
         let mut secret = [0; 32];
-        chance.fill_bytes(&mut secret);
+        rng.fill_bytes(&mut secret);
         let token = format!("{PREFIX}{}", to_hex(&secret));
         let hash = to_hex(&Sha256::digest(token.as_bytes()));
         let mut line = format!("{} {HASH_PREFIX}{hash} {}", self.name, self.scopes);
@@ -309,19 +315,19 @@ fn encode_service(service: &str) -> String {
     })
 }
 
-/// The file's tokens as they were last good, for all acceptors.
+/// The tokens of the last valid version of the file, shared by all acceptors.
 #[derive(Debug)]
 pub struct TokenFile {
     path: PathBuf,
-    /// Grows with every reload, so that an acceptor knows at a glance that it has the latest.
+    /// Incremented by every reload, so that an acceptor detects a change with one atomic load.
     generation: AtomicU64,
     latest: Mutex<Arc<Tokens>>,
 }
 
 impl TokenFile {
-    pub fn open(path: &Path) -> Result<Self, Mistakes> {
+    pub fn open(path: &Path) -> Result<Self, LoadTokensError> {
         let tokens = Tokens::read(path)?;
-        log::info!(tokens = tokens.len(); "requests need a token of {}", path.display());
+        log::info!(tokens = tokens.len(); "requests require a token listed in {}", path.display());
         Ok(Self {
             path: path.to_owned(),
             generation: AtomicU64::new(1),
@@ -329,29 +335,29 @@ impl TokenFile {
         })
     }
 
-    /// Reads the file again. One that is not good changes nothing.
+    /// Reloads the file. If it is not valid, the tokens stay unchanged.
     pub fn reload(&self) {
         match Tokens::read(&self.path) {
             Ok(tokens) => {
-                log::info!(tokens = tokens.len(); "the tokens were read again");
+                log::info!(tokens = tokens.len(); "tokens reloaded");
                 *self.latest.lock().unwrap_or_else(PoisonError::into_inner) = Arc::new(tokens);
                 self.generation.fetch_add(1, Ordering::Release);
             }
-            Err(Mistakes(lines)) => {
+            Err(LoadTokensError(lines)) => {
                 for line in lines {
-                    log::error!("the tokens stay as they were: {line}");
+                    log::error!("tokens not reloaded: {line}");
                 }
             }
         }
     }
 
-    /// An acceptor's own hold on them.
+    /// A cached view of the tokens for one acceptor.
     pub fn view(self: &Arc<Self>) -> TokenView {
         TokenView { file: Arc::clone(self), generation: 0, tokens: Arc::default() }
     }
 }
 
-/// One acceptor's hold on the tokens.
+/// One acceptor's cached view of the tokens.
 #[derive(Debug)]
 pub struct TokenView {
     file: Arc<TokenFile>,
@@ -360,8 +366,8 @@ pub struct TokenView {
 }
 
 impl TokenView {
-    /// The latest tokens. Takes no lock unless they have changed, and never waits for one: whoever holds it is about
-    /// to let go, and the next request looks again.
+    /// The latest tokens. Locks only after a reload, and never waits for the lock: if it is held,
+    /// the previous tokens are used and the next call tries again.
     #[inline]
     pub fn tokens(&mut self) -> &Tokens {
         let generation = self.file.generation.load(Ordering::Acquire);
@@ -389,15 +395,15 @@ mod tests {
     use crate::clock::Clock;
     use crate::event::Timestamp;
 
-    fn made(name: &str, scopes: &str, services: Option<&str>) -> (String, String) {
-        let mut chance = Clock::manual(Timestamp::from_millis(0), name.len() as u64).rng();
-        NewToken::new(name, scopes, services).unwrap().make(&mut chance)
+    fn generated(name: &str, scopes: &str, services: Option<&str>) -> (String, String) {
+        let mut rng = Clock::manual(Timestamp::from_millis(0), name.len() as u64).rng();
+        NewToken::new(name, scopes, services).unwrap().generate(&mut rng)
     }
 
     #[test]
-    fn a_token_that_was_made_is_found_by_the_line_that_was_made_with_it() {
-        let (token, line) = made("shop", "ingest,query", Some("b,a%2Cb,\u{e9}%20"));
-        let (other, other_line) = made("probe", "metrics", None);
+    fn generated_token_matches_its_generated_line() {
+        let (token, line) = generated("shop", "ingest,query", Some("b,a%2Cb,\u{e9}%20"));
+        let (other, other_line) = generated("probe", "metrics", None);
         assert!(token.starts_with("aev_") && token.len() == 68, "{token}");
         assert!(!line.contains(&token[4..]), "only the hash");
         assert!(
@@ -417,7 +423,7 @@ mod tests {
     }
 
     #[test]
-    fn admin_may_everything_and_others_what_they_are_told() {
+    fn scope_admin_includes_all_and_other_scopes_only_themselves() {
         let check = |scopes: &str| Scope::ALL.map(|scope| Scopes::parse(scopes).unwrap().allow(scope));
         assert_eq!(check("ingest"), [true, false, false, false]);
         assert_eq!(check("query,metrics"), [false, true, true, false]);
@@ -428,26 +434,26 @@ mod tests {
     }
 
     #[test]
-    fn every_mistake_of_a_file_is_told_with_its_line_and_without_its_secret() {
-        let (token, line) = made("a", "ingest", None);
+    fn parse_reports_every_error_with_its_line_and_without_the_secret() {
+        let (token, line) = generated("a", "ingest", None);
         let hash = line.split(' ').nth(1).unwrap();
         let text = format!(
             "{line}\na {hash}0 ingest\nb {token} ingest\nb {hash} root\nb\n{hash}\nc {hash} ingest x,,y\n\
              a/b {hash} ingest\na {} query\nd {hash} query\ne {hash} ingest x y\nf {hash} ingest %zz",
             hash.replace(':', ":0").strip_suffix(char::is_alphanumeric).unwrap(),
         );
-        let mistakes = Tokens::parse(&text).unwrap_err();
-        let lines: Vec<usize> = mistakes.iter().map(|(line, _)| *line).collect();
-        assert_eq!(lines, [2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12], "{mistakes:?}");
-        for (_, what) in &mistakes {
-            assert!(!what.contains(&token[4..20]) && !what.contains(&hash[10..30]), "{what}");
+        let errors = Tokens::parse(&text).unwrap_err();
+        let lines: Vec<usize> = errors.iter().map(|(line, _)| *line).collect();
+        assert_eq!(lines, [2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12], "{errors:?}");
+        for (_, message) in &errors {
+            assert!(!message.contains(&token[4..20]) && !message.contains(&hash[10..30]), "{message}");
         }
-        assert_eq!(mistakes[7].1, "the name a stands in line 1 already");
-        assert_eq!(mistakes[8].1, "the hash stands in line 1 already");
+        assert_eq!(errors[7].1, "the name a is already used in line 1");
+        assert_eq!(errors[8].1, "the hash is already used in line 1");
     }
 
     #[test]
-    fn the_bounds_are_inclusive() {
+    fn token_file_bounds_are_inclusive() {
         #[track_caller]
         fn check(name: usize, service: usize, services: usize, good: bool) {
             let hash = "0".repeat(64);
@@ -467,9 +473,10 @@ mod tests {
     }
 
     #[test]
-    fn a_reload_shows_at_the_next_request_and_a_bad_file_changes_nothing() {
+    fn token_reload_applies_at_the_next_request_and_ignores_an_invalid_file() {
         let path = std::env::temp_dir().join(format!("aurore-tokens-{}", std::process::id()));
-        let ((one, one_line), (other, other_line)) = (made("a", "ingest", None), made("bb", "query", None));
+        let ((one, one_line), (other, other_line)) =
+            (generated("a", "ingest", None), generated("bb", "query", None));
         std::fs::write(&path, &one_line).unwrap();
         let file = Arc::new(TokenFile::open(&path).unwrap());
         let mut view = file.view();
@@ -485,7 +492,7 @@ mod tests {
         std::fs::remove_file(&path).unwrap();
         file.reload();
         assert!(view.tokens().find(other.as_bytes()).is_some());
-        let Mistakes(gone) = Tokens::read(&path).unwrap_err();
+        let LoadTokensError(gone) = Tokens::read(&path).unwrap_err();
         assert!(gone[0].starts_with("AUTH_TOKENS_FILE "), "{gone:?}");
     }
 }

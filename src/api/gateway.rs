@@ -1,110 +1,121 @@
-//! The metrics gateway's requests on their way through an acceptor: what is answered at once, what waits for its log, and
-//! what another thread writes.
+//! Requests of the metrics gateway: answers them at once, after the gateway's log is durable, or
+//! from a reader thread.
+//!
+//! It runs on the acceptor thread and must not block.
 
-use super::Api;
+use super::ApiHandler;
 use super::intake::{JOURNAL_RETRY_S, RESTART_S};
 use crate::access::Grant;
 use crate::clock::Moment;
-use crate::gateway::pages::GatewayPage;
-use crate::gateway::pages::{Outcome, Pages};
-use crate::http::{Answer, Request, Response};
+use crate::gateway::handlers::GatewayRoute;
+use crate::gateway::handlers::{GatewayHandlers, PushOutcome};
 use crate::http::{DecompressLimits, Decompressor, problem};
-use crate::lifecycle::Phase;
+use crate::http::{HandlerResult, Request, Response};
+use crate::lifecycle::LifecyclePhase;
 
-/// What pushes need beside what posts of events do.
+/// State of one acceptor for requests of the metrics gateway.
 #[derive(Debug)]
-pub(super) struct Pushes {
-    pages: Pages,
+pub(super) struct PushContext {
+    pages: GatewayHandlers,
     decompressor: Decompressor,
-    /// Whether somebody waits for the gateway's log since the turn began.
-    waiting: bool,
+    /// Whether a response of this turn waits for the gateway's log.
+    has_waiters: bool,
 }
 
-impl Pushes {
-    pub(super) fn new(pages: Pages, plain_bytes_max: usize) -> Self {
+impl PushContext {
+    pub(super) fn new(pages: GatewayHandlers, decompressed_bytes_max: usize) -> Self {
         Self {
             pages,
-            decompressor: Decompressor::new(DecompressLimits::new(plain_bytes_max)),
-            waiting: false,
+            decompressor: Decompressor::new(DecompressLimits::new(decompressed_bytes_max)),
+            has_waiters: false,
         }
     }
 
-    /// Wakes the thread of the log once for all who wait since the turn began.
-    pub(super) fn turn_ended(&mut self) {
-        if std::mem::take(&mut self.waiting) {
-            self.pages.gateway().wake();
+    /// Wakes the gateway's log thread, once for all responses of this turn that wait for it.
+    pub(super) fn on_turn_end(&mut self) {
+        if std::mem::take(&mut self.has_waiters) {
+            self.pages.gateway().wake_log_thread();
         }
     }
 }
 
-impl Api {
-    /// The metrics gateway's pages.
-    pub(super) fn gateway(
+impl ApiHandler {
+    /// Handles a request of the metrics gateway. `label` is the index of its label in
+    /// `router::LABELS`.
+    pub(super) fn handle_gateway(
         &mut self,
-        page: &GatewayPage<'_>,
+        page: &GatewayRoute<'_>,
         grant: &Grant,
         request: &Request<'_>,
-        (index, started): (usize, Moment),
+        (label, started): (usize, Moment),
         response: &mut Response,
-    ) -> Answer {
+    ) -> HandlerResult {
         let phase = self.status.lifecycle.phase();
         match page {
-            GatewayPage::Healthy => {
-                gateway_word(response);
-                return Answer::Ready;
+            GatewayRoute::Healthy => {
+                write_ok(response);
+                return HandlerResult::Done;
             }
-            GatewayPage::Ready => {
+            GatewayRoute::Ready => {
                 self.status.ready(response);
                 if response.status == 200 {
                     response.body.clear();
-                    gateway_word(response);
+                    write_ok(response);
                 }
-                return Answer::Ready;
+                return HandlerResult::Done;
             }
-            GatewayPage::Push | GatewayPage::Group(_) | GatewayPage::Remove | GatewayPage::Wipe => {
-                if phase > Phase::Serving {
-                    problem::shutting_down(response, RESTART_S);
-                    return Answer::Ready;
+            GatewayRoute::Push | GatewayRoute::Group(_) | GatewayRoute::DeleteSeries | GatewayRoute::Wipe => {
+                if phase > LifecyclePhase::Serving {
+                    problem::write_shutting_down(response, RESTART_S);
+                    return HandlerResult::Done;
                 }
             }
-            GatewayPage::Pushed | GatewayPage::Groups | GatewayPage::Status => {}
+            GatewayRoute::Scrape | GatewayRoute::Groups | GatewayRoute::Status => {}
         }
-        if let Some(asked) = Pages::asked(page, request.headers) {
+        if let Some(asked) = GatewayHandlers::scrape_request(page, request.headers) {
             let headers = response.headers.clone();
-            let promise = || self.counted_promise(request, grant, headers, index, started);
-            return self.pushes.pages.ask(asked, response, promise);
+            let promise = || self.counted_promise(request, headers, (label, started));
+            return self.push_context.pages.submit_scrape(asked, response, promise);
         }
-        let front = response.headers.len();
-        match self.pushes.pages.answer(page, grant, request, &mut self.pushes.decompressor, response) {
-            Outcome::Ready => Answer::Ready,
-            Outcome::When(level) => {
-                // Whatever the answer comes to be, it begins with what the gate has to say.
-                let front = response.headers.drain(..front).collect();
-                let promise = self.counted_promise(request, grant, front, index, started);
+        let policy_headers_len = response.headers.len();
+        match self.push_context.pages.handle(
+            page,
+            grant,
+            request,
+            &mut self.push_context.decompressor,
+            response,
+        ) {
+            PushOutcome::Ready => HandlerResult::Done,
+            PushOutcome::OnDurable(level) => {
+                // The promise prepends the policy headers, also to the response that reports a
+                // failure.
+                let policy_headers = response.headers.drain(..policy_headers_len).collect();
+                let promise = self.counted_promise(request, policy_headers, (label, started));
                 let answer = std::mem::take(response);
-                let told = move |holds| promise.fulfil(if holds { answer } else { unreached() });
-                self.pushes.pages.gateway().when(level, Box::new(told));
-                self.pushes.waiting = true;
-                Answer::Later
+                let on_durable =
+                    move |durable| promise.fulfil(if durable { answer } else { durability_not_reached() });
+                self.push_context.pages.gateway().on_durable(level, Box::new(on_durable));
+                self.push_context.has_waiters = true;
+                HandlerResult::Pending
             }
         }
     }
 }
 
-/// What Pushgateway answers when all is well.
-fn gateway_word(response: &mut Response) {
+/// Writes the body that Pushgateway's health endpoints answer with.
+fn write_ok(response: &mut Response) {
     response.content_type = "text/plain; charset=utf-8";
     response.body.extend_from_slice(b"OK");
 }
 
-/// A push whose durability could not be reached.
-fn unreached() -> Response {
+/// The response to a push that could not be made durable at the requested level.
+fn durability_not_reached() -> Response {
     let mut response = Response::default();
-    problem::answer_later(
+    problem::write_retryable(
         &mut response,
-        problem::Kind::JournalUnavailable,
-        "the durability asked for could not be reached; the push may hold all the same, so that only one with an \
-         idempotency key, or one that replaces what was there, can be sent again without being counted twice",
+        problem::ProblemKind::JournalUnavailable,
+        "the requested durability could not be reached; the push may have taken effect nevertheless, so only a push \
+         with an idempotency key, or one that replaces metrics, can be retried without being counted twice",
         JOURNAL_RETRY_S,
     );
     response

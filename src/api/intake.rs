@@ -1,73 +1,79 @@
-//! `POST /events`: a body to events in the buffer, all of its good ones or none, and the answer. What takes long goes
-//! slice by slice, so that no connection holds its core.
+//! `POST /events`: decodes a body, admits its valid events to the buffer, all or none, and writes
+//! the response. A long body is processed in slices, one per turn of the event loop, so that one
+//! connection cannot monopolize its core.
 //!
-//! Knows no gate and no route. Runs on the acceptor and must not block.
+//! It runs on the acceptor thread and must not block. It must not depend on routing or
+//! authorization.
 
 use std::sync::Arc;
 
 use rand::rngs::StdRng;
 
-use crate::buffer::{Full, RowBlock};
+use crate::buffer::{AdmitError, RowBlock};
 use crate::clock::Clock;
 use crate::event::Timestamp;
 use crate::health::status::Status;
 use crate::http::{
-    Coding, DecompressLimits, Decompressor, Headers, Promise, Request, Response, Undecodable, problem,
+    ContentCoding, DecompressBodyError, DecompressLimits, Decompressor, Headers, Promise, Request, Response,
+    problem,
 };
-use crate::ingest::{self, Call, Decoded, Form, Ingest, Limits};
-use crate::journal::Level;
-use crate::lifecycle::Phase;
-use crate::metrics::Reason;
+use crate::ingest::{self, BodyFormat, DecodedRequest, IngestDecoder, IngestHeaders, IngestLimits};
+use crate::journal::Durability;
+use crate::lifecycle::LifecyclePhase;
+use crate::metrics::DropReason;
 
-/// Seconds after which another server, or this one restarted, may take what a stopping one refused.
+/// `Retry-After` of a server that is shutting down: by then it, or another one, may have started.
 pub(super) const RESTART_S: u64 = 5;
-/// Seconds after which a journal that failed may work again.
+/// `Retry-After` while the journal is unavailable.
 pub(super) const JOURNAL_RETRY_S: u64 = 5;
-/// A plain body of no more is decoded at once: some 400 us. What is longer is read in slices of as much.
-const DECODED_BYTES: usize = 256 * 1024;
-/// A compressed body of no more is tried at once: it has most likely...
-const COMPRESSED_BYTES: usize = 8 * 1024;
-/// ...no more than this when it is plain: some 500 us. What has more goes in slices of as much.
-const PLAIN_BYTES: usize = 128 * 1024;
-/// How many times longer it takes to make a byte plain than to decode it.
-const PLAIN_TIMES: usize = 4;
+/// An uncompressed body up to this size is decoded in one turn, in about 400 us; a longer one in
+/// slices of this size.
+const DECODE_SLICE_BYTES: usize = 256 * 1024;
+/// A compressed body up to this size is decompressed in the first turn: it most likely fits one
+/// decompression slice.
+const INLINE_COMPRESSED_BYTES_MAX: usize = 8 * 1024;
+/// Decompressed bytes per slice, about 500 us.
+const DECOMPRESS_SLICE_BYTES: usize = 128 * 1024;
+/// Cost of decompressing a byte, relative to decoding it.
+const DECOMPRESS_COST_FACTOR: usize = 4;
 
-/// What came of a post.
-pub(super) enum Posted {
-    /// It is answered.
+/// Result of one turn of a post.
+pub(super) enum IntakeOutcome {
+    /// The response is written.
     Answered,
-    /// Its answer is to be given when its events have reached this level.
-    Admitted(Level),
-    /// [`Intake::go_on`] has more to do.
-    More(Upload),
+    /// The events are admitted; the response must wait until they are durable at this level.
+    Admitted(Durability),
+    /// [`Intake::resume`] must be called in the next turn.
+    Yield(LongBody),
 }
 
-/// A body that takes long, as far as it has come. Nothing is allocated before its turn comes.
-pub(super) struct Upload(Option<Box<Bench>>);
+/// A body that is decoded in slices. Its state is allocated by the first call of
+/// [`Intake::resume`], since the body may wait for its turn until then.
+pub(super) struct LongBody(Option<Box<DecodeState>>);
 
-/// What one long body is worked on with. Acceptors work on one at a time.
-struct Bench {
+/// Decoding state of one long body. An acceptor processes one long body at a time.
+struct DecodeState {
     decompressor: Decompressor,
-    ingest: Ingest,
+    ingest: IngestDecoder,
     now: Timestamp,
-    plain: bool,
+    decompressed: bool,
 }
 
 #[derive(Debug)]
 pub(super) struct Intake {
-    ingest: Ingest,
+    ingest: IngestDecoder,
     decompressor: Decompressor,
     admission: Admission,
-    /// The least that somebody waits for since the turn began.
-    waiting: Option<Level>,
+    /// The lowest durability level that a response of this turn waits for.
+    awaited_level: Option<Durability>,
 }
 
-/// Where events go.
+/// Checks requests and admits their events to the journal and the buffer.
 #[derive(Debug)]
 struct Admission {
     acceptor: usize,
-    /// What a 202 means unless the request says.
-    durability: Level,
+    /// The durability level of a request without a `Durability` header.
+    durability: Durability,
     status: Arc<Status>,
     clock: Clock,
 }
@@ -75,209 +81,221 @@ struct Admission {
 impl Intake {
     pub(super) fn new(
         acceptor: usize,
-        limits: Limits,
-        durability: Level,
+        limits: IngestLimits,
+        durability: Durability,
         rng: StdRng,
         status: Arc<Status>,
     ) -> Self {
         Self {
-            ingest: Ingest::new(limits, rng),
-            decompressor: Decompressor::new(DecompressLimits::new(limits.plain_bytes_max)),
+            ingest: IngestDecoder::new(limits, rng),
+            decompressor: Decompressor::new(DecompressLimits::new(limits.decompressed_bytes_max)),
             admission: Admission { acceptor, durability, clock: status.clock.clone(), status },
-            waiting: None,
+            awaited_level: None,
         }
     }
 
-    /// Takes a body in, or begins to. `services` are those that its sender may write.
+    /// Processes a short body, or yields for a long one. `services` are those that the token may
+    /// write; none: all.
     pub(super) fn post(
         &mut self,
         services: Option<&[Box<str>]>,
         request: &Request<'_>,
         response: &mut Response,
-    ) -> Posted {
+    ) -> IntakeOutcome {
         let Self { ingest, decompressor, admission, .. } = self;
-        let Some(call) = admission.examine(services, request, response) else { return Posted::Answered };
-        let body = if call.coding == Coding::Identity {
-            if request.body.len() > DECODED_BYTES {
-                return Posted::More(Upload(None));
+        let Some(headers) = admission.check_request(services, request, response) else {
+            return IntakeOutcome::Answered;
+        };
+        let body = if headers.coding == ContentCoding::Identity {
+            if request.body.len() > DECODE_SLICE_BYTES {
+                return IntakeOutcome::Yield(LongBody(None));
             }
             request.body
         } else {
-            if request.body.len() > COMPRESSED_BYTES {
-                return Posted::More(Upload(None));
+            if request.body.len() > INLINE_COMPRESSED_BYTES_MAX {
+                return IntakeOutcome::Yield(LongBody(None));
             }
             decompressor.begin();
-            match decompressor.go_on(call.coding, request.body, PLAIN_BYTES) {
+            match decompressor.decode_slice(headers.coding, request.body, DECOMPRESS_SLICE_BYTES) {
                 Ok(true) => {}
-                Ok(false) => return Posted::More(Upload(None)),
-                Err(refused) => return admission.undecodable(refused, response),
+                Ok(false) => return IntakeOutcome::Yield(LongBody(None)),
+                Err(error) => return admission.reject_undecodable(error, response),
             }
-            decompressor.plain(call.coding, request.body)
+            decompressor.decompressed(headers.coding, request.body)
         };
-        if call.coding != Coding::Identity {
-            response.effort = body.len() * PLAIN_TIMES;
+        if headers.coding != ContentCoding::Identity {
+            response.work_bytes = body.len() * DECOMPRESS_COST_FACTOR;
         }
-        let decoded = ingest.decode(call, body, admission.clock.wall());
-        let posted = admission.admit(call, &decoded, response);
+        let decoded = ingest.decode(headers, body, admission.clock.wall());
+        let outcome = admission.admit(headers, &decoded, response);
         decompressor.release();
-        posted
+        outcome
     }
 
-    /// Does the next slice of a body that takes long.
-    pub(super) fn go_on(
+    /// Processes the next slice of a long body.
+    pub(super) fn resume(
         &mut self,
-        upload: Upload,
+        body: LongBody,
         services: Option<&[Box<str>]>,
         request: &Request<'_>,
         response: &mut Response,
-    ) -> Posted {
+    ) -> IntakeOutcome {
         let admission = &self.admission;
-        let mut bench = if let Some(bench) = upload.0 {
-            bench
+        let mut state = if let Some(state) = body.0 {
+            state
         } else {
-            // It may have waited for its turn.
-            if admission.examine(services, request, response).is_none() {
-                return Posted::Answered;
+            // Time may have passed since `post` checked the request.
+            if admission.check_request(services, request, response).is_none() {
+                return IntakeOutcome::Answered;
             }
-            let (decompressor, ingest) = (self.decompressor.another(), self.ingest.another());
-            Box::new(Bench { decompressor, ingest, now: admission.clock.wall(), plain: false })
+            let (decompressor, ingest) = (self.decompressor.fork(), self.ingest.fork());
+            Box::new(DecodeState { decompressor, ingest, now: admission.clock.wall(), decompressed: false })
         };
-        let Ok(call) = Call::read(request.headers) else {
-            unreachable!("BUG: the same headers were good before");
+        let Ok(headers) = IngestHeaders::parse(request.headers) else {
+            unreachable!("BUG: the same headers were valid before");
         };
-        let call = Call { services, ..call };
-        if !bench.plain {
-            match bench.decompressor.go_on(call.coding, request.body, PLAIN_BYTES) {
-                Ok(plain) => bench.plain = plain,
-                Err(refused) => return admission.undecodable(refused, response),
+        let headers = IngestHeaders { services, ..headers };
+        if !state.decompressed {
+            match state.decompressor.decode_slice(headers.coding, request.body, DECOMPRESS_SLICE_BYTES) {
+                Ok(complete) => state.decompressed = complete,
+                Err(error) => return admission.reject_undecodable(error, response),
             }
-            return Posted::More(Upload(Some(bench)));
+            return IntakeOutcome::Yield(LongBody(Some(state)));
         }
-        let body = bench.decompressor.plain(call.coding, request.body);
-        if !bench.ingest.read_on(call, body, bench.now, DECODED_BYTES) {
-            return Posted::More(Upload(Some(bench)));
+        let body = state.decompressor.decompressed(headers.coding, request.body);
+        if !state.ingest.decode_slice(headers, body, state.now, DECODE_SLICE_BYTES) {
+            return IntakeOutcome::Yield(LongBody(Some(state)));
         }
-        admission.admit(call, &bench.ingest.decoded(), response)
+        admission.admit(headers, &state.ingest.decoded(), response)
     }
 
-    /// Has the answer in `response` given when the events it speaks of have reached `level`.
-    pub(super) fn answer_when(&mut self, level: Level, promise: Promise, response: &mut Response) {
+    /// Fulfils `promise` with `response` once the events are durable at `level`, or with 503 if
+    /// they cannot be.
+    pub(super) fn answer_on_durable(&mut self, level: Durability, promise: Promise, response: &mut Response) {
         let answer = std::mem::take(response);
-        let told = move |holds| {
-            if holds {
+        let on_durable = move |durable| {
+            if durable {
                 return promise.fulfil(answer);
             }
             let mut response = Response::default();
-            problem::answer_later(
+            problem::write_retryable(
                 &mut response,
-                problem::Kind::JournalUnavailable,
-                "the durability asked for could not be reached; the events may be stored all the same, so that \
-                 only those with an idempotency key can be sent again without being stored twice",
+                problem::ProblemKind::JournalUnavailable,
+                "the requested durability could not be reached; the events may be stored nevertheless, so only \
+                 events with an idempotency key can be retried without being stored twice",
                 JOURNAL_RETRY_S,
             );
             promise.fulfil(response);
         };
-        self.admission.status.journal.when(self.admission.acceptor, level, Box::new(told));
-        self.waiting = Some(self.waiting.map_or(level, |waiting| waiting.min(level)));
+        self.admission.status.journal.on_durable(self.admission.acceptor, level, Box::new(on_durable));
+        self.awaited_level = Some(self.awaited_level.map_or(level, |awaited| awaited.min(level)));
     }
 
-    /// Wakes the checkpoint thread once for all who wait since the turn began.
-    pub(super) fn turn_ended(&mut self) {
-        if let Some(level) = self.waiting.take() {
+    /// Wakes the journal thread, once for all responses of this turn that wait for durability.
+    pub(super) fn on_turn_end(&mut self) {
+        if let Some(level) = self.awaited_level.take() {
             self.admission.status.journal.wake_for(level);
         }
     }
 }
 
 impl Admission {
-    /// What the request asks for, unless its body need not be looked at to refuse it.
-    fn examine<'a>(
+    /// Parses the request's headers. Writes a refusal and returns none if the request can be
+    /// refused without decoding its body.
+    fn check_request<'a>(
         &self,
         services: Option<&'a [Box<str>]>,
         request: &Request<'a>,
         response: &mut Response,
-    ) -> Option<Call<'a>> {
+    ) -> Option<IngestHeaders<'a>> {
         let status = &self.status;
-        if status.lifecycle.phase() > Phase::Serving {
-            problem::shutting_down(response, RESTART_S);
+        if status.lifecycle.phase() > LifecyclePhase::Serving {
+            problem::write_shutting_down(response, RESTART_S);
             return None;
         }
-        if request.body.is_empty() && !is_framed(request.headers) {
-            let detail = "a POST says how long its body is";
-            problem::answer(response, problem::Kind::LengthRequired, detail);
+        if request.body.is_empty() && !has_body_framing(request.headers) {
+            let detail = "a POST needs Content-Length or Transfer-Encoding";
+            problem::write(response, problem::ProblemKind::LengthRequired, detail);
             return None;
         }
-        let call = match Call::read(request.headers) {
-            Ok(call) => Call { services, ..call },
-            Err(refused) => {
-                refused.answer(response);
+        let headers = match IngestHeaders::parse(request.headers) {
+            Ok(headers) => IngestHeaders { services, ..headers },
+            Err(error) => {
+                error.write_response(response);
                 return None;
             }
         };
-        // Under overload most batches are turned away: not to read them leaves the time to the writer. Only lines can be
-        // counted without reading them; of what is compressed it is only known that there is one.
-        let plain = call.coding == Coding::Identity;
-        if (call.form == Form::Ndjson || !plain) && status.buffer.is_full() {
-            let events = if plain { ingest::count_lines(request.body) } else { 1 };
-            status.ledger.dropped(Reason::BufferFull, events);
-            problem::buffer_full(response, status.retry_after());
+        // Under overload most batches are refused: refusing them undecoded leaves CPU time to the
+        // writer. NDJSON events can be counted without decoding; a compressed body counts as one.
+        let is_plain = headers.coding == ContentCoding::Identity;
+        if (headers.format == BodyFormat::Ndjson || !is_plain) && status.buffer.is_full() {
+            let events = if is_plain { ingest::count_lines(request.body) } else { 1 };
+            status.ledger.record_dropped(DropReason::BufferFull, events);
+            problem::write_buffer_full(response, status.retry_after());
             return None;
         }
-        Some(call)
+        Some(headers)
     }
 
-    /// Admits all that is good of a body, or nothing, and writes the answer.
-    fn admit(&self, call: Call<'_>, decoded: &Decoded<'_>, response: &mut Response) -> Posted {
+    /// Admits all valid events of a body, or none, and writes the response.
+    fn admit(
+        &self,
+        headers: IngestHeaders<'_>,
+        decoded: &DecodedRequest<'_>,
+        response: &mut Response,
+    ) -> IntakeOutcome {
         let (ledger, journal) = (&self.status.ledger, &self.status.journal);
         if decoded.rejected() > 0 {
-            ledger.dropped(Reason::Invalid, u64::from(decoded.rejected()));
+            ledger.record_dropped(DropReason::Invalid, u64::from(decoded.rejected()));
         }
-        let rows = u32::try_from(decoded.accepted()).expect("BUG: a body is bounded far below 2^32 events");
+        let rows =
+            u32::try_from(decoded.accepted()).expect("BUG: a body is limited to far fewer than 2^32 events");
         if rows == 0 {
-            decoded.answer(response);
-            return Posted::Answered;
+            decoded.write_response(response);
+            return IntakeOutcome::Answered;
         }
-        let level = call.durability.unwrap_or(self.durability);
-        if !journal.promises(level) {
-            ledger.dropped(Reason::JournalUnavailable, u64::from(rows));
-            problem::journal_unavailable(response, JOURNAL_RETRY_S);
-            return Posted::Answered;
+        let level = headers.durability.unwrap_or(self.durability);
+        if !journal.guarantees(level) {
+            ledger.record_dropped(DropReason::JournalUnavailable, u64::from(rows));
+            problem::write_journal_unavailable(response, JOURNAL_RETRY_S);
+            return IntakeOutcome::Answered;
         }
         let admitted_at = self.clock.now();
-        let keep = |block: &RowBlock| journal.keep(self.acceptor, block);
+        let append = |block: &RowBlock| journal.append(self.acceptor, block);
         let size = (rows, decoded.bytes());
-        match self.status.buffer.admit(self.acceptor, size, admitted_at, decoded.blocks(), keep) {
+        match self.status.buffer.admit(self.acceptor, size, admitted_at, decoded.blocks(), append) {
             Ok(()) => {
-                decoded.answer(response);
+                decoded.write_response(response);
                 response.header("Durability", level.name());
-                return Posted::Admitted(level);
+                return IntakeOutcome::Admitted(level);
             }
-            Err(Full::Now) => {
-                ledger.dropped(Reason::BufferFull, u64::from(rows));
-                problem::buffer_full(response, self.status.retry_after());
+            Err(AdmitError::Full) => {
+                ledger.record_dropped(DropReason::BufferFull, u64::from(rows));
+                problem::write_buffer_full(response, self.status.retry_after());
             }
-            Err(Full::Always) => {
-                ledger.dropped(Reason::TooLarge, u64::from(rows));
-                let detail = "the request has more events than the whole buffer holds; send it in parts";
-                problem::answer(response, problem::Kind::TooLarge, detail);
+            Err(AdmitError::TooLarge) => {
+                ledger.record_dropped(DropReason::TooLarge, u64::from(rows));
+                let detail = "the request has more events than the buffer can hold; split it";
+                problem::write(response, problem::ProblemKind::TooLarge, detail);
             }
-            Err(Full::Closed) => {
-                ledger.dropped(Reason::ShuttingDown, u64::from(rows));
-                problem::shutting_down(response, RESTART_S);
+            Err(AdmitError::Closed) => {
+                ledger.record_dropped(DropReason::ShuttingDown, u64::from(rows));
+                problem::write_shutting_down(response, RESTART_S);
             }
         }
-        Posted::Answered
+        IntakeOutcome::Answered
     }
 
-    fn undecodable(&self, refused: Undecodable, response: &mut Response) -> Posted {
-        self.status.ledger.dropped(Reason::Invalid, 1);
-        let kind = if refused.is_too_large() { problem::Kind::TooLarge } else { problem::Kind::Invalid };
-        problem::answer(response, kind, &refused.to_string());
-        Posted::Answered
+    fn reject_undecodable(&self, error: DecompressBodyError, response: &mut Response) -> IntakeOutcome {
+        self.status.ledger.record_dropped(DropReason::Invalid, 1);
+        let kind =
+            if error.is_too_large() { problem::ProblemKind::TooLarge } else { problem::ProblemKind::Invalid };
+        problem::write(response, kind, &error.to_string());
+        IntakeOutcome::Answered
     }
 }
 
-/// Whether the request said that it has a body, be it an empty one.
-fn is_framed(headers: Headers<'_>) -> bool {
+/// Whether the headers declare a body, which may be empty (RFC 9112, 6.3).
+fn has_body_framing(headers: Headers<'_>) -> bool {
     headers.get("Content-Length").is_some() || headers.get("Transfer-Encoding").is_some()
 }

@@ -1,20 +1,21 @@
-//! Which page a request asks for. The one place that knows the paths; it knows nothing of what answers them.
-
-mod gateway;
+//! The table of routes: path, methods, route class, metric label and operation of each, declared once in [`ROUTES`].
+//! It owns all paths of the server and must not depend on the handlers.
 
 use std::borrow::Cow;
+use std::sync::LazyLock;
 
-use crate::console::Page;
-use crate::gateway::pages::GatewayPage;
+use crate::access::RouteClass;
+use crate::console::ConsolePage;
+use crate::gateway::handlers::GatewayRoute;
 use crate::http::percent::decode;
 use crate::http::{Method, Refusal};
 
-/// A page of this server.
+/// An operation of this server.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Route<'a> {
     PostEvents,
     ListEvents,
-    /// With what stands for the id in the path, percent-decoded.
+    /// With the id in the path, percent-decoded.
     GetEvent(Cow<'a, str>),
     Stats,
     Live,
@@ -26,140 +27,241 @@ pub enum Route<'a> {
     HealthDetailed,
     Metrics,
     MetricsPrometheus,
-    /// The metrics gateway's.
-    Gateway(GatewayPage<'a>),
-    /// For people.
-    Console(Page),
-    /// OPTIONS, with the methods of the path: 204 and `Allow`.
+    /// An operation of the metrics gateway.
+    Gateway(GatewayRoute<'a>),
+    /// The live page, the API documentation, or one of their files.
+    Console(ConsolePage),
+    /// OPTIONS, with the value of `Allow`; answered with 204.
     Options(&'static str),
 }
 
-/// The pages as they stand in the documentation: a label of bounded range. The last is for what is no page.
-pub const LABELS: [&str; 26] = [
-    "/events",
-    "/events/{event_id}",
-    "/stats",
-    "/live",
-    "/ready",
-    "/health",
-    "/health/buffer",
-    "/health/business",
-    "/health/database",
-    "/health/detailed",
-    "/metrics",
-    "/metrics/prometheus",
-    gateway::LABELS[0],
-    gateway::LABELS[1],
-    gateway::LABELS[2],
-    gateway::LABELS[3],
-    gateway::LABELS[4],
-    gateway::LABELS[5],
-    gateway::LABELS[6],
-    gateway::LABELS[7],
-    "/",
-    "/docs",
-    "/openapi.json",
-    "assets",
-    "options",
-    "other",
-];
-/// The place of the label for requests that no page answers.
-pub const OTHER: usize = LABELS.len() - 1;
+/// The request paths of a route.
+#[derive(Clone, Copy, Debug)]
+enum Pattern {
+    Exact(&'static str),
+    /// The prefix, and one non-empty segment after it, which is the parameter.
+    Segment(&'static str),
+    /// `/metrics/job/…` or `/metrics/job@base64/…`; the parameter is the grouping key from `job` on.
+    GroupingKey,
+}
 
-impl Route<'_> {
-    /// The place of its label in [`LABELS`].
-    pub fn index(&self) -> usize {
+impl Pattern {
+    /// The parameter in `path`, still percent-encoded; empty for a pattern without one. None if `path` does not match.
+    fn parameter(self, path: &str) -> Option<&str> {
         match self {
-            Self::PostEvents | Self::ListEvents => 0,
-            Self::GetEvent(_) => 1,
-            Self::Stats => 2,
-            Self::Live => 3,
-            Self::Ready => 4,
-            Self::Health => 5,
-            Self::HealthBuffer => 6,
-            Self::HealthBusiness => 7,
-            Self::HealthDatabase => 8,
-            Self::HealthDetailed => 9,
-            Self::Metrics => 10,
-            Self::MetricsPrometheus => 11,
-            Self::Gateway(page) => 12 + gateway::index(page),
-            Self::Console(Page::Live) => 20,
-            Self::Console(Page::Docs) => 21,
-            Self::Console(Page::OpenApi) => 22,
-            Self::Console(
-                Page::LiveStyle | Page::LiveScript | Page::DocsStart | Page::DocsStyle | Page::DocsScript,
-            ) => 23,
-            Self::Options(_) => 24,
+            Self::Exact(exact) => (path == exact).then_some(""),
+            Self::Segment(prefix) => {
+                path.strip_prefix(prefix).filter(|segment| !segment.is_empty() && !segment.contains('/'))
+            }
+            Self::GroupingKey => path.strip_prefix("/metrics/").filter(|key| {
+                let job = key.strip_prefix("job/").or_else(|| key.strip_prefix("job@base64/"));
+                job.is_some_and(|job| !job.is_empty())
+            }),
         }
     }
 }
 
-const NOT_FOUND: Refusal = Refusal::new(404, "there is nothing at this path");
-const READ: &str = "GET, HEAD, OPTIONS";
-const READ_AND_POST: &str = "GET, HEAD, POST, OPTIONS";
+/// One method of a path. HEAD is served by the operation of GET; the HTTP engine omits the body.
+struct Operation {
+    method: Method,
+    class: RouteClass,
+    /// Makes the route of the path's parameter, percent-decoded.
+    route: for<'a> fn(Cow<'a, str>) -> Route<'a>,
+}
 
-/// Finds the page. HEAD is routed as GET; the engine leaves the body out.
-pub fn route(method: Method, path: &str) -> Result<Route<'_>, Refusal> {
-    let page = match path {
-        "/events" => return events(method),
-        "/stats" => Route::Stats,
-        "/live" => Route::Live,
-        "/ready" => Route::Ready,
-        "/health" => Route::Health,
-        "/health/buffer" => Route::HealthBuffer,
-        "/health/business" => Route::HealthBusiness,
-        "/health/database" => Route::HealthDatabase,
-        "/health/detailed" => Route::HealthDetailed,
-        "/metrics" => Route::Metrics,
-        "/metrics/prometheus" => Route::MetricsPrometheus,
-        "/" => Route::Console(Page::Live),
-        "/console/page.css" => Route::Console(Page::LiveStyle),
-        "/console/page.js" => Route::Console(Page::LiveScript),
-        "/docs" => Route::Console(Page::Docs),
-        "/docs/start.js" => Route::Console(Page::DocsStart),
-        "/docs/swagger-ui.css" => Route::Console(Page::DocsStyle),
-        "/docs/swagger-ui-bundle.js" => Route::Console(Page::DocsScript),
-        "/openapi.json" => Route::Console(Page::OpenApi),
-        // The server as a whole.
-        "*" => return Ok(Route::Options(READ_AND_POST)),
-        _ => match path.strip_prefix("/events/") {
-            Some(id) if !id.is_empty() && !id.contains('/') => Route::GetEvent(decode(id)?),
-            Some(_) => return Err(NOT_FOUND),
-            None => return gateway::route(method, path),
+/// One path with its operations.
+struct RouteSpec {
+    pattern: Pattern,
+    /// The path in `openapi.json` and the value of the label `route` in the HTTP metrics.
+    label: &'static str,
+    operations: &'static [Operation],
+}
+
+const fn path(path: &'static str, operations: &'static [Operation]) -> RouteSpec {
+    RouteSpec { pattern: Pattern::Exact(path), label: path, operations }
+}
+
+/// A file that a page of the console loads. All assets share a metric label, and `openapi.json` omits them.
+const fn asset(path: &'static str, operations: &'static [Operation]) -> RouteSpec {
+    RouteSpec { pattern: Pattern::Exact(path), label: "assets", operations }
+}
+
+const fn get(class: RouteClass, route: for<'a> fn(Cow<'a, str>) -> Route<'a>) -> Operation {
+    Operation { method: Method::Get, class, route }
+}
+
+const fn operation(
+    method: Method,
+    class: RouteClass,
+    route: for<'a> fn(Cow<'a, str>) -> Route<'a>,
+) -> Operation {
+    Operation { method, class, route }
+}
+
+/// Every route, the hottest first: paths are compared in this order.
+#[expect(clippy::redundant_closure, reason = "a variant is not general over the lifetime of its parameter")]
+const ROUTES: &[RouteSpec] = {
+    use GatewayRoute as Gateway;
+    use Method::{Delete, Post, Put};
+    use RouteClass::{Admin, Health, HealthDetails, Ingest, Metrics, Probe, Public, Query};
+    &[
+        path("/events", &[operation(Post, Ingest, |_| Route::PostEvents), get(Query, |_| Route::ListEvents)]),
+        RouteSpec {
+            pattern: Pattern::Segment("/events/"),
+            label: "/events/{event_id}",
+            operations: &[get(Query, |id| Route::GetEvent(id))],
         },
+        path("/stats", &[get(Query, |_| Route::Stats)]),
+        path("/live", &[get(Probe, |_| Route::Live)]),
+        path("/ready", &[get(Probe, |_| Route::Ready)]),
+        path("/health", &[get(Health, |_| Route::Health)]),
+        path("/health/buffer", &[get(HealthDetails, |_| Route::HealthBuffer)]),
+        path("/health/business", &[get(HealthDetails, |_| Route::HealthBusiness)]),
+        path("/health/database", &[get(HealthDetails, |_| Route::HealthDatabase)]),
+        path("/health/detailed", &[get(HealthDetails, |_| Route::HealthDetailed)]),
+        path("/metrics", &[get(Metrics, |_| Route::Metrics)]),
+        path("/metrics/prometheus", &[get(Metrics, |_| Route::MetricsPrometheus)]),
+        path("/metrics/push", &[operation(Post, Ingest, |_| Route::Gateway(Gateway::Push))]),
+        RouteSpec {
+            pattern: Pattern::GroupingKey,
+            label: "/metrics/job/{job}",
+            operations: &[
+                operation(Put, Ingest, |key| Route::Gateway(Gateway::Group(key))),
+                operation(Post, Ingest, |key| Route::Gateway(Gateway::Group(key))),
+                operation(Delete, Ingest, |key| Route::Gateway(Gateway::Group(key))),
+            ],
+        },
+        path(
+            "/metrics/pushed",
+            &[
+                get(Metrics, |_| Route::Gateway(Gateway::Scrape)),
+                operation(Delete, Admin, |_| Route::Gateway(Gateway::DeleteSeries)),
+            ],
+        ),
+        path("/-/healthy", &[get(Probe, |_| Route::Gateway(Gateway::Healthy))]),
+        path("/-/ready", &[get(Probe, |_| Route::Gateway(Gateway::Ready))]),
+        path("/api/v1/metrics", &[get(Metrics, |_| Route::Gateway(Gateway::Groups))]),
+        path("/api/v1/status", &[get(Metrics, |_| Route::Gateway(Gateway::Status))]),
+        path("/api/v1/admin/wipe", &[operation(Put, Admin, |_| Route::Gateway(Gateway::Wipe))]),
+        path("/", &[get(Public, |_| Route::Console(ConsolePage::Live))]),
+        path("/docs", &[get(Public, |_| Route::Console(ConsolePage::Docs))]),
+        path("/openapi.json", &[get(Public, |_| Route::Console(ConsolePage::OpenApi))]),
+        asset("/console/page.css", &[get(Public, |_| Route::Console(ConsolePage::LiveStyle))]),
+        asset("/console/page.js", &[get(Public, |_| Route::Console(ConsolePage::LiveScript))]),
+        asset("/docs/start.js", &[get(Public, |_| Route::Console(ConsolePage::DocsStart))]),
+        asset("/docs/swagger-ui.css", &[get(Public, |_| Route::Console(ConsolePage::DocsStyle))]),
+        asset("/docs/swagger-ui-bundle.js", &[get(Public, |_| Route::Console(ConsolePage::DocsScript))]),
+    ]
+};
+
+/// Index of the label of OPTIONS requests in [`LABELS`].
+const OPTIONS: usize = ROUTES.len();
+/// Index in [`LABELS`] of requests without a route.
+pub const OTHER: usize = ROUTES.len() + 1;
+
+/// Values of the label `route` in the HTTP metrics, a bounded set. A label that several routes share is counted at its
+/// first index only.
+pub const LABELS: [&str; ROUTES.len() + 2] = {
+    let mut labels = ["options"; ROUTES.len() + 2];
+    let mut nth = 0;
+    while nth < ROUTES.len() {
+        labels[nth] = ROUTES[nth].label;
+        nth += 1;
+    }
+    labels[OTHER] = "other";
+    labels
+};
+
+/// For each route, the first index of its label, and the value of `Allow`.
+static DERIVED: LazyLock<Vec<(usize, String)>> = LazyLock::new(|| {
+    let of = |spec: &RouteSpec| {
+        let label = ROUTES.iter().position(|other| other.label == spec.label);
+        (label.expect("the route itself has the label"), spec.allow())
     };
-    match method {
-        Method::Get | Method::Head => Ok(page),
-        Method::Options => Ok(Route::Options(READ)),
-        Method::Post | Method::Put | Method::Delete | Method::Patch | Method::Other => Err(not_allowed(READ)),
+    ROUTES.iter().map(of).collect()
+});
+
+impl RouteSpec {
+    fn allow(&self) -> String {
+        let mut methods = Vec::new();
+        for method in [Method::Get, Method::Put, Method::Post, Method::Delete] {
+            if self.operations.iter().any(|operation| operation.method == method) {
+                methods.push(method.name());
+                if method == Method::Get {
+                    methods.push(Method::Head.name());
+                }
+            }
+        }
+        methods.push(Method::Options.name());
+        methods.join(", ")
     }
 }
 
-fn events(method: Method) -> Result<Route<'static>, Refusal> {
-    match method {
-        Method::Post => Ok(Route::PostEvents),
-        Method::Get | Method::Head => Ok(Route::ListEvents),
-        Method::Options => Ok(Route::Options(READ_AND_POST)),
-        Method::Put | Method::Delete | Method::Patch | Method::Other => Err(not_allowed(READ_AND_POST)),
+/// A request's route with what the table declares for it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MatchedRoute<'a> {
+    pub route: Route<'a>,
+    pub class: RouteClass,
+    /// Index of its label in [`LABELS`].
+    pub label: usize,
+}
+
+/// Finds the route.
+///
+/// # Errors
+/// 404 for an unknown path, 405 with `Allow` for a method without an operation, 400 for an invalid percent-encoding.
+pub fn route(method: Method, path: &str) -> Result<MatchedRoute<'_>, Refusal> {
+    const NOT_FOUND: Refusal = Refusal::new(404, "there is nothing at this path");
+    let options =
+        |allow| Ok(MatchedRoute { route: Route::Options(allow), class: RouteClass::Public, label: OPTIONS });
+    // The server as a whole (RFC 9112, 3.2.4): the methods of its main resource.
+    if path == "*" {
+        return options(DERIVED[0].1.as_str());
+    }
+    let found = ROUTES.iter().enumerate().find_map(|(nth, spec)| Some((nth, spec.pattern.parameter(path)?)));
+    let (nth, parameter) = found.ok_or(NOT_FOUND)?;
+    let parameter = decode(parameter)?;
+    let served = if method == Method::Head { Method::Get } else { method };
+    let operation = ROUTES[nth].operations.iter().find(|operation| operation.method == served);
+    match operation {
+        Some(operation) => Ok(MatchedRoute {
+            route: (operation.route)(parameter),
+            class: operation.class,
+            label: DERIVED[nth].0,
+        }),
+        None if method == Method::Options => options(DERIVED[nth].1.as_str()),
+        None => Err(Refusal {
+            status: 405,
+            detail: "this path does not support the method",
+            allow: DERIVED[nth].1.as_str(),
+        }),
     }
 }
 
-fn not_allowed(allow: &'static str) -> Refusal {
-    Refusal { status: 405, detail: "this path does not know that method", allow }
+/// The operations that `openapi.json` describes: method and path template.
+#[cfg(test)]
+pub fn described_operations() -> impl Iterator<Item = (Method, &'static str)> {
+    let described = ROUTES.iter().filter(|spec| spec.label.starts_with('/'));
+    described.flat_map(|spec| spec.operations.iter().map(|operation| (operation.method, spec.label)))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    const READ: &str = "GET, HEAD, OPTIONS";
+    const READ_AND_POST: &str = "GET, HEAD, POST, OPTIONS";
+    const CHANGE: &str = "PUT, POST, DELETE, OPTIONS";
+
     #[track_caller]
     fn check(method: Method, path: &str, expected: &Result<Route<'_>, (u16, &str)>) {
-        let found = route(method, path).map_err(|refusal| (refusal.status, refusal.allow));
+        let found = route(method, path).map(|matched| matched.route);
+        let found = found.map_err(|refusal| (refusal.status, refusal.allow));
         assert_eq!(&found, expected, "{method:?} {path}");
     }
 
     #[test]
-    fn paths_and_methods_lead_to_pages_or_refusals() {
+    fn paths_and_methods_lead_to_routes_or_refusals() {
         use Method::{Delete, Get, Head, Options, Other, Post, Put};
         check(Post, "/events", &Ok(Route::PostEvents));
         check(Get, "/events", &Ok(Route::ListEvents));
@@ -175,8 +277,8 @@ mod tests {
         check(Get, "/events/", &Err((404, "")));
         check(Get, "/events/a/b", &Err((404, "")));
         check(Get, "/eventsx", &Err((404, "")));
-        check(Get, "/", &Ok(Route::Console(Page::Live)));
-        check(Head, "/docs", &Ok(Route::Console(Page::Docs)));
+        check(Get, "/", &Ok(Route::Console(ConsolePage::Live)));
+        check(Head, "/docs", &Ok(Route::Console(ConsolePage::Docs)));
         check(Delete, "/live", &Err((405, READ)));
         check(Other, "/metrics", &Err((405, READ)));
         check(Other, "/nothing", &Err((404, "")));
@@ -186,33 +288,51 @@ mod tests {
     }
 
     #[test]
-    fn every_page_is_labelled_with_its_own_path() {
-        for path in [
-            "/events",
-            "/stats",
-            "/live",
-            "/ready",
-            "/health",
-            "/health/buffer",
-            "/health/business",
-            "/health/database",
-            "/health/detailed",
-            "/metrics",
-            "/metrics/prometheus",
-            "/",
-            "/docs",
-            "/openapi.json",
-        ] {
-            assert_eq!(LABELS[route(Method::Get, path).unwrap().index()], path);
+    fn gateway_paths_lead_to_its_routes_or_refusals() {
+        use Method::{Delete, Get, Head, Options, Patch, Post, Put};
+        let group = |key: &'static str| Ok(Route::Gateway(GatewayRoute::Group(key.into())));
+        check(Post, "/metrics/push", &Ok(Route::Gateway(GatewayRoute::Push)));
+        check(Get, "/metrics/push", &Err((405, "POST, OPTIONS")));
+        check(Put, "/metrics/job/a", &group("job/a"));
+        check(Post, "/metrics/job/a/b/c", &group("job/a/b/c"));
+        check(Delete, "/metrics/job@base64/YQ", &group("job@base64/YQ"));
+        check(Put, "/metrics/job/a%2Fb", &group("job/a/b"));
+        check(Get, "/metrics/job/a", &Err((405, CHANGE)));
+        check(Options, "/metrics/job/a", &Ok(Route::Options(CHANGE)));
+        check(Put, "/metrics/job/", &Err((404, "")));
+        check(Put, "/metrics/job", &Err((404, "")));
+        check(Put, "/metrics/other/a", &Err((404, "")));
+        check(Head, "/metrics/pushed", &Ok(Route::Gateway(GatewayRoute::Scrape)));
+        check(Delete, "/metrics/pushed", &Ok(Route::Gateway(GatewayRoute::DeleteSeries)));
+        check(Patch, "/metrics/pushed", &Err((405, "GET, HEAD, DELETE, OPTIONS")));
+        check(Put, "/api/v1/admin/wipe", &Ok(Route::Gateway(GatewayRoute::Wipe)));
+        check(Post, "/api/v1/admin/wipe", &Err((405, "PUT, OPTIONS")));
+        check(Get, "/-/ready", &Ok(Route::Gateway(GatewayRoute::Ready)));
+    }
+
+    #[test]
+    fn a_route_has_the_label_and_class_of_its_row() {
+        #[track_caller]
+        fn check(method: Method, path: &str, label: &str, class: RouteClass) {
+            let matched = route(method, path).unwrap();
+            assert_eq!((LABELS[matched.label], matched.class), (label, class), "{method:?} {path}");
         }
-        for path in ["/metrics/pushed", "/-/healthy", "/-/ready", "/api/v1/metrics", "/api/v1/status"] {
-            assert_eq!(LABELS[route(Method::Get, path).unwrap().index()], path);
-        }
-        assert_eq!(LABELS[route(Method::Put, "/metrics/job/a").unwrap().index()], "/metrics/job/{job}");
-        assert_eq!(LABELS[route(Method::Post, "/metrics/push").unwrap().index()], "/metrics/push");
-        assert_eq!(LABELS[route(Method::Put, "/api/v1/admin/wipe").unwrap().index()], "/api/v1/admin/wipe");
-        assert_eq!(LABELS[route(Method::Get, "/events/x").unwrap().index()], "/events/{event_id}");
-        assert_eq!(LABELS[route(Method::Options, "*").unwrap().index()], "options");
+        check(Method::Post, "/events", "/events", RouteClass::Ingest);
+        check(Method::Get, "/events", "/events", RouteClass::Query);
+        check(Method::Get, "/events/x", "/events/{event_id}", RouteClass::Query);
+        check(Method::Get, "/stats", "/stats", RouteClass::Query);
+        check(Method::Get, "/ready", "/ready", RouteClass::Probe);
+        check(Method::Get, "/health", "/health", RouteClass::Health);
+        check(Method::Get, "/health/detailed", "/health/detailed", RouteClass::HealthDetails);
+        check(Method::Get, "/metrics/prometheus", "/metrics/prometheus", RouteClass::Metrics);
+        check(Method::Put, "/metrics/job/a", "/metrics/job/{job}", RouteClass::Ingest);
+        check(Method::Delete, "/metrics/pushed", "/metrics/pushed", RouteClass::Admin);
+        check(Method::Put, "/api/v1/admin/wipe", "/api/v1/admin/wipe", RouteClass::Admin);
+        check(Method::Get, "/docs/start.js", "assets", RouteClass::Public);
+        check(Method::Get, "/console/page.css", "assets", RouteClass::Public);
+        check(Method::Options, "*", "options", RouteClass::Public);
         assert_eq!(LABELS[OTHER], "other");
+        let (css, js) = (route(Method::Get, "/console/page.css"), route(Method::Get, "/docs/start.js"));
+        assert_eq!(css.unwrap().label, js.unwrap().label, "a label is counted once");
     }
 }

@@ -1,5 +1,5 @@
-//! A block of rows, shared by those who hold it: the writer, and the journal until the rows are on disk. One
-//! allocation, and one copy of the bytes, however many hold it.
+//! A reference-counted block of rows, shared by the writer and by the journal until the rows are on
+//! disk. One allocation holds the header and the rows.
 
 use std::fmt;
 use std::sync::Arc;
@@ -10,168 +10,171 @@ use triomphe::{Arc as Shared, HeaderSlice};
 use super::occupancy::Occupancy;
 use crate::clock::Moment;
 
-/// Where the rows stand: not in the journal yet, in one of its segments (the number plus one), or settled.
-const UNPLACED: u64 = 0;
-const SETTLED: u64 = u64::MAX;
+/// States of `segment`: not in the journal, in a segment (its number plus one), or finalized.
+const NO_SEGMENT: u64 = 0;
+const FINALIZED: u64 = u64::MAX;
 
-/// Rows that travel together: what one request brought, in one allocation and one place in a queue. A clone shares
-/// the rows; the room they take in the buffer is given back when the last one is dropped.
+/// The rows of one request, or a part of them: one allocation and one queue entry. A clone shares
+/// the rows. Dropping the last clone releases the reservation.
 #[derive(Clone)]
-pub struct RowBlock(Shared<HeaderSlice<Head, [u8]>>);
+pub struct RowBlock(Shared<HeaderSlice<RowBlockHeader, [u8]>>);
 
-struct Head {
+struct RowBlockHeader {
     rows: u32,
     admitted_at: Moment,
-    kind: Kind,
-    place: AtomicU64,
-    room: Option<Room>,
+    kind: BlockKind,
+    segment: AtomicU64,
+    reservation: Option<Reservation>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Kind {
-    /// For the writer, and for the journal.
+enum BlockKind {
+    /// For the writer and the journal.
     Plain,
-    /// For the writer: an earlier process's.
+    /// For the writer; admitted by a previous process.
     Replayed,
-    /// For the journal alone.
-    Overflow,
+    /// For the journal only.
+    Spilled,
 }
 
-/// Room in memory. The events' is given back when they are settled, so that capacity is exact; the bytes' when the
-/// memory is free, so that it stays bounded while the journal still holds what is settled.
+/// A reservation of buffer capacity. Its rows are released when the block is finalized, so that the
+/// bound on events is exact; its bytes when the memory is freed, so that memory stays bounded while
+/// the journal still holds finalized blocks.
 #[derive(Debug)]
-pub(super) struct Room {
+pub(super) struct Reservation {
     pub(super) occupancy: Arc<Occupancy>,
     pub(super) rows: u32,
     pub(super) bytes: usize,
 }
 
-impl Drop for Head {
+impl Drop for RowBlockHeader {
     fn drop(&mut self) {
-        if let Some(room) = &self.room {
-            let rows = if *self.place.get_mut() == SETTLED { 0 } else { room.rows as usize };
-            room.occupancy.release(rows, room.bytes);
+        if let Some(reservation) = &self.reservation {
+            let rows = if *self.segment.get_mut() == FINALIZED { 0 } else { reservation.rows as usize };
+            reservation.occupancy.release(rows, reservation.bytes);
         }
     }
 }
 
-/// What came of placing a block in a segment.
+/// The result of [`RowBlock::assign_segment`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Placed {
-    /// It is settled: no segment need keep it.
-    Settled,
-    /// It is in the segment now, and was in no other.
+pub enum SegmentAssignment {
+    /// The block is finalized; no segment needs to retain it.
+    Finalized,
+    /// The block was in no segment before.
     New,
-    /// It is in the segment now, and was in this one before.
+    /// The block was in this segment before.
     MovedFrom(u64),
 }
 
 impl RowBlock {
-    /// Rows of nobody's buffer, back to back: at least one.
+    /// A block without a buffer reservation. `bytes` holds `rows` encoded rows, at least one.
     pub fn new(bytes: &[u8], rows: u32, admitted_at: Moment) -> Self {
-        Self::with(bytes, (rows, admitted_at), Kind::Plain, UNPLACED, None)
+        Self::with(bytes, (rows, admitted_at), BlockKind::Plain, NO_SEGMENT, None)
     }
 
-    pub(super) fn admitted(bytes: &[u8], rows: u32, admitted_at: Moment, room: Room) -> Self {
-        Self::with(bytes, (rows, admitted_at), Kind::Plain, UNPLACED, Some(room))
+    pub(super) fn admitted(bytes: &[u8], rows: u32, admitted_at: Moment, reservation: Reservation) -> Self {
+        Self::with(bytes, (rows, admitted_at), BlockKind::Plain, NO_SEGMENT, Some(reservation))
     }
 
-    /// Rows for the journal alone; the writer gets them from there.
-    pub(super) fn overflow(bytes: &[u8], rows: u32, admitted_at: Moment, room: Room) -> Self {
-        Self::with(bytes, (rows, admitted_at), Kind::Overflow, UNPLACED, Some(room))
+    /// A block for the journal only; a refill reads it back for the writer.
+    pub(super) fn spilled(bytes: &[u8], rows: u32, admitted_at: Moment, reservation: Reservation) -> Self {
+        Self::with(bytes, (rows, admitted_at), BlockKind::Spilled, NO_SEGMENT, Some(reservation))
     }
 
-    /// The rows of `overflow`, for the writer after all. They lie where it lay.
-    pub(super) fn moved(overflow: &Self, room: Room) -> Self {
-        let place = overflow.0.header.place.load(Ordering::Acquire);
-        let of = (overflow.rows(), overflow.admitted_at());
-        Self::with(overflow.bytes(), of, Kind::Plain, place, Some(room))
+    /// A copy of `spilled` for the writer, in the same segment.
+    pub(super) fn unspilled(spilled: &Self, reservation: Reservation) -> Self {
+        let segment = spilled.0.header.segment.load(Ordering::Acquire);
+        let admitted = (spilled.rows(), spilled.admitted_at());
+        Self::with(spilled.bytes(), admitted, BlockKind::Plain, segment, Some(reservation))
     }
 
-    /// Rows that were read from `segment`, and lie there still. They were admitted by an earlier process if they are
-    /// `replayed`, else by this one.
-    pub(super) fn read_back(
+    /// A block read from `segment`, which still holds it. `replayed`: a previous process admitted
+    /// it; otherwise this process did.
+    pub(super) fn refilled(
         bytes: &[u8],
         rows: u32,
         now: Moment,
         segment: u64,
         replayed: bool,
-        room: Room,
+        reservation: Reservation,
     ) -> Self {
-        let kind = if replayed { Kind::Replayed } else { Kind::Plain };
-        Self::with(bytes, (rows, now), kind, segment + 1, Some(room))
+        let kind = if replayed { BlockKind::Replayed } else { BlockKind::Plain };
+        Self::with(bytes, (rows, now), kind, segment + 1, Some(reservation))
     }
 
     fn with(
         bytes: &[u8],
         (rows, admitted_at): (u32, Moment),
-        kind: Kind,
-        place: u64,
-        room: Option<Room>,
+        kind: BlockKind,
+        segment: u64,
+        reservation: Option<Reservation>,
     ) -> Self {
-        let head = Head { rows, admitted_at, kind, place: AtomicU64::new(place), room };
+        let head = RowBlockHeader { rows, admitted_at, kind, segment: AtomicU64::new(segment), reservation };
         Self(Shared::from_header_and_slice(head, bytes))
     }
 
-    /// Encoded rows, back to back.
+    /// The concatenated encoded rows.
     pub fn bytes(&self) -> &[u8] {
         &self.0.slice
     }
 
-    /// How many; at least one.
+    /// The number of rows; at least one.
     pub fn rows(&self) -> u32 {
         self.0.header.rows
     }
 
-    /// When they were admitted.
     pub fn admitted_at(&self) -> Moment {
         self.0.header.admitted_at
     }
 
-    /// Whether they lie in the journal only: the writer knows nothing of them.
-    pub fn is_overflow(&self) -> bool {
-        self.0.header.kind == Kind::Overflow
+    /// Whether the block is in the journal only and not queued for the writer.
+    pub fn is_spilled(&self) -> bool {
+        self.0.header.kind == BlockKind::Spilled
     }
 
-    /// Whether they come from an earlier process's journal, so that they may be stored already.
+    /// Whether a previous process admitted the rows, so that they may already be stored.
     pub fn is_replayed(&self) -> bool {
-        self.0.header.kind == Kind::Replayed
+        self.0.header.kind == BlockKind::Replayed
     }
 
-    /// Every row is committed, one way or another. Tells in which segment of the journal they lie, if any.
-    pub fn settle(&self) -> Option<u64> {
-        let before = self.0.header.place.swap(SETTLED, Ordering::AcqRel);
-        assert_ne!(before, SETTLED, "BUG: a block is settled twice");
-        if let Some(room) = &self.0.header.room {
-            room.occupancy.release(room.rows as usize, 0);
+    /// Marks the block as finalized: every row is stored, found to be a duplicate, or
+    /// dead-lettered. Releases the reservation of its rows. Returns the journal segment that holds
+    /// the block, if any.
+    pub fn finalize(&self) -> Option<u64> {
+        let before = self.0.header.segment.swap(FINALIZED, Ordering::AcqRel);
+        assert_ne!(before, FINALIZED, "BUG: a block is finalized twice");
+        if let Some(reservation) = &self.0.header.reservation {
+            reservation.occupancy.release(reservation.rows as usize, 0);
         }
         before.checked_sub(1)
     }
 
-    pub fn is_settled(&self) -> bool {
-        self.0.header.place.load(Ordering::Acquire) == SETTLED
+    pub fn is_finalized(&self) -> bool {
+        self.0.header.segment.load(Ordering::Acquire) == FINALIZED
     }
 
-    /// The rows lie in `segment` from here on, unless they are settled. Only the checkpoint thread asks for this.
-    pub fn place(&self, segment: u64) -> Placed {
-        let placed = self.0.header.place.fetch_update(Ordering::AcqRel, Ordering::Acquire, |place| {
-            (place != SETTLED).then_some(segment + 1)
+    /// Records that `segment` holds the block, unless it is finalized. Only the journal writer
+    /// thread calls this.
+    pub fn assign_segment(&self, segment: u64) -> SegmentAssignment {
+        let previous = self.0.header.segment.fetch_update(Ordering::AcqRel, Ordering::Acquire, |current| {
+            (current != FINALIZED).then_some(segment + 1)
         });
-        match placed {
-            Err(_settled) => Placed::Settled,
-            Ok(UNPLACED) => Placed::New,
-            Ok(before) => Placed::MovedFrom(before - 1),
+        match previous {
+            Err(_finalized) => SegmentAssignment::Finalized,
+            Ok(NO_SEGMENT) => SegmentAssignment::New,
+            Ok(before) => SegmentAssignment::MovedFrom(before - 1),
         }
     }
 }
 
 impl fmt::Debug for RowBlock {
-    /// Leaves out the rows: events are nothing for a log.
+    /// Omits the rows: events must not appear in logs.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("RowBlock")
             .field("rows", &self.rows())
             .field("bytes", &self.bytes().len())
-            .field("place", &self.0.header.place)
+            .field("segment", &self.0.header.segment)
             .finish_non_exhaustive()
     }
 }
@@ -181,29 +184,29 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_block_is_in_one_segment_until_it_is_settled() {
+    fn block_is_in_one_segment_until_it_is_finalized() {
         let block = RowBlock::new(b"row", 1, Moment::ZERO);
-        assert_eq!(block.place(0), Placed::New);
-        assert_eq!(block.place(7), Placed::MovedFrom(0));
-        assert_eq!(block.clone().settle(), Some(7));
-        assert_eq!((block.place(8), block.is_settled()), (Placed::Settled, true));
-        assert_eq!(RowBlock::new(b"row", 1, Moment::ZERO).settle(), None);
+        assert_eq!(block.assign_segment(0), SegmentAssignment::New);
+        assert_eq!(block.assign_segment(7), SegmentAssignment::MovedFrom(0));
+        assert_eq!(block.clone().finalize(), Some(7));
+        assert_eq!((block.assign_segment(8), block.is_finalized()), (SegmentAssignment::Finalized, true));
+        assert_eq!(RowBlock::new(b"row", 1, Moment::ZERO).finalize(), None);
     }
 
     #[test]
-    fn the_room_for_events_comes_back_when_they_are_settled_and_that_for_bytes_with_the_last_holder() {
+    fn finalize_releases_the_rows_and_the_last_drop_releases_the_bytes() {
         use super::super::Occupied;
-        for settle in [true, false] {
+        for finalize in [true, false] {
             let occupancy = Arc::new(Occupancy::new(1, 3));
             occupancy.reserve(1, 3).unwrap();
-            let room = Room { occupancy: occupancy.clone(), rows: 1, bytes: 3 };
-            let block = RowBlock::admitted(b"row", 1, Moment::ZERO, room);
+            let reservation = Reservation { occupancy: occupancy.clone(), rows: 1, bytes: 3 };
+            let block = RowBlock::admitted(b"row", 1, Moment::ZERO, reservation);
             let other = block.clone();
-            if settle {
-                block.settle();
+            if finalize {
+                block.finalize();
             }
             drop(block);
-            assert_eq!(occupancy.occupied(), Occupied { rows: usize::from(!settle), bytes: 3 });
+            assert_eq!(occupancy.occupied(), Occupied { rows: usize::from(!finalize), bytes: 3 });
             drop(other);
             assert_eq!(occupancy.occupied(), Occupied::default());
         }

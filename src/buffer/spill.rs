@@ -1,37 +1,39 @@
-//! The room beyond the buffer: events that lie in the journal only, until the writer has caught up. An outage of the
-//! database fills the disk before a producer is turned away.
+//! Accounting of the spill: events that are in the journal only, because the buffer is full, until
+//! a refill reads them back. During a database outage the disk fills before a producer is rejected.
 //!
-//! Counts; it moves nothing. Knows nothing of files.
+//! It only counts; `journal` writes and reads the events. It must not depend on files.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-use super::Full;
-use super::block::Room;
+use super::AdmitError;
+use super::block::Reservation;
 use super::occupancy::{Occupancy, Occupied, ROWS_MAX};
 
-/// Bytes that may be in memory on their way to the disk. A disk that takes less than comes in is felt here.
-pub(super) const MOVING_BYTES_MAX: usize = 32 * 1024 * 1024;
-/// So many of them, and they are synced without waiting for more: only then is the memory free.
-pub(super) const MOVING_BYTES_HIGH: usize = 8 * 1024 * 1024;
+/// Maximum spilled bytes in memory that are not synced to disk. It bounds memory when the disk is
+/// slower than the intake.
+pub(super) const IN_FLIGHT_BYTES_MAX: usize = 32 * 1024 * 1024;
+/// In-flight bytes from which on a sync is urgent, since a sync frees their memory.
+pub(super) const IN_FLIGHT_BYTES_HIGH: usize = 8 * 1024 * 1024;
 
-/// What a small event takes: with less left, there is no room.
-const EVENT_BYTES: u64 = 256;
+/// Bytes of a small event. With less capacity left, the spill counts as full.
+const SMALL_EVENT_BYTES: u64 = 256;
 
-/// Invariant: `bytes` with `backlog_bytes` never exceeds `bytes_max`, unless the backlog alone does. What is counted is
-/// in memory, counted in `moving` too, or synced in the journal.
+/// Invariants: `bytes` plus `backlog_bytes` never exceeds `bytes_max`, unless the backlog alone
+/// does. Every counted event is either in memory, and counted in `in_flight` too, or synced in the
+/// journal.
 #[derive(Debug)]
 pub struct Spill {
     bytes_max: u64,
-    /// What comes in goes to the journal, behind what is there.
+    /// New events go to the journal only, behind the spilled ones.
     engaged: AtomicBool,
-    /// Whoever reads back has nothing to read: what is in memory should be synced soon.
-    hungry: AtomicBool,
+    /// The refill has nothing to read: in-flight events should be synced soon.
+    refill_starved: AtomicBool,
     events: AtomicU64,
     bytes: AtomicU64,
-    /// Bytes that an earlier process left in the journal and that are not read yet.
+    /// Bytes that a previous process left in the journal and that are not replayed yet.
     backlog_bytes: AtomicU64,
-    moving: Arc<Occupancy>,
+    in_flight: Arc<Occupancy>,
     events_total: AtomicU64,
 }
 
@@ -40,29 +42,29 @@ impl Spill {
         Self {
             bytes_max,
             engaged: AtomicBool::new(false),
-            hungry: AtomicBool::new(false),
+            refill_starved: AtomicBool::new(false),
             events: AtomicU64::new(0),
             bytes: AtomicU64::new(0),
             backlog_bytes: AtomicU64::new(0),
-            moving: Arc::new(Occupancy::new(ROWS_MAX, MOVING_BYTES_MAX)),
+            in_flight: Arc::new(Occupancy::new(ROWS_MAX, IN_FLIGHT_BYTES_MAX)),
             events_total: AtomicU64::new(0),
         }
     }
 
-    /// Takes room for both ways: on the disk, and in memory until it is there.
-    pub(super) fn reserve(&self, rows: u32, bytes: usize) -> Result<(), Full> {
+    /// Reserves capacity on disk, and in memory until the rows are synced.
+    pub(super) fn reserve(&self, rows: u32, bytes: usize) -> Result<(), AdmitError> {
         if self.bytes_max == 0 {
-            return Err(Full::Now);
+            return Err(AdmitError::Full);
         }
-        self.moving.reserve_alone(rows as usize, bytes)?;
+        self.in_flight.reserve_or_sole(rows as usize, bytes)?;
         let added = bytes as u64;
-        let fits = |held: u64| {
-            let all = held + self.backlog_bytes.load(Ordering::Relaxed) + added;
-            (all <= self.bytes_max).then_some(held + added)
+        let fits = |used: u64| {
+            let all = used + self.backlog_bytes.load(Ordering::Relaxed) + added;
+            (all <= self.bytes_max).then_some(used + added)
         };
         if self.bytes.fetch_update(Ordering::AcqRel, Ordering::Relaxed, fits).is_err() {
-            self.moving.release(rows as usize, bytes);
-            return Err(Full::Now);
+            self.in_flight.release(rows as usize, bytes);
+            return Err(AdmitError::Full);
         }
         self.events.fetch_add(u64::from(rows), Ordering::AcqRel);
         self.events_total.fetch_add(u64::from(rows), Ordering::Relaxed);
@@ -70,64 +72,67 @@ impl Spill {
         Ok(())
     }
 
-    /// A block's share of what was reserved in memory.
-    pub(super) fn room(&self, rows: u32, bytes: usize) -> Room {
-        Room { occupancy: self.moving.clone(), rows, bytes }
+    /// A block's share of the memory reservation.
+    pub(super) fn reservation(&self, rows: u32, bytes: usize) -> Reservation {
+        Reservation { occupancy: self.in_flight.clone(), rows, bytes }
     }
 
-    /// So much is in the buffer now, or lost: it is not spilled any more.
+    /// Releases capacity on disk, for rows that moved to the buffer or were lost.
     pub(super) fn release(&self, rows: u64, bytes: u64) {
         self.bytes.fetch_sub(bytes, Ordering::AcqRel);
         self.events.fetch_sub(rows, Ordering::AcqRel);
     }
 
     pub(super) fn close(&self) {
-        self.moving.close();
+        self.in_flight.close();
     }
 
-    /// Whether what comes in goes behind what is spilled, room in the buffer or not.
+    /// Whether new events are spilled even if the buffer has capacity, to keep them behind the
+    /// spilled ones.
     #[inline]
     pub fn is_engaged(&self) -> bool {
         self.engaged.load(Ordering::Relaxed)
     }
 
-    /// All that is on disk has been read back: what comes in may go into the buffer again. What is still on its way to the
-    /// disk is overtaken by it, by a moment.
+    /// Lets new events enter the buffer again, once the refill has read all synced events. New
+    /// events may briefly overtake those in flight.
     pub fn disengage(&self) {
         self.engaged.store(false, Ordering::Release);
     }
 
-    pub fn set_hungry(&self, hungry: bool) {
-        self.hungry.store(hungry, Ordering::Release);
+    pub fn set_refill_starved(&self, starved: bool) {
+        self.refill_starved.store(starved, Ordering::Release);
     }
 
-    /// Whether what is in memory should be synced now: there is much of it, or somebody waits for it.
-    pub fn is_pressing(&self) -> bool {
-        let moving = self.moving.occupied();
-        moving.bytes >= MOVING_BYTES_HIGH || (moving.rows > 0 && self.hungry.load(Ordering::Acquire))
+    /// Whether in-flight events should be synced now: there are many bytes, or the refill is
+    /// starved.
+    pub fn sync_urgent(&self) -> bool {
+        let in_flight = self.in_flight.occupied();
+        in_flight.bytes >= IN_FLIGHT_BYTES_HIGH
+            || (in_flight.rows > 0 && self.refill_starved.load(Ordering::Acquire))
     }
 
-    /// An earlier process left so much, or a part of it has been read.
+    /// Sets the bytes of a previous process that are not replayed yet.
     pub fn set_backlog(&self, bytes: u64) {
         self.backlog_bytes.store(bytes, Ordering::Release);
     }
 
-    /// Whether some more could be spilled now.
-    pub fn has_room(&self) -> bool {
-        self.has_room_on_disk() && self.moving.occupied().bytes < MOVING_BYTES_MAX
+    /// Whether a small event could be spilled now.
+    pub fn has_capacity(&self) -> bool {
+        self.has_disk_capacity() && self.in_flight.occupied().bytes < IN_FLIGHT_BYTES_MAX
     }
 
-    /// Whether the bound is not reached, however busy the disk is.
-    pub fn has_room_on_disk(&self) -> bool {
-        self.bytes() + self.backlog_bytes.load(Ordering::Acquire) + EVENT_BYTES <= self.bytes_max
+    /// Whether the bound on disk allows a small event, regardless of the bytes in flight.
+    pub fn has_disk_capacity(&self) -> bool {
+        self.bytes() + self.backlog_bytes.load(Ordering::Acquire) + SMALL_EVENT_BYTES <= self.bytes_max
     }
 
-    /// Whether it is the disk that takes less than comes in, for a moment, and not the bound that is reached.
+    /// Whether the disk is slower than the intake while the bound on disk is not reached.
     pub fn is_disk_behind(&self) -> bool {
-        self.moving.occupied().bytes >= MOVING_BYTES_HIGH && self.has_room_on_disk()
+        self.in_flight.occupied().bytes >= IN_FLIGHT_BYTES_HIGH && self.has_disk_capacity()
     }
 
-    /// Events that lie in the journal only, those on their way there among them.
+    /// Spilled events, including those in flight.
     pub fn events(&self) -> u64 {
         self.events.load(Ordering::Acquire)
     }
@@ -140,20 +145,20 @@ impl Spill {
         self.bytes_max
     }
 
-    /// How full it is; none where nothing may be spilled.
+    /// Utilization of the bound on disk; none if the spill is disabled.
     pub fn utilization_percent(&self) -> Option<f64> {
-        let held = self.bytes() + self.backlog_bytes.load(Ordering::Acquire);
+        let used = self.bytes() + self.backlog_bytes.load(Ordering::Acquire);
         #[expect(clippy::cast_precision_loss, reason = "a percentage needs no more than 52 bits")]
-        let share = |held: u64, max: u64| 100.0 * held as f64 / max as f64;
-        (self.bytes_max > 0).then(|| share(held, self.bytes_max))
+        let share = |used: u64, max: u64| 100.0 * used as f64 / max as f64;
+        (self.bytes_max > 0).then(|| share(used, self.bytes_max))
     }
 
-    /// In memory, on its way to the disk.
-    pub fn moving(&self) -> Occupied {
-        self.moving.occupied()
+    /// Spilled events in memory that are not synced to disk yet.
+    pub fn in_flight(&self) -> Occupied {
+        self.in_flight.occupied()
     }
 
-    /// Events ever spilled.
+    /// Total events spilled since the start.
     pub fn events_total(&self) -> u64 {
         self.events_total.load(Ordering::Relaxed)
     }
@@ -164,42 +169,45 @@ mod tests {
     use super::*;
 
     #[test]
-    fn both_bounds_are_exact_and_what_does_not_fit_leaves_nothing_behind() {
+    fn spill_bounds_are_exact_and_a_failed_reservation_changes_nothing() {
         let spill = Spill::new(100);
         assert_eq!(spill.reserve(1, 60), Ok(()));
         assert!(spill.is_engaged());
-        assert_eq!(spill.reserve(1, 41), Err(Full::Now));
-        assert_eq!((spill.moving().bytes, spill.bytes(), spill.events()), (60, 60, 1));
+        assert_eq!(spill.reserve(1, 41), Err(AdmitError::Full));
+        assert_eq!((spill.in_flight().bytes, spill.bytes(), spill.events()), (60, 60, 1));
         assert_eq!(spill.reserve(2, 40), Ok(()));
         assert_eq!((spill.events(), spill.bytes(), spill.events_total()), (3, 100, 3));
         spill.release(1, 60);
         assert_eq!((spill.events(), spill.bytes(), spill.events_total()), (2, 40, 3));
-        // What an earlier process left takes room as well.
+        // The backlog of a previous process counts as well.
         spill.set_backlog(31);
-        assert_eq!((spill.reserve(1, 30), spill.reserve(1, 29)), (Err(Full::Now), Ok(())));
+        assert_eq!((spill.reserve(1, 30), spill.reserve(1, 29)), (Err(AdmitError::Full), Ok(())));
         spill.close();
-        assert_eq!(spill.reserve(1, 1), Err(Full::Closed));
+        assert_eq!(spill.reserve(1, 1), Err(AdmitError::Closed));
     }
 
     #[test]
-    fn the_disk_may_be_behind_by_so_much_and_anything_fits_that_is_alone() {
+    fn in_flight_bytes_are_bounded_except_for_a_sole_block() {
         let spill = Spill::new(1 << 40);
-        assert_eq!(spill.reserve(1, MOVING_BYTES_MAX + 1), Ok(()));
-        assert_eq!(spill.reserve(1, 1), Err(Full::Now));
-        assert!(spill.is_disk_behind() && !spill.has_room() && spill.is_pressing());
+        assert_eq!(spill.reserve(1, IN_FLIGHT_BYTES_MAX + 1), Ok(()));
+        assert_eq!(spill.reserve(1, 1), Err(AdmitError::Full));
+        assert!(spill.is_disk_behind() && !spill.has_capacity() && spill.sync_urgent());
         let spill = Spill::new(1 << 40);
-        spill.reserve(1, MOVING_BYTES_HIGH - 1).unwrap();
-        assert!(!spill.is_pressing());
-        spill.set_hungry(true);
-        assert!(spill.is_pressing());
-        spill.reserve(1, MOVING_BYTES_MAX - MOVING_BYTES_HIGH + 1).unwrap();
-        assert_eq!(spill.reserve(1, 1), Err(Full::Now));
+        spill.reserve(1, IN_FLIGHT_BYTES_HIGH - 1).unwrap();
+        assert!(!spill.sync_urgent());
+        spill.set_refill_starved(true);
+        assert!(spill.sync_urgent());
+        spill.reserve(1, IN_FLIGHT_BYTES_MAX - IN_FLIGHT_BYTES_HIGH + 1).unwrap();
+        assert_eq!(spill.reserve(1, 1), Err(AdmitError::Full));
     }
 
     #[test]
-    fn nothing_is_spilled_where_that_is_off() {
+    fn spill_of_zero_bytes_rejects_everything() {
         let spill = Spill::new(0);
-        assert_eq!(spill.reserve(1, 1), Err(Full::Now));
-        assert_eq!((spill.is_engaged(), spill.has_room(), spill.utilization_percent()), (false, false, None));
+        assert_eq!(spill.reserve(1, 1), Err(AdmitError::Full));
+        assert_eq!(
+            (spill.is_engaged(), spill.has_capacity(), spill.utilization_percent()),
+            (false, false, None)
+        );
     }
 }

@@ -1,6 +1,7 @@
-//! `aurore-events counts`: compares the counts per service and hour with the events, and puts them right.
+//! `aurore-events counts`: compares the counters per service and hour with the events, and repairs
+//! them.
 //!
-//! Works beside running servers, an hour at a time. Knows no SQL.
+//! Runs beside running servers, one hour per transaction. Must not depend on SQL.
 
 use std::io::{self, Write};
 
@@ -8,21 +9,21 @@ use clap::{Arg, ArgAction, ArgMatches, Command};
 use serde::Serialize;
 
 use crate::storage::StoreError;
-use crate::storage::postgres::{Difference, PostgresRepository};
+use crate::storage::postgres::{CountMismatch, PostgresRepository};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct CountsTask {
+pub struct CountsCommand {
     repair: bool,
     json: bool,
 }
 
 #[derive(Debug, thiserror::Error)]
-pub enum CountsError {
+pub enum RunCountsError {
     #[error("{0}")]
     Store(#[from] StoreError),
-    #[error("cannot write the answer: {0}")]
+    #[error("cannot write the output: {0}")]
     Output(#[from] io::Error),
-    #[error("{0} counts differ from the events; `aurore-events counts repair` puts them right")]
+    #[error("{0} counts differ from the events; `aurore-events counts repair` repairs them")]
     Differ(u64),
 }
 
@@ -31,20 +32,20 @@ pub fn command() -> Command {
     let json = Arg::new("COUNTS_JSON")
         .long("json")
         .action(ArgAction::SetTrue)
-        .help("Answer in JSON, an object a line");
+        .help("Print JSON, one object per line");
     Command::new("counts")
         .about("Compare the counts per service and hour (event_counts) with the events")
         .subcommand_required(true)
         .subcommand(
             Command::new("check")
-                .about("Say where they differ; exit code 1 if they do anywhere")
+                .about("Print the counts that differ; exit code 1 if there are any")
                 .arg(json.clone()),
         )
-        .subcommand(Command::new("repair").about("Put the counts right, while servers write").arg(json))
+        .subcommand(Command::new("repair").about("Repair the counts; servers may be running").arg(json))
 }
 
 #[derive(Serialize)]
-struct Shown<'a> {
+struct DifferenceRow<'a> {
     hour: String,
     service: &'a str,
     events: i64,
@@ -52,54 +53,59 @@ struct Shown<'a> {
 }
 
 #[derive(Serialize)]
-struct Sum {
+struct CountsSummary {
     hours: u64,
     different: u64,
     repaired: bool,
 }
 
-impl CountsTask {
-    /// From the matches of `counts`, and with them those of its own subcommand, which hold the settings too.
+impl CountsCommand {
+    /// Parses the matches of `counts`. Also returns the matches of its subcommand, which contain
+    /// the settings.
     pub fn of(matches: &ArgMatches) -> Option<(Self, ArgMatches)> {
-        let (name, of_action) = matches.subcommand()?;
-        let task = Self { repair: name == "repair", json: of_action.get_flag("COUNTS_JSON") };
-        Some((task, of_action.clone()))
+        let (name, action_matches) = matches.subcommand()?;
+        let command = Self { repair: name == "repair", json: action_matches.get_flag("COUNTS_JSON") };
+        Some((command, action_matches.clone()))
     }
 
-    /// Prints every difference, and a line of what came of it all.
-    pub fn run(self, repository: &PostgresRepository, out: &mut impl Write) -> Result<(), CountsError> {
-        let mut sum = Sum { hours: 0, different: 0, repaired: self.repair };
+    /// Prints every difference and a summary line.
+    pub fn run(self, repository: &PostgresRepository, out: &mut impl Write) -> Result<(), RunCountsError> {
+        let mut summary = CountsSummary { hours: 0, different: 0, repaired: self.repair };
         for hour in repository.counted_hours()? {
             let differences =
-                if self.repair { repository.counts_repair(hour)? } else { repository.counts_check(hour)? };
-            sum.hours += 1;
-            sum.different += differences.len() as u64;
+                if self.repair { repository.repair_counts(hour)? } else { repository.check_counts(hour)? };
+            summary.hours += 1;
+            summary.different += differences.len() as u64;
             for difference in &differences {
-                self.tell(difference, out)?;
+                self.print_difference(difference, out)?;
             }
         }
         if self.json {
-            json(out, &sum)?;
+            write_json(out, &summary)?;
         } else {
-            let what = if self.repair { "were put right" } else { "differ" };
-            writeln!(out, "{} hours compared, {} counts {what}", sum.hours, sum.different)?;
+            let outcome = if self.repair { "repaired" } else { "differ" };
+            writeln!(out, "{} hours compared, {} counts {outcome}", summary.hours, summary.different)?;
         }
         out.flush()?;
-        if self.repair || sum.different == 0 { Ok(()) } else { Err(CountsError::Differ(sum.different)) }
+        if self.repair || summary.different == 0 {
+            Ok(())
+        } else {
+            Err(RunCountsError::Differ(summary.different))
+        }
     }
 
-    fn tell(self, difference: &Difference, out: &mut impl Write) -> io::Result<()> {
-        let Difference { hour, service, events, counted } = difference;
+    fn print_difference(self, difference: &CountMismatch, out: &mut impl Write) -> io::Result<()> {
+        let CountMismatch { hour, service, events, counted } = difference;
         if self.json {
-            let shown = Shown { hour: hour.to_string(), service, events: *events, counted: *counted };
-            return json(out, &shown);
+            let row = DifferenceRow { hour: hour.to_string(), service, events: *events, counted: *counted };
+            return write_json(out, &row);
         }
-        // A service may hold anything; a terminal and `cut` want one line.
+        // A service may contain control characters; the output must stay one line.
         let service = service.replace(char::is_control, " ");
         writeln!(out, "{hour}\t{service}\tevents {events}\tcounted {counted}")
     }
 }
 
-fn json(out: &mut impl Write, what: &impl Serialize) -> io::Result<()> {
-    writeln!(out, "{}", sonic_rs::to_string(what).map_err(io::Error::other)?)
+fn write_json(out: &mut impl Write, value: &impl Serialize) -> io::Result<()> {
+    writeln!(out, "{}", sonic_rs::to_string(value).map_err(io::Error::other)?)
 }

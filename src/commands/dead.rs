@@ -1,6 +1,6 @@
-//! `aurore-events dead`: lists what PostgreSQL refused, tries it again once the cause is gone, or removes it.
+//! `aurore-events dead`: lists, replays or purges dead letters.
 //!
-//! Works beside a running server: each try is a transaction of its own. Knows no SQL.
+//! Runs beside a running server: each replay is a transaction of its own. Must not depend on SQL.
 
 use std::io::{self, Write};
 use std::time::Duration;
@@ -11,110 +11,120 @@ use serde::Serialize;
 use crate::clock::Clock;
 use crate::event::{EventId, Timestamp};
 use crate::storage::StoreError;
-use crate::storage::postgres::{DeadEvent, DeadFilter, PostgresRepository, Replayed};
-use crate::writer::Verdict;
+use crate::storage::postgres::{DeadEvent, DeadFilter, PostgresRepository, ReplayOutcome};
+use crate::writer::ErrorClass;
 
-/// Dead letters tried together.
+/// Dead letters replayed in one transaction.
 const CHUNK: u32 = 500;
 const LIMIT_DEFAULT: &str = "100";
 const LIMIT_MAX: i64 = 100_000;
 const DAYS_MAX: i64 = 36_500;
 
-/// What to do with which dead letters.
+/// The action and the dead letters it applies to.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct DeadTask {
-    action: Action,
-    which: Which,
+pub struct DeadCommand {
+    action: DeadAction,
+    selection: DeadSelection,
     json: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Action {
+enum DeadAction {
     List { limit: u32 },
     Replay,
     Purge { confirmed: bool },
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-struct Which {
+struct DeadSelection {
     sqlstate: Option<String>,
     service: Option<String>,
     older_than: Option<Duration>,
 }
 
 #[derive(Debug, thiserror::Error)]
-pub enum DeadError {
+pub enum RunDeadError {
     #[error("{0}")]
     Store(#[from] StoreError),
-    #[error("cannot write the answer: {0}")]
+    #[error("cannot write the output: {0}")]
     Output(#[from] io::Error),
-    #[error("{0} dead events match; say --yes to remove them for good")]
+    #[error("{0} dead events match; pass --yes to delete them permanently")]
     Unconfirmed(u64),
 }
 
 /// The subcommand.
 pub fn command() -> Command {
-    let which = [
+    let filter_args = [
         Arg::new("DEAD_SQLSTATE")
             .long("sqlstate")
             .value_name("CODE")
-            .help("Only those refused with this SQLSTATE"),
-        Arg::new("DEAD_SERVICE").long("service").value_name("NAME").help("Only those of this service"),
+            .help("Only events rejected with this SQLSTATE"),
+        Arg::new("DEAD_SERVICE").long("service").value_name("NAME").help("Only events of this service"),
         Arg::new("DEAD_DAYS")
             .long("older-than-days")
             .value_name("DAYS")
             .value_parser(clap::value_parser!(u32).range(0..=DAYS_MAX))
-            .help("Only those that died so many days ago or earlier"),
-        Arg::new("DEAD_JSON")
-            .long("json")
-            .action(ArgAction::SetTrue)
-            .help("Answer in JSON, an object a line"),
+            .help("Only events dead-lettered at least this many days ago"),
+        Arg::new("DEAD_JSON").long("json").action(ArgAction::SetTrue).help("Print JSON, one object per line"),
     ];
     let limit = Arg::new("DEAD_LIMIT")
         .long("limit")
         .value_name("COUNT")
         .default_value(LIMIT_DEFAULT)
         .value_parser(clap::value_parser!(u32).range(1..=LIMIT_MAX))
-        .help("How many, the latest first [1 to 100000]");
-    let all = Arg::new("DEAD_ALL").long("all").action(ArgAction::SetTrue).help("All of them");
-    let yes = Arg::new("DEAD_YES").long("yes").action(ArgAction::SetTrue).help("Do it: there is no way back");
+        .help("Maximum number of events, newest first [1 to 100000]");
+    let all = Arg::new("DEAD_ALL").long("all").action(ArgAction::SetTrue).help("All dead events");
+    let yes = Arg::new("DEAD_YES")
+        .long("yes")
+        .action(ArgAction::SetTrue)
+        .help("Confirm the deletion; it cannot be undone");
     Command::new("dead")
-        .about("List, replay or purge the events that PostgreSQL refused (dead_events)")
+        .about("List, replay or purge the events that PostgreSQL rejected (dead_events)")
         .subcommand_required(true)
-        .subcommand(Command::new("list").about("Show them, with the reason").args(&which).arg(limit))
         .subcommand(
-            Command::new("replay")
-                .about("Try to store them again: those that are stored leave dead_events")
-                .args(&which),
+            Command::new("list").about("Print dead events with the reason").args(&filter_args).arg(limit),
         )
         .subcommand(
-            Command::new("purge").about("Remove them for good").args(&which).args([all, yes]).group(
-                ArgGroup::new("DEAD_WHICH")
-                    .args(["DEAD_SQLSTATE", "DEAD_SERVICE", "DEAD_DAYS", "DEAD_ALL"])
-                    .multiple(true)
-                    .required(true),
-            ),
+            Command::new("replay")
+                .about("Store dead events again; stored ones are removed from dead_events")
+                .args(&filter_args),
+        )
+        .subcommand(
+            Command::new("purge")
+                .about("Delete dead events permanently")
+                .args(&filter_args)
+                .args([all, yes])
+                .group(
+                    ArgGroup::new("DEAD_WHICH")
+                        .args(["DEAD_SQLSTATE", "DEAD_SERVICE", "DEAD_DAYS", "DEAD_ALL"])
+                        .multiple(true)
+                        .required(true),
+                ),
         )
 }
 
-impl DeadTask {
-    /// From the matches of `dead`, and with them those of its own subcommand, which hold the settings too.
+impl DeadCommand {
+    /// Parses the matches of `dead`. Also returns the matches of its subcommand, which contain the
+    /// settings.
     pub fn of(matches: &ArgMatches) -> Option<(Self, ArgMatches)> {
-        let (name, of_action) = matches.subcommand()?;
+        let (name, action_matches) = matches.subcommand()?;
         let action = match name {
-            "list" => Action::List { limit: of_action.get_one("DEAD_LIMIT").copied()? },
-            "replay" => Action::Replay,
-            "purge" => Action::Purge { confirmed: of_action.get_flag("DEAD_YES") },
+            "list" => DeadAction::List { limit: action_matches.get_one("DEAD_LIMIT").copied()? },
+            "replay" => DeadAction::Replay,
+            "purge" => DeadAction::Purge { confirmed: action_matches.get_flag("DEAD_YES") },
             _ => return None,
         };
-        let which = Which {
-            sqlstate: of_action.get_one("DEAD_SQLSTATE").cloned(),
-            service: of_action.get_one("DEAD_SERVICE").cloned(),
-            older_than: of_action
+        let which = DeadSelection {
+            sqlstate: action_matches.get_one("DEAD_SQLSTATE").cloned(),
+            service: action_matches.get_one("DEAD_SERVICE").cloned(),
+            older_than: action_matches
                 .get_one::<u32>("DEAD_DAYS")
                 .map(|days| Duration::from_hours(24 * u64::from(*days))),
         };
-        Some((Self { action, which, json: of_action.get_flag("DEAD_JSON") }, of_action.clone()))
+        Some((
+            Self { action, selection: which, json: action_matches.get_flag("DEAD_JSON") },
+            action_matches.clone(),
+        ))
     }
 
     pub fn run(
@@ -122,33 +132,33 @@ impl DeadTask {
         repository: &PostgresRepository,
         clock: &Clock,
         out: &mut impl Write,
-    ) -> Result<(), DeadError> {
+    ) -> Result<(), RunDeadError> {
         let filter = DeadFilter {
-            sqlstate: self.which.sqlstate.clone(),
-            service: self.which.service.clone(),
-            before: self.which.older_than.map(|age| before(clock.wall(), age)),
+            sqlstate: self.selection.sqlstate.clone(),
+            service: self.selection.service.clone(),
+            before: self.selection.older_than.map(|age| died_before(clock.wall(), age)),
         };
         match self.action {
-            Action::List { limit } => {
-                for event in repository.dead_list(&filter, limit)? {
-                    list(&event, self.json, out)?;
+            DeadAction::List { limit } => {
+                for event in repository.list_dead(&filter, limit)? {
+                    print_dead_event(&event, self.json, out)?;
                 }
             }
-            Action::Replay => {
-                let sum = replay(repository, &filter)?;
-                tell(out, self.json, &sum, || {
+            DeadAction::Replay => {
+                let summary = replay(repository, &filter)?;
+                print(out, self.json, &summary, || {
                     format!(
-                        "stored {}, stored already {}, refused again {}, unreadable {}",
-                        sum.stored, sum.duplicate, sum.refused, sum.unreadable
+                        "stored {}, duplicate {}, rejected {}, unreadable {}",
+                        summary.stored, summary.duplicate, summary.refused, summary.unreadable
                     )
                 })?;
             }
-            Action::Purge { confirmed: false } => {
-                return Err(DeadError::Unconfirmed(repository.dead_count(&filter)?));
+            DeadAction::Purge { confirmed: false } => {
+                return Err(RunDeadError::Unconfirmed(repository.count_dead(&filter)?));
             }
-            Action::Purge { confirmed: true } => {
-                let purged = repository.dead_purge(&filter)?;
-                tell(out, self.json, &Purged { purged }, || format!("purged {purged}"))?;
+            DeadAction::Purge { confirmed: true } => {
+                let purged = repository.purge_dead(&filter)?;
+                print(out, self.json, &PurgeSummary { purged }, || format!("purged {purged}"))?;
             }
         }
         out.flush()?;
@@ -156,14 +166,14 @@ impl DeadTask {
     }
 }
 
-fn before(now: Timestamp, age: Duration) -> Timestamp {
+fn died_before(now: Timestamp, age: Duration) -> Timestamp {
     let micros = i64::try_from(age.as_micros()).unwrap_or(i64::MAX);
     Timestamp::from_micros(now.micros().saturating_sub(micros))
 }
 
-/// What became of all of them.
+/// Counts of a replay by outcome.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
-struct Sum {
+struct ReplaySummary {
     stored: u64,
     duplicate: u64,
     refused: u64,
@@ -171,12 +181,12 @@ struct Sum {
 }
 
 #[derive(Serialize)]
-struct Purged {
+struct PurgeSummary {
     purged: u64,
 }
 
 #[derive(Serialize)]
-struct Shown<'a> {
+struct DeadRow<'a> {
     event_id: String,
     timestamp: String,
     service: &'a str,
@@ -185,34 +195,38 @@ struct Shown<'a> {
     died_at: String,
 }
 
-/// Walks over all that match, once: what is refused again stays behind.
-fn replay(repository: &PostgresRepository, filter: &DeadFilter) -> Result<Sum, StoreError> {
-    let mut sum = Sum::default();
+/// Replays every match once, in order of id; rejected events stay in `dead_events`.
+fn replay(repository: &PostgresRepository, filter: &DeadFilter) -> Result<ReplaySummary, StoreError> {
+    let mut summary = ReplaySummary::default();
     let mut after = None;
     loop {
         let ids = repository.dead_ids(filter, after, CHUNK)?;
-        let Some(last) = ids.last() else { return Ok(sum) };
+        let Some(last) = ids.last() else { return Ok(summary) };
         after = Some(*last);
-        replay_chunk(repository, ids, &mut sum)?;
+        replay_chunk(repository, ids, &mut summary)?;
     }
 }
 
-/// Halves what is refused until the refused stand alone.
-fn replay_chunk(repository: &PostgresRepository, ids: Vec<EventId>, sum: &mut Sum) -> Result<(), StoreError> {
+/// Replays `ids`; bisects a rejected set until the rejected events are single.
+fn replay_chunk(
+    repository: &PostgresRepository,
+    ids: Vec<EventId>,
+    summary: &mut ReplaySummary,
+) -> Result<(), StoreError> {
     let mut todo = vec![ids];
     while let Some(mut piece) = todo.pop() {
-        match repository.dead_replay(&piece) {
-            Ok(Replayed { stored, duplicate, unreadable }) => {
-                sum.stored += stored;
-                sum.duplicate += duplicate;
-                sum.unreadable += unreadable;
+        match repository.replay_dead(&piece) {
+            Ok(ReplayOutcome { stored, duplicate, unreadable }) => {
+                summary.stored += stored;
+                summary.duplicate += duplicate;
+                summary.unreadable += unreadable;
             }
-            Err(error) if Verdict::of(&error) != Verdict::Split => return Err(error),
+            Err(error) if ErrorClass::of(&error) != ErrorClass::RowFault => return Err(error),
             Err(error) => {
                 if let [id] = piece[..] {
-                    sum.refused += 1;
+                    summary.refused += 1;
                     let sqlstate = error.sqlstate.unwrap_or_default();
-                    repository.dead_blame(id, &sqlstate, &error.message.replace('\0', "\u{fffd}"))?;
+                    repository.update_dead_reason(id, &sqlstate, &error.message.replace('\0', "\u{fffd}"))?;
                 } else {
                     todo.push(piece.split_off(piece.len() / 2));
                     todo.push(piece);
@@ -223,8 +237,8 @@ fn replay_chunk(repository: &PostgresRepository, ids: Vec<EventId>, sum: &mut Su
     Ok(())
 }
 
-fn list(event: &DeadEvent, json: bool, out: &mut impl Write) -> io::Result<()> {
-    let shown = Shown {
+fn print_dead_event(event: &DeadEvent, json: bool, out: &mut impl Write) -> io::Result<()> {
+    let row = DeadRow {
         event_id: event.event_id.to_string(),
         timestamp: event.timestamp.to_string(),
         service: &event.service,
@@ -232,20 +246,20 @@ fn list(event: &DeadEvent, json: bool, out: &mut impl Write) -> io::Result<()> {
         reason: &event.reason,
         died_at: event.died_at.to_string(),
     };
-    tell(out, json, &shown, || {
-        // A service or a reason may hold anything; a terminal and `cut` want one line.
+    print(out, json, &row, || {
+        // Service and reason may contain control characters; the output must stay one line.
         let plain = |text: &str| text.replace(char::is_control, " ");
-        let (service, reason) = (plain(shown.service), plain(shown.reason));
-        format!("{}\t{}\t{}\t{service}\t{reason}", shown.event_id, shown.died_at, shown.sqlstate)
+        let (service, reason) = (plain(row.service), plain(row.reason));
+        format!("{}\t{}\t{}\t{service}\t{reason}", row.event_id, row.died_at, row.sqlstate)
     })
 }
 
-fn tell(
+fn print(
     out: &mut impl Write,
     json: bool,
-    what: &impl Serialize,
+    value: &impl Serialize,
     text: impl Fn() -> String,
 ) -> io::Result<()> {
-    let line = if json { sonic_rs::to_string(what).map_err(io::Error::other)? } else { text() };
+    let line = if json { sonic_rs::to_string(value).map_err(io::Error::other)? } else { text() };
     writeln!(out, "{line}")
 }

@@ -1,4 +1,4 @@
-//! One-shot commands on what is stored. Each runs to its end and prints its result.
+//! One-shot commands on stored data. Each prints its result and exits.
 
 pub mod counts;
 pub mod dead;

@@ -1,85 +1,85 @@
-// The live page: asks /health/detailed every second and /events every few, as long as somebody looks. What comes from
-// events is only ever set as text, never as markup.
+// The live page: polls /health/detailed every second and /events every few seconds while the page is visible. Content of
+// events is set as text, never as markup.
 const POINTS = 300;
-const EVENTS_EVERY = 3;
-const PAGE = 25;
-const at = (id) => document.getElementById(id);
-const say = (id, text) => { at(id).textContent = text; };
+const EVENTS_INTERVAL_TICKS = 3;
+const PAGE_SIZE = 25;
+const byId = (id) => document.getElementById(id);
+const setText = (id, text) => { byId(id).textContent = text; };
 const number = new Intl.NumberFormat();
-const count = (n) => number.format(n);
+const formatCount = (n) => number.format(n);
 const TINT = { healthy: "good", ready: "good", closed: "good", degraded: "warn", "half-open": "warn" };
 
-function word(id, text, tint = TINT[text] ?? "bad") {
-  say(id, text);
-  at(id).classList.remove("good", "warn", "bad");
-  at(id).classList.add(tint);
+function setStatus(id, text, tint = TINT[text] ?? "bad") {
+  setText(id, text);
+  byId(id).classList.remove("good", "warn", "bad");
+  byId(id).classList.add(tint);
 }
 
-function bytes(n) {
+function formatBytes(n) {
   const units = ["B", "KiB", "MiB", "GiB", "TiB"];
   let unit = 0;
   while (n >= 1024 && unit < units.length - 1) { n /= 1024; unit += 1; }
   return `${n.toFixed(unit && n < 100 ? 1 : 0)} ${units[unit]}`;
 }
 
-function lasting(seconds) {
+function formatDuration(seconds) {
   const [d, h, m] = [Math.floor(seconds / 86400), Math.floor(seconds / 3600) % 24, Math.floor(seconds / 60) % 60];
   return d ? `${d} d ${h} h` : h ? `${h} h ${m} min` : m ? `${m} min ${seconds % 60} s` : `${seconds} s`;
 }
 
-async function ask(path) {
+async function fetchJson(path) {
   const token = sessionStorage.getItem("token");
   const headers = { Accept: "application/json", ...(token && { Authorization: `Bearer ${token}` }) };
   const reply = await fetch(path, { headers, cache: "no-store" });
-  const wanted = reply.status === 401 || reply.status === 403;
-  if (wanted) at("token-form").hidden = false;
+  const tokenNeeded = reply.status === 401 || reply.status === 403;
+  if (tokenNeeded) byId("token-form").hidden = false;
   const body = await reply.json().catch(() => ({}));
-  // A critical condition is a 503 that says all there is to say.
+  // A critical status is a 503 with a complete body.
   if (!reply.ok && !(reply.status === 503 && body.ledger)) {
     const fields = body.errors?.map((error) => `${error.field} ${error.detail}`).join("; ");
-    throw new Error(wanted ? "a token is needed" : fields ?? body.detail ?? `the server answered ${reply.status}`);
+    throw new Error(tokenNeeded ? "a token is needed" : fields ?? body.detail ?? `the server answered ${reply.status}`);
   }
-  if (token) at("token-form").hidden = true;
+  if (token) byId("token-form").hidden = true;
   return body;
 }
 
-let before = null;
+let previous = null;
 const rates = [];
 
-function show(health) {
+function render(health) {
   const { buffer, database, journal, writer, ledger } = health;
-  word("state", health.status);
-  say("about", `${health.phase} for ${lasting(health.uptime_seconds)}, version ${health.version}`);
+  setStatus("server-status", health.status);
+  setText("about", `${health.phase} for ${formatDuration(health.uptime_seconds)}, version ${health.version}`);
   const now = performance.now();
-  // A server that was restarted counts from zero again.
-  if (before && ledger.received >= before.ledger.received && ledger.stored >= before.ledger.stored) {
-    const seconds = (now - before.now) / 1000;
-    const rate = (name) => (ledger[name] - before.ledger[name]) / seconds;
+  // Counts start at zero after a restart of the server.
+  if (previous && ledger.received >= previous.ledger.received && ledger.stored >= previous.ledger.stored) {
+    const seconds = (now - previous.now) / 1000;
+    const rate = (name) => (ledger[name] - previous.ledger[name]) / seconds;
     rates.push({ received: rate("received"), stored: rate("stored") });
     if (rates.length > POINTS) rates.shift();
-    say("received-rate", count(Math.round(rates.at(-1).received)));
-    say("stored-rate", count(Math.round(rates.at(-1).stored)));
+    setText("received-rate", formatCount(Math.round(rates.at(-1).received)));
+    setText("stored-rate", formatCount(Math.round(rates.at(-1).stored)));
   }
-  before = { now, ledger };
-  say("drop-rate", `${buffer.drop_rate_percent.toFixed(1)} %`);
-  say("buffer-size", count(buffer.size));
-  say("buffer-capacity", count(buffer.capacity));
-  at("buffer").value = buffer.utilization_percent;
-  at("buffer").textContent = `${buffer.utilization_percent.toFixed(1)} %`;
-  say("buffer-bytes", `${bytes(buffer.bytes)} of ${bytes(buffer.bytes_capacity)}, ${buffer.utilization_percent.toFixed(1)} % full`);
-  say("spilled", buffer.spilled_events ? `${count(buffer.spilled_events)} more in the journal only, ${bytes(buffer.spilled_bytes)} of ${bytes(buffer.spill_capacity_bytes)}` : "");
-  word("database", database.connected ? "reachable" : "not reachable", database.connected ? "good" : "bad");
-  word("breaker", database.circuit_breaker);
-  say("writer", `${count(writer.batches)} batches of ${writer.average_batch_ms.toFixed(1)} ms on average, ${count(writer.retries)} retries`);
-  word("journal", journal.recovering ? "recovering" : journal.status, journal.recovering ? "warn" : undefined);
-  say("journal-size", `${bytes(journal.bytes)} in ${count(journal.segments)} segments; ${bytes(journal.disk_free_bytes)} free on its disk`);
-  for (const name of ["received", "stored", "duplicate", "dead", "lost", "buffered"]) say(name, count(ledger[name]));
-  at("lost-row").hidden = ledger.lost === 0;
-  draw();
+  previous = { now, ledger };
+  setText("drop-rate", `${buffer.drop_rate_percent.toFixed(1)} %`);
+  setText("buffer-size", formatCount(buffer.size));
+  setText("buffer-capacity", formatCount(buffer.capacity));
+  byId("buffer").value = buffer.utilization_percent;
+  byId("buffer").textContent = `${buffer.utilization_percent.toFixed(1)} %`;
+  setText("buffer-bytes", `${formatBytes(buffer.bytes)} of ${formatBytes(buffer.bytes_capacity)}, ${buffer.utilization_percent.toFixed(1)} % full`);
+  setText("spilled", buffer.spilled_events ? `${formatCount(buffer.spilled_events)} more in the journal only, ${formatBytes(buffer.spilled_bytes)} of ${formatBytes(buffer.spill_capacity_bytes)}` : "");
+  setStatus("database", database.connected ? "reachable" : "not reachable", database.connected ? "good" : "bad");
+  setStatus("breaker", database.circuit_breaker);
+  setText("writer", `${formatCount(writer.batches)} batches of ${writer.average_batch_ms.toFixed(1)} ms on average, ${formatCount(writer.retries)} retries`);
+  setStatus("journal", journal.recovering ? "recovering" : journal.status, journal.recovering ? "warn" : undefined);
+  setText("journal-size", `${formatBytes(journal.bytes)} in ${formatCount(journal.segments)} segments; ${formatBytes(journal.disk_free_bytes)} free on its disk`);
+  for (const name of ["received", "stored", "duplicate", "dead", "lost", "buffered"]) setText(name, formatCount(ledger[name]));
+  byId("lost-row").hidden = ledger.lost === 0;
+  drawChart();
 }
 
-function draw() {
-  const canvas = at("chart");
+function drawChart() {
+  const canvas = byId("chart");
   const ratio = window.devicePixelRatio || 1;
   const [width, height] = [canvas.clientWidth, canvas.clientHeight];
   canvas.width = width * ratio;
@@ -87,7 +87,7 @@ function draw() {
   const pen = canvas.getContext("2d");
   pen.scale(ratio, ratio);
   const top = Math.max(1, ...rates.map((point) => Math.max(point.received, point.stored)));
-  say("scale", `top: ${count(Math.round(top))} events/s, ${POINTS / 60} minutes`);
+  setText("scale", `top: ${formatCount(Math.round(top))} events/s, ${POINTS / 60} minutes`);
   const style = getComputedStyle(document.documentElement);
   pen.strokeStyle = style.getPropertyValue("--line");
   for (const part of [0, 0.5, 1]) {
@@ -106,24 +106,24 @@ function draw() {
   }
 }
 
-function filter() {
-  const form = new FormData(at("search"));
-  const wanted = new URLSearchParams({ limit: PAGE, count: "none" });
+function buildQuery() {
+  const form = new FormData(byId("search"));
+  const params = new URLSearchParams({ limit: PAGE_SIZE, count: "none" });
   for (const name of ["service", "q"]) {
-    if (form.get(name)) wanted.set(name, form.get(name));
+    if (form.get(name)) params.set(name, form.get(name));
   }
   const [key, ...value] = form.get("metadata").split("=");
-  if (key) wanted.set(`metadata.${key.trim()}`, value.join("=").trim());
-  wanted.set("from", Date.now() - Number(form.get("hours")) * 3_600_000);
-  return wanted;
+  if (key) params.set(`metadata.${key.trim()}`, value.join("=").trim());
+  params.set("from", Date.now() - Number(form.get("hours")) * 3_600_000);
+  return params;
 }
 
 let query = null;
 let cursor = null;
-let asked = 0;
+let requestSequence = 0;
 let opened = new Set();
 
-function row(event) {
+function renderEvent(event) {
   const line = document.createElement("tr");
   line.tabIndex = 0;
   const metadata = event.metadata == null ? "" : JSON.stringify(event.metadata);
@@ -146,46 +146,46 @@ function row(event) {
   return line;
 }
 
-async function events(older) {
-  // Further pages are of the same question, whatever the form says by now.
-  if (older) query.set("cursor", cursor); else query = filter();
-  const ours = (asked += 1);
+async function loadEvents(older) {
+  // Further pages use the query of the first page, even if the form has changed.
+  if (older) query.set("cursor", cursor); else query = buildQuery();
+  const sequence = (requestSequence += 1);
   try {
-    const found = await ask(`/events?${query}`);
-    // Somebody has searched for something else meanwhile.
-    if (ours !== asked) return;
-    const rows = found.events.map(row);
-    if (older) at("events").append(...rows); else at("events").replaceChildren(...rows);
+    const found = await fetchJson(`/events?${query}`);
+    // A newer search supersedes this response.
+    if (sequence !== requestSequence) return;
+    const rows = found.events.map(renderEvent);
+    if (older) byId("events").append(...rows); else byId("events").replaceChildren(...rows);
     cursor = found.page.next_cursor;
-    at("older").hidden = !cursor;
-    say("events-said", at("events").rows.length ? "" : "No event of the time chosen fits.");
+    byId("older").hidden = !cursor;
+    setText("events-status", byId("events").rows.length ? "" : "No events match.");
   } catch (error) {
-    if (ours === asked) say("events-said", error.message);
+    if (sequence === requestSequence) setText("events-status", error.message);
   }
 }
 
-let turn = 0;
+let ticks = 0;
 async function tick() {
   if (!document.hidden) {
     try {
-      show(await ask("/health/detailed"));
+      render(await fetchJson("/health/detailed"));
     } catch (error) {
-      word("state", error instanceof TypeError ? "the server does not answer" : error.message, "bad");
-      before = null;
+      setStatus("server-status", error instanceof TypeError ? "the server does not respond" : error.message, "bad");
+      previous = null;
     }
-    if (at("follow").checked && turn % EVENTS_EVERY === 0) await events(false);
-    turn += 1;
+    if (byId("follow").checked && ticks % EVENTS_INTERVAL_TICKS === 0) await loadEvents(false);
+    ticks += 1;
   }
   setTimeout(tick, 1000);
 }
 
-at("search").addEventListener("submit", (event) => { event.preventDefault(); opened = new Set(); events(false); });
-at("older").addEventListener("click", () => { at("follow").checked = false; events(true); });
-at("token-form").addEventListener("submit", (event) => {
+byId("search").addEventListener("submit", (event) => { event.preventDefault(); opened = new Set(); loadEvents(false); });
+byId("older").addEventListener("click", () => { byId("follow").checked = false; loadEvents(true); });
+byId("token-form").addEventListener("submit", (event) => {
   event.preventDefault();
-  sessionStorage.setItem("token", at("token").value.trim());
-  at("token").value = "";
-  turn = 0;
+  sessionStorage.setItem("token", byId("token").value.trim());
+  byId("token").value = "";
+  ticks = 0;
 });
-addEventListener("resize", draw);
+addEventListener("resize", drawChart);
 tick();

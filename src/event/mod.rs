@@ -1,4 +1,5 @@
-//! An event, its id, its time, and the bounds on its fields. Knows nothing of where events come from or go.
+//! The event, its id, its timestamp, and the bounds on its fields. It must not depend on ingest,
+//! storage or queries.
 
 pub mod row;
 pub mod timestamp;
@@ -6,24 +7,30 @@ pub mod timestamp;
 use std::fmt;
 use std::str::FromStr;
 
-/// Bytes of an event as it was sent. All of its fields at their bounds and escaped throughout take a quarter of it; the
-/// rest is for white space, and for telling what is wrong with longer ones.
+/// Maximum bytes of an event in the request body. An event whose fields are all at their bounds and
+/// fully escaped takes a quarter of it; the rest allows white space, and field errors for longer
+/// events.
 pub const EVENT_BYTES_MAX: usize = 2 * 1024 * 1024;
-/// Bytes of `service`, once unescaped: 1 to this.
+/// Ids contain 48 bits of milliseconds: timestamps end before this, in the year 10889.
+pub const MILLIS_END: i64 = 1 << 48;
+pub const MINUTE_MICROS: i64 = 60_000_000;
+pub const HOUR_MICROS: i64 = 60 * MINUTE_MICROS;
+pub const DAY_MICROS: i64 = 24 * HOUR_MICROS;
+/// Maximum bytes of `service` after unescaping; the minimum is 1.
 pub const SERVICE_BYTES_MAX: usize = 100;
-/// Bytes of `message`, once unescaped: 1 to this.
+/// Maximum bytes of `message` after unescaping; the minimum is 1.
 pub const MESSAGE_BYTES_MAX: usize = 64 * 1024;
-/// Bytes of `metadata` as it was sent.
+/// Maximum bytes of `metadata` in the request body.
 pub const METADATA_BYTES_MAX: usize = 64 * 1024;
-/// Objects and arrays of `metadata` within each other, itself counted.
+/// Maximum nesting depth of `metadata`; the object itself counts as 1.
 pub const METADATA_DEPTH_MAX: u32 = 64;
-/// Bytes of an idempotency key: 1 to this.
+/// Maximum bytes of an idempotency key; the minimum is 1.
 pub const KEY_BYTES_MAX: usize = 128;
 
-/// Microseconds between the Unix epoch and PostgreSQL's (2000-01-01), which its binary format counts from.
+/// Microseconds from the Unix epoch to the epoch of PostgreSQL's binary format (2000-01-01).
 const POSTGRES_EPOCH_MICROS: i64 = 946_684_800_000_000;
 
-/// A time of day in UTC, in microseconds since the Unix epoch: the resolution PostgreSQL keeps.
+/// A UTC time in microseconds since the Unix epoch, the resolution of PostgreSQL's `timestamptz`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Timestamp(i64);
 
@@ -32,7 +39,7 @@ impl Timestamp {
         Self(micros)
     }
 
-    /// Saturates at the ends of the range, some 292,000 years away.
+    /// Saturates at the ends of the range, about 292,000 years from the epoch.
     pub const fn from_millis(millis: i64) -> Self {
         Self(millis.saturating_mul(1000))
     }
@@ -65,8 +72,9 @@ impl fmt::Display for Timestamp {
     }
 }
 
-/// The server's id of an event: a UUID whose first 48 bits are the event's own time in milliseconds
-/// (RFC 9562, versions 7 and 8), so that uniqueness, locality, pruning and retention come from one key.
+/// The id of an event: a UUID (RFC 9562, versions 7 and 8) whose first 48 bits are the event's
+/// timestamp in milliseconds, so that one key serves uniqueness, locality, partition pruning and
+/// retention.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct EventId([u8; 16]);
 
@@ -82,17 +90,19 @@ impl EventId {
         &self.0
     }
 
-    /// A UUIDv7: `millis` of the event, and 74 of the 80 bits of `chance`.
-    pub fn random(millis: u64, chance: [u8; 10]) -> Self {
-        Self::compose(millis, 0x70, chance)
+    /// A UUIDv7: the event's `millis` and 74 of the 80 bits of `random`.
+    pub fn random(millis: u64, random: [u8; 10]) -> Self {
+        Self::compose(millis, 0x70, random)
     }
 
-    /// A UUIDv8: as above with bits of a hash, so that the same event gets the same id anywhere.
+    /// A UUIDv8: the event's `millis` and 74 bits of `hash`, so that every server computes the same
+    /// id for the same event.
     pub fn keyed(millis: u64, hash: [u8; 10]) -> Self {
         Self::compose(millis, 0x80, hash)
     }
 
-    /// The lowest id that an event of `millis` or later can have: where a partition or a range begins.
+    /// The lower bound of the ids of events of `millis` or later: the start of a partition or
+    /// range.
     pub fn floor(millis: u64) -> Self {
         let mut bytes = [0; 16];
         bytes[..6].copy_from_slice(&millis.to_be_bytes()[2..]);
@@ -108,7 +118,7 @@ impl EventId {
         Self(bytes)
     }
 
-    /// The milliseconds since the Unix epoch that the id begins with.
+    /// The first 48 bits of the id: milliseconds since the Unix epoch.
     pub fn millis(&self) -> u64 {
         let mut bytes = [0; 8];
         bytes[2..].copy_from_slice(&self.0[..6]);
@@ -147,20 +157,21 @@ impl fmt::Debug for EventId {
 /// The text is not a UUID of 36 characters.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("not a UUID of the form xxxxxxxx-xxxx-xxxx-xxxx-xxxxxxxxxxxx")]
-pub struct NotAnEventId;
+pub struct ParseEventIdError;
 
 impl FromStr for EventId {
-    type Err = NotAnEventId;
+    type Err = ParseEventIdError;
 
-    fn from_str(text: &str) -> Result<Self, NotAnEventId> {
-        let text: &[u8; Self::TEXT_BYTES] = text.as_bytes().try_into().map_err(|_length| NotAnEventId)?;
-        let digit = |at: usize| char::from(text[at]).to_digit(16).ok_or(NotAnEventId);
+    fn from_str(text: &str) -> Result<Self, ParseEventIdError> {
+        let text: &[u8; Self::TEXT_BYTES] =
+            text.as_bytes().try_into().map_err(|_length| ParseEventIdError)?;
+        let digit = |at: usize| char::from(text[at]).to_digit(16).ok_or(ParseEventIdError);
         let mut bytes = [0; 16];
         let mut at = 0;
         for (index, byte) in bytes.iter_mut().enumerate() {
             if matches!(index, 4 | 6 | 8 | 10) {
                 if text[at] != b'-' {
-                    return Err(NotAnEventId);
+                    return Err(ParseEventIdError);
                 }
                 at += 1;
             }
@@ -172,20 +183,20 @@ impl FromStr for EventId {
     }
 }
 
-/// A stored event, as queries give it back.
+/// A stored event, as queries return it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Event {
     pub event_id: EventId,
     pub timestamp: Timestamp,
     pub service: String,
     pub message: String,
-    /// JSON text of an object.
+    /// The JSON text of an object.
     pub metadata: Option<String>,
     pub ingested_at: Timestamp,
 }
 
 impl Event {
-    /// Bytes of its texts.
+    /// Bytes of the event's text fields.
     pub fn bytes(&self) -> usize {
         self.service.len() + self.message.len() + self.metadata.as_ref().map_or(0, String::len)
     }
@@ -196,7 +207,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_id_begins_with_the_events_milliseconds_and_reads_back() {
+    fn event_id_begins_with_the_milliseconds_and_parses_back() {
         let id = EventId::random(0x0123_4567_89ab, [0xff; 10]);
         assert_eq!(id.to_string(), "01234567-89ab-7fff-bfff-ffffffffffff");
         assert_eq!(id.to_string().parse(), Ok(id));
@@ -207,19 +218,19 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_a_uuid_is_no_id() {
+    fn event_id_parser_rejects_malformed_uuids() {
         for text in [
             "",
             "0123456789ab7fffbfffffffffffffff",
             "01234567-89ab-7fff-bfff-fffffffffffg",
             "01234567+89ab-7fff-bfff-ffffffffffff",
         ] {
-            assert_eq!(text.parse::<EventId>(), Err(NotAnEventId), "{text}");
+            assert_eq!(text.parse::<EventId>(), Err(ParseEventIdError), "{text}");
         }
     }
 
     #[test]
-    fn times_print_as_rfc_3339_and_round_down_to_milliseconds() {
+    fn timestamp_displays_as_rfc_3339_and_rounds_down_to_milliseconds() {
         let time = Timestamp::from_micros(1_700_000_000_123_456);
         assert_eq!(time.to_string(), "2023-11-14T22:13:20.123456Z");
         assert_eq!(time.millis(), 1_700_000_000_123);

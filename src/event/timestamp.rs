@@ -1,44 +1,41 @@
-//! The two forms of a timestamp: RFC 3339 with an offset, and an integer of epoch milliseconds; and which times
-//! are taken. Knows nothing of JSON but what an integer looks like.
+//! Parses the two formats of a timestamp, RFC 3339 with an offset and an integer of epoch
+//! milliseconds, and checks its bounds. It must not depend on the JSON scanner.
 
 use std::time::Duration;
 
-use crate::event::Timestamp;
+use crate::event::{MILLIS_END, Timestamp};
 
-/// Ids keep 48 bits of milliseconds: up to the year 10889.
-const MILLIS_END: i64 = 1 << 48;
-
-/// Why a timestamp is refused.
+/// A timestamp is malformed or out of bounds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum TimestampFault {
+pub enum ParseTimestampError {
     #[error(
         "must be an RFC 3339 time with an offset, as \"2026-11-23T12:00:00.123Z\", or an integer of epoch milliseconds"
     )]
-    NotATime,
+    InvalidFormat,
     #[error("must be a whole number of epoch milliseconds, without fraction or exponent")]
     NotAnInteger,
     #[error("is before 1970")]
     BeforeEpoch,
-    #[error("is older than the {} days that events are kept", days(.0))]
+    #[error("is older than the {} days of the retention", days(.0))]
     TooOld(Duration),
     #[error("is more than {} ms ahead of the server's clock", .0.as_millis())]
-    TooNew(Duration),
+    TooFarAhead(Duration),
 }
 
 fn days(retention: &Duration) -> u64 {
     retention.as_secs() / 86_400
 }
 
-/// The times that are taken, as seen from one moment.
+/// The range of accepted timestamps at one moment.
 #[derive(Clone, Copy, Debug)]
-pub struct Window {
+pub struct TimestampBounds {
     oldest: i64,
     newest: i64,
     retention: Duration,
     skew: Duration,
 }
 
-impl Window {
+impl TimestampBounds {
     pub fn new(now: Timestamp, retention: Duration, skew: Duration) -> Self {
         let micros = |span: Duration| i64::try_from(span.as_micros()).unwrap_or(i64::MAX);
         Self {
@@ -49,30 +46,30 @@ impl Window {
         }
     }
 
-    /// Whether it is not too old and not too far ahead.
+    /// Returns `time` if it is within the bounds.
     #[inline]
-    pub fn admit(&self, time: Timestamp) -> Result<Timestamp, TimestampFault> {
+    pub fn check(&self, time: Timestamp) -> Result<Timestamp, ParseTimestampError> {
         if time.micros() < 0 {
-            Err(TimestampFault::BeforeEpoch)
+            Err(ParseTimestampError::BeforeEpoch)
         } else if time.micros() < self.oldest {
-            Err(TimestampFault::TooOld(self.retention))
+            Err(ParseTimestampError::TooOld(self.retention))
         } else if time.micros() > self.newest {
-            Err(TimestampFault::TooNew(self.skew))
+            Err(ParseTimestampError::TooFarAhead(self.skew))
         } else {
             Ok(time)
         }
     }
 }
 
-/// Reads epoch milliseconds: a JSON number without fraction and exponent. `-0` is 0. Numbers past 64 bits
-/// saturate, which puts them out of any range.
-pub fn epoch_millis(number: &[u8]) -> Result<Timestamp, TimestampFault> {
+/// Parses epoch milliseconds: a JSON number without fraction and exponent. `-0` is 0. A number
+/// beyond 64 bits saturates and is thus out of every range.
+pub fn parse_epoch_millis(number: &[u8]) -> Result<Timestamp, ParseTimestampError> {
     let (negative, digits) = match number.strip_prefix(b"-") {
         Some(digits) => (true, digits),
         None => (false, number),
     };
     if digits.is_empty() || !digits.iter().all(u8::is_ascii_digit) {
-        return Err(TimestampFault::NotAnInteger);
+        return Err(ParseTimestampError::NotAnInteger);
     }
     let size = digits
         .iter()
@@ -80,16 +77,18 @@ pub fn epoch_millis(number: &[u8]) -> Result<Timestamp, TimestampFault> {
     Ok(Timestamp::from_millis(if negative { -size } else { size }))
 }
 
-/// Reads RFC 3339, with a space or `t` for `T` as the RFC allows. Digits past the microsecond are cut off. A leap
-/// second (`:60`, in any minute, as PostgreSQL has it) is the first second of the next minute.
-pub fn rfc3339(text: &[u8]) -> Result<Timestamp, TimestampFault> {
-    parse(text).ok_or(TimestampFault::NotATime)
+/// Parses RFC 3339; a space or `t` is allowed for `T`, as in the RFC. Digits beyond microseconds
+/// are truncated. A leap second (`:60`, in any minute, as in PostgreSQL) is the first second of the
+/// next minute.
+pub fn parse_rfc3339(text: &[u8]) -> Result<Timestamp, ParseTimestampError> {
+    try_parse_rfc3339(text).ok_or(ParseTimestampError::InvalidFormat)
 }
 
 #[inline]
-fn parse(text: &[u8]) -> Option<Timestamp> {
+fn try_parse_rfc3339(text: &[u8]) -> Option<Timestamp> {
     let (head, rest) = text.split_first_chunk::<19>()?;
-    // All digits and marks are looked at before anything is decided: one branch instead of nineteen.
+    // All digits and separators are checked before the first branch: one branch instead of
+    // nineteen.
     let mut wrong = 0_u8;
     let mut digit = |at: usize| {
         let value = head[at].wrapping_sub(b'0');
@@ -113,14 +112,14 @@ fn parse(text: &[u8]) -> Option<Timestamp> {
     if !(1..=12).contains(&month) || day < 1 || day > days_of_month(year, month) {
         return None;
     }
-    let (micros, zone) = fraction(rest)?;
+    let (micros, zone) = parse_fraction(rest)?;
     let seconds = days_since_epoch(year, month, day) * 86_400 + hour * 3600 + minute * 60 + second;
-    Some(Timestamp::from_micros((seconds - offset_seconds(zone)?) * 1_000_000 + micros))
+    Some(Timestamp::from_micros((seconds - parse_offset_seconds(zone)?) * 1_000_000 + micros))
 }
 
-/// The microseconds of an optional fraction, and what follows it.
+/// Parses an optional fraction. Returns its microseconds and the rest of the text.
 #[inline]
-fn fraction(rest: &[u8]) -> Option<(i64, &[u8])> {
+fn parse_fraction(rest: &[u8]) -> Option<(i64, &[u8])> {
     const SCALE: [i64; 7] = [1_000_000, 100_000, 10_000, 1000, 100, 10, 1];
     let Some(digits) = rest.strip_prefix(b".") else {
         return Some((0, rest));
@@ -137,7 +136,7 @@ fn fraction(rest: &[u8]) -> Option<(i64, &[u8])> {
 
 /// Seconds east of UTC.
 #[inline]
-fn offset_seconds(zone: &[u8]) -> Option<i64> {
+fn parse_offset_seconds(zone: &[u8]) -> Option<i64> {
     match *zone {
         [b'Z' | b'z'] => Some(0),
         [sign @ (b'+' | b'-'), h1, h2, b':', m1, m2] => {
@@ -165,8 +164,8 @@ fn days_of_month(year: i64, month: i64) -> i64 {
     }
 }
 
-/// Days from 1970-01-01 in the proleptic Gregorian calendar. Years begin in March here, so that the leap day is
-/// a year's last.
+/// Days from 1970-01-01 in the proleptic Gregorian calendar. Years begin in March here, so that the
+/// leap day is the last day of its year.
 fn days_since_epoch(year: i64, month: i64, day: i64) -> i64 {
     let year = if month <= 2 { year - 1 } else { year };
     let era = year.div_euclid(400);
@@ -181,13 +180,13 @@ mod tests {
     use proptest::prelude::*;
 
     #[track_caller]
-    fn check(text: &str, wanted: Option<&str>) {
-        let got = rfc3339(text.as_bytes()).ok().map(|time| time.to_string());
-        assert_eq!(got.as_deref(), wanted, "{text}");
+    fn check(text: &str, expected: Option<&str>) {
+        let actual = parse_rfc3339(text.as_bytes()).ok().map(|time| time.to_string());
+        assert_eq!(actual.as_deref(), expected, "{text}");
     }
 
     #[test]
-    fn every_form_of_rfc_3339_is_read() {
+    fn parse_rfc3339_accepts_each_form() {
         check("2026-11-23T12:00:00Z", Some("2026-11-23T12:00:00.000000Z"));
         check("2026-11-23t12:00:00z", Some("2026-11-23T12:00:00.000000Z"));
         check("2026-11-23 12:00:00Z", Some("2026-11-23T12:00:00.000000Z"));
@@ -203,14 +202,14 @@ mod tests {
     }
 
     #[test]
-    fn a_leap_second_is_the_next_minute() {
+    fn leap_second_is_the_first_second_of_the_next_minute() {
         check("2016-12-31T23:59:60Z", Some("2017-01-01T00:00:00.000000Z"));
         check("2016-12-31T12:10:60.999Z", Some("2016-12-31T12:11:00.999000Z"));
         check("2016-12-31T12:10:61Z", None);
     }
 
     #[test]
-    fn what_is_no_time_is_refused() {
+    fn parse_rfc3339_rejects_malformed_times() {
         for text in [
             "",
             "2026",
@@ -248,43 +247,43 @@ mod tests {
     }
 
     #[track_caller]
-    fn check_millis(number: &str, wanted: Result<i64, TimestampFault>) {
-        assert_eq!(epoch_millis(number.as_bytes()).map(Timestamp::micros), wanted, "{number}");
+    fn check_millis(number: &str, expected: Result<i64, ParseTimestampError>) {
+        assert_eq!(parse_epoch_millis(number.as_bytes()).map(Timestamp::micros), expected, "{number}");
     }
 
     #[test]
-    fn epoch_milliseconds_are_whole_numbers() {
+    fn parse_epoch_millis_accepts_only_integers() {
         check_millis("1700000000123", Ok(1_700_000_000_123_000));
         check_millis("0", Ok(0));
         check_millis("-0", Ok(0));
         check_millis("-1", Ok(-1000));
         check_millis("99999999999999999999999999", Ok(i64::MAX));
         for number in ["1.0", "1e3", "1E3", "", "-", "1700000000123.5"] {
-            check_millis(number, Err(TimestampFault::NotAnInteger));
+            check_millis(number, Err(ParseTimestampError::NotAnInteger));
         }
     }
 
     #[test]
-    fn the_window_ends_where_it_says() {
+    fn timestamp_bounds_are_inclusive() {
         let day = Duration::from_hours(24);
         let now = Timestamp::from_millis(1_800_000_000_000);
-        let window = Window::new(now, day * 30, Duration::from_millis(500));
-        let at = |micros: i64| window.admit(Timestamp::from_micros(now.micros() + micros)).map(|_| ());
+        let window = TimestampBounds::new(now, day * 30, Duration::from_millis(500));
+        let at = |micros: i64| window.check(Timestamp::from_micros(now.micros() + micros)).map(|_| ());
         let retention = 30 * 86_400 * 1_000_000;
         assert_eq!(at(-retention), Ok(()));
-        assert_eq!(at(-retention - 1), Err(TimestampFault::TooOld(day * 30)));
+        assert_eq!(at(-retention - 1), Err(ParseTimestampError::TooOld(day * 30)));
         assert_eq!(at(500_000), Ok(()));
-        assert_eq!(at(500_001), Err(TimestampFault::TooNew(Duration::from_millis(500))));
-        let endless = Window::new(now, Duration::MAX, Duration::MAX);
-        assert_eq!(endless.admit(Timestamp::from_micros(-1)), Err(TimestampFault::BeforeEpoch));
-        assert!(endless.admit(Timestamp::from_micros(0)).is_ok());
-        assert!(endless.admit(Timestamp::from_millis(MILLIS_END - 1)).is_ok());
-        assert!(endless.admit(Timestamp::from_millis(MILLIS_END)).is_err());
+        assert_eq!(at(500_001), Err(ParseTimestampError::TooFarAhead(Duration::from_millis(500))));
+        let endless = TimestampBounds::new(now, Duration::MAX, Duration::MAX);
+        assert_eq!(endless.check(Timestamp::from_micros(-1)), Err(ParseTimestampError::BeforeEpoch));
+        assert!(endless.check(Timestamp::from_micros(0)).is_ok());
+        assert!(endless.check(Timestamp::from_millis(MILLIS_END - 1)).is_ok());
+        assert!(endless.check(Timestamp::from_millis(MILLIS_END)).is_err());
     }
 
     proptest! {
         #[test]
-        fn any_time_reads_as_chrono_reads_it(
+        fn parse_rfc3339_agrees_with_chrono_on_valid_times(
             micros in -62_167_219_200_000_000_i64..253_402_300_800_000_000,
             offset in -86_340_i32..=86_340,
             decimals in 0_usize..10,
@@ -296,14 +295,14 @@ mod tests {
             let digits = format!("{:09}", chrono::Timelike::nanosecond(&local));
             let fraction = if decimals == 0 { String::new() } else { format!(".{}", &digits[..decimals]) };
             let text = format!("{}{fraction}{}", local.format("%Y-%m-%dT%H:%M:%S"), time.format("%:z"));
-            let wanted = chrono::DateTime::parse_from_rfc3339(&text).unwrap().timestamp_micros();
-            prop_assert_eq!(rfc3339(text.as_bytes()).map(Timestamp::micros), Ok(wanted), "{}", text);
+            let expected = chrono::DateTime::parse_from_rfc3339(&text).unwrap().timestamp_micros();
+            prop_assert_eq!(parse_rfc3339(text.as_bytes()).map(Timestamp::micros), Ok(expected), "{}", text);
         }
 
         #[test]
-        fn what_is_read_chrono_reads_too(text in "[0-9]{4}-[0-1][0-9]-[0-3][0-9][Tt ][0-2][0-9]:[0-5][0-9]:[0-5][0-9](\\.[0-9]{1,9})?(Z|z|[+-][0-2][0-9]:[0-6][0-9])") {
-            let wanted = chrono::DateTime::parse_from_rfc3339(&text).ok().map(|time| time.timestamp_micros());
-            prop_assert_eq!(rfc3339(text.as_bytes()).ok().map(Timestamp::micros), wanted, "{}", text);
+        fn parse_rfc3339_agrees_with_chrono_on_generated_text(text in "[0-9]{4}-[0-1][0-9]-[0-3][0-9][Tt ][0-2][0-9]:[0-5][0-9]:[0-5][0-9](\\.[0-9]{1,9})?(Z|z|[+-][0-2][0-9]:[0-6][0-9])") {
+            let expected = chrono::DateTime::parse_from_rfc3339(&text).ok().map(|time| time.timestamp_micros());
+            prop_assert_eq!(parse_rfc3339(text.as_bytes()).ok().map(Timestamp::micros), expected, "{}", text);
         }
     }
 }

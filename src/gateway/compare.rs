@@ -1,5 +1,5 @@
-//! Holds what a Pushgateway shows against what we show, series by series: the command `gateway compare`, and the figure
-//! `gateway_mismatched_series` while pushes are forwarded.
+//! Compares the series of a Pushgateway with those of this server: for the command `gateway
+//! compare`, and for the metric `gateway_mismatched_series` while pushes are forwarded.
 
 use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
@@ -9,82 +9,84 @@ use std::time::Duration;
 use crossbeam::channel::{Receiver, RecvTimeoutError};
 
 use super::Gateway;
-use super::exposition::{Exposition, Form};
-use super::forward::{DEFAULT_JOB, agent};
-use super::metric::{Label, Value, float, render};
+use super::exposition::{Exposition, ExpositionFormat};
+use super::forward::{DEFAULT_JOB, http_client};
+use super::metric::{Label, SeriesValue, format_float, render_labels};
 use super::state::{FAILURE_TIME, PUSH_TIME};
 use super::text;
 
-/// How often the figure is made, and how soon again when something differed.
-const EVERY: Duration = Duration::from_mins(1);
-const AGAIN: Duration = Duration::from_secs(10);
-/// What differs must do so twice, this far apart: a push reaches one before the other.
-const SETTLE: Duration = Duration::from_secs(2);
-/// Bytes of a page that is compared.
+/// The interval between comparisons, and the shorter one after a mismatch.
+const COMPARE_INTERVAL: Duration = Duration::from_mins(1);
+const MISMATCH_INTERVAL: Duration = Duration::from_secs(10);
+/// A difference counts only if a second comparison after this delay finds it again, since a push
+/// reaches the two servers at different times.
+const RECHECK_DELAY: Duration = Duration::from_secs(2);
+/// The largest page that is compared.
 const PAGE_BYTES_MAX: u64 = 1 << 30;
 
-/// Series with their labels, and their values.
-type Page = BTreeMap<String, f64>;
+/// Values by name and labels of the series.
+type PageSeries = BTreeMap<String, f64>;
 
-/// What one of the two has otherwise.
+/// A series that differs. `None` is a missing series.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Difference {
+pub struct SeriesDifference {
     pub series: String,
-    pub ours: Option<f64>,
-    pub theirs: Option<f64>,
+    pub local: Option<f64>,
+    pub remote: Option<f64>,
 }
 
-impl std::fmt::Display for Difference {
+impl std::fmt::Display for SeriesDifference {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let value = |value: Option<f64>| value.map_or("none".to_owned(), float);
-        write!(f, "{}  here: {}  pushgateway: {}", self.series, value(self.ours), value(self.theirs))
+        let value = |value: Option<f64>| value.map_or("none".to_owned(), format_float);
+        write!(f, "{}  here: {}  pushgateway: {}", self.series, value(self.local), value(self.remote))
     }
 }
 
 #[derive(Debug, thiserror::Error)]
 pub enum CompareError {
-    #[error("{url}: {why}")]
-    Unreachable { url: String, why: String },
-    #[error("{url}: {mistake}")]
-    Unreadable { url: String, mistake: text::Mistake },
+    #[error("{url}: {reason}")]
+    Unreachable { url: String, reason: String },
+    #[error("{url}: {error}")]
+    Unreadable { url: String, error: text::ParseTextError },
     #[error("{0} series differ")]
-    Different(usize),
-    #[error("cannot write: {0}")]
+    Mismatch(usize),
+    #[error("cannot write the output: {0}")]
     Output(#[from] std::io::Error),
 }
 
 /// Fetches a page in the text format.
 fn fetch(url: &str, token: Option<&str>) -> Result<Vec<u8>, CompareError> {
-    let unreachable = |why: String| CompareError::Unreachable { url: url.to_owned(), why };
-    let mut request = agent().get(url).header("Accept", "text/plain; version=0.0.4");
+    let unreachable = |reason: String| CompareError::Unreachable { url: url.to_owned(), reason };
+    let mut request = http_client().get(url).header("Accept", "text/plain; version=0.0.4");
     if let Some(token) = token {
         request = request.header("Authorization", format!("Bearer {token}"));
     }
-    let mut answer = request.call().map_err(|error| unreachable(error.to_string()))?;
-    if answer.status() != 200 {
-        return Err(unreachable(format!("answered {}", answer.status())));
+    let mut response = request.call().map_err(|error| unreachable(error.to_string()))?;
+    if response.status() != 200 {
+        return Err(unreachable(format!("unexpected status {}", response.status())));
     }
-    let body = answer.body_mut().with_config().limit(PAGE_BYTES_MAX).read_to_vec();
+    let body = response.body_mut().with_config().limit(PAGE_BYTES_MAX).read_to_vec();
     body.map_err(|error| unreachable(error.to_string()))
 }
 
-/// The series of a page. When the last push was and the last failure must be there, but cannot be at the same moment.
-fn read(page: &[u8]) -> Result<Page, text::Mistake> {
-    let mut series = Page::new();
+/// Parses the series of a page. The times of the last push and the last failure are set to 0: the
+/// series must exist, but their values differ.
+fn parse_page(page: &[u8]) -> Result<PageSeries, text::ParseTextError> {
+    let mut series = PageSeries::new();
     for family in text::parse(page)?.families {
         let timed = family.name == PUSH_TIME || family.name == FAILURE_TIME;
         for sample in family.samples {
             let mut put = |suffix: &str, extra: Option<(&'static str, f64)>, value: f64| {
                 let mut labels: Vec<Label<'_>> =
                     sample.labels.iter().filter(|(_, value)| !value.is_empty()).cloned().collect();
-                labels.extend(extra.map(|(name, value)| (name.into(), float(value).into())));
-                let key = format!("{}{suffix}{{{}}}", family.name, render(&mut labels));
+                labels.extend(extra.map(|(name, value)| (name.into(), format_float(value).into())));
+                let key = format!("{}{suffix}{{{}}}", family.name, render_labels(&mut labels));
                 series.insert(key, if timed { 0.0 } else { value });
             };
             #[expect(clippy::cast_precision_loss, reason = "it came as a float")]
             match &sample.value {
-                Value::Number(number) => put("", None, *number),
-                Value::Histogram(histogram) => {
+                SeriesValue::Number(number) => put("", None, *number),
+                SeriesValue::Histogram(histogram) => {
                     histogram
                         .buckets
                         .iter()
@@ -92,11 +94,11 @@ fn read(page: &[u8]) -> Result<Page, text::Mistake> {
                     put("_sum", None, histogram.sum);
                     put("_count", None, histogram.count as f64);
                 }
-                Value::Summary(summary) => {
+                SeriesValue::Summary(summary) => {
                     summary
                         .quantiles
                         .iter()
-                        .for_each(|(place, value)| put("", Some(("quantile", *place)), *value));
+                        .for_each(|(quantile, value)| put("", Some(("quantile", *quantile)), *value));
                     put("_sum", None, summary.sum);
                     put("_count", None, summary.count as f64);
                 }
@@ -106,37 +108,40 @@ fn read(page: &[u8]) -> Result<Page, text::Mistake> {
     Ok(series)
 }
 
-/// Whether a series has a label `job`: all that was pushed to a Pushgateway has, and nothing of its own.
+/// Whether a series has a label `job`, as all pushed series have and none of a Pushgateway's own.
 fn has_job(series: &str) -> bool {
     series.contains("{job=\"") || series.contains(",job=\"")
 }
 
-/// What differs between two pages.
-fn differences(ours: &[u8], theirs: &[u8]) -> Result<Vec<Difference>, text::Mistake> {
-    let mut own = Page::new();
-    for (series, value) in read(ours)? {
-        // A series that is added up here, and has no job, is forwarded with one.
+/// The series that differ between two pages.
+fn diff_pages(ours: &[u8], theirs: &[u8]) -> Result<Vec<SeriesDifference>, text::ParseTextError> {
+    let mut own = PageSeries::new();
+    for (series, value) in parse_page(ours)? {
+        // An aggregated series without a label `job` is forwarded with the default one.
         let series = if has_job(&series) { series } else { with_default_job(&series) };
         own.insert(series, value);
     }
     let mut found = Vec::new();
-    let mut theirs = read(theirs)?;
+    let mut theirs = parse_page(theirs)?;
     theirs.retain(|series, _| has_job(series));
     for (series, ours) in &own {
         let other = theirs.remove(series);
         let same =
             other.is_some_and(|other| other.to_bits() == ours.to_bits() || (other.is_nan() && ours.is_nan()));
         if !same {
-            found.push(Difference { series: series.clone(), ours: Some(*ours), theirs: other });
+            found.push(SeriesDifference { series: series.clone(), local: Some(*ours), remote: other });
         }
     }
-    // What is added up here is forwarded to groups, whose times only the Pushgateway has.
+    // Aggregated series are forwarded to groups whose times exist on the Pushgateway only.
     let labels_of = |series: &str| series.split_once('{').map_or("", |(_, labels)| labels).to_owned();
     let labels: HashSet<String> = own.keys().map(|series| labels_of(series)).collect();
     let is_time = |series: &str| [PUSH_TIME, FAILURE_TIME].iter().any(|name| series.starts_with(name));
     theirs.retain(|series, _| !(is_time(series) && labels.contains(&labels_of(series))));
-    let missing =
-        theirs.into_iter().map(|(series, value)| Difference { series, ours: None, theirs: Some(value) });
+    let missing = theirs.into_iter().map(|(series, value)| SeriesDifference {
+        series,
+        local: None,
+        remote: Some(value),
+    });
     found.extend(missing);
     found.sort_by(|a, b| a.series.cmp(&b.series));
     Ok(found)
@@ -146,45 +151,45 @@ fn with_default_job(series: &str) -> String {
     let (name, labels) = series.split_once('{').unwrap_or((series, "}"));
     let labels = labels.strip_suffix('}').unwrap_or(labels);
     let mut all: Vec<Label<'_>> =
-        super::metric::rendered(labels).map(|(name, value)| (name.into(), value)).collect();
+        super::metric::rendered_labels(labels).map(|(name, value)| (name.into(), value)).collect();
     all.push(("job".into(), DEFAULT_JOB.into()));
-    format!("{name}{{{}}}", render(&mut all))
+    format!("{name}{{{}}}", render_labels(&mut all))
 }
 
-/// What differs now and still does a while later. `wait` tells whether to look again.
-fn lasting(
-    mut look: impl FnMut() -> Result<Vec<Difference>, CompareError>,
+/// The differences that a second comparison finds again. `wait` returns whether to compare again.
+fn persistent_differences(
+    mut compare: impl FnMut() -> Result<Vec<SeriesDifference>, CompareError>,
     wait: impl FnOnce() -> bool,
-) -> Result<Vec<Difference>, CompareError> {
-    let first = look()?;
+) -> Result<Vec<SeriesDifference>, CompareError> {
+    let first = compare()?;
     if first.is_empty() || !wait() {
         return Ok(first);
     }
-    let mut second = look()?;
+    let mut second = compare()?;
     second.retain(|difference| first.iter().any(|known| known.series == difference.series));
     Ok(second)
 }
 
-/// `aurore-events gateway compare`.
+/// The command `aurore-events gateway compare`.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct CompareTask {
+pub struct CompareCommand {
     pub pushgateway: String,
     pub server: String,
     pub token: Option<String>,
 }
 
-impl CompareTask {
-    /// Writes what differs, a line a series; an error when anything does.
+impl CompareCommand {
+    /// Writes one line per series that differs; returns an error if there is one.
     pub fn run(&self, out: &mut impl std::io::Write) -> Result<(), CompareError> {
         let (ours, theirs) =
             (format!("{}/metrics/pushed", self.server), format!("{}/metrics", self.pushgateway));
-        let look = || {
+        let compare = || {
             let (our_page, their_page) = (fetch(&ours, self.token.as_deref())?, fetch(&theirs, None)?);
-            differences(&our_page, &their_page)
-                .map_err(|mistake| CompareError::Unreadable { url: format!("{ours} or {theirs}"), mistake })
+            diff_pages(&our_page, &their_page)
+                .map_err(|error| CompareError::Unreadable { url: format!("{ours} or {theirs}"), error })
         };
-        let found = lasting(look, || {
-            std::thread::sleep(SETTLE);
+        let found = persistent_differences(compare, || {
+            std::thread::sleep(RECHECK_DELAY);
             true
         })?;
         for difference in &found {
@@ -194,49 +199,53 @@ impl CompareTask {
             writeln!(out, "no series differs")?;
             return Ok(());
         }
-        Err(CompareError::Different(found.len()))
+        Err(CompareError::Mismatch(found.len()))
     }
 }
 
-/// Compares now and then, while pushes are forwarded.
+/// Compares periodically while pushes are forwarded.
 #[derive(Debug)]
 pub struct Comparer {
     pub gateway: Arc<Gateway>,
-    /// Without a slash at its end.
+    /// Without a trailing slash.
     pub url: String,
 }
 
 impl Comparer {
-    /// Runs until the other end of `stop` is dropped.
+    /// Runs until the sender of `stop` is dropped.
     pub fn run(&self, stop: &Receiver<()>) {
-        let ended = |wait| stop.recv_timeout(wait) == Err(RecvTimeoutError::Disconnected);
+        let stopped = |wait| stop.recv_timeout(wait) == Err(RecvTimeoutError::Disconnected);
         let theirs = format!("{}/metrics", self.url);
-        let figures = &self.gateway.figures.forward;
-        let mut wait = SETTLE;
-        while !ended(wait) {
-            let look = || {
+        let metrics = &self.gateway.metrics.forward;
+        let mut wait = RECHECK_DELAY;
+        while !stopped(wait) {
+            let compare = || {
                 let their_page = fetch(&theirs, None)?;
-                let mut exposition = Exposition::new(self.gateway.view(), Form::Text);
+                let mut exposition = Exposition::new(self.gateway.snapshot(), ExpositionFormat::Text);
                 let mut ours = String::new();
-                while exposition.write(&mut ours) {}
-                differences(ours.as_bytes(), &their_page)
-                    .map_err(|mistake| CompareError::Unreadable { url: theirs.clone(), mistake })
+                while exposition.write_chunk(&mut ours) {}
+                diff_pages(ours.as_bytes(), &their_page)
+                    .map_err(|error| CompareError::Unreadable { url: theirs.clone(), error })
             };
-            match lasting(look, || !ended(SETTLE)) {
+            match persistent_differences(compare, || !stopped(RECHECK_DELAY)) {
                 Ok(found) => {
                     let count = i64::try_from(found.len()).unwrap_or(i64::MAX);
-                    figures.mismatched.store(count, Ordering::Relaxed);
+                    metrics.mismatched.store(count, Ordering::Relaxed);
                     if let Some(first) = found.first() {
-                        log::warn!(series = count; "the Pushgateway has series otherwise than we do, such as {first}");
+                        log::warn!(series = count; "series differ between this server and the Pushgateway, such as {first}");
                     }
                 }
                 Err(error) => {
-                    figures.compare_failures.fetch_add(1, Ordering::Relaxed);
-                    figures.mismatched.store(-1, Ordering::Relaxed);
-                    log::debug!("no comparison with the Pushgateway: {error}");
+                    metrics.compare_failures.fetch_add(1, Ordering::Relaxed);
+                    metrics.mismatched.store(-1, Ordering::Relaxed);
+                    log::debug!("cannot compare with the Pushgateway: {error}");
                 }
             }
-            wait = if figures.mismatched.load(Ordering::Relaxed) == 0 { EVERY } else { AGAIN };
+            wait = if metrics.mismatched.load(Ordering::Relaxed) == 0 {
+                COMPARE_INTERVAL
+            } else {
+                MISMATCH_INTERVAL
+            };
         }
     }
 }
@@ -247,12 +256,12 @@ mod tests {
 
     #[track_caller]
     fn check(ours: &str, theirs: &str, expected: &[&str]) {
-        let found = differences(ours.as_bytes(), theirs.as_bytes()).unwrap();
+        let found = diff_pages(ours.as_bytes(), theirs.as_bytes()).unwrap();
         assert_eq!(found.iter().map(ToString::to_string).collect::<Vec<_>>(), expected);
     }
 
     #[test]
-    fn only_what_was_pushed_is_compared_and_no_empty_label_counts() {
+    fn comparison_ignores_unpushed_series_and_empty_labels() {
         check("a{job=\"x\",instance=\"\"} 1\n", "a{instance=\"\",job=\"x\"} 1\ngo_goroutines 7\n", &[]);
         check("a{job=\"x\"} NaN\n", "a{job=\"x\"} NaN\n", &[]);
         check("push_time_seconds{job=\"x\"} 1\n", "push_time_seconds{job=\"x\"} 2\n", &[]);
@@ -263,7 +272,7 @@ mod tests {
     }
 
     #[test]
-    fn each_difference_is_told_with_both_values() {
+    fn differences_show_both_values() {
         check(
             "a{job=\"x\"} 1\nb{job=\"x\"} 2\npush_time_seconds{job=\"y\"} 3\n",
             "a{job=\"x\"} 1.5\nc{job=\"x\"} 4\n",
@@ -277,10 +286,11 @@ mod tests {
     }
 
     #[test]
-    fn what_passes_within_a_while_is_no_difference() {
-        let difference = |series: &str| Difference { series: series.into(), ours: Some(1.0), theirs: None };
+    fn transient_differences_are_ignored() {
+        let difference =
+            |series: &str| SeriesDifference { series: series.into(), local: Some(1.0), remote: None };
         let mut looks = vec![vec![difference("b"), difference("c")], vec![difference("a"), difference("b")]];
-        let found = lasting(|| Ok(looks.pop().unwrap()), || true).unwrap();
+        let found = persistent_differences(|| Ok(looks.pop().unwrap()), || true).unwrap();
         assert_eq!(found, [difference("b")]);
     }
 }

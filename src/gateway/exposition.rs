@@ -1,22 +1,23 @@
-//! What was pushed, as Prometheus scrapes it: a piece at a time, from a view of one moment, families and series in the
-//! order of their names. However much there is, no more than a piece of it is held as text.
+//! Renders the state for a scrape, chunk by chunk, from one snapshot, ordered by family name and
+//! labels. Memory for text is bounded by the chunk size, not by the number of series.
 
 use std::ops::Bound;
 
-use super::metric::{Block, Kind, Series, Value, escape, write_float};
-use super::state::{FAILURE_TIME, Group, Name, Owner, PUSH_TIME, View};
+use super::metric::{Block, MetricKind, Series, SeriesValue, escape, write_float};
+use super::state::{FAILURE_TIME, MetricGroup, Name, Owner, PUSH_TIME, Snapshot};
 
-/// How it is written.
+/// The format of a page.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Form {
+pub enum ExpositionFormat {
     /// Prometheus' text format 0.0.4.
     Text,
-    /// `OpenMetrics` 1.0. Every series has the name that it has in text: a counter without `_total` is written as of
-    /// unknown type, since that form would have it renamed.
+    /// `OpenMetrics` 1.0. Every series keeps the name that it has in the text format: a counter
+    /// whose name does not end in `_total` has the type `unknown`, since `OpenMetrics` would rename
+    /// it.
     OpenMetrics,
 }
 
-impl Form {
+impl ExpositionFormat {
     pub fn content_type(self) -> &'static str {
         match self {
             Self::Text => "text/plain; version=0.0.4; charset=utf-8",
@@ -25,118 +26,118 @@ impl Form {
     }
 }
 
-/// Bytes after which a piece ends. The last series of a piece may take it past that.
-const PIECE_BYTES: usize = 64 * 1024;
+/// A chunk ends at the first series past this size.
+const CHUNK_BYTES: usize = 64 * 1024;
 pub const PUSH_HELP: &str = "Last Unix time when changing this group in the Pushgateway succeeded.";
 pub const FAILURE_HELP: &str = "Last Unix time when changing this group in the Pushgateway failed.";
 
-/// One of a group's two times.
-type Time = fn(&Group) -> f64;
+/// One of the two times of a group.
+type Time = fn(&MetricGroup) -> f64;
 
-/// Where the writing stands.
+/// The position of the next series to render.
 #[derive(Debug)]
-enum At {
-    /// Behind so many series of the block of this key; None before the first block.
+enum ExpositionPosition {
+    /// After so many series of the block with this key; `None` is before the first block.
     Blocks(Option<((Name, Owner), usize)>),
-    /// Behind the group of this key, in the family of this number.
+    /// After the group with this key, in the time family with this index.
     Times(usize, Option<std::sync::Arc<str>>),
     End,
 }
 
 #[derive(Debug)]
 pub struct Exposition {
-    view: View,
-    form: Form,
-    at: At,
-    /// The name whose head was written last.
-    head: Option<Name>,
+    snapshot: Snapshot,
+    format: ExpositionFormat,
+    position: ExpositionPosition,
+    /// The name of the last family whose header was written.
+    last_header: Option<Name>,
 }
 
 impl Exposition {
-    pub fn new(view: View, form: Form) -> Self {
-        Self { view, form, at: At::Blocks(None), head: None }
+    pub fn new(snapshot: Snapshot, format: ExpositionFormat) -> Self {
+        Self { snapshot, format, position: ExpositionPosition::Blocks(None), last_header: None }
     }
 
-    /// Appends the next piece. Tells whether there may be more.
-    pub fn write(&mut self, out: &mut String) -> bool {
-        let full = out.len() + PIECE_BYTES;
-        while out.len() < full {
-            match &self.at {
-                At::Blocks(_) => self.write_blocks(out, full),
-                At::Times(..) => self.write_times(out, full),
-                At::End => return false,
+    /// Appends the next chunk. Returns whether there may be more.
+    pub fn write_chunk(&mut self, out: &mut String) -> bool {
+        let end = out.len() + CHUNK_BYTES;
+        while out.len() < end {
+            match &self.position {
+                ExpositionPosition::Blocks(_) => self.write_blocks(out, end),
+                ExpositionPosition::Times(..) => self.write_times(out, end),
+                ExpositionPosition::End => return false,
             }
         }
         true
     }
 
-    fn write_blocks(&mut self, out: &mut String, full: usize) {
-        let At::Blocks(position) = &mut self.at else { return };
+    fn write_blocks(&mut self, out: &mut String, end: usize) {
+        let ExpositionPosition::Blocks(position) = &mut self.position else { return };
         let position = position.take();
         let (from, mut skip) = match position {
             None => (Bound::Unbounded, 0),
             Some((key, series)) => (Bound::Included(key), series),
         };
-        for (key, block) in self.view.blocks.range((from, Bound::Unbounded)) {
+        for (key, block) in self.snapshot.blocks.range((from, Bound::Unbounded)) {
             let (name, _) = key;
-            let head = Head::of(self.form, name, block.kind, &self.view);
-            if self.head.as_ref() != Some(name) {
-                head.write(out, self.form, &block.help);
-                self.head = Some(name.clone());
+            let header = FamilyHeader::of(self.format, name, block.kind, &self.snapshot);
+            if self.last_header.as_ref() != Some(name) {
+                header.write(out, self.format, &block.help);
+                self.last_header = Some(name.clone());
             }
             for (nth, series) in block.series.iter().enumerate().skip(skip) {
-                if out.len() >= full {
-                    self.at = At::Blocks(Some((key.clone(), nth)));
+                if out.len() >= end {
+                    self.position = ExpositionPosition::Blocks(Some((key.clone(), nth)));
                     return;
                 }
-                write_series(out, self.form, name, series);
+                write_series(out, self.format, name, series);
             }
             skip = 0;
         }
-        self.at = At::Times(0, None);
+        self.position = ExpositionPosition::Times(0, None);
     }
 
-    fn write_times(&mut self, out: &mut String, full: usize) {
+    fn write_times(&mut self, out: &mut String, end: usize) {
         const FAMILIES: [(&str, &str, Time); 2] = [
-            (FAILURE_TIME, FAILURE_HELP, |group| group.failure_s),
-            (PUSH_TIME, PUSH_HELP, |group| group.push_s),
+            (FAILURE_TIME, FAILURE_HELP, |group| group.last_failure_s),
+            (PUSH_TIME, PUSH_HELP, |group| group.last_success_s),
         ];
-        let At::Times(nth, behind) = &mut self.at else { return };
-        let (nth, behind) = (*nth, behind.take());
-        let Some((name, help, of)) = FAMILIES.get(nth).filter(|_| !self.view.groups.is_empty()) else {
-            if self.form == Form::OpenMetrics {
+        let ExpositionPosition::Times(nth, after) = &mut self.position else { return };
+        let (nth, after) = (*nth, after.take());
+        let Some((name, help, of)) = FAMILIES.get(nth).filter(|_| !self.snapshot.groups.is_empty()) else {
+            if self.format == ExpositionFormat::OpenMetrics {
                 out.push_str("# EOF\n");
             }
-            self.at = At::End;
+            self.position = ExpositionPosition::End;
             return;
         };
-        let from = match behind {
+        let from = match after {
             None => {
-                Head { name, kind: "gauge" }.write(out, self.form, help);
+                FamilyHeader { name, kind: "gauge" }.write(out, self.format, help);
                 Bound::Unbounded
             }
             Some(key) => Bound::Excluded(key),
         };
-        for (key, group) in self.view.groups.range((from, Bound::Unbounded)) {
+        for (key, group) in self.snapshot.groups.range((from, Bound::Unbounded)) {
             out.push_str(name);
             out.push('{');
             write_group_labels(out, group);
             out.push_str("} ");
             write_float(out, of(group));
             out.push('\n');
-            if out.len() >= full {
-                self.at = At::Times(nth, Some(key.clone()));
+            if out.len() >= end {
+                self.position = ExpositionPosition::Times(nth, Some(key.clone()));
                 return;
             }
         }
-        self.at = At::Times(nth + 1, None);
+        self.position = ExpositionPosition::Times(nth + 1, None);
     }
 }
 
-/// The labels that all series of a group have.
-fn write_group_labels(out: &mut String, group: &Group) {
-    let labels = &group.target.labels;
-    // An empty `instance` stands where its name belongs.
+/// Writes the labels that all series of a group have.
+fn write_group_labels(out: &mut String, group: &MetricGroup) {
+    let labels = &group.grouping_key.labels;
+    // An empty `instance` is inserted at its sorted position.
     let at = labels.partition_point(|(name, _)| name.as_str() < "instance");
     let has = labels.get(at).is_some_and(|(name, _)| name == "instance");
     let own = labels.iter().map(|(name, value)| (name.as_str(), value.as_str()));
@@ -157,35 +158,37 @@ fn write_label(out: &mut String, name: &str, value: &str) {
     out.push('"');
 }
 
-/// What `# TYPE` and `# HELP` call a family.
-struct Head<'a> {
+/// The name and type of a family in `# TYPE` and `# HELP`.
+struct FamilyHeader<'a> {
     name: &'a str,
     kind: &'static str,
 }
 
-impl<'a> Head<'a> {
-    fn of(form: Form, name: &'a str, kind: Kind, view: &View) -> Self {
-        if form == Form::Text {
+impl<'a> FamilyHeader<'a> {
+    fn of(format: ExpositionFormat, name: &'a str, kind: MetricKind, snapshot: &Snapshot) -> Self {
+        if format == ExpositionFormat::Text {
             return Self { name, kind: kind.name() };
         }
         match kind {
-            Kind::Counter => match name.strip_suffix("_total") {
-                Some(base) if !base.is_empty() && !has_family(view, base) => {
+            MetricKind::Counter => match name.strip_suffix("_total") {
+                Some(base) if !base.is_empty() && !has_family(snapshot, base) => {
                     Self { name: base, kind: "counter" }
                 }
                 Some(_) | None => Self { name, kind: "unknown" },
             },
-            Kind::Untyped => Self { name, kind: "unknown" },
-            Kind::Gauge | Kind::Summary | Kind::Histogram => Self { name, kind: kind.name() },
+            MetricKind::Untyped => Self { name, kind: "unknown" },
+            MetricKind::Gauge | MetricKind::Summary | MetricKind::Histogram => {
+                Self { name, kind: kind.name() }
+            }
         }
     }
 
-    fn write(&self, out: &mut String, form: Form, help: &str) {
+    fn write(&self, out: &mut String, format: ExpositionFormat, help: &str) {
         if !help.is_empty() {
             out.push_str("# HELP ");
             out.push_str(self.name);
             out.push(' ');
-            escape(out, help, form == Form::OpenMetrics);
+            escape(out, help, format == ExpositionFormat::OpenMetrics);
             out.push('\n');
         }
         for part in ["# TYPE ", self.name, " ", self.kind, "\n"] {
@@ -194,50 +197,68 @@ impl<'a> Head<'a> {
     }
 }
 
-fn has_family(view: &View, name: &str) -> bool {
-    let first = (Name::from(name), Owner::Summed("".into()));
-    view.blocks.range(first..).next().is_some_and(|((found, _), _)| **found == *name)
+fn has_family(snapshot: &Snapshot, name: &str) -> bool {
+    let first = (Name::from(name), Owner::Aggregated("".into()));
+    snapshot.blocks.range(first..).next().is_some_and(|((found, _), _)| **found == *name)
 }
 
-fn write_series(out: &mut String, form: Form, name: &str, series: &Series) {
+fn write_series(out: &mut String, format: ExpositionFormat, name: &str, series: &Series) {
     let labels = &*series.labels;
     match &series.value {
-        Value::Number(number) => line(out, (name, ""), labels, None, *number),
-        Value::Histogram(histogram) => {
+        SeriesValue::Number(number) => write_line(out, (name, ""), labels, None, *number),
+        SeriesValue::Histogram(histogram) => {
             for (bound, count) in &histogram.buckets {
-                line(out, (name, "_bucket"), labels, Some(("le", &place(form, *bound))), float_of(*count));
+                write_line(
+                    out,
+                    (name, "_bucket"),
+                    labels,
+                    Some(("le", &format_bound(format, *bound))),
+                    count_to_float(*count),
+                );
             }
             if !histogram.has_infinity() {
-                line(out, (name, "_bucket"), labels, Some(("le", "+Inf")), float_of(histogram.count));
+                write_line(
+                    out,
+                    (name, "_bucket"),
+                    labels,
+                    Some(("le", "+Inf")),
+                    count_to_float(histogram.count),
+                );
             }
-            line(out, (name, "_sum"), labels, None, histogram.sum);
-            line(out, (name, "_count"), labels, None, float_of(histogram.count));
+            write_line(out, (name, "_sum"), labels, None, histogram.sum);
+            write_line(out, (name, "_count"), labels, None, count_to_float(histogram.count));
         }
-        Value::Summary(summary) => {
+        SeriesValue::Summary(summary) => {
             for (quantile, value) in &summary.quantiles {
-                line(out, (name, ""), labels, Some(("quantile", &place(form, *quantile))), *value);
+                write_line(
+                    out,
+                    (name, ""),
+                    labels,
+                    Some(("quantile", &format_bound(format, *quantile))),
+                    *value,
+                );
             }
-            line(out, (name, "_sum"), labels, None, summary.sum);
-            line(out, (name, "_count"), labels, None, float_of(summary.count));
+            write_line(out, (name, "_sum"), labels, None, summary.sum);
+            write_line(out, (name, "_count"), labels, None, count_to_float(summary.count));
         }
     }
 }
 
-#[expect(clippy::cast_precision_loss, reason = "what the formats hold is a float")]
-fn float_of(count: u64) -> f64 {
+#[expect(clippy::cast_precision_loss, reason = "counts are floats in both formats")]
+fn count_to_float(count: u64) -> f64 {
     count as f64
 }
 
-/// A bound as a label's value. `OpenMetrics` wants whole numbers to have a decimal point there.
-fn place(form: Form, value: f64) -> String {
-    let mut text = super::metric::float(value);
-    if form == Form::OpenMetrics && value.is_finite() && !text.contains(['.', 'e']) {
+/// A bound as a label value. `OpenMetrics` requires a decimal point in whole numbers.
+fn format_bound(format: ExpositionFormat, value: f64) -> String {
+    let mut text = super::metric::format_float(value);
+    if format == ExpositionFormat::OpenMetrics && value.is_finite() && !text.contains(['.', 'e']) {
         text.push_str(".0");
     }
     text
 }
 
-fn line(out: &mut String, name: (&str, &str), labels: &str, extra: Option<(&str, &str)>, value: f64) {
+fn write_line(out: &mut String, name: (&str, &str), labels: &str, extra: Option<(&str, &str)>, value: f64) {
     out.push_str(name.0);
     out.push_str(name.1);
     if extra.is_some() || !labels.is_empty() {
@@ -256,16 +277,16 @@ fn line(out: &mut String, name: (&str, &str), labels: &str, extra: Option<(&str,
     out.push('\n');
 }
 
-/// All of it at once, for what is small.
-pub fn all(view: View, form: Form) -> String {
-    let (mut exposition, mut out) = (Exposition::new(view, form), String::new());
-    while exposition.write(&mut out) {}
+/// The whole page, for small states.
+pub fn render_all(snapshot: Snapshot, format: ExpositionFormat) -> String {
+    let (mut exposition, mut out) = (Exposition::new(snapshot, format), String::new());
+    while exposition.write_chunk(&mut out) {}
     out
 }
 
-/// The series of a block, written as they are scraped; for listings.
-pub fn series_of(name: &str, block: &Block) -> String {
+/// The series of a block in the text format.
+pub fn render_block(name: &str, block: &Block) -> String {
     let mut out = String::new();
-    block.series.iter().for_each(|series| write_series(&mut out, Form::Text, name, series));
+    block.series.iter().for_each(|series| write_series(&mut out, ExpositionFormat::Text, name, series));
     out
 }

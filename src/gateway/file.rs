@@ -1,5 +1,6 @@
-//! The files of the gateway's directory: a header, then records. A record is framed as the journal's are, with the
-//! file's random tag before it, where reading goes on after damage.
+//! The file format of the gateway's logs and snapshots: a header, then records. A record is framed
+//! as in the journal and begins with the random tag of its file; after a corrupt range the reader
+//! scans for the tag to resynchronize.
 //!
 //! ```text
 //! header  magic (8) | version (4) | kind (4) | number (8) | tag (8) | CRC32C of these (4)
@@ -8,7 +9,7 @@
 use crate::journal::record::{RECORD_HEADER_BYTES, RecordHeader};
 
 const MAGIC: &[u8; 8] = b"AURGATE\n";
-/// The newest format that is understood, and the one that is written.
+/// The newest format that can be read, and the one that is written.
 const VERSION: u32 = 1;
 pub const HEADER_BYTES: usize = 36;
 
@@ -30,20 +31,20 @@ impl FileKind {
         format!("{}{number:010}", self.prefix())
     }
 
-    /// While it is being written.
-    pub fn unfinished(self, number: u64) -> String {
-        format!("{}{UNFINISHED}", self.name(number))
+    /// The name while the file is being written.
+    pub fn temporary_name(self, number: u64) -> String {
+        format!("{}{TEMPORARY_SUFFIX}", self.name(number))
     }
 }
 
-const UNFINISHED: &str = ".tmp";
+const TEMPORARY_SUFFIX: &str = ".tmp";
 
-pub fn is_unfinished(name: &str) -> bool {
-    name.strip_suffix(UNFINISHED).is_some_and(|name| number(name).is_some())
+pub fn is_temporary(name: &str) -> bool {
+    name.strip_suffix(TEMPORARY_SUFFIX).is_some_and(|name| parse_name(name).is_some())
 }
 
-/// What a file of this name is, if it is one of ours.
-pub fn number(name: &str) -> Option<(FileKind, u64)> {
+/// The kind and number in a file name; `None` for other files.
+pub fn parse_name(name: &str) -> Option<(FileKind, u64)> {
     [FileKind::Log, FileKind::Snapshot].into_iter().find_map(|kind| {
         let number = name.strip_prefix(kind.prefix())?.parse().ok()?;
         (kind.name(number) == name).then_some((kind, number))
@@ -51,21 +52,21 @@ pub fn number(name: &str) -> Option<(FileKind, u64)> {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Header {
+pub struct WalFileHeader {
     pub kind: FileKind,
     pub number: u64,
     pub tag: [u8; 8],
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum NotAHeader {
-    #[error("the header is damaged or cut off")]
-    Damaged,
-    #[error("format version {0} is newer than this program, which reads up to {VERSION}")]
-    Newer(u32),
+pub enum DecodeWalHeaderError {
+    #[error("the header is corrupt or truncated")]
+    Corrupt,
+    #[error("format version {0} is not supported; this program reads up to version {VERSION}")]
+    NewerVersion(u32),
 }
 
-impl Header {
+impl WalFileHeader {
     pub fn encode(&self) -> [u8; HEADER_BYTES] {
         let mut bytes = [0; HEADER_BYTES];
         bytes[..8].copy_from_slice(MAGIC);
@@ -78,14 +79,14 @@ impl Header {
         bytes
     }
 
-    pub fn decode(bytes: &[u8]) -> Result<Self, NotAHeader> {
-        let bytes = bytes.get(..HEADER_BYTES).ok_or(NotAHeader::Damaged)?;
+    pub fn decode(bytes: &[u8]) -> Result<Self, DecodeWalHeaderError> {
+        let bytes = bytes.get(..HEADER_BYTES).ok_or(DecodeWalHeaderError::Corrupt)?;
         let word = |at: usize| u32::from_le_bytes(bytes[at..at + 4].try_into().expect("four bytes"));
         if bytes[..8] != *MAGIC || word(32) != crc32c::crc32c(&bytes[..32]) {
-            return Err(NotAHeader::Damaged);
+            return Err(DecodeWalHeaderError::Corrupt);
         }
         if word(8) > VERSION {
-            return Err(NotAHeader::Newer(word(8)));
+            return Err(DecodeWalHeaderError::NewerVersion(word(8)));
         }
         Ok(Self {
             kind: if word(12) == FileKind::Log as u32 { FileKind::Log } else { FileKind::Snapshot },
@@ -95,38 +96,39 @@ impl Header {
     }
 }
 
-/// Appends a record with its frame.
-pub fn frame(out: &mut Vec<u8>, number: u64, tag: [u8; 8], record: &[u8]) {
-    out.extend_from_slice(&RecordHeader::of(number, tag, 1, false, record).encode());
+/// Appends a framed record.
+pub fn write_record(out: &mut Vec<u8>, number: u64, tag: [u8; 8], record: &[u8]) {
+    out.extend_from_slice(&RecordHeader::new(number, tag, 1, false, record).encode());
     out.extend_from_slice(record);
 }
 
-/// What was found besides good records.
+/// Corruption found while reading a file.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Damage {
-    /// Stretches that are no record, and records that cannot be understood.
-    pub skipped: u64,
-    /// Bytes after the last good record.
+pub struct FileDamage {
+    /// Ranges without a valid record, and records that cannot be decoded or applied.
+    pub corrupt_ranges: u64,
+    /// Bytes after the last valid record.
     pub torn_bytes: u64,
 }
 
-/// Calls `each` with every good record of a file; false from it counts as damage.
+/// Calls `each` with every valid record of a file; if it returns false, the record counts as
+/// corrupt.
 pub fn read(
     bytes: &[u8],
     (kind, number): (FileKind, u64),
     mut each: impl FnMut(&[u8]) -> bool,
-) -> Result<Damage, NotAHeader> {
-    let mut damage = Damage::default();
+) -> Result<FileDamage, DecodeWalHeaderError> {
+    let mut damage = FileDamage::default();
     if bytes.len() < HEADER_BYTES {
-        // Cut off within the header: nothing was ever promised of it.
-        return Ok(Damage { skipped: 0, torn_bytes: bytes.len() as u64 });
+        // Truncated within the header: no record was ever acknowledged.
+        return Ok(FileDamage { corrupt_ranges: 0, torn_bytes: bytes.len() as u64 });
     }
-    let tag = match Header::decode(bytes) {
+    let tag = match WalFileHeader::decode(bytes) {
         Ok(header) if (header.kind, header.number) == (kind, number) => header.tag,
-        Err(newer @ NotAHeader::Newer(_)) => return Err(newer),
-        Ok(_) | Err(NotAHeader::Damaged) => {
-            damage.skipped += 1;
-            // The first record, if it is whole, says the tag too.
+        Err(newer @ DecodeWalHeaderError::NewerVersion(_)) => return Err(newer),
+        Ok(_) | Err(DecodeWalHeaderError::Corrupt) => {
+            damage.corrupt_ranges += 1;
+            // The first record, if it is intact, contains the tag too.
             match bytes.get(HEADER_BYTES..HEADER_BYTES + 8) {
                 Some(tag) => tag.try_into().expect("eight bytes"),
                 None => return Ok(damage),
@@ -136,7 +138,7 @@ pub fn read(
     let (mut at, mut begin) = (HEADER_BYTES, HEADER_BYTES);
     while at < bytes.len() {
         if let Some(record) = record_at(bytes, at, number, tag) {
-            damage.skipped += u64::from(at > begin) + u64::from(!each(record));
+            damage.corrupt_ranges += u64::from(at > begin) + u64::from(!each(record));
             at += RECORD_HEADER_BYTES + record.len();
             begin = at;
         } else {
@@ -150,13 +152,13 @@ pub fn read(
 }
 
 fn record_at(bytes: &[u8], at: usize, number: u64, tag: [u8; 8]) -> Option<&[u8]> {
-    let header = bytes.get(at..at + RECORD_HEADER_BYTES)?.try_into().expect("as many were asked for");
+    let header = bytes.get(at..at + RECORD_HEADER_BYTES)?.try_into().expect("take returns this many bytes");
     let header = RecordHeader::decode(header);
     let start = at + RECORD_HEADER_BYTES;
-    let record = bytes.get(start..start.checked_add(header.bytes as usize)?)?;
+    let record = bytes.get(start..start.checked_add(header.payload_bytes as usize)?)?;
     let good = header.tag == tag
         && header.rows() == 1
-        && crc32c::crc32c_append(header.crc_of_counts(number), record) == header.crc;
+        && crc32c::crc32c_append(header.crc_of_fields(number), record) == header.crc;
     good.then_some(record)
 }
 
@@ -164,17 +166,17 @@ fn record_at(bytes: &[u8], at: usize, number: u64, tag: [u8; 8]) -> Option<&[u8]
 mod tests {
     use super::*;
 
-    const HEADER: Header = Header { kind: FileKind::Log, number: 7, tag: *b"tagtagta" };
+    const HEADER: WalFileHeader = WalFileHeader { kind: FileKind::Log, number: 7, tag: *b"tagtagta" };
 
     fn file(records: &[&[u8]]) -> Vec<u8> {
         let mut bytes = HEADER.encode().to_vec();
         for record in records {
-            frame(&mut bytes, 7, HEADER.tag, record);
+            write_record(&mut bytes, 7, HEADER.tag, record);
         }
         bytes
     }
 
-    fn read_all(bytes: &[u8]) -> (Vec<Vec<u8>>, Damage) {
+    fn read_all(bytes: &[u8]) -> (Vec<Vec<u8>>, FileDamage) {
         let mut records = Vec::new();
         let damage = read(bytes, (FileKind::Log, 7), |record| {
             records.push(record.to_vec());
@@ -184,46 +186,47 @@ mod tests {
     }
 
     #[test]
-    fn every_flipped_bit_is_noticed_and_costs_no_more_than_its_record() {
+    fn reader_detects_any_flipped_bit_and_loses_one_record_at_most() {
         let records: [&[u8]; 3] = [b"one", b"", b"three"];
         let good = file(&records);
-        assert_eq!(read_all(&good), (records.map(<[u8]>::to_vec).to_vec(), Damage::default()));
+        assert_eq!(read_all(&good), (records.map(<[u8]>::to_vec).to_vec(), FileDamage::default()));
         for bit in 0..good.len() * 8 {
             let mut bytes = good.clone();
             bytes[bit / 8] ^= 1 << (bit % 8);
-            let Ok(Ok((found, damage))) = std::panic::catch_unwind(|| Ok::<_, NotAHeader>(read_all(&bytes)))
+            let Ok(Ok((found, damage))) =
+                std::panic::catch_unwind(|| Ok::<_, DecodeWalHeaderError>(read_all(&bytes)))
             else {
-                // A version that is newer, but then the checksum would not hold.
+                // Only a newer version is an error, and then the checksum would not match.
                 panic!("bit {bit}");
             };
-            assert!(damage != Damage::default(), "bit {bit} went unnoticed");
-            assert!(found.len() >= 2, "bit {bit} cost more than its record");
+            assert!(damage != FileDamage::default(), "bit {bit} was not detected");
+            assert!(found.len() >= 2, "bit {bit} lost more than its record");
         }
     }
 
     #[test]
-    fn a_torn_tail_is_cut_at_every_byte() {
+    fn reader_ignores_a_torn_tail_at_any_byte() {
         let good = file(&[b"one", b"two"]);
         for end in 0..good.len() {
             let (records, damage) = read_all(&good[..end]);
             let whole = (end.saturating_sub(HEADER_BYTES)) / (RECORD_HEADER_BYTES + 3);
             assert_eq!(records.len(), whole, "{end}");
-            assert_eq!(damage.skipped, 0, "{end}");
+            assert_eq!(damage.corrupt_ranges, 0, "{end}");
         }
     }
 
     #[test]
-    fn names_and_newer_versions_are_known() {
-        assert_eq!(number("log-0000000007"), Some((FileKind::Log, 7)));
-        assert_eq!(number("snapshot-0000000007"), Some((FileKind::Snapshot, 7)));
+    fn file_names_are_parsed_and_newer_versions_refused() {
+        assert_eq!(parse_name("log-0000000007"), Some((FileKind::Log, 7)));
+        assert_eq!(parse_name("snapshot-0000000007"), Some((FileKind::Snapshot, 7)));
         for other in ["log-7", "log-0000000007.tmp", "snapshot-", "x"] {
-            assert_eq!(number(other), None);
+            assert_eq!(parse_name(other), None);
         }
-        assert!(is_unfinished("snapshot-0000000007.tmp") && !is_unfinished("x.tmp"));
+        assert!(is_temporary("snapshot-0000000007.tmp") && !is_temporary("x.tmp"));
         let mut bytes = file(&[]);
         bytes[8] = 9;
         let crc = crc32c::crc32c(&bytes[..32]);
         bytes[32..36].copy_from_slice(&crc.to_le_bytes());
-        assert_eq!(read(&bytes, (FileKind::Log, 7), |_| true), Err(NotAHeader::Newer(9)));
+        assert_eq!(read(&bytes, (FileKind::Log, 7), |_| true), Err(DecodeWalHeaderError::NewerVersion(9)));
     }
 }

@@ -1,6 +1,7 @@
-//! Forwards what was pushed to a Pushgateway, for as long as both are run side by side. One thread sends, one push after
-//! the other, so that the order within a group is kept; a push that fails is tried again with full jitter. The queue is
-//! bounded: when it is full the oldest pushes go, and are counted. No request ever waits for it.
+//! Forwards pushes to a Pushgateway during a migration. One thread sends the pushes in order and
+//! retries failures with full jitter, so that the order within a group is kept. The queue is
+//! bounded: when it is full the oldest pushes are dropped and counted. Requests never wait for the
+//! forwarding.
 
 use std::borrow::Cow;
 use std::collections::VecDeque;
@@ -13,147 +14,138 @@ use crossbeam::channel::{Receiver, RecvTimeoutError};
 use rand::RngExt;
 use rand::rngs::StdRng;
 
-use super::Gateway;
-use super::exposition::series_of;
-use super::figures::ForwardFigures;
-use super::metric::{Block, escape, rendered};
-use crate::clock::Clock;
-use crate::logging::Thinned;
+use base64::Engine;
+use base64::prelude::BASE64_URL_SAFE_NO_PAD as URL_SAFE_NO_PAD;
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
+use ureq::tls::{RootCerts, TlsConfig};
 
-/// Pushes that wait, and their bytes.
+use super::Gateway;
+use super::exposition::render_block;
+use super::metric::{Block, escape, rendered_labels};
+use crate::clock::Clock;
+use crate::logging::RateLimitedLog;
+use crate::metrics::gateway::ForwardMetrics;
+
+/// Limits of the queue: pushes and their bytes.
 const QUEUE_MAX: usize = 10_000;
 const QUEUE_BYTES_MAX: usize = 64 << 20;
-const TIMEOUT: Duration = Duration::from_secs(10);
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
 const BACKOFF_FIRST: Duration = Duration::from_millis(100);
-const BACKOFF_LONGEST: Duration = Duration::from_secs(30);
-/// How often an idle thread looks for a push, and whether it is to end.
-const IDLE: Duration = Duration::from_millis(50);
-const COMPLAIN_EVERY: Duration = Duration::from_mins(1);
+const BACKOFF_MAX: Duration = Duration::from_secs(30);
+/// How often an idle thread polls the queue and `stop`.
+const POLL_INTERVAL: Duration = Duration::from_millis(50);
+const ERROR_LOG_INTERVAL: Duration = Duration::from_mins(1);
 
-/// The job of a series of `POST /metrics/push` that has none: a Pushgateway must have one.
+/// The job of an aggregated series without a label `job`: Pushgateway requires one.
 pub const DEFAULT_JOB: &str = "aurore-events";
 
-/// A request as it goes on.
+/// A request to forward.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Forwarded {
+pub struct ForwardRequest {
     pub method: &'static str,
-    /// With its leading slash, percent-encoded.
+    /// Percent-encoded, with the leading slash.
     pub path: String,
     pub content_type: Option<String>,
-    pub coding: Option<String>,
+    pub content_encoding: Option<String>,
     pub body: Vec<u8>,
 }
 
-impl Forwarded {
+impl ForwardRequest {
     fn bytes(&self) -> usize {
         size_of::<Self>() + self.path.len() + self.body.len()
     }
 
-    /// A series that is added up here: its total, in a group of all its labels.
-    pub fn of_series(name: &str, block: &Block) -> Self {
-        let labels: Vec<(&str, Cow<'_, str>)> = rendered(&block.series[0].labels).collect();
+    /// The current value of an aggregated series, pushed to a group of all its labels.
+    pub fn from_series(name: &str, block: &Block) -> Self {
+        let labels: Vec<(&str, Cow<'_, str>)> = rendered_labels(&block.series[0].labels).collect();
         let job = labels.iter().find(|(name, _)| *name == "job").map_or(DEFAULT_JOB, |(_, job)| job);
         let mut path = "/metrics".to_owned();
-        write_pair(&mut path, "job", job);
+        write_label(&mut path, "job", job);
         labels
             .iter()
             .filter(|(name, _)| *name != "job")
-            .for_each(|(name, value)| write_pair(&mut path, name, value));
+            .for_each(|(name, value)| write_label(&mut path, name, value));
         let mut body = String::new();
         if !block.help.is_empty() {
-            write!(body, "# HELP {name} ").expect("a string takes it");
+            write!(body, "# HELP {name} ").expect("writing to a string cannot fail");
             escape(&mut body, &block.help, false);
             body.push('\n');
         }
-        writeln!(body, "# TYPE {name} {}", block.kind.name()).expect("a string takes it");
-        body.push_str(&series_of(name, block));
-        Self { method: "POST", path, content_type: None, coding: None, body: body.into_bytes() }
+        writeln!(body, "# TYPE {name} {}", block.kind.name()).expect("writing to a string cannot fail");
+        body.push_str(&render_block(name, block));
+        Self { method: "POST", path, content_type: None, content_encoding: None, body: body.into_bytes() }
     }
 }
 
-/// A label in a path. Where a value has a slash or is nothing, only base64 can say it.
-fn write_pair(path: &mut String, name: &str, value: &str) {
+/// All but the unreserved characters of RFC 3986, section 2.3.
+const RESERVED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'_').remove(b'.').remove(b'~');
+
+/// Appends a label to a path. An empty value or one with a slash needs base64.
+fn write_label(path: &mut String, name: &str, value: &str) {
     if value.is_empty() || value.contains('/') {
-        write!(path, "/{name}@base64/{}", base64(value.as_bytes())).expect("a string takes it");
+        write!(path, "/{name}@base64/{}", base64(value.as_bytes())).expect("writing to a string cannot fail");
         return;
     }
-    write!(path, "/{name}/").expect("a string takes it");
-    for byte in value.bytes() {
-        if byte.is_ascii_alphanumeric() || b"-_.~".contains(&byte) {
-            path.push(char::from(byte));
-        } else {
-            write!(path, "%{byte:02X}").expect("a string takes it");
-        }
-    }
+    write!(path, "/{name}/").expect("writing to a string cannot fail");
+    path.extend(utf8_percent_encode(value, RESERVED));
 }
 
-/// Of the alphabet that is safe in URLs; a single `=` for nothing.
+/// Base64 with the URL-safe alphabet; Pushgateway writes an empty value as a single `=`.
 fn base64(bytes: &[u8]) -> String {
-    const DIGITS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_";
-    if bytes.is_empty() {
-        return "=".to_owned();
-    }
-    let mut out = String::with_capacity(bytes.len().div_ceil(3) * 4);
-    for chunk in bytes.chunks(3) {
-        let bits =
-            chunk.iter().fold(0_u32, |bits, byte| bits << 8 | u32::from(*byte)) << (8 * (3 - chunk.len()));
-        for nth in 0..=chunk.len() {
-            out.push(char::from(DIGITS[(bits >> (18 - 6 * nth)) as usize & 63]));
-        }
-    }
-    out
+    if bytes.is_empty() { "=".to_owned() } else { URL_SAFE_NO_PAD.encode(bytes) }
 }
 
-/// What waits to be sent. Its lock is held for a step of the queue and no longer.
+/// The pushes to send, and their bytes. The lock is held for single queue operations.
 #[derive(Debug, Default)]
-pub struct Queue {
-    waiting: Mutex<(VecDeque<Forwarded>, usize)>,
+pub struct ForwardQueue {
+    waiting: Mutex<(VecDeque<ForwardRequest>, usize)>,
 }
 
-impl Queue {
-    fn lock(&self) -> MutexGuard<'_, (VecDeque<Forwarded>, usize)> {
-        self.waiting.lock().expect("BUG: a step of the queue panicked")
+impl ForwardQueue {
+    fn lock(&self) -> MutexGuard<'_, (VecDeque<ForwardRequest>, usize)> {
+        self.waiting.lock().expect("BUG: a panic while the queue was locked")
     }
 
-    /// Adds a push, and drops the oldest while there are too many.
-    pub fn push(&self, forwarded: Forwarded, figures: &ForwardFigures) {
+    /// Adds a push and drops the oldest ones beyond the limits.
+    pub fn push(&self, forwarded: ForwardRequest, metrics: &ForwardMetrics) {
         let mut waiting = self.lock();
         waiting.1 += forwarded.bytes();
         waiting.0.push_back(forwarded);
         while waiting.0.len() > QUEUE_MAX || (waiting.1 > QUEUE_BYTES_MAX && waiting.0.len() > 1) {
             let Some(oldest) = waiting.0.pop_front() else { break };
             waiting.1 -= oldest.bytes();
-            figures.dropped.fetch_add(1, Ordering::Relaxed);
+            metrics.dropped.fetch_add(1, Ordering::Relaxed);
         }
-        figures.queued.store(waiting.0.len() as u64, Ordering::Relaxed);
+        metrics.queued.store(waiting.0.len() as u64, Ordering::Relaxed);
     }
 
-    fn pop(&self, figures: &ForwardFigures) -> Option<Forwarded> {
+    fn pop(&self, metrics: &ForwardMetrics) -> Option<ForwardRequest> {
         let mut waiting = self.lock();
         let oldest = waiting.0.pop_front()?;
         waiting.1 -= oldest.bytes();
-        figures.queued.store(waiting.0.len() as u64, Ordering::Relaxed);
+        metrics.queued.store(waiting.0.len() as u64, Ordering::Relaxed);
         Some(oldest)
     }
 }
 
-/// What became of a try.
+/// The result of one attempt.
 #[derive(Clone, Debug, PartialEq, Eq)]
-enum Sent {
-    Taken,
-    /// It will never take this one.
-    Refused(String),
-    /// It may take it later.
+enum SendOutcome {
+    Accepted,
+    /// A permanent error: not retried.
+    Rejected(String),
+    /// A transient error: retried.
     Failed(String),
 }
 
-/// The client that is used towards a Pushgateway. Blocking, for threads of their own; answers of any status are no
-/// errors.
-pub fn agent() -> ureq::Agent {
+/// The blocking HTTP client for a Pushgateway. Responses of any status are returned as `Ok`.
+pub fn http_client() -> ureq::Agent {
     ureq::Agent::config_builder()
-        .timeout_global(Some(TIMEOUT))
+        .timeout_global(Some(REQUEST_TIMEOUT))
         .http_status_as_error(false)
         .max_redirects(0)
+        // The system's certificate store, so that a company's own CA is trusted.
+        .tls_config(TlsConfig::builder().root_certs(RootCerts::PlatformVerifier).build())
         .build()
         .new_agent()
 }
@@ -161,88 +153,89 @@ pub fn agent() -> ureq::Agent {
 #[derive(Debug)]
 pub struct Forwarder {
     pub gateway: Arc<Gateway>,
-    pub queue: Arc<Queue>,
-    /// Without a slash at its end.
+    pub queue: Arc<ForwardQueue>,
+    /// Without a trailing slash.
     pub url: String,
     pub clock: Clock,
 }
 
 impl Forwarder {
-    /// Runs until the other end of `stop` is dropped; then what waits is sent as long as all goes well.
+    /// Runs until the sender of `stop` is dropped, then sends the queued pushes up to the first
+    /// failure.
     pub fn run(&self, stop: &Receiver<()>) {
-        let (agent, figures) = (agent(), &self.gateway.figures.forward);
-        let (mut rng, complaint) = (self.clock.rng(), Thinned::new(COMPLAIN_EVERY));
-        let ended = |wait| stop.recv_timeout(wait) == Err(RecvTimeoutError::Disconnected);
-        let mut ending = false;
+        let (agent, metrics) = (http_client(), &self.gateway.metrics.forward);
+        let (mut rng, error_log) = (self.clock.rng(), RateLimitedLog::new(ERROR_LOG_INTERVAL));
+        let stopped = |wait| stop.recv_timeout(wait) == Err(RecvTimeoutError::Disconnected);
+        let mut stopping = false;
         loop {
-            let Some(next) = self.queue.pop(figures) else {
-                if ending {
+            let Some(next) = self.queue.pop(metrics) else {
+                if stopping {
                     return;
                 }
-                ending = ended(IDLE);
+                stopping = stopped(POLL_INTERVAL);
                 continue;
             };
             let mut backoff = BACKOFF_FIRST;
             loop {
                 match self.send(&agent, &next) {
-                    Sent::Taken => {
-                        figures.sent.fetch_add(1, Ordering::Relaxed);
+                    SendOutcome::Accepted => {
+                        metrics.sent.fetch_add(1, Ordering::Relaxed);
                         break;
                     }
-                    Sent::Refused(why) => {
-                        figures.refused.fetch_add(1, Ordering::Relaxed);
-                        if let Some(held_back) = complaint.due(self.clock.now()) {
-                            log::warn!(held_back = held_back; "the Pushgateway refused a push that was taken here: {why}");
+                    SendOutcome::Rejected(reason) => {
+                        metrics.refused.fetch_add(1, Ordering::Relaxed);
+                        if let Some(suppressed) = error_log.due(self.clock.now()) {
+                            log::warn!(suppressed; "the Pushgateway refused a forwarded push, which is dropped: {reason}");
                         }
                         break;
                     }
-                    Sent::Failed(why) => {
-                        figures.retries.fetch_add(1, Ordering::Relaxed);
-                        if let Some(held_back) = complaint.due(self.clock.now()) {
-                            log::warn!(held_back = held_back; "the Pushgateway does not take what is forwarded: {why}");
+                    SendOutcome::Failed(reason) => {
+                        metrics.retries.fetch_add(1, Ordering::Relaxed);
+                        if let Some(suppressed) = error_log.due(self.clock.now()) {
+                            log::warn!(suppressed; "cannot forward a push to the Pushgateway, will retry: {reason}");
                         }
-                        if ending || ended(jittered(backoff, &mut rng)) {
+                        if stopping || stopped(jittered(backoff, &mut rng)) {
                             return;
                         }
-                        backoff = (backoff * 2).min(BACKOFF_LONGEST);
+                        backoff = (backoff * 2).min(BACKOFF_MAX);
                     }
                 }
             }
         }
     }
 
-    fn send(&self, agent: &ureq::Agent, push: &Forwarded) -> Sent {
+    fn send(&self, agent: &ureq::Agent, push: &ForwardRequest) -> SendOutcome {
         let url = format!("{}{}", self.url, push.path);
-        let answered = if push.method == "DELETE" {
+        let result = if push.method == "DELETE" {
             agent.delete(&url).call()
         } else {
             let mut request = if push.method == "PUT" { agent.put(&url) } else { agent.post(&url) };
             if let Some(kind) = &push.content_type {
                 request = request.header("Content-Type", kind);
             }
-            if let Some(coding) = &push.coding {
+            if let Some(coding) = &push.content_encoding {
                 request = request.header("Content-Encoding", coding);
             }
             request.send(&push.body[..])
         };
-        match answered {
-            Ok(answer) if answer.status().is_success() => Sent::Taken,
-            Ok(mut answer) => {
-                let status = answer.status();
-                let body = answer.body_mut().with_config().limit(4096).read_to_string().unwrap_or_default();
-                let why = format!("{status}: {}", body.trim());
+        match result {
+            Ok(response) if response.status().is_success() => SendOutcome::Accepted,
+            Ok(mut response) => {
+                let status = response.status();
+                let body = response.body_mut().with_config().limit(4096).read_to_string().unwrap_or_default();
+                let reason = format!("{status}: {}", body.trim());
                 if status.is_client_error() && status != 408 && status != 429 {
-                    Sent::Refused(why)
+                    SendOutcome::Rejected(reason)
                 } else {
-                    Sent::Failed(why)
+                    SendOutcome::Failed(reason)
                 }
             }
-            Err(error) => Sent::Failed(error.to_string()),
+            Err(error) => SendOutcome::Failed(error.to_string()),
         }
     }
 }
 
-/// Anything up to the wait, so that many who failed together do not come back together.
+/// Full jitter, so that clients that failed together do not retry together.
 fn jittered(wait: Duration, rng: &mut StdRng) -> Duration {
     wait.mul_f64(rng.random_range(0.0..1.0))
 }
@@ -250,49 +243,49 @@ fn jittered(wait: Duration, rng: &mut StdRng) -> Duration {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::gateway::metric::{Kind, Series, Value};
-    use crate::gateway::target::Target;
+    use crate::gateway::grouping_key::GroupingKey;
+    use crate::gateway::metric::{MetricKind, Series, SeriesValue};
 
     #[test]
-    fn a_series_goes_to_a_group_of_its_labels_that_can_be_read_back() {
+    fn forwarded_series_path_parses_to_the_same_labels() {
         let labels = r#"a="x/y",empty="",job="j",z="ä \"q\"""#;
-        let series = vec![Series { labels: labels.into(), value: Value::Number(3.0) }];
+        let series = vec![Series { labels: labels.into(), value: SeriesValue::Number(3.0) }];
         let block = Block {
-            kind: Kind::Counter,
+            kind: MetricKind::Counter,
             help: "h".into(),
             series,
-            touched: crate::clock::Moment::ZERO,
-            wall_s: 0.0,
+            last_push: crate::clock::Moment::ZERO,
+            last_push_wall_s: 0.0,
         };
-        let forwarded = Forwarded::of_series("c_total", &block);
+        let forwarded = ForwardRequest::from_series("c_total", &block);
         let path = crate::http::percent::decode(&forwarded.path).unwrap();
-        let target = Target::parse(path.strip_prefix("/metrics/").unwrap()).unwrap();
-        assert_eq!(&*target.key, labels);
+        let grouping_key = GroupingKey::parse(path.strip_prefix("/metrics/").unwrap()).unwrap();
+        assert_eq!(&*grouping_key.rendered, labels);
         let body = String::from_utf8(forwarded.body).unwrap();
         assert!(body.starts_with("# HELP c_total h\n# TYPE c_total counter\nc_total{"), "{body}");
     }
 
     #[test]
-    fn a_full_queue_drops_the_oldest_and_counts_them() {
-        let (queue, figures) = (Queue::default(), ForwardFigures::default());
-        let push = |nth: usize, bytes| Forwarded {
+    fn full_queue_drops_and_counts_the_oldest_pushes() {
+        let (queue, metrics) = (ForwardQueue::default(), ForwardMetrics::default());
+        let push = |nth: usize, bytes| ForwardRequest {
             method: "POST",
             path: nth.to_string(),
             content_type: None,
-            coding: None,
+            content_encoding: None,
             body: vec![0; bytes],
         };
-        (0..QUEUE_MAX + 3).for_each(|nth| queue.push(push(nth, 0), &figures));
-        assert_eq!(figures.dropped.load(Ordering::Relaxed), 3);
-        assert_eq!(queue.pop(&figures).unwrap().path, "3");
-        (0..70).for_each(|nth| queue.push(push(nth, 1 << 20), &figures));
+        (0..QUEUE_MAX + 3).for_each(|nth| queue.push(push(nth, 0), &metrics));
+        assert_eq!(metrics.dropped.load(Ordering::Relaxed), 3);
+        assert_eq!(queue.pop(&metrics).unwrap().path, "3");
+        (0..70).for_each(|nth| queue.push(push(nth, 1 << 20), &metrics));
         let mut left = 0;
-        while queue.pop(&figures).is_some() {
+        while queue.pop(&metrics).is_some() {
             left += 1;
         }
-        assert_eq!(left, 63, "as many as fit into 64 MiB");
-        queue.push(push(0, QUEUE_BYTES_MAX + 1), &figures);
-        assert!(queue.pop(&figures).is_some(), "one is always kept");
+        assert_eq!(left, 63, "the pushes that fit into 64 MiB");
+        queue.push(push(0, QUEUE_BYTES_MAX + 1), &metrics);
+        assert!(queue.pop(&metrics).is_some(), "one is always kept");
         assert_eq!(queue.lock().1, 0);
     }
 }

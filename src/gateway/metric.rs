@@ -1,5 +1,6 @@
-//! What is pushed, as it is kept: families of one name and kind, and their series. Labels are rendered once, sorted and
-//! escaped as both text formats want them, and that text is the series' identity.
+//! The data model: metric families, their series and values, and the text form of labels and
+//! numbers. Labels are rendered once, sorted and escaped as in both text formats; the rendered text
+//! identifies a series within its family.
 
 use std::borrow::Cow;
 use std::fmt::Write as _;
@@ -7,10 +8,10 @@ use std::sync::Arc;
 
 use crate::clock::Moment;
 
-/// The type of a family, as `# TYPE` names it.
+/// The type of a family, as in `# TYPE`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
-pub enum Kind {
+pub enum MetricKind {
     Counter,
     Gauge,
     Summary,
@@ -18,8 +19,8 @@ pub enum Kind {
     Histogram,
 }
 
-impl Kind {
-    /// In the order of the numbers that the protobuf format gives them.
+impl MetricKind {
+    /// Ordered by the numbers of the protobuf enum `MetricType`.
     pub const ALL: [Self; 5] = [Self::Counter, Self::Gauge, Self::Summary, Self::Untyped, Self::Histogram];
 
     pub fn name(self) -> &'static str {
@@ -32,7 +33,7 @@ impl Kind {
         }
     }
 
-    /// The suffixes under which a family of this kind shows series besides its own name.
+    /// The suffixes of the series of a family of this kind, besides the bare name.
     pub fn suffixes(self) -> &'static [&'static str] {
         match self {
             Self::Summary => &["_count", "_sum"],
@@ -42,7 +43,8 @@ impl Kind {
     }
 }
 
-/// Cumulative counts at ascending upper bounds. The bucket of +Inf may be among them; what is shown has it always.
+/// Cumulative counts by ascending upper bound. The bucket `+Inf` may be absent here; the exposition
+/// always has it.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Histogram {
     pub buckets: Vec<(f64, u64)>,
@@ -65,15 +67,15 @@ pub struct Summary {
 }
 
 #[derive(Clone, Debug, PartialEq)]
-pub enum Value {
-    /// Of a counter, a gauge or what has no type.
+pub enum SeriesValue {
+    /// A counter, a gauge or an untyped metric.
     Number(f64),
     Histogram(Box<Histogram>),
     Summary(Box<Summary>),
 }
 
-impl Value {
-    /// Series as Prometheus counts them: each bucket and quantile is one.
+impl SeriesValue {
+    /// Series as Prometheus counts them: one per bucket or quantile, plus sum and count.
     pub fn samples(&self) -> usize {
         match self {
             Self::Number(_) => 1,
@@ -84,7 +86,7 @@ impl Value {
         }
     }
 
-    /// About what it takes on the heap.
+    /// Approximate heap memory.
     fn heap_bytes(&self) -> usize {
         match self {
             Self::Number(_) => 0,
@@ -94,12 +96,12 @@ impl Value {
     }
 }
 
-/// One series, or the several of one histogram or summary.
+/// One number, or all series of one histogram or summary with the same labels.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Series {
-    /// As [`render`] writes them, without the braces.
+    /// As written by [`render_labels`], without the braces.
     pub labels: Arc<str>,
-    pub value: Value,
+    pub value: SeriesValue,
 }
 
 impl Series {
@@ -108,17 +110,17 @@ impl Series {
     }
 }
 
-/// All series of one name that belong to one group, or one series that is added up.
+/// All series of one name in one group, or one aggregated series.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Block {
-    pub kind: Kind,
+    pub kind: MetricKind,
     pub help: Arc<str>,
     /// Sorted by labels, each once.
     pub series: Vec<Series>,
-    /// When it was last pushed.
-    pub touched: Moment,
-    /// The same by the clock on the wall, in seconds since 1970.
-    pub wall_s: f64,
+    /// The monotonic time of the last push.
+    pub last_push: Moment,
+    /// The wall clock at the last push, in seconds since 1970.
+    pub last_push_wall_s: f64,
 }
 
 impl Block {
@@ -126,40 +128,40 @@ impl Block {
         self.series.iter().map(|series| series.value.samples()).sum()
     }
 
-    /// About what it takes in memory, with its place in the maps.
+    /// Approximate memory, with the entries in the maps.
     pub fn bytes(&self) -> usize {
         const PLACE: usize = 160;
         PLACE + size_of::<Self>() + self.series.iter().map(Series::bytes).sum::<usize>()
     }
 }
 
-/// A label as it is read from a body or a path.
+/// Name and value of a label, as parsed from a body or a path.
 pub type Label<'a> = (Cow<'a, str>, Cow<'a, str>);
 
-/// One metric as it is read from a body.
+/// One metric, as parsed from a body.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Sample<'a> {
+pub struct ParsedSample<'a> {
     pub labels: Vec<Label<'a>>,
-    pub value: Value,
+    pub value: SeriesValue,
 }
 
-/// A family as it is read from a body: its samples in their order, with labels as they were sent.
+/// A family, as parsed from a body: its samples in order, with unsorted labels.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Family<'a> {
+pub struct ParsedFamily<'a> {
     pub name: Cow<'a, str>,
     pub help: Cow<'a, str>,
-    pub kind: Kind,
-    pub samples: Vec<Sample<'a>>,
+    pub kind: MetricKind,
+    pub samples: Vec<ParsedSample<'a>>,
 }
 
-/// What a body came to.
+/// The families of a body, before validation.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub struct Parsed<'a> {
-    pub families: Vec<Family<'a>>,
-    /// Whether a sample says when it was taken, which no push may.
-    pub timestamps: bool,
-    /// What makes it inconsistent in itself, where a body can be that and still be read.
-    pub flaw: Option<String>,
+pub struct ParsedBody<'a> {
+    pub families: Vec<ParsedFamily<'a>>,
+    /// A sample has a timestamp, so the push must be refused.
+    pub has_timestamps: bool,
+    /// A body that is well-formed but contradicts itself, with the reason.
+    pub inconsistency: Option<String>,
 }
 
 /// `[a-zA-Z_:][a-zA-Z0-9_:]*`
@@ -174,13 +176,13 @@ pub fn is_label_name(name: &[u8]) -> bool {
     name.first().is_some_and(|first| !first.is_ascii_digit()) && name.iter().all(good)
 }
 
-/// Names that begin so are Prometheus' own.
+/// Label names with this prefix are reserved by Prometheus.
 pub fn is_reserved_label(name: &str) -> bool {
     name.starts_with("__")
 }
 
-/// The labels sorted by name, as text: `a="1",b="x\"y"`.
-pub fn render(labels: &mut [Label<'_>]) -> String {
+/// Sorts the labels by name and renders them: `a="1",b="x\"y"`.
+pub fn render_labels(labels: &mut [Label<'_>]) -> String {
     labels.sort_unstable();
     let mut out =
         String::with_capacity(labels.iter().map(|(name, value)| name.len() + value.len() + 4).sum());
@@ -196,7 +198,7 @@ pub fn render(labels: &mut [Label<'_>]) -> String {
     out
 }
 
-/// Escapes a label's value, or without `quotes` the text of `# HELP`.
+/// Escapes a label value, or the text of `# HELP` if `quotes` is false.
 pub fn escape(out: &mut String, text: &str, quotes: bool) {
     let special = |byte: u8| byte == b'\\' || byte == b'\n' || (quotes && byte == b'"');
     let mut from = 0;
@@ -211,8 +213,8 @@ pub fn escape(out: &mut String, text: &str, quotes: bool) {
     out.push_str(&text[from..]);
 }
 
-/// The labels that [`render`] wrote, one by one.
-pub fn rendered(labels: &str) -> impl Iterator<Item = (&str, Cow<'_, str>)> {
+/// Parses the output of [`render_labels`].
+pub fn rendered_labels(labels: &str) -> impl Iterator<Item = (&str, Cow<'_, str>)> {
     let mut rest = labels;
     std::iter::from_fn(move || {
         let (name, after) = rest.split_once("=\"")?;
@@ -246,26 +248,27 @@ fn unescape(text: &str) -> Cow<'_, str> {
     Cow::Owned(out)
 }
 
-/// Appends a number as Go's shortest form of the verb `g` does, which is how Prometheus' own programs write them.
+/// Appends a number in Go's shortest `%g` form, as Prometheus and its client libraries write it.
 pub fn write_float(out: &mut String, value: f64) {
     let text = |out: &mut String, arguments: std::fmt::Arguments<'_>| {
-        out.write_fmt(arguments).expect("a string takes all that is written");
+        out.write_fmt(arguments).expect("writing to a string cannot fail");
     };
     if value.is_nan() {
         out.push_str("NaN");
     } else if value.is_infinite() {
         out.push_str(if value > 0.0 { "+Inf" } else { "-Inf" });
     } else if value == 0.0 {
-        // Without the sign that it may have.
+        // -0 is written without its sign.
         out.push('0');
     } else if (1e-4..1e6).contains(&value.abs()) {
-        // From 21 digits on the exponent would be shorter for an integer; below it, never.
+        // For integers, `%g` would switch to the shorter exponent form at 21 digits, which is above
+        // this range.
         text(out, format_args!("{value}"));
     } else {
-        // Rust writes 1e-7 where Go writes 1e-07.
+        // Rust writes 1e-7, Go writes 1e-07.
         let start = out.len();
         text(out, format_args!("{value:e}"));
-        let exponent = start + out[start..].find('e').expect("it was asked for") + 1;
+        let exponent = start + out[start..].find('e').expect("{:e} writes an exponent") + 1;
         let digits = exponent + usize::from(out[exponent..].starts_with('-'));
         if out.len() - digits < 2 {
             out.insert(digits, '0');
@@ -276,14 +279,14 @@ pub fn write_float(out: &mut String, value: f64) {
     }
 }
 
-/// [`write_float`] into text of its own.
-pub fn float(value: f64) -> String {
+/// [`write_float`] into a new string.
+pub fn format_float(value: f64) -> String {
     let mut out = String::new();
     write_float(&mut out, value);
     out
 }
 
-/// Reads a number as Go does: no hexadecimal, no underscores, nothing out of range, `nan` without a sign.
+/// Parses a number as Go does: no hexadecimal, no underscores, nothing out of range, no signed NaN.
 pub fn parse_float(text: &str) -> Option<f64> {
     let value: f64 = text.parse().ok()?;
     let word = text.trim_start_matches(['+', '-']);
@@ -295,13 +298,9 @@ pub fn parse_float(text: &str) -> Option<f64> {
     }
 }
 
-/// A count that came as a float, as every number of the text format does.
-#[expect(
-    clippy::cast_possible_truncation,
-    clippy::cast_sign_loss,
-    reason = "saturates, which is what is wanted"
-)]
-pub fn count_of(value: f64) -> u64 {
+/// A count given as a float, as all numbers of the text format are.
+#[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "saturation is intended")]
+pub fn saturating_count(value: f64) -> u64 {
     value as u64
 }
 
@@ -310,18 +309,19 @@ mod tests {
     use super::*;
 
     #[test]
-    fn labels_are_sorted_and_escaped_and_can_be_read_back() {
+    fn rendered_labels_are_sorted_and_escaped_and_parse_back() {
         let mut labels: Vec<Label<'_>> =
             vec![("b".into(), "x\"\\\n,=ä".into()), ("a".into(), "".into()), ("c".into(), "}".into())];
-        let text = render(&mut labels);
+        let text = render_labels(&mut labels);
         assert_eq!(text, "a=\"\",b=\"x\\\"\\\\\\n,=ä\",c=\"}\"");
-        let back: Vec<_> = rendered(&text).map(|(name, value)| (name.to_owned().into(), value)).collect();
+        let back: Vec<_> =
+            rendered_labels(&text).map(|(name, value)| (name.to_owned().into(), value)).collect();
         assert_eq!(back, labels);
-        assert_eq!(rendered("").count(), 0);
+        assert_eq!(rendered_labels("").count(), 0);
     }
 
     #[test]
-    fn numbers_are_written_as_go_writes_them() {
+    fn floats_are_written_in_go_format() {
         for (value, text) in [
             (0.0, "0"),
             (-0.0, "0"),
@@ -341,12 +341,12 @@ mod tests {
             (f64::NEG_INFINITY, "-Inf"),
             (f64::NAN, "NaN"),
         ] {
-            assert_eq!(float(value), text);
+            assert_eq!(format_float(value), text);
         }
     }
 
     #[test]
-    fn numbers_are_read_as_go_reads_them() {
+    fn floats_are_parsed_in_go_format() {
         for (text, value) in [
             ("1", 1.0),
             ("+1.5e3", 1500.0),
@@ -364,7 +364,7 @@ mod tests {
     }
 
     #[test]
-    fn names_are_of_the_grammar() {
+    fn metric_and_label_names_follow_the_grammar() {
         assert!(is_metric_name(b"a:b_9") && is_metric_name(b":") && is_label_name(b"_9"));
         for bad in [&b""[..], b"9a", b"a-b", b"a b", "ä".as_bytes()] {
             assert!(!is_metric_name(bad) && !is_label_name(bad));

@@ -1,33 +1,35 @@
-//! Takes metrics that programs and web pages push, and shows them to Prometheus: by the protocol of Pushgateway, whose
-//! clients need no change, and by `POST /metrics/push`, which adds counters up.
+//! The metrics gateway: accepts pushed metrics by Pushgateway's protocol and by
+//! `POST /metrics/push`, which aggregates, and exposes them for Prometheus to scrape.
 //!
-//! One lock guards the state. It is held for operations on memory alone, as long as a push has series, and never by a
-//! thread that waits for anything: acceptors take it, and a scrape or a snapshot copies a few words under it. What
-//! takes long, reading a body and encoding the change for the log, is done before.
+//! This module owns [`Gateway`], the state that acceptors, the scrape thread and the log thread
+//! share. One mutex guards it. The mutex is held for in-memory operations only, in time
+//! proportional to the series of one push; a scrape or a snapshot clones persistent maps under it.
+//! Parsing a body and encoding the log record happen before the lock is taken, and no thread blocks
+//! while it holds the lock.
 //!
-//! Lost: a thread that owns the state and is sent changes, which would cost every push two wakes, and shards by hash,
-//! since a name's kind, a series' owner and a group's families must be judged together.
+//! Rejected: a thread that owns the state and receives changes, since every push would cost two
+//! wakeups; shards by hash, since the kind of a name, the owner of a series and the families of a
+//! group must be checked together.
 
-pub mod changelog;
+pub mod api_v1;
 pub mod compare;
 pub mod exposition;
-pub mod figures;
 pub mod file;
 pub mod forward;
-pub mod group;
-pub mod keys;
-pub mod listing;
+pub mod grouping_key;
+pub mod handlers;
+pub mod idempotency;
 pub mod metric;
-pub mod names;
-pub mod pages;
 pub mod protobuf;
 pub mod push;
 pub mod record;
 pub mod recovery;
+pub mod reserved_names;
 pub mod scrape;
 pub mod state;
-pub mod target;
 pub mod text;
+pub mod validate;
+pub mod wal;
 
 #[cfg(test)]
 mod tests;
@@ -40,49 +42,49 @@ use std::time::Duration;
 use crossbeam::sync::{Parker, Unparker};
 
 use crate::clock::{Clock, Moment};
-use crate::http::problem::{Errors, FieldError};
-use crate::journal::{Level, Told};
-use figures::{Api, Figures, Reason};
-use forward::{Forwarded, Queue};
-use group::{Flaw, prepare};
-use keys::{Key, Verdict};
-use metric::{Block, Parsed};
-use push::Pushed;
-use state::{Conflict, Name, Owner, State, View};
-use target::Target;
+use crate::http::problem::{FieldError, FieldErrors};
+use crate::journal::{Durability, DurabilityCallback};
+use crate::metrics::gateway::{GatewayMetrics, PushApi, RefusalReason};
+use forward::{ForwardQueue, ForwardRequest};
+use grouping_key::GroupingKey;
+use idempotency::{KeyHash, PushCounts};
+use metric::{Block, ParsedBody};
+use push::ParsedPush;
+use state::{ApplyPushError, GatewayState, Name, Owner, Snapshot};
+use validate::{ValidatePushError, validate_push};
 
-/// Bytes of changes that may wait to be written. More wait only when the disk has come to a halt.
+/// Bytes of records that may wait for the log thread. More wait only if the disk has stalled.
 const PENDING_BYTES_MAX: usize = 64 << 20;
-/// Expired series that are dropped under one hold of the lock.
-const EXPIRED_AT_ONCE: usize = 256;
+/// Series that are deleted under one acquisition of the lock.
+const SERIES_PER_LOCK: usize = 256;
 
-/// How long what is not pushed again is shown; none for ever.
+/// How long series and groups are exposed after their last push; `None` is for ever.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Lifetimes {
-    /// Of series of `POST /metrics/push`.
-    pub summed: Option<Duration>,
-    /// Of Pushgateway's groups.
+pub struct Ttl {
+    /// Series of `POST /metrics/push`.
+    pub aggregated: Option<Duration>,
+    /// Groups of Pushgateway's protocol.
     pub groups: Option<Duration>,
 }
 
-/// Somebody who waits until what was changed before is on disk.
-pub struct Waiter {
-    pub level: Level,
-    pub told: Told,
+/// A callback for the moment when all earlier changes have reached `level`.
+pub struct WalWaiter {
+    pub level: Durability,
+    pub on_durable: DurabilityCallback,
 }
 
-impl fmt::Debug for Waiter {
+impl fmt::Debug for WalWaiter {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_tuple("Waiter").field(&self.level).finish()
+        f.debug_tuple("WalWaiter").field(&self.level).finish()
     }
 }
 
-/// Changes in their order, each encoded.
+/// Encoded records in the order of their changes, and their total size.
 #[derive(Debug, Default)]
-pub struct Records(Vec<Vec<u8>>, usize);
+pub struct PendingRecords(Vec<Vec<u8>>, usize);
 
-impl Records {
-    fn add(&mut self, record: Vec<u8>) {
+impl PendingRecords {
+    fn push(&mut self, record: Vec<u8>) {
         self.1 += record.len();
         self.0.push(record);
     }
@@ -105,248 +107,261 @@ impl Records {
 }
 
 #[derive(Debug)]
-struct Inner {
-    state: State,
+struct GatewayInner {
+    state: GatewayState,
     /// Changes that are not in the log yet, in the order in which they were made.
-    records: Records,
-    waiters: Vec<Waiter>,
+    records: PendingRecords,
+    waiters: Vec<WalWaiter>,
 }
 
-/// Why a push was refused whole.
+/// The reason for refusing a whole request.
 #[derive(Debug, thiserror::Error)]
-pub enum Refused {
+pub enum PushMetricsError {
     #[error("{0}")]
-    Flaw(#[from] Flaw),
+    Invalid(#[from] ValidatePushError),
     #[error("{0}")]
-    Conflict(#[from] Conflict),
-    #[error("the change log cannot be written now")]
+    Conflict(#[from] ApplyPushError),
+    #[error("the log cannot be written at the moment")]
     LogUnavailable,
 }
 
-impl Refused {
-    fn reason(&self) -> Reason {
+impl PushMetricsError {
+    fn reason(&self) -> RefusalReason {
         match self {
-            Self::Flaw(Flaw::Timestamps) => Reason::Timestamps,
-            Self::Flaw(Flaw::Duplicate(..)) => Reason::Duplicate,
-            Self::Flaw(_) => Reason::Invalid,
+            Self::Invalid(ValidatePushError::Timestamps) => RefusalReason::Timestamps,
+            Self::Invalid(ValidatePushError::Duplicate(..)) => RefusalReason::Duplicate,
+            Self::Invalid(_) => RefusalReason::Invalid,
             Self::Conflict(conflict) => conflict.reason(),
-            Self::LogUnavailable => Reason::Log,
+            Self::LogUnavailable => RefusalReason::Log,
         }
     }
 }
 
-/// What came of a push to be added up.
+/// The result of a push that is aggregated.
 #[derive(Debug)]
-pub struct Summed {
-    pub verdict: Verdict,
-    pub errors: Errors,
-    /// It had a key that was known: nothing was added again.
-    pub repeated: bool,
+pub struct Aggregated {
+    pub counts: PushCounts,
+    pub errors: FieldErrors,
+    /// The idempotency key is known, so nothing was added again.
+    pub is_duplicate: bool,
 }
 
-/// Shared by all that push, scrape and keep.
+/// The state of the gateway, shared by acceptors, the scrape thread and the log thread.
 #[derive(Debug)]
 pub struct Gateway {
-    inner: Mutex<Inner>,
+    inner: Mutex<GatewayInner>,
     log_thread: Unparker,
-    trouble: AtomicBool,
+    log_failed: AtomicBool,
     finishing: AtomicBool,
-    pub figures: Figures,
-    lifetimes: Lifetimes,
-    forward: Option<Arc<Queue>>,
+    pub metrics: GatewayMetrics,
+    ttl: Ttl,
+    forward: Option<Arc<ForwardQueue>>,
     clock: Clock,
 }
 
 impl Gateway {
-    /// Around a state that has been read back. The parker is the log's thread's.
+    /// Wraps a recovered state. The log thread must sleep on the returned parker.
     pub fn new(
-        state: State,
-        lifetimes: Lifetimes,
-        forward: Option<Arc<Queue>>,
+        state: GatewayState,
+        ttl: Ttl,
+        forward: Option<Arc<ForwardQueue>>,
         clock: Clock,
     ) -> (Arc<Self>, Parker) {
         let parker = Parker::new();
         let gateway = Self {
-            inner: Mutex::new(Inner { state, records: Records::default(), waiters: Vec::new() }),
+            inner: Mutex::new(GatewayInner {
+                state,
+                records: PendingRecords::default(),
+                waiters: Vec::new(),
+            }),
             log_thread: parker.unparker().clone(),
-            trouble: AtomicBool::new(false),
+            log_failed: AtomicBool::new(false),
             finishing: AtomicBool::new(false),
-            figures: Figures::default(),
-            lifetimes,
+            metrics: GatewayMetrics::default(),
+            ttl,
             forward,
             clock,
         };
-        gateway.figures.forward.mismatched.store(-1, Ordering::Relaxed);
-        gateway.show(&gateway.lock().state);
+        gateway.metrics.forward.mismatched.store(-1, Ordering::Relaxed);
+        gateway.publish_metrics(&gateway.lock().state);
         (Arc::new(gateway), parker)
     }
 
-    fn lock(&self) -> MutexGuard<'_, Inner> {
-        self.inner.lock().expect("BUG: a push panicked half-way")
+    fn lock(&self) -> MutexGuard<'_, GatewayInner> {
+        self.inner.lock().expect("BUG: a panic while the gateway was locked")
     }
 
-    pub fn forwards(&self) -> bool {
+    pub fn is_forwarding(&self) -> bool {
         self.forward.is_some()
     }
 
-    /// All of it as it is now, for good.
-    pub fn view(&self) -> View {
-        self.lock().state.view()
+    /// An immutable copy of the current state.
+    pub fn snapshot(&self) -> Snapshot {
+        self.lock().state.snapshot()
     }
 
-    /// Now, and in seconds since 1970.
-    fn times(&self) -> (Moment, f64) {
+    /// The monotonic time, and the wall clock in seconds since 1970.
+    fn timestamps(&self) -> (Moment, f64) {
         #[expect(clippy::cast_precision_loss, reason = "microseconds of this century are below 2^53")]
         let wall_s = self.clock.wall().micros() as f64 / 1e6;
         (self.clock.now(), wall_s)
     }
 
-    fn show(&self, state: &State) {
-        let figures = &self.figures;
-        figures.series.store(state.samples() as u64, Ordering::Relaxed);
-        figures.bytes.store(state.bytes() as u64, Ordering::Relaxed);
-        figures.groups.store(state.groups() as u64, Ordering::Relaxed);
+    fn publish_metrics(&self, state: &GatewayState) {
+        let metrics = &self.metrics;
+        metrics.series.store(state.samples() as u64, Ordering::Relaxed);
+        metrics.bytes.store(state.bytes() as u64, Ordering::Relaxed);
+        metrics.groups.store(state.groups() as u64, Ordering::Relaxed);
     }
 
-    /// Whether the log works.
-    pub fn promises(&self) -> bool {
-        !self.trouble.load(Ordering::Acquire)
+    /// Whether the log can be written. Pushes are refused while it cannot.
+    pub fn is_log_available(&self) -> bool {
+        !self.log_failed.load(Ordering::Acquire)
     }
 
-    /// Notes a change that was made, and wakes the log's thread if it sleeps.
-    fn note(&self, inner: &mut Inner, record: Vec<u8>) {
+    /// Queues a record for the log and wakes the log thread if the queue was empty.
+    fn queue_record(&self, inner: &mut GatewayInner, record: Vec<u8>) {
         if inner.records.is_empty() {
             self.log_thread.unpark();
         }
-        inner.records.add(record);
+        inner.records.push(record);
     }
 
-    /// Pushgateway's PUT (`replace`) or POST: all of it is taken, or nothing.
+    /// Pushgateway's PUT (`replace`) or POST. Applies the whole push or nothing.
     pub fn push_group(
         &self,
-        target: Target,
-        parsed: Parsed<'_>,
+        grouping_key: GroupingKey,
+        parsed: ParsedBody<'_>,
         replace: bool,
-        forwarded: impl FnOnce() -> Forwarded,
-    ) -> Result<(), Refused> {
-        let refuse = |refused: Refused| {
-            self.figures.refused(refused.reason(), 1);
+        forwarded: impl FnOnce() -> ForwardRequest,
+    ) -> Result<(), PushMetricsError> {
+        let refuse = |refused: PushMetricsError| {
+            self.metrics.record_refused(refused.reason(), 1);
             Err(refused)
         };
-        if !self.promises() {
-            return refuse(Refused::LogUnavailable);
+        if !self.is_log_available() {
+            return refuse(PushMetricsError::LogUnavailable);
         }
-        let (target, times) = (Arc::new(target), self.times());
-        let families = match prepare(&target, parsed, times) {
+        let (grouping_key, times) = (Arc::new(grouping_key), self.timestamps());
+        let families = match validate_push(&grouping_key, parsed, times) {
             Ok(families) => families,
-            Err(flaw) => {
-                self.fail(&mut self.lock(), &target, times);
-                return refuse(flaw.into());
+            Err(error) => {
+                self.record_failure(&mut self.lock(), &grouping_key, times);
+                return refuse(error.into());
             }
         };
         let mut record = Vec::new();
         let named = families.iter().map(|(name, block)| (name.as_str(), block));
-        record::group(&mut record, &target, (times.1, f64::NAN), replace, named);
+        record::encode_group(&mut record, &grouping_key, (times.1, f64::NAN), replace, named);
         let forwarded = self.forward.as_ref().map(|queue| (queue, forwarded()));
         let mut inner = self.lock();
         if inner.records.bytes() > PENDING_BYTES_MAX {
             drop(inner);
-            return refuse(Refused::LogUnavailable);
+            return refuse(PushMetricsError::LogUnavailable);
         }
-        match inner.state.push(&target, families, replace, times) {
+        match inner.state.push(&grouping_key, families, replace, times) {
             Ok(old) => {
-                self.note(&mut inner, record);
+                self.queue_record(&mut inner, record);
                 if let Some((queue, forwarded)) = forwarded {
-                    queue.push(forwarded, &self.figures.forward);
+                    queue.push(forwarded, &self.metrics.forward);
                 }
-                self.show(&inner.state);
+                self.publish_metrics(&inner.state);
                 drop(inner);
-                // Outside of the lock, since it may be much.
+                // Freed without the lock, since it may be large.
                 drop(old);
-                self.figures.pushed(Api::Group);
+                self.metrics.record_push(PushApi::Group);
                 Ok(())
             }
             Err(conflict) => {
-                self.fail(&mut inner, &target, times);
+                self.record_failure(&mut inner, &grouping_key, times);
                 drop(inner);
                 refuse(conflict.into())
             }
         }
     }
 
-    fn fail(&self, inner: &mut Inner, target: &Arc<Target>, times: (Moment, f64)) {
-        if inner.state.fail(target, times) {
+    fn record_failure(
+        &self,
+        inner: &mut GatewayInner,
+        grouping_key: &Arc<GroupingKey>,
+        times: (Moment, f64),
+    ) {
+        if inner.state.record_failure(grouping_key, times) {
             let mut record = Vec::new();
-            record::group(&mut record, target, (f64::NAN, times.1), false, std::iter::empty());
-            self.note(inner, record);
-            self.show(&inner.state);
+            record::encode_group(&mut record, grouping_key, (f64::NAN, times.1), false, std::iter::empty());
+            self.queue_record(inner, record);
+            self.publish_metrics(&inner.state);
         }
     }
 
     /// Pushgateway's DELETE.
     pub fn delete_group(
         &self,
-        target: &Target,
-        forwarded: impl FnOnce() -> Forwarded,
-    ) -> Result<(), Refused> {
-        if !self.promises() {
-            return Err(Refused::LogUnavailable);
+        grouping_key: &GroupingKey,
+        forwarded: impl FnOnce() -> ForwardRequest,
+    ) -> Result<(), PushMetricsError> {
+        if !self.is_log_available() {
+            return Err(PushMetricsError::LogUnavailable);
         }
         let forwarded = self.forward.as_ref().map(|queue| (queue, forwarded()));
         let mut inner = self.lock();
-        let old = inner.state.delete(&target.key);
+        let old = inner.state.delete(&grouping_key.rendered);
         if old.is_some() {
             let mut record = Vec::new();
-            record::delete(&mut record, &target.key);
-            self.note(&mut inner, record);
-            self.show(&inner.state);
+            record::encode_delete(&mut record, &grouping_key.rendered);
+            self.queue_record(&mut inner, record);
+            self.publish_metrics(&inner.state);
         }
         if let Some((queue, forwarded)) = forwarded {
-            queue.push(forwarded, &self.figures.forward);
+            queue.push(forwarded, &self.metrics.forward);
         }
         drop(inner);
         drop(old);
-        self.figures.deletes.fetch_add(1, Ordering::Relaxed);
+        self.metrics.deletes.fetch_add(1, Ordering::Relaxed);
         Ok(())
     }
 
-    /// `POST /metrics/push`: each good metric is added to its series, once for each key.
-    pub fn push_sums(&self, pushed: Pushed, key: Option<Key>) -> Result<Summed, Refused> {
+    /// `POST /metrics/push`: applies each valid metric to its series, once per idempotency key.
+    pub fn push_aggregated(
+        &self,
+        pushed: ParsedPush,
+        key: Option<KeyHash>,
+    ) -> Result<Aggregated, PushMetricsError> {
         let refuse = || {
-            self.figures.refused(Reason::Log, 1);
-            Err(Refused::LogUnavailable)
+            self.metrics.record_refused(RefusalReason::Log, 1);
+            Err(PushMetricsError::LogUnavailable)
         };
-        if !self.promises() {
+        if !self.is_log_available() {
             return refuse();
         }
-        let times = self.times();
-        let Pushed { additions, mut errors, rejected } = pushed;
-        let mut verdict = Verdict { accepted: 0, rejected };
+        let times = self.timestamps();
+        let ParsedPush { updates, mut errors, rejected } = pushed;
+        let mut counts = PushCounts { accepted: 0, rejected };
         let mut forwarded = Vec::new();
-        let mut record = Vec::with_capacity(64 + 128 * additions.len());
-        let start = record::begin_sum(&mut record);
+        let mut record = Vec::with_capacity(64 + 128 * updates.len());
+        let start = record::begin_aggregated(&mut record);
         let mut inner = self.lock();
         if inner.records.bytes() > PENDING_BYTES_MAX {
             drop(inner);
             return refuse();
         }
-        if let Some(verdict) = key.and_then(|key| inner.state.keys().get(&key, times.0)) {
-            self.figures.repeated.fetch_add(1, Ordering::Relaxed);
-            return Ok(Summed { verdict, errors, repeated: true });
+        if let Some(counts) = key.and_then(|key| inner.state.keys().get(&key, times.0)) {
+            self.metrics.duplicate_pushes.fetch_add(1, Ordering::Relaxed);
+            return Ok(Aggregated { counts, errors, is_duplicate: true });
         }
-        for (index, addition) in &additions {
-            let added = inner.state.add(addition, times, |name, block| {
-                record::summed(&mut record, name, block);
+        for (index, update) in &updates {
+            let added = inner.state.apply(update, times, |name, block| {
+                record::encode_series(&mut record, name, block);
                 if self.forward.is_some() {
-                    forwarded.push(Forwarded::of_series(name, block));
+                    forwarded.push(ForwardRequest::from_series(name, block));
                 }
             });
             match added {
-                Ok(()) => verdict.accepted += 1,
+                Ok(()) => counts.accepted += 1,
                 Err(conflict) => {
-                    verdict.rejected += 1;
-                    self.figures.refused(conflict.reason(), 1);
-                    let field = field_of(&conflict);
+                    counts.rejected += 1;
+                    self.metrics.record_refused(conflict.reason(), 1);
+                    let field = field_name(&conflict);
                     errors.push(|| FieldError {
                         index: Some(*index),
                         field: field.into(),
@@ -355,37 +370,37 @@ impl Gateway {
                 }
             }
         }
-        if verdict.accepted > 0 {
-            record::finish_sum(&mut record, start, verdict.accepted, key.map(|key| (key, verdict)));
+        if counts.accepted > 0 {
+            record::finish_aggregated(&mut record, start, counts.accepted, key.map(|key| (key, counts)));
             if let Some(key) = key {
-                inner.state.keys().put(key, verdict, times.0);
+                inner.state.keys().insert(key, counts, times.0);
             }
-            self.note(&mut inner, record);
+            self.queue_record(&mut inner, record);
             if let Some(queue) = &self.forward {
                 for forwarded in forwarded {
-                    queue.push(forwarded, &self.figures.forward);
+                    queue.push(forwarded, &self.metrics.forward);
                 }
             }
-            self.show(&inner.state);
-            self.figures.pushed(Api::Push);
+            self.publish_metrics(&inner.state);
+            self.metrics.record_push(PushApi::Push);
         }
         drop(inner);
-        self.figures.refused(Reason::Invalid, u64::from(rejected));
-        Ok(Summed { verdict, errors, repeated: false })
+        self.metrics.record_refused(RefusalReason::Invalid, u64::from(rejected));
+        Ok(Aggregated { counts, errors, is_duplicate: false })
     }
 
-    /// Drops the series of a name that are added up and have these labels. Tells how many.
-    pub fn remove(&self, name: &str, labels: &[(String, String)]) -> Result<usize, Refused> {
-        if !self.promises() {
-            return Err(Refused::LogUnavailable);
+    /// Deletes the aggregated series that have this name and these labels. Returns their number.
+    pub fn delete_series(&self, name: &str, labels: &[(String, String)]) -> Result<usize, PushMetricsError> {
+        if !self.is_log_available() {
+            return Err(PushMetricsError::LogUnavailable);
         }
-        let view = self.view();
-        let first = (Name::from(name), Owner::Summed("".into()));
-        let of_name = view.blocks.range(first..).take_while(|((found, _), _)| **found == *name);
+        let snapshot = self.snapshot();
+        let first = (Name::from(name), Owner::Aggregated("".into()));
+        let of_name = snapshot.blocks.range(first..).take_while(|((found, _), _)| **found == *name);
         let wanted = of_name.filter_map(|((name, owner), _)| match owner {
-            Owner::Summed(own) => {
+            Owner::Aggregated(own) => {
                 let has = |(wanted, value): &(String, String)| {
-                    metric::rendered(own).any(|(label, found)| label == wanted && found == *value)
+                    metric::rendered_labels(own).any(|(label, found)| label == wanted && found == *value)
                 };
                 labels.iter().all(has).then(|| (name.clone(), own.clone()))
             }
@@ -393,78 +408,78 @@ impl Gateway {
         });
         let wanted: Vec<_> = wanted.collect();
         let removed = self.drop_series(&wanted, |_| true);
-        self.figures.deletes.fetch_add(removed as u64, Ordering::Relaxed);
+        self.metrics.deletes.fetch_add(removed as u64, Ordering::Relaxed);
         Ok(removed)
     }
 
-    /// Drops those of the series that `may_go`, being last pushed at that moment.
+    /// Deletes the series for whose last push `may_go` returns true. Returns their number.
     fn drop_series(&self, series: &[(Name, Arc<str>)], may_go: impl Fn(Moment) -> bool) -> usize {
         let mut dropped = 0;
-        for some in series.chunks(EXPIRED_AT_ONCE) {
+        for chunk in series.chunks(SERIES_PER_LOCK) {
             let mut inner = self.lock();
-            for (name, labels) in some {
-                if inner.state.touched(name, labels).is_some_and(&may_go) {
+            for (name, labels) in chunk {
+                if inner.state.last_push(name, labels).is_some_and(&may_go) {
                     inner.state.remove(name, labels);
                     let mut record = Vec::new();
-                    record::remove(&mut record, name, labels);
-                    self.note(&mut inner, record);
+                    record::encode_remove(&mut record, name, labels);
+                    self.queue_record(&mut inner, record);
                     dropped += 1;
                 }
             }
-            self.show(&inner.state);
+            self.publish_metrics(&inner.state);
         }
         dropped
     }
 
-    /// Drops everything that was pushed.
-    pub fn wipe(&self) -> Result<(), Refused> {
-        if !self.promises() {
-            return Err(Refused::LogUnavailable);
+    /// Deletes all series and groups.
+    pub fn wipe(&self) -> Result<(), PushMetricsError> {
+        if !self.is_log_available() {
+            return Err(PushMetricsError::LogUnavailable);
         }
         let mut inner = self.lock();
         let old = inner.state.wipe();
         let mut record = Vec::new();
-        record::wipe(&mut record);
-        self.note(&mut inner, record);
-        self.show(&inner.state);
+        record::encode_wipe(&mut record);
+        self.queue_record(&mut inner, record);
+        self.publish_metrics(&inner.state);
         drop(inner);
-        log::warn!(series_groups = old.groups.len(); "all that was pushed has been wiped, as asked");
+        log::warn!(groups = old.groups.len(); "all pushed series and groups have been deleted by request");
         Ok(())
     }
 
-    /// Drops what nobody has pushed for too long.
+    /// Deletes series and groups whose TTL has passed.
     pub fn expire(&self) {
         let now = self.clock.now();
         let (mut series, mut groups) = (Vec::new(), Vec::new());
         {
-            // Looked through without the lock; whatever is pushed meanwhile is looked at again under it.
-            let view = self.view();
-            if let Some(ttl) = self.lifetimes.summed {
-                let old = |block: &Block| now.since(block.touched) >= ttl;
-                let found = view.blocks.iter().filter_map(|((name, owner), block)| match owner {
-                    Owner::Summed(labels) if old(block) => Some((name.clone(), labels.clone())),
-                    Owner::Summed(_) | Owner::Group(_) => None,
+            // The scan runs without the lock; each deletion checks the TTL again under the lock.
+            let snapshot = self.snapshot();
+            if let Some(ttl) = self.ttl.aggregated {
+                let old = |block: &Block| now.since(block.last_push) >= ttl;
+                let found = snapshot.blocks.iter().filter_map(|((name, owner), block)| match owner {
+                    Owner::Aggregated(labels) if old(block) => Some((name.clone(), labels.clone())),
+                    Owner::Aggregated(_) | Owner::Group(_) => None,
                 });
                 series.extend(found);
             }
-            if let Some(ttl) = self.lifetimes.groups {
-                let old = view.groups.iter().filter(|(_, group)| now.since(group.touched) >= ttl);
+            if let Some(ttl) = self.ttl.groups {
+                let old = snapshot.groups.iter().filter(|(_, group)| now.since(group.last_push) >= ttl);
                 groups.extend(old.map(|(key, _)| key.clone()));
             }
         }
         let mut expired = 0;
-        if let Some(ttl) = self.lifetimes.summed {
+        if let Some(ttl) = self.ttl.aggregated {
             expired += self.drop_series(&series, |touched| now.since(touched) >= ttl);
         }
-        if let Some(ttl) = self.lifetimes.groups {
+        if let Some(ttl) = self.ttl.groups {
             for key in groups {
                 let mut inner = self.lock();
-                if inner.state.group(&key).is_some_and(|group| now.since(group.touched) >= ttl) {
+                if inner.state.group(&key).is_some_and(|group| now.since(group.last_push) >= ttl) {
                     let old = inner.state.delete(&key);
                     let mut record = Vec::new();
-                    record::delete(&mut record, &key);
-                    self.note(&mut inner, record);
-                    self.show(&inner.state);
+                    record::encode_delete(&mut record, &key);
+                    self.queue_record(&mut inner, record);
+                    self.publish_metrics(&inner.state);
                     drop(inner);
                     drop(old);
                     expired += 1;
@@ -472,84 +487,89 @@ impl Gateway {
             }
         }
         if expired > 0 {
-            self.figures.expired.fetch_add(expired as u64, Ordering::Relaxed);
+            self.metrics.expired.fetch_add(expired as u64, Ordering::Relaxed);
         }
     }
 
-    /// How often to look for what has expired; none where nothing ever does.
-    pub fn expire_every(&self) -> Option<Duration> {
-        let shortest = self.lifetimes.summed.into_iter().chain(self.lifetimes.groups).min()?;
+    /// The interval between calls of [`Self::expire`]; `None` if no TTL is set.
+    pub fn expire_interval(&self) -> Option<Duration> {
+        let shortest = self.ttl.aggregated.into_iter().chain(self.ttl.groups).min()?;
         Some((shortest / 8).clamp(Duration::from_millis(50), Duration::from_secs(30)))
     }
 
-    /// Has `told` called when all that was changed so far has reached `level`, or cannot.
-    pub fn when(&self, level: Level, told: Told) {
-        self.lock().waiters.push(Waiter { level, told });
+    /// Calls `callback` with true once all changes so far have reached `level`, with false if the
+    /// log fails first.
+    pub fn on_durable(&self, level: Durability, callback: DurabilityCallback) {
+        self.lock().waiters.push(WalWaiter { level, on_durable: callback });
     }
 
-    pub fn wake(&self) {
+    pub fn wake_log_thread(&self) {
         self.log_thread.unpark();
     }
 
-    /// Has the log's thread write and sync what it has and end.
+    /// Makes the log thread write and sync all pending records and exit.
     pub fn finish(&self) {
         self.finishing.store(true, Ordering::Release);
-        self.wake();
+        self.wake_log_thread();
     }
 
     fn is_finishing(&self) -> bool {
         self.finishing.load(Ordering::Acquire)
     }
 
-    fn is_waited_for(&self) -> bool {
+    fn has_waiters(&self) -> bool {
         !self.lock().waiters.is_empty()
     }
 
-    fn take_pending(&self) -> (Records, Vec<Waiter>) {
+    fn take_pending(&self) -> (PendingRecords, Vec<WalWaiter>) {
         let mut inner = self.lock();
         (std::mem::take(&mut inner.records), std::mem::take(&mut inner.waiters))
     }
 
-    /// A view, and what of it is not in the log.
-    fn take_view(&self) -> (View, Records, Vec<Waiter>) {
+    /// A snapshot, and the records and waiters that are not in the log yet.
+    fn take_snapshot(&self) -> (Snapshot, PendingRecords, Vec<WalWaiter>) {
         let mut inner = self.lock();
-        (inner.state.view(), std::mem::take(&mut inner.records), std::mem::take(&mut inner.waiters))
+        (inner.state.snapshot(), std::mem::take(&mut inner.records), std::mem::take(&mut inner.waiters))
     }
 
-    /// A view that stands for all changes so far.
-    fn take_all(&self) -> (View, Vec<Waiter>) {
-        let (view, _, waiters) = self.take_view();
-        (view, waiters)
+    /// A snapshot that covers all changes so far, so that the pending records are dropped.
+    fn take_unlogged_snapshot(&self) -> (Snapshot, Vec<WalWaiter>) {
+        let (snapshot, _, waiters) = self.take_snapshot();
+        (snapshot, waiters)
     }
 
-    /// Tells those who wait whether their level holds, `level` being reached.
-    fn tell(waiters: Vec<Waiter>, level: Level) {
+    /// Calls the callbacks of all waiters with whether `level` meets their level.
+    fn complete_waiters(waiters: Vec<WalWaiter>, level: Durability) {
         for waiter in waiters {
-            (waiter.told)(waiter.level <= level);
+            (waiter.on_durable)(waiter.level <= level);
         }
     }
 
-    fn disappoint(&self) {
+    fn fail_waiters(&self) {
         let waiters = std::mem::take(&mut self.lock().waiters);
-        Self::tell(waiters, Level::Memory);
+        Self::complete_waiters(waiters, Durability::Memory);
     }
 
-    fn failed(&self) {
-        self.trouble.store(true, Ordering::Release);
+    fn set_log_failed(&self) {
+        self.log_failed.store(true, Ordering::Release);
     }
 
-    fn healed(&self) {
-        self.trouble.store(false, Ordering::Release);
+    fn clear_log_failed(&self) {
+        self.log_failed.store(false, Ordering::Release);
     }
 }
 
-/// Which field of a metric a conflict is about.
-fn field_of(conflict: &Conflict) -> &'static str {
+/// The field of the metric that the error is reported for.
+fn field_name(conflict: &ApplyPushError) -> &'static str {
     match conflict {
-        Conflict::Own(_) | Conflict::Reserved(_) | Conflict::Collision { .. } => "name",
-        Conflict::Kind { .. } => "type",
-        Conflict::Duplicate { .. } | Conflict::Series(_) | Conflict::Bytes(_) => "labels",
-        Conflict::Buckets(_) => "buckets",
-        Conflict::Overflow(_) => "value",
+        ApplyPushError::ServerMetric(_)
+        | ApplyPushError::GroupMetric(_)
+        | ApplyPushError::Collision { .. } => "name",
+        ApplyPushError::KindMismatch { .. } => "type",
+        ApplyPushError::Duplicate { .. }
+        | ApplyPushError::TooManySeries(_)
+        | ApplyPushError::TooManyBytes(_) => "labels",
+        ApplyPushError::BucketMismatch(_) => "buckets",
+        ApplyPushError::Overflow(_) => "value",
     }
 }

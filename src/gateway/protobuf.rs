@@ -1,105 +1,120 @@
-//! Bodies of delimited `io.prometheus.client.MetricFamily` messages, as Prometheus' client libraries send them. Only
-//! the dozen fields that the text format can show are read; others are stepped over, as the format wants it.
+//! Parses bodies of delimited `io.prometheus.client.MetricFamily` messages, as sent by Prometheus'
+//! client libraries. Fields that the text format cannot represent are skipped.
 //!
-//! Own code, since it is less than the build step a generator needs. No recursion: the messages nest three deep.
+//! Handwritten, since a dozen fields do not justify the build step of a code generator. No
+//! recursion: the messages nest three levels deep.
 
 use std::borrow::Cow;
 
-use super::metric::{Family, Histogram, Kind, Parsed, Sample, Summary, Value, count_of};
+use super::metric::{
+    Histogram, MetricKind, ParsedBody, ParsedFamily, ParsedSample, SeriesValue, Summary, saturating_count,
+};
 
-/// The body is cut off or is no such messages.
+/// The body is truncated or malformed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("the protobuf body is not valid: {0}")]
-pub struct Malformed(&'static str);
+pub struct ParseProtobufError(&'static str);
 
-const CUT_OFF: Malformed = Malformed("it ends within a message");
+const TRUNCATED: ParseProtobufError = ParseProtobufError("it is truncated within a message");
 
-/// One field of a message.
-enum Field<'a> {
+/// The value of one field, by wire type.
+enum WireField<'a> {
     Integer(u64),
     Double(f64),
     Bytes(&'a [u8]),
     Other,
 }
 
-impl<'a> Field<'a> {
-    fn bytes(self) -> Result<&'a [u8], Malformed> {
-        if let Self::Bytes(bytes) = self { Ok(bytes) } else { Err(Malformed("a field is not of its type")) }
+impl<'a> WireField<'a> {
+    fn bytes(self) -> Result<&'a [u8], ParseProtobufError> {
+        if let Self::Bytes(bytes) = self {
+            Ok(bytes)
+        } else {
+            Err(ParseProtobufError("a field has the wrong type"))
+        }
     }
 
-    fn double(self) -> Result<f64, Malformed> {
-        if let Self::Double(value) = self { Ok(value) } else { Err(Malformed("a field is not of its type")) }
+    fn double(self) -> Result<f64, ParseProtobufError> {
+        if let Self::Double(value) = self {
+            Ok(value)
+        } else {
+            Err(ParseProtobufError("a field has the wrong type"))
+        }
     }
 
-    fn integer(self) -> Result<u64, Malformed> {
-        if let Self::Integer(value) = self { Ok(value) } else { Err(Malformed("a field is not of its type")) }
+    fn integer(self) -> Result<u64, ParseProtobufError> {
+        if let Self::Integer(value) = self {
+            Ok(value)
+        } else {
+            Err(ParseProtobufError("a field has the wrong type"))
+        }
     }
 
-    /// A name, which is judged by its grammar, or a help text, which is for people.
-    fn text(self) -> Result<Cow<'a, str>, Malformed> {
+    /// Lossy: names are validated later, help texts are informational.
+    fn text(self) -> Result<Cow<'a, str>, ParseProtobufError> {
         Ok(String::from_utf8_lossy(self.bytes()?))
     }
 
-    fn strict_text(self) -> Result<Cow<'a, str>, Malformed> {
+    fn strict_text(self) -> Result<Cow<'a, str>, ParseProtobufError> {
         str::from_utf8(self.bytes()?)
             .map(Cow::Borrowed)
-            .map_err(|_not_utf8| Malformed("a label is not UTF-8"))
+            .map_err(|_not_utf8| ParseProtobufError("a label is not UTF-8"))
     }
 }
 
-/// A message's fields one by one.
-struct Message<'a>(&'a [u8]);
+/// Reads the fields of a message.
+struct MessageReader<'a>(&'a [u8]);
 
-impl<'a> Message<'a> {
-    fn varint(&mut self) -> Result<u64, Malformed> {
+impl<'a> MessageReader<'a> {
+    fn varint(&mut self) -> Result<u64, ParseProtobufError> {
         let mut value = 0;
         for shift in (0..64).step_by(7) {
-            let (byte, rest) = self.0.split_first().ok_or(CUT_OFF)?;
+            let (byte, rest) = self.0.split_first().ok_or(TRUNCATED)?;
             self.0 = rest;
             value |= u64::from(byte & 0x7f) << shift;
             if byte & 0x80 == 0 {
                 return Ok(value);
             }
         }
-        Err(Malformed("a number is longer than 10 bytes"))
+        Err(ParseProtobufError("a number is longer than 10 bytes"))
     }
 
-    fn take(&mut self, count: u64) -> Result<&'a [u8], Malformed> {
-        let count = usize::try_from(count).map_err(|_too_long| CUT_OFF)?;
-        let (bytes, rest) = self.0.split_at_checked(count).ok_or(CUT_OFF)?;
+    fn take(&mut self, count: u64) -> Result<&'a [u8], ParseProtobufError> {
+        let count = usize::try_from(count).map_err(|_too_long| TRUNCATED)?;
+        let (bytes, rest) = self.0.split_at_checked(count).ok_or(TRUNCATED)?;
         self.0 = rest;
         Ok(bytes)
     }
 
-    fn next(&mut self) -> Result<Option<(u64, Field<'a>)>, Malformed> {
+    fn next(&mut self) -> Result<Option<(u64, WireField<'a>)>, ParseProtobufError> {
         if self.0.is_empty() {
             return Ok(None);
         }
         let tag = self.varint()?;
         let field = match tag & 7 {
-            0 => Field::Integer(self.varint()?),
+            0 => WireField::Integer(self.varint()?),
             1 => {
-                let bytes = self.take(8)?.try_into().expect("as many were asked for");
-                Field::Double(f64::from_le_bytes(bytes))
+                let bytes = self.take(8)?.try_into().expect("take returns this many bytes");
+                WireField::Double(f64::from_le_bytes(bytes))
             }
             2 => {
                 let length = self.varint()?;
-                Field::Bytes(self.take(length)?)
+                WireField::Bytes(self.take(length)?)
             }
             5 => {
                 self.take(4)?;
-                Field::Other
+                WireField::Other
             }
-            _ => return Err(Malformed("a field has a wire type that is not known")),
+            _ => return Err(ParseProtobufError("a field has an unknown wire type")),
         };
         Ok(Some((tag >> 3, field)))
     }
 
-    /// Calls `each` with every field and its number.
+    /// Calls `each` with the number and value of every field.
     fn fields(
         mut self,
-        mut each: impl FnMut(u64, Field<'a>) -> Result<(), Malformed>,
-    ) -> Result<(), Malformed> {
+        mut each: impl FnMut(u64, WireField<'a>) -> Result<(), ParseProtobufError>,
+    ) -> Result<(), ParseProtobufError> {
         while let Some((number, field)) = self.next()? {
             each(number, field)?;
         }
@@ -107,13 +122,13 @@ impl<'a> Message<'a> {
     }
 }
 
-/// Reads all families of a body. Of two with one name the last counts, as it does for Pushgateway.
-pub fn parse(body: &[u8]) -> Result<Parsed<'_>, Malformed> {
-    let mut parsed = Parsed::default();
-    let mut body = Message(body);
+/// Parses all families of a body. A repeated family replaces the earlier one, as in Pushgateway.
+pub fn parse(body: &[u8]) -> Result<ParsedBody<'_>, ParseProtobufError> {
+    let mut parsed = ParsedBody::default();
+    let mut body = MessageReader(body);
     while !body.0.is_empty() {
         let length = body.varint()?;
-        let family = family(body.take(length)?, &mut parsed)?;
+        let family = parse_family(body.take(length)?, &mut parsed)?;
         parsed.families.retain(|known| known.name != family.name);
         parsed.families.push(family);
     }
@@ -121,11 +136,15 @@ pub fn parse(body: &[u8]) -> Result<Parsed<'_>, Malformed> {
     Ok(parsed)
 }
 
-fn family<'a>(bytes: &'a [u8], parsed: &mut Parsed<'a>) -> Result<Family<'a>, Malformed> {
-    let mut family = Family { name: "".into(), help: "".into(), kind: Kind::Counter, samples: Vec::new() };
+fn parse_family<'a>(
+    bytes: &'a [u8],
+    parsed: &mut ParsedBody<'a>,
+) -> Result<ParsedFamily<'a>, ParseProtobufError> {
+    let mut family =
+        ParsedFamily { name: "".into(), help: "".into(), kind: MetricKind::Counter, samples: Vec::new() };
     let mut metrics = Vec::new();
     let mut kind = 0;
-    Message(bytes).fields(|number, field| {
+    MessageReader(bytes).fields(|number, field| {
         match number {
             1 => family.name = field.text()?,
             2 => family.help = field.text()?,
@@ -135,49 +154,56 @@ fn family<'a>(bytes: &'a [u8], parsed: &mut Parsed<'a>) -> Result<Family<'a>, Ma
         }
         Ok(())
     })?;
-    let known = usize::try_from(kind).ok().and_then(|kind| Kind::ALL.get(kind));
+    let known = usize::try_from(kind).ok().and_then(|kind| MetricKind::ALL.get(kind));
     let Some(known) = known else {
         parsed
-            .flaw
-            .get_or_insert_with(|| format!("metric family {:?} has a type that is not known", family.name));
+            .inconsistency
+            .get_or_insert_with(|| format!("metric family {:?} has an unknown type", family.name));
         return Ok(family);
     };
     family.kind = *known;
     for bytes in metrics {
-        let (sample, timestamp) = metric(bytes, family.kind)?;
-        parsed.timestamps |= timestamp;
+        let (sample, timestamp) = parse_metric(bytes, family.kind)?;
+        parsed.has_timestamps |= timestamp;
         if let Some(sample) = sample {
             family.samples.push(sample);
         } else {
             let what = || format!("a metric of family {:?} is not a {}", family.name, family.kind.name());
-            parsed.flaw.get_or_insert_with(what);
+            parsed.inconsistency.get_or_insert_with(what);
         }
     }
     Ok(family)
 }
 
-/// The metric, if it holds a value of that kind, and whether it has a timestamp.
-fn metric(bytes: &[u8], kind: Kind) -> Result<(Option<Sample<'_>>, bool), Malformed> {
+/// The metric, if it has a value of this kind, and whether it has a timestamp.
+fn parse_metric(
+    bytes: &[u8],
+    kind: MetricKind,
+) -> Result<(Option<ParsedSample<'_>>, bool), ParseProtobufError> {
     let (mut labels, mut value, mut timestamp) = (Vec::new(), None, false);
-    Message(bytes).fields(|number, field| {
+    MessageReader(bytes).fields(|number, field| {
         match (number, kind) {
-            (1, _) => labels.push(label(field.bytes()?)?),
-            (2, Kind::Gauge) | (3, Kind::Counter) | (5, Kind::Untyped) => {
-                value = Some(Value::Number(number_of(field.bytes()?)?));
+            (1, _) => labels.push(parse_label(field.bytes()?)?),
+            (2, MetricKind::Gauge) | (3, MetricKind::Counter) | (5, MetricKind::Untyped) => {
+                value = Some(SeriesValue::Number(parse_number(field.bytes()?)?));
             }
-            (4, Kind::Summary) => value = Some(Value::Summary(Box::new(summary(field.bytes()?)?))),
-            (7, Kind::Histogram) => value = Some(Value::Histogram(Box::new(histogram(field.bytes()?)?))),
+            (4, MetricKind::Summary) => {
+                value = Some(SeriesValue::Summary(Box::new(parse_summary(field.bytes()?)?)));
+            }
+            (7, MetricKind::Histogram) => {
+                value = Some(SeriesValue::Histogram(Box::new(parse_histogram(field.bytes()?)?)));
+            }
             (6, _) => timestamp = true,
             _ => {}
         }
         Ok(())
     })?;
-    Ok((value.map(|value| Sample { labels, value }), timestamp))
+    Ok((value.map(|value| ParsedSample { labels, value }), timestamp))
 }
 
-fn label(bytes: &[u8]) -> Result<super::metric::Label<'_>, Malformed> {
+fn parse_label(bytes: &[u8]) -> Result<super::metric::Label<'_>, ParseProtobufError> {
     let mut label = (Cow::default(), Cow::default());
-    Message(bytes).fields(|number, field| {
+    MessageReader(bytes).fields(|number, field| {
         match number {
             1 => label.0 = field.strict_text()?,
             2 => label.1 = field.strict_text()?,
@@ -188,9 +214,9 @@ fn label(bytes: &[u8]) -> Result<super::metric::Label<'_>, Malformed> {
     Ok(label)
 }
 
-fn number_of(bytes: &[u8]) -> Result<f64, Malformed> {
+fn parse_number(bytes: &[u8]) -> Result<f64, ParseProtobufError> {
     let mut value = 0.0;
-    Message(bytes).fields(|number, field| {
+    MessageReader(bytes).fields(|number, field| {
         if number == 1 {
             value = field.double()?;
         }
@@ -199,15 +225,15 @@ fn number_of(bytes: &[u8]) -> Result<f64, Malformed> {
     Ok(value)
 }
 
-fn summary(bytes: &[u8]) -> Result<Summary, Malformed> {
+fn parse_summary(bytes: &[u8]) -> Result<Summary, ParseProtobufError> {
     let mut summary = Summary::default();
-    Message(bytes).fields(|number, field| {
+    MessageReader(bytes).fields(|number, field| {
         match number {
             1 => summary.count = field.integer()?,
             2 => summary.sum = field.double()?,
             3 => {
                 let mut quantile = (0.0, 0.0);
-                Message(field.bytes()?).fields(|number, field| {
+                MessageReader(field.bytes()?).fields(|number, field| {
                     match number {
                         1 => quantile.0 = field.double()?,
                         2 => quantile.1 = field.double()?,
@@ -224,22 +250,22 @@ fn summary(bytes: &[u8]) -> Result<Summary, Malformed> {
     Ok(summary)
 }
 
-/// The classic buckets. Native ones cannot be shown in text and are left out.
-fn histogram(bytes: &[u8]) -> Result<Histogram, Malformed> {
+/// Classic buckets only; native histograms have no text representation.
+fn parse_histogram(bytes: &[u8]) -> Result<Histogram, ParseProtobufError> {
     let mut histogram = Histogram::default();
-    Message(bytes).fields(|number, field| {
+    MessageReader(bytes).fields(|number, field| {
         match number {
             1 => histogram.count = field.integer()?,
             2 => histogram.sum = field.double()?,
-            // The count of a histogram of floats.
-            4 => histogram.count = count_of(field.double()?),
+            // The count of a float histogram.
+            4 => histogram.count = saturating_count(field.double()?),
             3 => {
                 let (mut bound, mut count) = (0.0, 0);
-                Message(field.bytes()?).fields(|number, field| {
+                MessageReader(field.bytes()?).fields(|number, field| {
                     match number {
                         1 => count = field.integer()?,
                         2 => bound = field.double()?,
-                        4 => count = count_of(field.double()?),
+                        4 => count = saturating_count(field.double()?),
                         _ => {}
                     }
                     Ok(())
@@ -253,7 +279,7 @@ fn histogram(bytes: &[u8]) -> Result<Histogram, Malformed> {
     Ok(histogram)
 }
 
-/// Writes messages as clients do.
+/// Encodes messages, for tests.
 #[cfg(test)]
 pub(super) mod encode {
     use super::*;
@@ -282,12 +308,12 @@ pub(super) mod encode {
         varint(out, value);
     }
 
-    pub(in crate::gateway) fn family(out: &mut Vec<u8>, family: &Family<'_>, timestamp: Option<u64>) {
+    pub(in crate::gateway) fn family(out: &mut Vec<u8>, family: &ParsedFamily<'_>, timestamp: Option<u64>) {
         let mut message = Vec::new();
         bytes(&mut message, 1, family.name.as_bytes());
         bytes(&mut message, 2, family.help.as_bytes());
         integer(&mut message, 3, family.kind as u64);
-        // A unit, which nobody shows.
+        // The unit, which is ignored.
         bytes(&mut message, 5, b"s");
         for sample in &family.samples {
             let mut metric = Vec::new();
@@ -299,15 +325,15 @@ pub(super) mod encode {
             }
             let mut inner = Vec::new();
             let number = match &sample.value {
-                Value::Number(value) => {
+                SeriesValue::Number(value) => {
                     double(&mut inner, 1, *value);
                     match family.kind {
-                        Kind::Gauge => 2,
-                        Kind::Counter => 3,
-                        Kind::Untyped | Kind::Summary | Kind::Histogram => 5,
+                        MetricKind::Gauge => 2,
+                        MetricKind::Counter => 3,
+                        MetricKind::Untyped | MetricKind::Summary | MetricKind::Histogram => 5,
                     }
                 }
-                Value::Summary(summary) => {
+                SeriesValue::Summary(summary) => {
                     integer(&mut inner, 1, summary.count);
                     double(&mut inner, 2, summary.sum);
                     for (quantile, value) in &summary.quantiles {
@@ -318,7 +344,7 @@ pub(super) mod encode {
                     }
                     4
                 }
-                Value::Histogram(histogram) => {
+                SeriesValue::Histogram(histogram) => {
                     integer(&mut inner, 1, histogram.count);
                     double(&mut inner, 2, histogram.sum);
                     for (bound, count) in &histogram.buckets {
@@ -345,22 +371,22 @@ pub(super) mod encode {
 mod tests {
     use super::*;
 
-    fn families() -> Vec<Family<'static>> {
-        let sample = |value| Sample { labels: vec![("l".into(), "v".into())], value };
-        let family = |name: &'static str, kind, value| Family {
+    fn families() -> Vec<ParsedFamily<'static>> {
+        let sample = |value| ParsedSample { labels: vec![("l".into(), "v".into())], value };
+        let family = |name: &'static str, kind, value| ParsedFamily {
             name: name.into(),
             help: "h".into(),
             kind,
             samples: vec![sample(value)],
         };
         vec![
-            family("c", Kind::Counter, Value::Number(3.0)),
-            family("g", Kind::Gauge, Value::Number(-1.5)),
-            family("u", Kind::Untyped, Value::Number(f64::INFINITY)),
+            family("c", MetricKind::Counter, SeriesValue::Number(3.0)),
+            family("g", MetricKind::Gauge, SeriesValue::Number(-1.5)),
+            family("u", MetricKind::Untyped, SeriesValue::Number(f64::INFINITY)),
             family(
                 "h",
-                Kind::Histogram,
-                Value::Histogram(Box::new(Histogram {
+                MetricKind::Histogram,
+                SeriesValue::Histogram(Box::new(Histogram {
                     buckets: vec![(0.5, 2), (1.0, 3)],
                     sum: 9.0,
                     count: 4,
@@ -368,51 +394,51 @@ mod tests {
             ),
             family(
                 "s",
-                Kind::Summary,
-                Value::Summary(Box::new(Summary { quantiles: vec![(0.5, 2.0)], sum: 9.0, count: 4 })),
+                MetricKind::Summary,
+                SeriesValue::Summary(Box::new(Summary { quantiles: vec![(0.5, 2.0)], sum: 9.0, count: 4 })),
             ),
         ]
     }
 
     #[test]
-    fn messages_are_read_as_they_were_written_and_cut_ones_are_refused() {
+    fn parser_reads_encoded_messages_and_refuses_truncated_ones() {
         let mut body = Vec::new();
         for family in &families() {
             encode::family(&mut body, family, None);
         }
         let parsed = parse(&body).unwrap();
         assert_eq!(parsed.families, families());
-        assert!(!parsed.timestamps && parsed.flaw.is_none());
+        assert!(!parsed.has_timestamps && parsed.inconsistency.is_none());
         let mut whole = 0;
         for end in 0..body.len() {
             whole += usize::from(parse(&body[..end]).is_ok());
         }
-        assert_eq!(whole, families().len(), "only at the ends of messages");
+        assert_eq!(whole, families().len(), "only at message boundaries");
     }
 
     #[test]
-    fn of_two_families_with_a_name_the_last_counts_and_timestamps_are_noticed() {
+    fn repeated_family_replaces_the_earlier_one_and_timestamps_are_reported() {
         let mut body = Vec::new();
         let mut family = families().remove(0);
         encode::family(&mut body, &family, None);
-        family.samples[0].value = Value::Number(8.0);
+        family.samples[0].value = SeriesValue::Number(8.0);
         encode::family(&mut body, &family, Some(7));
         let parsed = parse(&body).unwrap();
         assert_eq!(parsed.families, [family]);
-        assert!(parsed.timestamps);
+        assert!(parsed.has_timestamps);
     }
 
     #[test]
-    fn a_metric_without_a_value_of_its_family_s_type_is_a_flaw() {
+    fn metric_without_a_value_of_its_type_is_an_inconsistency() {
         let mut family = families().remove(0);
         let mut body = Vec::new();
         encode::family(&mut body, &family, None);
-        // The type becomes a gauge's, the value stays a counter's.
+        // The type becomes that of a gauge, the value stays that of a counter.
         let at = body.windows(2).position(|pair| pair == [3 << 3, 0]).unwrap();
         body[at + 1] = 1;
-        assert!(parse(&body).unwrap().flaw.unwrap().contains("is not a gauge"));
+        assert!(parse(&body).unwrap().inconsistency.unwrap().contains("is not a gauge"));
         body[at + 1] = 9;
-        assert!(parse(&body).unwrap().flaw.unwrap().contains("not known"));
+        assert!(parse(&body).unwrap().inconsistency.unwrap().contains("unknown type"));
         family.samples.clear();
         body.clear();
         encode::family(&mut body, &family, None);
@@ -420,7 +446,7 @@ mod tests {
     }
 
     #[test]
-    fn bytes_that_are_no_messages_are_refused() {
+    fn parser_refuses_malformed_messages() {
         for bad in [&[5][..], &[2, 0xff, 0xff], &[1, 0x0b], &[2, 0x08, 1], &[0x80; 11]] {
             assert!(parse(bad).is_err(), "{bad:?}");
         }

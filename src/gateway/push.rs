@@ -1,96 +1,98 @@
-//! The body of `POST /metrics/push`: `{"metrics":[{"name","type","value",…}]}`, read metric by metric, so that a bad one
-//! costs no other. No recursion, and nothing shared is touched.
+//! Parses the body of `POST /metrics/push`: `{"metrics":[{"name","type","value",…}]}`. Metrics are
+//! parsed one by one, so that an invalid one does not affect the others. No recursion; must not
+//! access shared state.
 
 use std::borrow::Cow;
 
-use super::group::{LABELS_MAX, NAME_BYTES_MAX, PLACES_MAX, VALUE_BYTES_MAX};
 use super::metric::{
-    Histogram, Kind, Label, is_label_name, is_metric_name, is_reserved_label, parse_float, render,
+    Histogram, Label, MetricKind, is_label_name, is_metric_name, is_reserved_label, parse_float,
+    render_labels,
 };
-use super::state::{Addition, Change};
-use crate::http::problem::{ECHO_BYTES_MAX, Errors, FieldError};
-use crate::json::text::{shorten, unescape};
-use crate::json::{Scanner, Syntax, Value};
+use super::state::{Change, SampleUpdate};
+use super::validate::{BUCKETS_MAX, LABELS_MAX, NAME_BYTES_MAX, VALUE_BYTES_MAX};
+use crate::http::problem::{ECHO_BYTES_MAX, FieldError, FieldErrors};
+use crate::json::text::{truncate, unescape};
+use crate::json::{JsonValue, ParseJsonError, Scanner};
 
-/// The buckets of an observation that names none: those of Prometheus' client libraries, for seconds.
-const BOUNDS: [f64; 11] = [0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0];
+/// The default buckets of an observation, in seconds, as in Prometheus' client libraries.
+const DEFAULT_BOUNDS: [f64; 11] = [0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0];
 
-/// Metrics of one push: what is changed at once, and keeps others waiting meanwhile.
+/// Metrics of one push. Bounds the time for which a push holds the lock of the gateway.
 pub const METRICS_MAX: u32 = 10_000;
 
-/// What a body came to.
+/// The parsed metrics of a body, and the errors of the others.
 #[derive(Debug, Default)]
-pub struct Pushed {
-    /// Each with its place among the metrics.
-    pub additions: Vec<(u32, Addition)>,
-    pub errors: Errors,
-    /// Metrics with an error.
+pub struct ParsedPush {
+    /// Each with its index in the list.
+    pub updates: Vec<(u32, SampleUpdate)>,
+    pub errors: FieldErrors,
+    /// The number of metrics with an error.
     pub rejected: u32,
 }
 
-/// The body as a whole cannot be read.
+/// The reason why the body as a whole cannot be parsed.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum BadBody {
+pub enum ParsePushError {
     #[error("the body is not UTF-8")]
     NotUtf8,
     #[error("the body is not valid JSON: {what} at byte {at}")]
     Syntax { what: &'static str, at: usize },
     #[error("the body must be an object with the list \"metrics\"")]
-    Shape,
-    #[error("{0:?} is not a field of a push; there is only \"metrics\"")]
-    Unknown(String),
+    NotAnObject,
+    #[error("{0:?} is not a field of a push; the only one is \"metrics\"")]
+    UnknownField(String),
     #[error("the list \"metrics\" is empty")]
     Empty,
-    #[error("there are more than {METRICS_MAX} metrics; send them in parts")]
-    TooMany,
+    #[error("there are more than {METRICS_MAX} metrics; split the push")]
+    TooManyMetrics,
 }
 
-impl From<Syntax> for BadBody {
-    fn from(syntax: Syntax) -> Self {
+impl From<ParseJsonError> for ParsePushError {
+    fn from(syntax: ParseJsonError) -> Self {
         Self::Syntax { what: syntax.what, at: syntax.at }
     }
 }
 
-/// `jobs`: those whose label a metric must have; none where it may have any.
-pub fn parse(body: &[u8], jobs: Option<&[Box<str>]>) -> Result<Pushed, BadBody> {
+/// Parses a body. With `jobs` each metric must have one of these values in its label `job`.
+pub fn parse(body: &[u8], jobs: Option<&[Box<str>]>) -> Result<ParsedPush, ParsePushError> {
     if str::from_utf8(body).is_err() {
-        return Err(BadBody::NotUtf8);
+        return Err(ParsePushError::NotUtf8);
     }
     let mut scanner = Scanner::new(body);
     let mut metrics = None;
     if scanner.next_token() != b'{' {
-        // Whether it is JSON at all is the first thing to say.
+        // A syntax error takes precedence.
         scanner.value()?;
-        return Err(BadBody::Shape);
+        return Err(ParsePushError::NotAnObject);
     }
     each_member(&mut scanner, |scanner, name, value| {
         if name != "metrics" {
-            return Err(BadBody::Unknown(shorten(&name, ECHO_BYTES_MAX)));
+            return Err(ParsePushError::UnknownField(truncate(&name, ECHO_BYTES_MAX)));
         }
         if scanner.slice(value.start, value.end).first() != Some(&b'[') || metrics.is_some() {
-            return Err(BadBody::Shape);
+            return Err(ParsePushError::NotAnObject);
         }
         metrics = Some(value);
         Ok(())
     })?;
     scanner.next_token();
-    if !scanner.done() {
-        return Err(scanner.error("the JSON is over and more follows").into());
+    if !scanner.is_at_end() {
+        return Err(scanner.error("unexpected data after the JSON value").into());
     }
-    let list = metrics.ok_or(BadBody::Shape)?;
-    let mut pushed = Pushed::default();
+    let list = metrics.ok_or(ParsePushError::NotAnObject)?;
+    let mut pushed = ParsedPush::default();
     let mut index = 0;
     each_item(&body[list.start..list.end], |metric| {
         if index >= METRICS_MAX {
             index = METRICS_MAX + 1;
             return;
         }
-        let mut flaws = Flaws::default();
-        match addition(metric, jobs, &mut flaws) {
-            Some(addition) if flaws.0.is_empty() => pushed.additions.push((index, addition)),
+        let mut errors = MetricErrors::default();
+        match parse_metric(metric, jobs, &mut errors) {
+            Some(update) if errors.0.is_empty() => pushed.updates.push((index, update)),
             Some(_) | None => {
                 pushed.rejected += 1;
-                for (field, detail) in flaws.0 {
+                for (field, detail) in errors.0 {
                     pushed.errors.push(|| FieldError { index: Some(index), field, detail });
                 }
             }
@@ -98,20 +100,20 @@ pub fn parse(body: &[u8], jobs: Option<&[Box<str>]>) -> Result<Pushed, BadBody> 
         index += 1;
     })?;
     match index {
-        0 => Err(BadBody::Empty),
+        0 => Err(ParsePushError::Empty),
         1..=METRICS_MAX => Ok(pushed),
-        _ => Err(BadBody::TooMany),
+        _ => Err(ParsePushError::TooManyMetrics),
     }
 }
 
-/// Calls `each` with the members of the object that begins here: name, unescaped, and value.
-fn each_member<E: From<Syntax>>(
+/// Calls `each` with the unescaped name and the value of each member of the object at the scanner.
+fn each_member<E: From<ParseJsonError>>(
     scanner: &mut Scanner<'_>,
-    mut each: impl FnMut(&Scanner<'_>, Cow<'_, str>, Value) -> Result<(), E>,
+    mut each: impl FnMut(&Scanner<'_>, Cow<'_, str>, JsonValue) -> Result<(), E>,
 ) -> Result<(), E> {
-    scanner.step();
+    scanner.advance();
     if scanner.next_token() == b'}' {
-        scanner.step();
+        scanner.advance();
         return Ok(());
     }
     loop {
@@ -119,15 +121,15 @@ fn each_member<E: From<Syntax>>(
             return Err(scanner.error("a key in double quotes was expected").into());
         }
         let key = scanner.string()?;
-        let name = text_of(scanner.slice(key.start, key.end));
+        let name = unescape_string(scanner.slice(key.start, key.end));
         scanner.expect(b':', "':' was expected")?;
         scanner.next_token();
         let value = scanner.value()?;
         each(scanner, name, value)?;
         match scanner.next_token() {
-            b',' => scanner.step(),
+            b',' => scanner.advance(),
             b'}' => {
-                scanner.step();
+                scanner.advance();
                 return Ok(());
             }
             _ => return Err(scanner.error("',' or '}' was expected").into()),
@@ -135,10 +137,10 @@ fn each_member<E: From<Syntax>>(
     }
 }
 
-/// Calls `each` with the bytes of every item of a list that has been scanned.
-fn each_item(list: &[u8], mut each: impl FnMut(&[u8])) -> Result<(), Syntax> {
+/// Calls `each` with the bytes of each item of a list that is known to be valid JSON.
+fn each_item(list: &[u8], mut each: impl FnMut(&[u8])) -> Result<(), ParseJsonError> {
     let mut scanner = Scanner::new(list);
-    scanner.step();
+    scanner.advance();
     if scanner.next_token() == b']' {
         return Ok(());
     }
@@ -147,14 +149,14 @@ fn each_item(list: &[u8], mut each: impl FnMut(&[u8])) -> Result<(), Syntax> {
         let item = scanner.value()?;
         each(scanner.slice(item.start, item.end));
         match scanner.next_token() {
-            b',' => scanner.step(),
+            b',' => scanner.advance(),
             _ => return Ok(()),
         }
     }
 }
 
-/// What stands between quotes, unescaped. Half a surrogate pair becomes a question mark.
-fn text_of(raw: &[u8]) -> Cow<'_, str> {
+/// The content of a JSON string, unescaped. An unpaired surrogate becomes a question mark.
+fn unescape_string(raw: &[u8]) -> Cow<'_, str> {
     if !raw.contains(&b'\\') {
         return String::from_utf8_lossy(raw);
     }
@@ -163,26 +165,26 @@ fn text_of(raw: &[u8]) -> Cow<'_, str> {
     String::from_utf8_lossy(&out).into_owned().into()
 }
 
-/// What is wrong with a metric, field by field.
+/// The errors of one metric: field and detail.
 #[derive(Default)]
-struct Flaws(Vec<(Cow<'static, str>, String)>);
+struct MetricErrors(Vec<(Cow<'static, str>, String)>);
 
-/// Errors that are told of one metric.
-const FLAWS_MAX: usize = 16;
+/// Errors reported for one metric.
+const ERRORS_MAX: usize = 16;
 
-impl Flaws {
+impl MetricErrors {
     fn add(&mut self, field: impl Into<Cow<'static, str>>, detail: impl Into<String>) {
-        if self.0.len() < FLAWS_MAX {
+        if self.0.len() < ERRORS_MAX {
             self.0.push((field.into(), detail.into()));
         }
     }
 }
 
-/// A metric's fields as they stand in the JSON.
+/// The fields of a metric before validation.
 #[derive(Default)]
-struct Draft<'a> {
+struct RawMetric<'a> {
     name: Option<Cow<'a, str>>,
-    kind: Option<Kind>,
+    kind: Option<MetricKind>,
     help: Option<Cow<'a, str>>,
     labels: Option<&'a [u8]>,
     value: Option<f64>,
@@ -192,90 +194,90 @@ struct Draft<'a> {
     bounds: Option<Vec<f64>>,
 }
 
-fn addition(json: &[u8], jobs: Option<&[Box<str>]>, flaws: &mut Flaws) -> Option<Addition> {
+fn parse_metric(json: &[u8], jobs: Option<&[Box<str>]>, errors: &mut MetricErrors) -> Option<SampleUpdate> {
     if json.first() != Some(&b'{') {
-        flaws.add("metrics", "a metric must be an object");
+        errors.add("metrics", "a metric must be an object");
         return None;
     }
-    let mut draft = Draft::default();
+    let mut metric = RawMetric::default();
     let mut seen: Vec<String> = Vec::new();
     let mut scanner = Scanner::new(json);
     scanner.next_token();
-    let read = each_member::<Syntax>(&mut scanner, |_, name, value| {
+    let read = each_member::<ParseJsonError>(&mut scanner, |_, name, value| {
         let raw = &json[value.start..value.end];
-        if let Some(fault) = value.fault {
-            flaws.add(shorten(&name, ECHO_BYTES_MAX), fault.to_string());
+        if let Some(fault) = value.violation {
+            errors.add(truncate(&name, ECHO_BYTES_MAX), fault.to_string());
         } else if seen.iter().any(|known| *known == name) {
-            flaws.add(shorten(&name, ECHO_BYTES_MAX), "stands more than once");
+            errors.add(truncate(&name, ECHO_BYTES_MAX), "occurs more than once");
         } else {
-            draft.read(&name, raw, flaws);
+            metric.set_field(&name, raw, errors);
         }
         seen.push(name.into_owned());
         Ok(())
     });
     read.ok()?;
-    draft.finish(jobs, flaws)
+    metric.into_update(jobs, errors)
 }
 
-impl<'a> Draft<'a> {
-    fn read(&mut self, name: &str, raw: &'a [u8], flaws: &mut Flaws) {
+impl<'a> RawMetric<'a> {
+    fn set_field(&mut self, name: &str, raw: &'a [u8], errors: &mut MetricErrors) {
         match name {
-            "name" => self.name = string(raw).or_else(|| wrong(flaws, "name", "must be a string")),
-            "help" => self.help = string(raw).or_else(|| wrong(flaws, "help", "must be a string")),
+            "name" => self.name = parse_string(raw).or_else(|| reject(errors, "name", "must be a string")),
+            "help" => self.help = parse_string(raw).or_else(|| reject(errors, "help", "must be a string")),
             "type" => {
                 const TYPES: &str = "must be counter, gauge or histogram";
                 let known = |text: Cow<'_, str>| match &*text {
-                    "counter" => Some(Kind::Counter),
-                    "gauge" => Some(Kind::Gauge),
-                    "histogram" => Some(Kind::Histogram),
+                    "counter" => Some(MetricKind::Counter),
+                    "gauge" => Some(MetricKind::Gauge),
+                    "histogram" => Some(MetricKind::Histogram),
                     _ => None,
                 };
-                self.kind = string(raw).and_then(known).or_else(|| wrong(flaws, "type", TYPES));
+                self.kind = parse_string(raw).and_then(known).or_else(|| reject(errors, "type", TYPES));
             }
             "labels" => {
                 self.labels = Some(raw).filter(|raw| raw.first() == Some(&b'{'));
                 if self.labels.is_none() {
-                    flaws.add("labels", "must be an object of strings");
+                    errors.add("labels", "must be an object of strings");
                 }
             }
-            "value" => self.value = number(raw).or_else(|| wrong(flaws, "value", "must be a number")),
-            "sum" => self.sum = number(raw).or_else(|| wrong(flaws, "sum", "must be a number")),
+            "value" => self.value = parse_number(raw).or_else(|| reject(errors, "value", "must be a number")),
+            "sum" => self.sum = parse_number(raw).or_else(|| reject(errors, "sum", "must be a number")),
             "count" => {
                 self.count =
-                    count(raw).or_else(|| wrong(flaws, "count", "must be a whole number, 0 or more"));
+                    parse_count(raw).or_else(|| reject(errors, "count", "must be a whole number, 0 or more"));
             }
             "buckets" => {
                 const BUCKETS: &str = "must be an object of cumulative counts by upper bound, such as {\"0.5\":2,\"+Inf\":3}, with ascending bounds";
-                self.buckets = buckets(raw).or_else(|| wrong(flaws, "buckets", BUCKETS));
+                self.buckets = parse_buckets(raw).or_else(|| reject(errors, "buckets", BUCKETS));
             }
             "bounds" => {
                 const BOUNDS: &str = "must be a list of ascending numbers";
-                self.bounds = bounds(raw).or_else(|| wrong(flaws, "bounds", BOUNDS));
+                self.bounds = parse_bounds(raw).or_else(|| reject(errors, "bounds", BOUNDS));
             }
-            other => flaws.add(shorten(other, ECHO_BYTES_MAX), "is not a field of a metric"),
+            other => errors.add(truncate(other, ECHO_BYTES_MAX), "is not a field of a metric"),
         }
     }
 
-    fn finish(self, jobs: Option<&[Box<str>]>, flaws: &mut Flaws) -> Option<Addition> {
+    fn into_update(self, jobs: Option<&[Box<str>]>, errors: &mut MetricErrors) -> Option<SampleUpdate> {
         for (missing, field) in [(self.name.is_none(), "name"), (self.kind.is_none(), "type")] {
-            if missing && !flaws.0.iter().any(|(known, _)| known == field) {
-                flaws.add(field, "is required");
+            if missing && !errors.0.iter().any(|(known, _)| known == field) {
+                errors.add(field, "is required");
             }
         }
         if let Some(name) = &self.name {
             if name.len() > NAME_BYTES_MAX {
-                flaws.add("name", format!("must be at most {NAME_BYTES_MAX} bytes"));
+                errors.add("name", format!("must be at most {NAME_BYTES_MAX} bytes"));
             } else if !is_metric_name(name.as_bytes()) {
-                flaws.add("name", "must begin with a letter, _ or : and have only these and digits");
+                errors.add("name", "must begin with a letter, _ or : and contain only these and digits");
             }
         }
         if self.help.as_ref().is_some_and(|help| help.len() > VALUE_BYTES_MAX) {
-            flaws.add("help", format!("must be at most {VALUE_BYTES_MAX} bytes"));
+            errors.add("help", format!("must be at most {VALUE_BYTES_MAX} bytes"));
         }
         let kind = self.kind?;
-        let labels = labels(self.labels.unwrap_or(b"{}"), kind, jobs, flaws);
-        let change = self.change(kind, flaws)?;
-        Some(Addition {
+        let labels = parse_labels(self.labels.unwrap_or(b"{}"), kind, jobs, errors);
+        let change = self.to_change(kind, errors)?;
+        Some(SampleUpdate {
             name: self.name?.into_owned(),
             kind,
             help: self.help.unwrap_or_default().into_owned(),
@@ -284,155 +286,160 @@ impl<'a> Draft<'a> {
         })
     }
 
-    fn change(&self, kind: Kind, flaws: &mut Flaws) -> Option<Change> {
-        let told = |flaws: &Flaws, field: &str| flaws.0.iter().any(|(known, _)| known == field);
+    fn to_change(&self, kind: MetricKind, errors: &mut MetricErrors) -> Option<Change> {
+        let reported = |errors: &MetricErrors, field: &str| errors.0.iter().any(|(known, _)| known == field);
         let has = [
             (self.sum.is_some(), "sum"),
             (self.count.is_some(), "count"),
             (self.buckets.is_some(), "buckets"),
             (self.bounds.is_some(), "bounds"),
         ];
-        if kind != Kind::Histogram {
+        if kind != MetricKind::Histogram {
             for (_, field) in has.into_iter().filter(|(has, _)| *has) {
-                flaws.add(field, "is for histograms only");
+                errors.add(field, "is for histograms only");
             }
             let Some(value) = self.value else {
-                if !told(flaws, "value") {
-                    flaws.add("value", "is required");
+                if !reported(errors, "value") {
+                    errors.add("value", "is required");
                 }
                 return None;
             };
-            if kind == Kind::Gauge {
+            if kind == MetricKind::Gauge {
                 return Some(Change::Set(value));
             }
             if value < 0.0 {
-                flaws.add("value", "of a counter must not be negative: it is added to what there is");
+                errors.add("value", "of a counter must not be negative, since it is added");
                 return None;
             }
             return Some(Change::Add(value));
         }
         let Some(buckets) = &self.buckets else {
             let Some(value) = self.value else {
-                if !told(flaws, "value") && !told(flaws, "buckets") {
-                    flaws.add("value", "is required, or else buckets, sum and count");
+                if !reported(errors, "value") && !reported(errors, "buckets") {
+                    errors.add("value", "is required unless there are buckets, sum and count");
                 }
                 return None;
             };
             for (_, field) in has.into_iter().filter(|(has, field)| *has && *field != "bounds") {
-                flaws.add(field, "goes with buckets, not with a value");
+                errors.add(field, "is allowed with buckets only, not with a value");
             }
-            let bounds = self.bounds.as_deref().unwrap_or(&BOUNDS);
+            let bounds = self.bounds.as_deref().unwrap_or(&DEFAULT_BOUNDS);
             return Some(Change::Observe { value, bounds: bounds.into() });
         };
         if self.value.is_some() {
-            flaws.add("value", "is one observation and does not go with buckets");
+            errors.add("value", "is a single observation and is not allowed with buckets");
         }
         if self.bounds.is_some() {
-            flaws.add("bounds", "goes with a value, not with buckets");
+            errors.add("bounds", "is allowed with a value only, not with buckets");
         }
-        merged(buckets, self.sum, self.count, flaws).map(Change::Merge)
+        complete_histogram(buckets, self.sum, self.count, errors).map(Change::Merge)
     }
 }
 
-/// Buckets that come with their sum and count, the last of them without a bound left out.
-fn merged(
+/// Checks cumulative buckets against sum and count, and drops the `+Inf` bucket.
+fn complete_histogram(
     buckets: &[(f64, u64)],
     sum: Option<f64>,
     count: Option<u64>,
-    flaws: &mut Flaws,
+    errors: &mut MetricErrors,
 ) -> Option<Histogram> {
     let (bounded, infinite) = match buckets.split_last() {
         Some(((bound, all), rest)) if *bound == f64::INFINITY => (rest, Some(*all)),
         Some(_) | None => (buckets, None),
     };
     let Some(count) = count.or(infinite) else {
-        flaws.add("count", "is required, unless there is a bucket \"+Inf\"");
+        errors.add("count", "is required, unless there is a bucket \"+Inf\"");
         return None;
     };
     if infinite.is_some_and(|infinite| infinite != count) {
-        flaws.add("count", "must be what the bucket \"+Inf\" has");
+        errors.add("count", "must equal the count of the bucket \"+Inf\"");
     }
     let ascending = bounded.windows(2).all(|pair| pair[0].1 <= pair[1].1);
     if !ascending || bounded.last().is_some_and(|(_, below)| *below > count) {
-        flaws.add("buckets", "must be cumulative: no count is less than the one before it");
+        errors.add("buckets", "must be cumulative: no count is less than the one before it");
     }
     let Some(sum) = sum else {
-        flaws.add("sum", "is required");
+        errors.add("sum", "is required");
         return None;
     };
     Some(Histogram { buckets: bounded.to_vec(), sum, count })
 }
 
-/// The labels, rendered. An empty value is as good as no label.
-fn labels(json: &[u8], kind: Kind, jobs: Option<&[Box<str>]>, flaws: &mut Flaws) -> String {
+/// The rendered labels. An empty value equals an absent label.
+fn parse_labels(
+    json: &[u8],
+    kind: MetricKind,
+    jobs: Option<&[Box<str>]>,
+    errors: &mut MetricErrors,
+) -> String {
     let mut labels: Vec<(String, String)> = Vec::new();
     let mut scanner = Scanner::new(json);
     scanner.next_token();
-    let read = each_member::<Syntax>(&mut scanner, |_, name, value| {
-        let field = || Cow::Owned(format!("labels.{}", shorten(&name, ECHO_BYTES_MAX)));
-        let text = string(&json[value.start..value.end]);
+    let read = each_member::<ParseJsonError>(&mut scanner, |_, name, value| {
+        let field = || Cow::Owned(format!("labels.{}", truncate(&name, ECHO_BYTES_MAX)));
+        let text = parse_string(&json[value.start..value.end]);
         if !is_label_name(name.as_bytes()) || name.len() > NAME_BYTES_MAX {
-            flaws.add(field(), "is not a label's name: a letter or _, then letters, _ and digits");
-        } else if is_reserved_label(&name) || (kind == Kind::Histogram && name == "le") {
-            flaws.add(field(), "is reserved");
+            errors.add(field(), "is not a valid label name: a letter or _, then letters, _ and digits");
+        } else if is_reserved_label(&name) || (kind == MetricKind::Histogram && name == "le") {
+            errors.add(field(), "is reserved");
         } else if labels.iter().any(|(known, _)| *known == *name) {
-            flaws.add(field(), "stands more than once");
+            errors.add(field(), "occurs more than once");
         } else if labels.len() == LABELS_MAX {
-            flaws.add("labels", format!("must be at most {LABELS_MAX}"));
+            errors.add("labels", format!("must be at most {LABELS_MAX}"));
         } else {
             match text {
-                None => flaws.add(field(), "must be a string"),
+                None => errors.add(field(), "must be a string"),
                 Some(text) if text.len() > VALUE_BYTES_MAX => {
-                    flaws.add(field(), format!("must be at most {VALUE_BYTES_MAX} bytes"));
+                    errors.add(field(), format!("must be at most {VALUE_BYTES_MAX} bytes"));
                 }
                 Some(text) => labels.push((name.into_owned(), text.into_owned())),
             }
         }
         Ok(())
     });
-    debug_assert!(read.is_ok(), "BUG: the object was scanned before");
+    debug_assert!(read.is_ok(), "BUG: the object is valid JSON");
     if let Some(jobs) = jobs {
         let job = labels.iter().find(|(name, _)| name == "job").map_or("", |(_, job)| job);
-        if !crate::access::holds(jobs, job) {
-            flaws.add("labels.job", "must be one of the services that the token is for");
+        if !crate::access::allows_service(jobs, job) {
+            errors.add("labels.job", "must be one of the services of the token");
         }
     }
     labels.retain(|(_, value)| !value.is_empty());
     let mut labels: Vec<Label<'_>> =
         labels.iter().map(|(name, value)| (name.as_str().into(), value.as_str().into())).collect();
-    render(&mut labels)
+    render_labels(&mut labels)
 }
 
-fn wrong<T>(flaws: &mut Flaws, field: &'static str, detail: &'static str) -> Option<T> {
-    flaws.add(field, detail);
+fn reject<T>(errors: &mut MetricErrors, field: &'static str, detail: &'static str) -> Option<T> {
+    errors.add(field, detail);
     None
 }
 
-fn string(raw: &[u8]) -> Option<Cow<'_, str>> {
+fn parse_string(raw: &[u8]) -> Option<Cow<'_, str>> {
     let inner = raw.strip_prefix(b"\"")?.strip_suffix(b"\"")?;
-    Some(text_of(inner))
+    Some(unescape_string(inner))
 }
 
-/// A number that a float can hold.
-fn number(raw: &[u8]) -> Option<f64> {
+/// A finite number.
+fn parse_number(raw: &[u8]) -> Option<f64> {
     let first = raw.first()?;
     (first.is_ascii_digit() || *first == b'-').then_some(())?;
     str::from_utf8(raw).ok()?.parse().ok().filter(|value: &f64| value.is_finite())
 }
 
-fn count(raw: &[u8]) -> Option<u64> {
+fn parse_count(raw: &[u8]) -> Option<u64> {
     str::from_utf8(raw).ok()?.parse().ok()
 }
 
-fn buckets(raw: &[u8]) -> Option<Vec<(f64, u64)>> {
+fn parse_buckets(raw: &[u8]) -> Option<Vec<(f64, u64)>> {
     if raw.first() != Some(&b'{') {
         return None;
     }
     let (mut buckets, mut good) = (Vec::new(), true);
     let mut scanner = Scanner::new(raw);
     scanner.next_token();
-    let read = each_member::<Syntax>(&mut scanner, |_, name, value| {
-        match (parse_float(&name), count(&raw[value.start..value.end])) {
+    let read = each_member::<ParseJsonError>(&mut scanner, |_, name, value| {
+        match (parse_float(&name), parse_count(&raw[value.start..value.end])) {
             (Some(bound), Some(below)) if !bound.is_nan() => buckets.push((bound, below)),
             _ => good = false,
         }
@@ -440,16 +447,16 @@ fn buckets(raw: &[u8]) -> Option<Vec<(f64, u64)>> {
     });
     buckets.sort_by(|(a, _), (b, _)| a.total_cmp(b));
     let apart = buckets.windows(2).all(|pair| pair[0].0 < pair[1].0);
-    (read.is_ok() && good && apart && !buckets.is_empty() && buckets.len() <= PLACES_MAX).then_some(buckets)
+    (read.is_ok() && good && apart && !buckets.is_empty() && buckets.len() <= BUCKETS_MAX).then_some(buckets)
 }
 
-fn bounds(raw: &[u8]) -> Option<Vec<f64>> {
+fn parse_bounds(raw: &[u8]) -> Option<Vec<f64>> {
     if raw.first() != Some(&b'[') {
         return None;
     }
     let mut bounds = Vec::new();
-    each_item(raw, |item| bounds.push(number(item))).ok()?;
+    each_item(raw, |item| bounds.push(parse_number(item))).ok()?;
     let bounds: Vec<f64> = bounds.into_iter().collect::<Option<_>>()?;
     let ascending = bounds.windows(2).all(|pair| pair[0] < pair[1]);
-    (ascending && !bounds.is_empty() && bounds.len() <= PLACES_MAX).then_some(bounds)
+    (ascending && !bounds.is_empty() && bounds.len() <= BUCKETS_MAX).then_some(bounds)
 }

@@ -1,45 +1,46 @@
-//! Changes to the state as bytes, for the log and the snapshot. Each says how things are after it and not by how much
-//! they changed, so that one replayed twice, or after a snapshot that has seen it, does no harm.
+//! Encodes changes as records for the log and the snapshots. A record contains the new values, not
+//! the differences, so that replay is idempotent: a record may be replayed twice, or after a
+//! snapshot that includes its change.
 //!
 //! ```text
-//! record  kind (1) | what the kind has
+//! record  kind (1) | fields of the kind
 //! text    bytes (4) | UTF-8
 //! block   kind (1) | help | wall, s (8) | series (4) | series...
 //! series  labels | value kind (1) | number (8), or sum (8) | count (8) | pairs (4) | pairs of 8 + 8
 //! ```
-//! All numbers are little-endian. Framing and checksums are the log's affair.
+//! All numbers are little-endian. `file` adds framing and checksums.
 
 use std::sync::Arc;
 
-use super::keys::{Key, Verdict};
-use super::metric::{Block, Histogram, Kind, Series, Summary, Value};
+use super::grouping_key::GroupingKey;
+use super::idempotency::{KeyHash, PushCounts};
+use super::metric::{Block, Histogram, MetricKind, Series, SeriesValue, Summary};
 use super::state::Name;
-use super::target::Target;
 use crate::clock::Moment;
 
 const GROUP: u8 = 1;
 const DELETE: u8 = 2;
-const SUM: u8 = 3;
+const AGGREGATED: u8 = 3;
 const REMOVE: u8 = 4;
 const WIPE: u8 = 5;
 const END: u8 = 6;
 
-/// A record read back.
+/// A decoded record.
 #[derive(Clone, Debug, PartialEq)]
-pub enum Record {
+pub enum WalRecord {
     Group {
-        target: Target,
+        grouping_key: GroupingKey,
         push_s: f64,
         failure_s: f64,
-        /// Whether the group has no other families.
+        /// The group has no other families.
         replace: bool,
         families: Vec<(String, Block)>,
     },
     Delete {
         key: String,
     },
-    Sum {
-        key: Option<(Key, Verdict)>,
+    Aggregated {
+        key: Option<(KeyHash, PushCounts)>,
         series: Vec<(String, Block)>,
     },
     Remove {
@@ -47,24 +48,24 @@ pub enum Record {
         labels: Arc<str>,
     },
     Wipe,
-    /// The last of a snapshot, which has so many before it.
+    /// The last record of a snapshot, with the number of records before it.
     End {
         records: u64,
     },
 }
 
-/// A group with these of its families, and when it was last pushed and refused; NaN leaves a time as it was. With
-/// `replace` the group has no other families.
-pub fn group<'a>(
+/// Encodes families of a group and the times of its last accepted and last refused push; NaN leaves
+/// a time unchanged. With `replace` the group has no other families.
+pub fn encode_group<'a>(
     out: &mut Vec<u8>,
-    target: &Target,
+    grouping_key: &GroupingKey,
     (push_s, failure_s): (f64, f64),
     replace: bool,
     families: impl ExactSizeIterator<Item = (&'a str, &'a Block)>,
 ) {
     out.push(GROUP);
-    count(out, target.labels.len());
-    for (name, value) in &target.labels {
+    count(out, grouping_key.labels.len());
+    for (name, value) in &grouping_key.labels {
         text(out, name);
         text(out, value);
     }
@@ -78,54 +79,55 @@ pub fn group<'a>(
     }
 }
 
-pub fn delete(out: &mut Vec<u8>, key: &str) {
+pub fn encode_delete(out: &mut Vec<u8>, key: &str) {
     out.push(DELETE);
     text(out, key);
 }
 
-/// Begins a record of series that were added up. What follows is each [`summed`], counted by [`finish_sum`].
-pub fn begin_sum(out: &mut Vec<u8>) -> usize {
+/// Begins a record of aggregated series. Series follow by [`encode_series`]; [`finish_aggregated`]
+/// sets their number.
+pub fn begin_aggregated(out: &mut Vec<u8>) -> usize {
     let start = out.len();
-    out.extend_from_slice(&[SUM, 0, 0, 0, 0]);
+    out.extend_from_slice(&[AGGREGATED, 0, 0, 0, 0]);
     start
 }
 
-pub fn summed(out: &mut Vec<u8>, name: &str, series: &Block) {
+pub fn encode_series(out: &mut Vec<u8>, name: &str, series: &Block) {
     text(out, name);
     block(out, series);
 }
 
-/// Ends it: how many series there were, and the key of the push if it had one.
-pub fn finish_sum(out: &mut Vec<u8>, start: usize, series: u32, key: Option<(Key, Verdict)>) {
+/// Ends a record of aggregated series with their number and the idempotency key of the push.
+pub fn finish_aggregated(out: &mut Vec<u8>, start: usize, series: u32, key: Option<(KeyHash, PushCounts)>) {
     out[start + 1..start + 5].copy_from_slice(&series.to_le_bytes());
     match key {
         None => out.push(0),
-        Some((key, verdict)) => {
+        Some((key, counts)) => {
             out.push(1);
             out.extend_from_slice(&key);
-            out.extend_from_slice(&verdict.accepted.to_le_bytes());
-            out.extend_from_slice(&verdict.rejected.to_le_bytes());
+            out.extend_from_slice(&counts.accepted.to_le_bytes());
+            out.extend_from_slice(&counts.rejected.to_le_bytes());
         }
     }
 }
 
-pub fn remove(out: &mut Vec<u8>, name: &str, labels: &str) {
+pub fn encode_remove(out: &mut Vec<u8>, name: &str, labels: &str) {
     out.push(REMOVE);
     text(out, name);
     text(out, labels);
 }
 
-pub fn wipe(out: &mut Vec<u8>) {
+pub fn encode_wipe(out: &mut Vec<u8>) {
     out.push(WIPE);
 }
 
-pub fn end(out: &mut Vec<u8>, records: u64) {
+pub fn encode_end(out: &mut Vec<u8>, records: u64) {
     out.push(END);
     out.extend_from_slice(&records.to_le_bytes());
 }
 
 fn count(out: &mut Vec<u8>, count: usize) {
-    let count = u32::try_from(count).expect("BUG: a push is bounded far below 2^32 of anything");
+    let count = u32::try_from(count).expect("BUG: the limits of a push are far below 2^32");
     out.extend_from_slice(&count.to_le_bytes());
 }
 
@@ -137,16 +139,16 @@ fn text(out: &mut Vec<u8>, text: &str) {
 fn block(out: &mut Vec<u8>, block: &Block) {
     out.push(block.kind as u8);
     text(out, &block.help);
-    out.extend_from_slice(&block.wall_s.to_le_bytes());
+    out.extend_from_slice(&block.last_push_wall_s.to_le_bytes());
     count(out, block.series.len());
     for series in &block.series {
         text(out, &series.labels);
         match &series.value {
-            Value::Number(number) => {
+            SeriesValue::Number(number) => {
                 out.push(0);
                 out.extend_from_slice(&number.to_le_bytes());
             }
-            Value::Histogram(histogram) => {
+            SeriesValue::Histogram(histogram) => {
                 out.push(1);
                 out.extend_from_slice(&histogram.sum.to_le_bytes());
                 out.extend_from_slice(&histogram.count.to_le_bytes());
@@ -156,7 +158,7 @@ fn block(out: &mut Vec<u8>, block: &Block) {
                     out.extend_from_slice(&below.to_le_bytes());
                 }
             }
-            Value::Summary(summary) => {
+            SeriesValue::Summary(summary) => {
                 out.push(2);
                 out.extend_from_slice(&summary.sum.to_le_bytes());
                 out.extend_from_slice(&summary.count.to_le_bytes());
@@ -170,24 +172,25 @@ fn block(out: &mut Vec<u8>, block: &Block) {
     }
 }
 
-/// Bytes whose checksum holds and that are no record: of a mistake, or of a newer program.
+/// The checksum matches, but the record is malformed or of an unknown kind: written by a bug or by
+/// a newer version.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("not a record of a kind that is known")]
-pub struct Unknown;
+#[error("malformed record or unknown record kind")]
+pub struct DecodeWalRecordError;
 
-impl Record {
-    pub fn decode(bytes: &[u8]) -> Result<Self, Unknown> {
-        let mut bytes = Bytes(bytes);
+impl WalRecord {
+    pub fn decode(bytes: &[u8]) -> Result<Self, DecodeWalRecordError> {
+        let mut bytes = RecordReader(bytes);
         let record = match bytes.byte()? {
             GROUP => {
                 let labels =
                     (0..bytes.count()?).map(|_| Ok((bytes.text()?.to_owned(), bytes.text()?.to_owned())));
-                let target = Target::of(labels.collect::<Result<_, _>>()?);
+                let grouping_key = GroupingKey::from_labels(labels.collect::<Result<_, _>>()?);
                 let (push_s, failure_s) = (bytes.float()?, bytes.float()?);
                 let replace = bytes.byte()? == 1;
                 let families = (0..bytes.count()?).map(|_| Ok((bytes.text()?.to_owned(), bytes.block()?)));
                 Self::Group {
-                    target,
+                    grouping_key,
                     push_s,
                     failure_s,
                     replace,
@@ -195,97 +198,97 @@ impl Record {
                 }
             }
             DELETE => Self::Delete { key: bytes.text()?.to_owned() },
-            SUM => {
+            AGGREGATED => {
                 let series = (0..bytes.count()?).map(|_| Ok((bytes.text()?.to_owned(), bytes.block()?)));
                 let series: Vec<(String, Block)> = series.collect::<Result<_, _>>()?;
                 if series.iter().any(|(_, block)| block.series.len() != 1) {
-                    return Err(Unknown);
+                    return Err(DecodeWalRecordError);
                 }
                 let key = if bytes.byte()? == 0 {
                     None
                 } else {
-                    let key = bytes.take(16)?.try_into().expect("as many were asked for");
+                    let key = bytes.take(16)?.try_into().expect("take returns this many bytes");
                     let (accepted, rejected) = (bytes.number()?, bytes.number()?);
-                    Some((key, Verdict { accepted, rejected }))
+                    Some((key, PushCounts { accepted, rejected }))
                 };
-                Self::Sum { key, series }
+                Self::Aggregated { key, series }
             }
             REMOVE => Self::Remove { name: bytes.text()?.to_owned(), labels: bytes.text()?.into() },
             WIPE => Self::Wipe,
             END => Self::End { records: bytes.long()? },
-            _ => return Err(Unknown),
+            _ => return Err(DecodeWalRecordError),
         };
-        if bytes.0.is_empty() { Ok(record) } else { Err(Unknown) }
+        if bytes.0.is_empty() { Ok(record) } else { Err(DecodeWalRecordError) }
     }
 }
 
-struct Bytes<'a>(&'a [u8]);
+struct RecordReader<'a>(&'a [u8]);
 
-impl<'a> Bytes<'a> {
-    fn take(&mut self, count: usize) -> Result<&'a [u8], Unknown> {
-        let (taken, rest) = self.0.split_at_checked(count).ok_or(Unknown)?;
+impl<'a> RecordReader<'a> {
+    fn take(&mut self, count: usize) -> Result<&'a [u8], DecodeWalRecordError> {
+        let (taken, rest) = self.0.split_at_checked(count).ok_or(DecodeWalRecordError)?;
         self.0 = rest;
         Ok(taken)
     }
 
-    fn byte(&mut self) -> Result<u8, Unknown> {
+    fn byte(&mut self) -> Result<u8, DecodeWalRecordError> {
         Ok(self.take(1)?[0])
     }
 
-    fn number(&mut self) -> Result<u32, Unknown> {
-        Ok(u32::from_le_bytes(self.take(4)?.try_into().expect("as many were asked for")))
+    fn number(&mut self) -> Result<u32, DecodeWalRecordError> {
+        Ok(u32::from_le_bytes(self.take(4)?.try_into().expect("take returns this many bytes")))
     }
 
-    fn long(&mut self) -> Result<u64, Unknown> {
-        Ok(u64::from_le_bytes(self.take(8)?.try_into().expect("as many were asked for")))
+    fn long(&mut self) -> Result<u64, DecodeWalRecordError> {
+        Ok(u64::from_le_bytes(self.take(8)?.try_into().expect("take returns this many bytes")))
     }
 
-    fn float(&mut self) -> Result<f64, Unknown> {
+    fn float(&mut self) -> Result<f64, DecodeWalRecordError> {
         self.long().map(f64::from_bits)
     }
 
-    /// How many things follow, of which each takes a byte at least.
-    fn count(&mut self) -> Result<usize, Unknown> {
+    /// A number of items that follow, each of at least one byte.
+    fn count(&mut self) -> Result<usize, DecodeWalRecordError> {
         let count = self.number()? as usize;
-        if count <= self.0.len() { Ok(count) } else { Err(Unknown) }
+        if count <= self.0.len() { Ok(count) } else { Err(DecodeWalRecordError) }
     }
 
-    fn text(&mut self) -> Result<&'a str, Unknown> {
+    fn text(&mut self) -> Result<&'a str, DecodeWalRecordError> {
         let length = self.count()?;
-        str::from_utf8(self.take(length)?).map_err(|_not_utf8| Unknown)
+        str::from_utf8(self.take(length)?).map_err(|_not_utf8| DecodeWalRecordError)
     }
 
-    fn block(&mut self) -> Result<Block, Unknown> {
-        let kind = *Kind::ALL.get(usize::from(self.byte()?)).ok_or(Unknown)?;
+    fn block(&mut self) -> Result<Block, DecodeWalRecordError> {
+        let kind = *MetricKind::ALL.get(usize::from(self.byte()?)).ok_or(DecodeWalRecordError)?;
         let help: Name = self.text()?.into();
         let wall_s = self.float()?;
         let series =
             (0..self.count()?).map(|_| Ok(Series { labels: self.text()?.into(), value: self.value()? }));
         let series = series.collect::<Result<_, _>>()?;
-        Ok(Block { kind, help, series, touched: Moment::ZERO, wall_s })
+        Ok(Block { kind, help, series, last_push: Moment::ZERO, last_push_wall_s: wall_s })
     }
 
-    fn value(&mut self) -> Result<Value, Unknown> {
+    fn value(&mut self) -> Result<SeriesValue, DecodeWalRecordError> {
         let kind = self.byte()?;
         let first = self.float()?;
         if kind == 0 {
-            return Ok(Value::Number(first));
+            return Ok(SeriesValue::Number(first));
         }
         let all = self.long()?;
         let mut pairs = (0..self.count()?).map(|_| Ok((self.float()?, self.long()?)));
         Ok(match kind {
             1 => {
                 let buckets = pairs.collect::<Result<_, _>>()?;
-                Value::Histogram(Box::new(Histogram { buckets, sum: first, count: all }))
+                SeriesValue::Histogram(Box::new(Histogram { buckets, sum: first, count: all }))
             }
             2 => {
                 let quantiles = pairs
                     .by_ref()
                     .map(|pair| pair.map(|(quantile, value)| (quantile, f64::from_bits(value))))
                     .collect::<Result<_, _>>()?;
-                Value::Summary(Box::new(Summary { quantiles, sum: first, count: all }))
+                SeriesValue::Summary(Box::new(Summary { quantiles, sum: first, count: all }))
             }
-            _ => return Err(Unknown),
+            _ => return Err(DecodeWalRecordError),
         })
     }
 }
@@ -300,33 +303,39 @@ mod tests {
             kind,
             help: "help".into(),
             series: series(value),
-            touched: Moment::ZERO,
-            wall_s: 7.5,
+            last_push: Moment::ZERO,
+            last_push_wall_s: 7.5,
         };
         let histogram = Histogram { buckets: vec![(0.5, 1), (f64::INFINITY, 2)], sum: -1.0, count: 2 };
         let summary = Summary { quantiles: vec![(0.9, 1.5)], sum: 3.0, count: 9 };
         vec![
-            ("n".into(), block(Kind::Gauge, Value::Number(1.0))),
-            ("h".into(), block(Kind::Histogram, Value::Histogram(Box::new(histogram)))),
-            ("s".into(), block(Kind::Summary, Value::Summary(Box::new(summary)))),
+            ("n".into(), block(MetricKind::Gauge, SeriesValue::Number(1.0))),
+            ("h".into(), block(MetricKind::Histogram, SeriesValue::Histogram(Box::new(histogram)))),
+            ("s".into(), block(MetricKind::Summary, SeriesValue::Summary(Box::new(summary)))),
         ]
     }
 
-    fn all() -> Vec<(Record, Vec<u8>)> {
-        let target = Target::parse("job/a/x/1").unwrap();
-        let of = target.clone();
+    fn all() -> Vec<(WalRecord, Vec<u8>)> {
+        let grouping_key = GroupingKey::parse("job/a/x/1").unwrap();
+        let of = grouping_key.clone();
         let written = |write: &dyn Fn(&mut Vec<u8>)| {
             let mut out = Vec::new();
             write(&mut out);
             out
         };
         let families = blocks();
-        let verdict = Verdict { accepted: 3, rejected: 1 };
+        let counts = PushCounts { accepted: 3, rejected: 1 };
         vec![
             (
-                Record::Group { target, push_s: 1.0, failure_s: 2.0, replace: true, families: blocks() },
+                WalRecord::Group {
+                    grouping_key,
+                    push_s: 1.0,
+                    failure_s: 2.0,
+                    replace: true,
+                    families: blocks(),
+                },
                 written(&|out| {
-                    group(
+                    encode_group(
                         out,
                         &of,
                         (1.0, 2.0),
@@ -335,39 +344,42 @@ mod tests {
                     );
                 }),
             ),
-            (Record::Delete { key: "k".into() }, written(&|out| delete(out, "k"))),
+            (WalRecord::Delete { key: "k".into() }, written(&|out| encode_delete(out, "k"))),
             (
-                Record::Sum { key: Some(([7; 16], verdict)), series: blocks() },
+                WalRecord::Aggregated { key: Some(([7; 16], counts)), series: blocks() },
                 written(&|out| {
-                    let start = begin_sum(out);
+                    let start = begin_aggregated(out);
                     for (name, block) in &blocks() {
-                        summed(out, name, block);
+                        encode_series(out, name, block);
                     }
-                    finish_sum(out, start, 3, Some(([7; 16], verdict)));
+                    finish_aggregated(out, start, 3, Some(([7; 16], counts)));
                 }),
             ),
-            (Record::Remove { name: "n".into(), labels: "l".into() }, written(&|out| remove(out, "n", "l"))),
-            (Record::Wipe, written(&wipe)),
-            (Record::End { records: 5 }, written(&|out| end(out, 5))),
+            (
+                WalRecord::Remove { name: "n".into(), labels: "l".into() },
+                written(&|out| encode_remove(out, "n", "l")),
+            ),
+            (WalRecord::Wipe, written(&encode_wipe)),
+            (WalRecord::End { records: 5 }, written(&|out| encode_end(out, 5))),
         ]
     }
 
     #[test]
-    fn records_are_read_as_they_were_written() {
+    fn records_decode_to_the_encoded_values() {
         for (record, bytes) in all() {
-            assert_eq!(Record::decode(&bytes), Ok(record));
+            assert_eq!(WalRecord::decode(&bytes), Ok(record));
         }
     }
 
     #[test]
-    fn what_is_cut_off_or_goes_on_is_no_record() {
+    fn decoder_refuses_truncated_records_and_trailing_bytes() {
         for (_, mut bytes) in all() {
             for end in 0..bytes.len() {
-                assert_eq!(Record::decode(&bytes[..end]), Err(Unknown));
+                assert_eq!(WalRecord::decode(&bytes[..end]), Err(DecodeWalRecordError));
             }
             bytes.push(0);
-            assert_eq!(Record::decode(&bytes), Err(Unknown));
+            assert_eq!(WalRecord::decode(&bytes), Err(DecodeWalRecordError));
         }
-        assert_eq!(Record::decode(&[99]), Err(Unknown));
+        assert_eq!(WalRecord::decode(&[99]), Err(DecodeWalRecordError));
     }
 }

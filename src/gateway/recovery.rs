@@ -1,52 +1,56 @@
-//! Brings back what was pushed before the start: the newest snapshot, then the logs from there on.
+//! Restores the state at start: reads the newest snapshot, then the logs from its number on.
 
 use std::collections::BTreeMap;
 use std::io;
 use std::sync::Arc;
 
-use super::file::{self, Damage, FileKind, NotAHeader};
-use super::record::Record;
-use super::state::State;
+use super::file::{self, DecodeWalHeaderError, FileDamage, FileKind};
+use super::record::WalRecord;
+use super::state::GatewayState;
 use crate::clock::Moment;
-use crate::journal::disk::Disk;
+use crate::journal::filesystem::Filesystem;
 
-/// What there was.
+/// The files found and the damage in them.
 #[derive(Clone, Debug, Default)]
-pub struct Found {
-    /// The logs since the snapshot, with their bytes.
+pub struct GatewayRecovery {
+    /// Bytes of each log since the snapshot.
     pub logs: BTreeMap<u64, u64>,
     pub snapshot_bytes: u64,
     pub next_number: u64,
-    pub damage: Damage,
-    /// Whether something is missing that a snapshot would not have: a torn tail does not count.
-    pub damaged: bool,
+    pub damage: FileDamage,
+    /// Data is missing, so that a snapshot must be taken. A torn tail does not count.
+    pub is_incomplete: bool,
     pub records: u64,
 }
 
 #[derive(Debug, thiserror::Error)]
-pub enum StartFailed {
-    #[error("the gateway's file {name}: {error}")]
-    Newer { name: String, error: NotAHeader },
-    #[error("cannot read what was pushed before, in DATA_DIR/gateway: {0}")]
+pub enum RecoverGatewayError {
+    #[error("cannot read the gateway file {name}: {error}")]
+    NewerVersion { name: String, error: DecodeWalHeaderError },
+    #[error("cannot read the gateway files in DATA_DIR/gateway: {0}")]
     Io(#[from] io::Error),
 }
 
-/// Reads all into `state`, each series with `now` as when it was pushed: how long the process was away is not known for
-/// sure, since clocks on walls jump.
-pub fn read(disk: &dyn Disk, state: &mut State, now: Moment) -> Result<Found, StartFailed> {
-    let names = disk.names()?;
-    for name in names.iter().filter(|name| file::is_unfinished(name)) {
+/// Reads all files into `state` and sets the last push of each series to `now`: TTLs restart, since
+/// the downtime cannot be measured reliably with a wall clock that may jump.
+pub fn recover(
+    disk: &dyn Filesystem,
+    state: &mut GatewayState,
+    now: Moment,
+) -> Result<GatewayRecovery, RecoverGatewayError> {
+    let names = disk.list()?;
+    for name in names.iter().filter(|name| file::is_temporary(name)) {
         disk.remove(name)?;
     }
-    let files: Vec<_> = names.iter().filter_map(|name| file::number(name)).collect();
+    let files: Vec<_> = names.iter().filter_map(|name| file::parse_name(name)).collect();
     let newest = |kind| files.iter().filter(|(of, _)| *of == kind).map(|(_, number)| *number).max();
     let snapshot = newest(FileKind::Snapshot);
     let next_number = files.iter().map(|(_, number)| number + 1).max().unwrap_or(1);
-    let mut found = Found { next_number, ..Found::default() };
+    let mut recovered = GatewayRecovery { next_number, ..GatewayRecovery::default() };
     if let Some(number) = snapshot {
-        let ended = read_file(disk, (FileKind::Snapshot, number), state, now, &mut found)?;
-        found.damaged |= !ended;
-        found.snapshot_bytes = disk.open(&FileKind::Snapshot.name(number))?.bytes()?;
+        let complete = read_file(disk, (FileKind::Snapshot, number), state, now, &mut recovered)?;
+        recovered.is_incomplete |= !complete;
+        recovered.snapshot_bytes = disk.open(&FileKind::Snapshot.name(number))?.bytes()?;
     }
     let mut logs: Vec<u64> = files
         .iter()
@@ -55,98 +59,100 @@ pub fn read(disk: &dyn Disk, state: &mut State, now: Moment) -> Result<Found, St
         .collect();
     logs.sort_unstable();
     for number in logs {
-        read_file(disk, (FileKind::Log, number), state, now, &mut found)?;
+        read_file(disk, (FileKind::Log, number), state, now, &mut recovered)?;
         let bytes = disk.open(&FileKind::Log.name(number))?.bytes()?;
-        found.logs.insert(number, bytes);
+        recovered.logs.insert(number, bytes);
     }
-    Ok(found)
+    Ok(recovered)
 }
 
-/// Tells whether a snapshot's end was found.
+/// Returns whether the end record of a snapshot was found.
 fn read_file(
-    disk: &dyn Disk,
+    disk: &dyn Filesystem,
     (kind, number): (FileKind, u64),
-    state: &mut State,
+    state: &mut GatewayState,
     now: Moment,
-    found: &mut Found,
-) -> Result<bool, StartFailed> {
+    recovered: &mut GatewayRecovery,
+) -> Result<bool, RecoverGatewayError> {
     let name = kind.name(number);
     let opened = disk.open(&name)?;
     let length =
         usize::try_from(opened.bytes()?).map_err(|_too_long| io::Error::from(io::ErrorKind::FileTooLarge))?;
     let mut bytes = vec![0; length];
     opened.read(0, &mut bytes)?;
-    let (mut records, mut ended) = (0, false);
+    let (mut records, mut complete) = (0, false);
     let damage = file::read(&bytes, (kind, number), |record| {
-        let Ok(record) = Record::decode(record) else { return false };
-        if let Record::End { records: wanted } = record {
-            ended = wanted == records;
-            return ended;
+        let Ok(record) = WalRecord::decode(record) else { return false };
+        if let WalRecord::End { records: wanted } = record {
+            complete = wanted == records;
+            return complete;
         }
         records += 1;
         replay(state, record, now)
     });
-    let damage = damage.map_err(|error| StartFailed::Newer { name: name.clone(), error })?;
-    found.records += records;
-    found.damage.skipped += damage.skipped;
-    found.damage.torn_bytes += damage.torn_bytes;
-    if damage.skipped > 0 {
-        found.damaged = true;
-        log::error!(file = name, stretches = damage.skipped; "a file of the gateway is damaged: what was hit is lost, the rest is back; it is kept as {name}.damaged");
+    let damage = damage.map_err(|error| RecoverGatewayError::NewerVersion { name: name.clone(), error })?;
+    recovered.records += records;
+    recovered.damage.corrupt_ranges += damage.corrupt_ranges;
+    recovered.damage.torn_bytes += damage.torn_bytes;
+    if damage.corrupt_ranges > 0 {
+        recovered.is_incomplete = true;
+        log::error!(file = name, corrupt_ranges = damage.corrupt_ranges; "a gateway file is corrupt: its valid records are recovered, the others are lost; a copy is kept as {name}.damaged");
         let kept = disk.create(&format!("{name}.damaged")).and_then(|kept| kept.write(0, &bytes));
         if let Err(error) = kept {
-            log::warn!("the damaged file {name} could not be kept: {error}");
+            log::warn!("cannot copy the corrupt gateway file {name}: {error}");
         }
     } else if damage.torn_bytes > 0 {
-        log::warn!(file = name, bytes = damage.torn_bytes; "the end of a file of the gateway is torn off: it was being written");
+        log::warn!(file = name, bytes = damage.torn_bytes; "a gateway file ends with an incomplete write, which is ignored");
     }
-    Ok(ended)
+    Ok(complete)
 }
 
-/// Applies one record. False when it cannot be, which only damage elsewhere brings about.
-fn replay(state: &mut State, record: Record, now: Moment) -> bool {
+/// Applies one record. Returns false if that fails, which only corruption of other records can
+/// cause.
+fn replay(state: &mut GatewayState, record: WalRecord, now: Moment) -> bool {
     match record {
-        Record::Group { target, push_s, failure_s, replace, mut families } => {
-            let target = Arc::new(target);
+        WalRecord::Group { grouping_key, push_s, failure_s, replace, mut families } => {
+            let grouping_key = Arc::new(grouping_key);
             for (_, block) in &mut families {
-                block.touched = now;
+                block.last_push = now;
             }
-            let before = state.group(&target.key).map(|group| (group.push_s, group.failure_s));
+            let before =
+                state.group(&grouping_key.rendered).map(|group| (group.last_success_s, group.last_failure_s));
             let (old_push_s, old_failure_s) = before.unwrap_or_default();
             let kept = |new: f64, old: f64| if new.is_nan() { old } else { new };
             let times = (kept(push_s, old_push_s), kept(failure_s, old_failure_s));
-            // A failure alone: the families stay as they are.
+            // The record of a refused push: the families stay unchanged.
             let taken = if push_s.is_nan() && families.is_empty() && !replace {
-                state.fail(&target, (now, failure_s))
+                state.record_failure(&grouping_key, (now, failure_s))
             } else {
-                state.push(&target, families, replace, (now, times.0)).is_ok()
+                state.push(&grouping_key, families, replace, (now, times.0)).is_ok()
             };
-            state.set_times(&target.key, times.0, times.1);
+            state.set_times(&grouping_key.rendered, times.0, times.1);
             taken
         }
-        Record::Delete { key } => {
+        WalRecord::Delete { key } => {
             state.delete(&key);
             true
         }
-        Record::Sum { key, series } => {
+        WalRecord::Aggregated { key, series } => {
             for (name, mut block) in series {
-                block.touched = now;
+                block.last_push = now;
                 let labels = block.series[0].labels.clone();
                 state.restore(&name, &labels, block);
             }
-            if let Some((key, verdict)) = key {
-                state.keys().put(key, verdict, now);
+            if let Some((key, counts)) = key {
+                state.keys().insert(key, counts, now);
             }
             true
         }
-        Record::Remove { name, labels } => {
+        WalRecord::Remove { name, labels } => {
             state.remove(&name, &labels);
             true
         }
-        Record::Wipe => {
+        WalRecord::Wipe => {
             state.wipe();
             true
         }
-        Record::End { .. } => true,
+        WalRecord::End { .. } => true,
     }
 }

@@ -1,6 +1,7 @@
-//! The thread that writes what is asked for of the pushed metrics: acceptors have no time for a million series. A long
-//! page is streamed: the thread makes a piece of it and puts the scrape aside until the client has taken an earlier one,
-//! so that neither memory nor the other scrapes pay for its length or for a slow client.
+//! The scrape thread: renders pages off the acceptors, since a state may have a million series.
+//! Long pages are streamed: the thread renders one chunk and parks the scrape until the client has
+//! read an earlier one, so that neither a long page nor a slow client costs memory or delays other
+//! scrapes.
 
 use std::io::Write as _;
 use std::sync::Arc;
@@ -11,19 +12,19 @@ use flate2::Compression;
 use flate2::write::GzEncoder;
 
 use super::Gateway;
-use super::exposition::{Exposition, Form};
-use super::listing;
-use crate::http::{Feed, Promise, Response, stream};
+use super::api_v1;
+use super::exposition::{Exposition, ExpositionFormat};
+use crate::http::{BodySender, Promise, Response, body_channel};
 
-/// Scrapes and listings that may wait or be on their way; Prometheus and a person or two make no more.
+/// Scrapes and listings that may be queued or running.
 const RUNNING_MAX: usize = 32;
 
-/// What is asked for.
+/// A page to render.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Asked {
+pub enum ScrapeRequest {
     Exposition {
-        form: Form,
-        /// The client takes gzip.
+        format: ExpositionFormat,
+        /// The client accepts gzip.
         gzipped: bool,
     },
     /// `/api/v1/metrics`
@@ -31,137 +32,138 @@ pub enum Asked {
 }
 
 #[derive(Debug)]
-enum Job {
-    Begin(Asked, Promise, Place),
-    GoOn(Box<Scrape>, Feed),
-    /// Its client is gone. What it holds may be a whole state of the past, which no acceptor should have to free.
-    Drop(Box<Scrape>),
+enum ScrapeJob {
+    Start(ScrapeRequest, Promise, ScrapePermit),
+    Resume(Box<Scrape>, BodySender),
+    /// The client is gone. Frees a snapshot on this thread, since it may be large.
+    Discard(Box<Scrape>),
 }
 
-/// One of the places for scrapes; given back when dropped.
+/// Counts one running scrape until it is dropped.
 #[derive(Debug)]
-struct Place(Arc<AtomicUsize>);
+struct ScrapePermit(Arc<AtomicUsize>);
 
-impl Drop for Place {
+impl Drop for ScrapePermit {
     fn drop(&mut self) {
         self.0.fetch_sub(1, Ordering::AcqRel);
     }
 }
 
-/// The way to the thread.
+/// The sender of requests to the scrape thread.
 #[derive(Clone, Debug)]
-pub struct Line {
-    jobs: Sender<Job>,
+pub struct ScrapeQueue {
+    jobs: Sender<ScrapeJob>,
     running: Arc<AtomicUsize>,
 }
 
 #[derive(Debug)]
 pub struct Scraper {
     gateway: Arc<Gateway>,
-    jobs: Receiver<Job>,
-    /// Scrapes that go on when there is room.
-    again: Sender<Job>,
-    streams: bool,
+    jobs: Receiver<ScrapeJob>,
+    /// Sends parked scrapes back to this thread.
+    resume_jobs: Sender<ScrapeJob>,
+    can_stream: bool,
 }
 
-/// Makes both ends. `streams` is whether the engine can send a body while it is made; else each page is made whole.
-pub fn line(gateway: Arc<Gateway>, streams: bool) -> (Line, Scraper) {
+/// Creates the queue and its thread's receiver. `streams`: the HTTP engine supports streaming;
+/// without it each page is rendered as a whole.
+pub fn queue(gateway: Arc<Gateway>, streams: bool) -> (ScrapeQueue, Scraper) {
     let (sender, jobs) = unbounded();
     (
-        Line { jobs: sender.clone(), running: Arc::default() },
-        Scraper { gateway, jobs, again: sender, streams },
+        ScrapeQueue { jobs: sender.clone(), running: Arc::default() },
+        Scraper { gateway, jobs, resume_jobs: sender, can_stream: streams },
     )
 }
 
-impl Line {
-    /// Has it answered later. False when too many wait already; then no promise is made.
-    pub fn ask(&self, asked: Asked, promise: impl FnOnce() -> Promise) -> bool {
+impl ScrapeQueue {
+    /// Submits a request. Returns false without calling `promise` if too many are running.
+    pub fn submit(&self, request: ScrapeRequest, promise: impl FnOnce() -> Promise) -> bool {
         if self.running.fetch_add(1, Ordering::AcqRel) >= RUNNING_MAX {
             self.running.fetch_sub(1, Ordering::AcqRel);
             return false;
         }
-        let place = Place(Arc::clone(&self.running));
-        // A thread that is gone drops the promise, which answers 500.
-        self.jobs.send(Job::Begin(asked, promise(), place)).is_ok()
+        let permit = ScrapePermit(Arc::clone(&self.running));
+        // If the thread is gone, the promise is dropped, which answers 500.
+        self.jobs.send(ScrapeJob::Start(request, promise(), permit)).is_ok()
     }
 }
 
-/// A page between two pieces.
+/// A page between two chunks.
 #[derive(Debug)]
 struct Scrape {
     exposition: Exposition,
     gzip: Option<GzEncoder<Vec<u8>>>,
-    _place: Place,
+    _permit: ScrapePermit,
 }
 
-/// A scrape that waits for room. Dropped instead, it goes back to the thread.
-struct Aside {
+/// A scrape that waits for the client. On drop the scrape is sent back to the thread to be freed.
+struct ParkedScrape {
     scrape: Option<Box<Scrape>>,
-    again: Sender<Job>,
+    resume_jobs: Sender<ScrapeJob>,
 }
 
-impl Aside {
-    fn go_on(mut self, feed: Feed) {
+impl ParkedScrape {
+    fn resume(mut self, sender: BodySender) {
         if let Some(scrape) = self.scrape.take() {
-            // A thread that is gone drops the feed, which breaks the answer off.
-            self.again.send(Job::GoOn(scrape, feed)).ok();
+            // If the thread is gone, the sender is dropped, which aborts the response.
+            self.resume_jobs.send(ScrapeJob::Resume(scrape, sender)).ok();
         }
     }
 }
 
-impl Drop for Aside {
+impl Drop for ParkedScrape {
     fn drop(&mut self) {
         if let Some(scrape) = self.scrape.take() {
-            self.again.send(Job::Drop(scrape)).ok();
+            self.resume_jobs.send(ScrapeJob::Discard(scrape)).ok();
         }
     }
 }
 
 impl Scraper {
-    /// The life of the thread.
+    /// Handles requests until all senders are dropped.
     pub fn run(&self) {
         for job in &self.jobs {
-            self.work(job);
+            self.handle(job);
         }
     }
 
-    /// Does what there is to do now.
+    /// Handles the queued requests.
     #[cfg(test)]
-    pub(super) fn work_off(&self) {
-        self.jobs.try_iter().for_each(|job| self.work(job));
+    pub(super) fn run_pending(&self) {
+        self.jobs.try_iter().for_each(|job| self.handle(job));
     }
 
-    fn work(&self, job: Job) {
+    fn handle(&self, job: ScrapeJob) {
         match job {
-            Job::Begin(Asked::Exposition { form, gzipped }, promise, place) => {
-                self.begin(form, gzipped, promise, place);
+            ScrapeJob::Start(ScrapeRequest::Exposition { format, gzipped }, promise, permit) => {
+                self.start(format, gzipped, promise, permit);
             }
-            Job::Begin(Asked::Groups, promise, place) => {
-                let body = listing::groups(&self.gateway.view()).into_bytes();
-                drop(place);
+            ScrapeJob::Start(ScrapeRequest::Groups, promise, permit) => {
+                let body = api_v1::metrics_json(&self.gateway.snapshot()).into_bytes();
+                drop(permit);
                 promise.fulfil(Response { content_type: "application/json", body, ..Response::default() });
             }
-            Job::GoOn(scrape, feed) => {
-                if !feed.is_gone() {
-                    self.go_on(scrape, feed);
+            ScrapeJob::Resume(scrape, sender) => {
+                if !sender.is_closed() {
+                    self.resume(scrape, sender);
                 }
             }
-            Job::Drop(scrape) => drop(scrape),
+            ScrapeJob::Discard(scrape) => drop(scrape),
         }
     }
 
-    /// Answers with the first piece, if it is all, or begins to stream.
-    fn begin(&self, form: Form, gzipped: bool, promise: Promise, place: Place) {
-        let mut exposition = Exposition::new(self.gateway.view(), form);
+    /// Responds with the first chunk if that is the whole page, else starts to stream.
+    fn start(&self, format: ExpositionFormat, gzipped: bool, promise: Promise, permit: ScrapePermit) {
+        let mut exposition = Exposition::new(self.gateway.snapshot(), format);
         let mut text = String::new();
-        let mut more = exposition.write(&mut text);
-        while more && !self.streams {
-            more = exposition.write(&mut text);
+        let mut more = exposition.write_chunk(&mut text);
+        while more && !self.can_stream {
+            more = exposition.write_chunk(&mut text);
         }
-        let mut response = Response { content_type: form.content_type(), ..Response::default() };
+        let mut response = Response { content_type: format.content_type(), ..Response::default() };
         if !more {
             response.body = text.into_bytes();
-            drop((exposition, place));
+            drop((exposition, permit));
             promise.fulfil(response);
             return;
         }
@@ -170,41 +172,41 @@ impl Scraper {
             response.header("Content-Encoding", "gzip");
         }
         let gzip = gzipped.then(|| GzEncoder::new(Vec::new(), Compression::fast()));
-        let (feed, body) = stream();
+        let (sender, body) = body_channel();
         response.stream = Some(body);
         promise.fulfil(response);
-        let mut scrape = Box::new(Scrape { exposition, gzip, _place: place });
-        feed.push(scrape.encode(text, false));
-        self.put_aside(scrape, feed);
+        let mut scrape = Box::new(Scrape { exposition, gzip, _permit: permit });
+        sender.send(scrape.encode(text, false));
+        self.park(scrape, sender);
     }
 
-    /// Makes one piece.
-    fn go_on(&self, mut scrape: Box<Scrape>, feed: Feed) {
+    /// Renders the next chunk.
+    fn resume(&self, mut scrape: Box<Scrape>, sender: BodySender) {
         let mut text = String::new();
-        let more = scrape.exposition.write(&mut text);
-        feed.push(scrape.encode(text, !more));
+        let more = scrape.exposition.write_chunk(&mut text);
+        sender.send(scrape.encode(text, !more));
         if more {
-            self.put_aside(scrape, feed);
+            self.park(scrape, sender);
         } else {
-            // Before the client can see the end and ask for another.
+            // Releases the permit before the client can see the end and submit another scrape.
             drop(scrape);
-            feed.finish();
+            sender.finish();
         }
     }
 
-    fn put_aside(&self, scrape: Box<Scrape>, feed: Feed) {
-        let aside = Aside { scrape: Some(scrape), again: self.again.clone() };
-        feed.when_room(move |feed| aside.go_on(feed));
+    fn park(&self, scrape: Box<Scrape>, sender: BodySender) {
+        let parked = ParkedScrape { scrape: Some(scrape), resume_jobs: self.resume_jobs.clone() };
+        sender.on_capacity(move |sender| parked.resume(sender));
     }
 }
 
 impl Scrape {
-    /// What of `text` is to be sent now; everything when it is the last.
+    /// The bytes to send for `text`; all buffered ones with `last`.
     fn encode(&mut self, text: String, last: bool) -> Vec<u8> {
         let Some(gzip) = &mut self.gzip else { return text.into_bytes() };
-        gzip.write_all(text.as_bytes()).expect("a vector takes all that is written");
+        gzip.write_all(text.as_bytes()).expect("writing to a vector cannot fail");
         if last {
-            gzip.try_finish().expect("a vector takes all that is written");
+            gzip.try_finish().expect("writing to a vector cannot fail");
         }
         std::mem::take(gzip.get_mut())
     }

@@ -1,334 +1,344 @@
-//! The text exposition format 0.0.4, read as strictly and as leniently as Prometheus' own parser reads it, so that what
-//! its clients send today means the same here. One pass, no recursion.
+//! Parses the text exposition format 0.0.4. Accepts and rejects the same inputs as Prometheus' Go
+//! parser, so that existing clients behave the same. One pass, no recursion.
 
 use std::borrow::Cow;
 use std::collections::HashMap;
 
-use super::metric::{Family, Histogram, Kind, Label, Parsed, Sample, Summary, Value, count_of, parse_float};
+use super::metric::{
+    Histogram, Label, MetricKind, ParsedBody, ParsedFamily, ParsedSample, SeriesValue, Summary, parse_float,
+    saturating_count,
+};
 use crate::http::problem::ECHO_BYTES_MAX;
-use crate::json::text::shorten;
+use crate::json::text::truncate;
 
-/// Why a body is not of the format.
+/// A syntax error with its line.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("text format parsing error in line {line}: {what}")]
-pub struct Mistake {
+#[error("text format parsing error in line {line}: {reason}")]
+pub struct ParseTextError {
     pub line: usize,
-    pub what: String,
+    pub reason: String,
 }
 
-/// A family while it is read. None until a line says what it is.
+/// A family while it is parsed. Help and kind are `None` until a line sets them.
 #[derive(Debug)]
-struct Draft<'a> {
+struct FamilyBuilder<'a> {
     name: &'a str,
     help: Option<Cow<'a, str>>,
-    kind: Option<Kind>,
-    samples: Vec<Sample<'a>>,
+    kind: Option<MetricKind>,
+    samples: Vec<ParsedSample<'a>>,
 }
 
 struct Parser<'a> {
     rest: &'a [u8],
     line: usize,
-    drafts: Vec<Draft<'a>>,
+    families: Vec<FamilyBuilder<'a>>,
     by_name: HashMap<&'a str, usize>,
-    /// Where the sample of a histogram or summary is, by family and the labels that are its own.
-    parts: HashMap<(usize, String), usize>,
-    timestamps: bool,
+    /// The index of the sample of a histogram or summary, by family index and rendered labels
+    /// without `le` or `quantile`.
+    samples: HashMap<(usize, String), usize>,
+    has_timestamps: bool,
 }
 
-/// What a sample's name says besides its family's.
+/// The component of a histogram or summary that a line belongs to.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Part {
-    Own,
+enum SamplePart {
+    Value,
     Count,
     Sum,
 }
 
-pub fn parse(body: &[u8]) -> Result<Parsed<'_>, Mistake> {
+pub fn parse(body: &[u8]) -> Result<ParsedBody<'_>, ParseTextError> {
     let mut parser = Parser {
         rest: body,
         line: 0,
-        drafts: Vec::new(),
+        families: Vec::new(),
         by_name: HashMap::new(),
-        parts: HashMap::new(),
-        timestamps: false,
+        samples: HashMap::new(),
+        has_timestamps: false,
     };
     while !parser.rest.is_empty() {
         parser.line += 1;
-        parser.line()?;
+        parser.parse_line()?;
     }
-    let timestamps = parser.timestamps;
-    let families = parser.drafts.into_iter().filter(|draft| !draft.samples.is_empty());
-    let families = families.map(|draft| Family {
-        name: draft.name.into(),
-        help: draft.help.unwrap_or_default(),
-        kind: draft.kind.unwrap_or(Kind::Untyped),
-        samples: draft.samples,
+    let timestamps = parser.has_timestamps;
+    let families = parser.families.into_iter().filter(|family| !family.samples.is_empty());
+    let families = families.map(|family| ParsedFamily {
+        name: family.name.into(),
+        help: family.help.unwrap_or_default(),
+        kind: family.kind.unwrap_or(MetricKind::Untyped),
+        samples: family.samples,
     });
-    Ok(Parsed { families: families.collect(), timestamps, flaw: None })
+    Ok(ParsedBody { families: families.collect(), has_timestamps: timestamps, inconsistency: None })
 }
 
 impl<'a> Parser<'a> {
-    fn line(&mut self) -> Result<(), Mistake> {
-        self.blanks();
+    fn parse_line(&mut self) -> Result<(), ParseTextError> {
+        self.skip_blanks();
         match self.peek() {
             None => Ok(()),
             Some(b'\n') => {
-                self.step();
+                self.advance();
                 Ok(())
             }
             Some(b'#') => {
-                self.step();
-                self.comment()
+                self.advance();
+                self.parse_comment()
             }
-            Some(_) => self.sample(),
+            Some(_) => self.parse_sample(),
         }
     }
 
-    fn comment(&mut self) -> Result<(), Mistake> {
-        self.blanks();
-        let keyword = self.token();
+    fn parse_comment(&mut self) -> Result<(), ParseTextError> {
+        self.skip_blanks();
+        let keyword = self.take_token();
         if !matches!(keyword, b"HELP" | b"TYPE") {
-            self.rest_of_line()?;
+            self.take_line()?;
             return Ok(());
         }
-        self.blanks();
-        let name = self.name(true);
+        self.skip_blanks();
+        let name = self.take_name(true);
         match self.peek() {
-            None => return Err(self.cut_off()),
+            None => return Err(self.unexpected_end()),
             Some(b'\n') => {
-                self.step();
+                self.advance();
                 return Ok(());
             }
             Some(b' ' | b'\t') if !name.is_empty() => {}
-            Some(_) => return Err(self.mistake("invalid metric name in comment")),
+            Some(_) => return Err(self.error("invalid metric name in comment")),
         }
-        let (at, _) = self.family(name);
-        self.blanks();
+        let (at, _) = self.family_index(name);
+        self.skip_blanks();
         if self.peek() == Some(b'\n') {
-            self.step();
+            self.advance();
             return Ok(());
         }
-        let line = self.rest_of_line()?;
-        let draft = &mut self.drafts[at];
+        let line = self.take_line()?;
+        let family = &mut self.families[at];
         if keyword == b"HELP" {
-            if draft.help.is_some() {
-                return Err(self.mistake(format!("second HELP line for metric name {name:?}")));
+            if family.help.is_some() {
+                return Err(self.error(format!("second HELP line for metric name {name:?}")));
             }
             let help = unescape_help(line).map_err(|byte| self.bad_escape(byte))?;
-            self.drafts[at].help = Some(help);
+            self.families[at].help = Some(help);
         } else {
-            if draft.kind.is_some() {
-                let what =
+            if family.kind.is_some() {
+                let reason =
                     format!("second TYPE line for metric name {name:?}, or TYPE reported after samples");
-                return Err(self.mistake(what));
+                return Err(self.error(reason));
             }
-            let kind = Kind::ALL.into_iter().find(|kind| line.eq_ignore_ascii_case(kind.name().as_bytes()));
+            let kind =
+                MetricKind::ALL.into_iter().find(|kind| line.eq_ignore_ascii_case(kind.name().as_bytes()));
             let Some(kind) = kind else {
-                return Err(self.mistake(format!("unknown metric type {}", echo(line))));
+                return Err(self.error(format!("unknown metric type {}", echo(line))));
             };
-            draft.kind = Some(kind);
+            family.kind = Some(kind);
         }
         Ok(())
     }
 
-    fn sample(&mut self) -> Result<(), Mistake> {
-        let name = self.name(true);
+    fn parse_sample(&mut self) -> Result<(), ParseTextError> {
+        let name = self.take_name(true);
         if name.is_empty() {
-            return Err(self.mistake("invalid metric name"));
+            return Err(self.error("invalid metric name"));
         }
-        let (at, part) = self.family(name);
-        let kind = *self.drafts[at].kind.get_or_insert(Kind::Untyped);
-        self.blanks();
-        // The label that tells the parts of a summary or histogram apart is not one of its own.
-        let own = match kind {
-            Kind::Summary => "quantile",
-            Kind::Histogram => "le",
-            Kind::Counter | Kind::Gauge | Kind::Untyped => "",
+        let (at, part) = self.family_index(name);
+        let kind = *self.families[at].kind.get_or_insert(MetricKind::Untyped);
+        self.skip_blanks();
+        // `le` or `quantile` distinguishes the lines of one sample and is not a label of it.
+        let part_label = match kind {
+            MetricKind::Summary => "quantile",
+            MetricKind::Histogram => "le",
+            MetricKind::Counter | MetricKind::Gauge | MetricKind::Untyped => "",
         };
         let mut labels = Vec::new();
-        let mut place = None;
+        let mut bound = None;
         if self.peek() == Some(b'{') {
-            self.step();
-            self.labels(name, own, &mut labels, &mut place)?;
-            self.blanks();
+            self.advance();
+            self.parse_labels(name, part_label, &mut labels, &mut bound)?;
+            self.skip_blanks();
         }
-        let word = self.token();
-        // Whatever ends the line must be there.
+        let word = self.take_token();
+        // The line must be terminated.
         if self.peek().is_none() {
-            return Err(self.cut_off());
+            return Err(self.unexpected_end());
         }
         let Some(value) = str::from_utf8(word).ok().and_then(parse_float) else {
-            return Err(self.mistake(format!("expected float as value, got {}", echo(word))));
+            return Err(self.error(format!("expected float as value, got {}", echo(word))));
         };
-        self.keep(at, kind, part, labels, place, value);
-        self.end_of_sample()
+        self.store_sample(at, kind, part, labels, bound, value);
+        self.parse_end_of_sample()
     }
 
-    /// What may follow the value: the end of the line, or a timestamp.
-    fn end_of_sample(&mut self) -> Result<(), Mistake> {
+    /// Parses the end of the line or a timestamp.
+    fn parse_end_of_sample(&mut self) -> Result<(), ParseTextError> {
         if self.peek() == Some(b'\n') {
-            self.step();
+            self.advance();
             return Ok(());
         }
-        self.blanks();
-        let word = self.token();
+        self.skip_blanks();
+        let word = self.take_token();
         if self.peek().is_none() {
-            return Err(self.cut_off());
+            return Err(self.unexpected_end());
         }
         if !str::from_utf8(word).is_ok_and(|word| word.parse::<i64>().is_ok()) {
-            return Err(self.mistake(format!("expected integer as timestamp, got {}", echo(word))));
+            return Err(self.error(format!("expected integer as timestamp, got {}", echo(word))));
         }
-        self.timestamps = true;
-        let line = self.rest_of_line()?;
+        self.has_timestamps = true;
+        let line = self.take_line()?;
         if line.is_empty() {
             Ok(())
         } else {
-            Err(self.mistake(format!("spurious string after timestamp: {}", echo(line))))
+            Err(self.error(format!("spurious string after timestamp: {}", echo(line))))
         }
     }
 
-    fn keep(
+    fn store_sample(
         &mut self,
         at: usize,
-        kind: Kind,
-        part: Part,
+        kind: MetricKind,
+        part: SamplePart,
         labels: Vec<Label<'a>>,
-        place: Option<f64>,
+        bound: Option<f64>,
         value: f64,
     ) {
-        let draft = &mut self.drafts[at];
-        if !matches!(kind, Kind::Summary | Kind::Histogram) {
-            draft.samples.push(Sample { labels, value: Value::Number(value) });
+        let family = &mut self.families[at];
+        if !matches!(kind, MetricKind::Summary | MetricKind::Histogram) {
+            family.samples.push(ParsedSample { labels, value: SeriesValue::Number(value) });
             return;
         }
-        let key = super::metric::render(&mut labels.clone());
-        let nth = *self.parts.entry((at, key)).or_insert_with(|| {
-            let value = if kind == Kind::Summary {
-                Value::Summary(Box::default())
+        let key = super::metric::render_labels(&mut labels.clone());
+        let nth = *self.samples.entry((at, key)).or_insert_with(|| {
+            let value = if kind == MetricKind::Summary {
+                SeriesValue::Summary(Box::default())
             } else {
-                Value::Histogram(Box::default())
+                SeriesValue::Histogram(Box::default())
             };
-            draft.samples.push(Sample { labels, value });
-            draft.samples.len() - 1
+            family.samples.push(ParsedSample { labels, value });
+            family.samples.len() - 1
         });
-        let place = place.filter(|place| !place.is_nan());
-        match &mut draft.samples[nth].value {
-            Value::Number(_) => unreachable!("BUG: a family has one kind"),
-            Value::Summary(summary) => {
+        let bound = bound.filter(|bound| !bound.is_nan());
+        match &mut family.samples[nth].value {
+            SeriesValue::Number(_) => unreachable!("BUG: a family has one kind"),
+            SeriesValue::Summary(summary) => {
                 let Summary { quantiles, sum, count } = &mut **summary;
                 match part {
-                    Part::Count => *count = count_of(value),
-                    Part::Sum => *sum = value,
-                    Part::Own => quantiles.extend(place.map(|quantile| (quantile, value))),
+                    SamplePart::Count => *count = saturating_count(value),
+                    SamplePart::Sum => *sum = value,
+                    SamplePart::Value => quantiles.extend(bound.map(|quantile| (quantile, value))),
                 }
             }
-            Value::Histogram(histogram) => {
+            SeriesValue::Histogram(histogram) => {
                 let Histogram { buckets, sum, count } = &mut **histogram;
                 match part {
-                    Part::Count => *count = count_of(value),
-                    Part::Sum => *sum = value,
-                    Part::Own => buckets.extend(place.map(|bound| (bound, count_of(value)))),
+                    SamplePart::Count => *count = saturating_count(value),
+                    SamplePart::Sum => *sum = value,
+                    SamplePart::Value => buckets.extend(bound.map(|bound| (bound, saturating_count(value)))),
                 }
             }
         }
     }
 
-    /// The family a name belongs to, made if there is none, and which part of it the name says.
-    fn family(&mut self, name: &'a str) -> (usize, Part) {
+    /// Returns the index of the family of a name, created if needed, and the component for the
+    /// suffix of the name.
+    fn family_index(&mut self, name: &'a str) -> (usize, SamplePart) {
         if let Some(at) = self.by_name.get(name) {
-            return (*at, Part::Own);
+            return (*at, SamplePart::Value);
         }
-        for (suffix, part) in [("_count", Part::Count), ("_sum", Part::Sum), ("_bucket", Part::Own)] {
+        for (suffix, part) in
+            [("_count", SamplePart::Count), ("_sum", SamplePart::Sum), ("_bucket", SamplePart::Value)]
+        {
             let Some(base) = name.strip_suffix(suffix).filter(|base| !base.is_empty()) else { continue };
             let Some(at) = self.by_name.get(base) else { continue };
-            let kind = self.drafts[*at].kind;
+            let kind = self.families[*at].kind;
             if kind.is_some_and(|kind| kind.suffixes().contains(&suffix)) {
                 return (*at, part);
             }
         }
-        let at = self.drafts.len();
-        self.drafts.push(Draft { name, help: None, kind: None, samples: Vec::new() });
+        let at = self.families.len();
+        self.families.push(FamilyBuilder { name, help: None, kind: None, samples: Vec::new() });
         self.by_name.insert(name, at);
-        (at, Part::Own)
+        (at, SamplePart::Value)
     }
 
-    /// The labels, from behind the opening brace to behind the closing one.
-    fn labels(
+    /// Parses labels, from after the opening brace to after the closing one.
+    fn parse_labels(
         &mut self,
         metric: &str,
-        own: &str,
+        part_label: &str,
         labels: &mut Vec<Label<'a>>,
-        place: &mut Option<f64>,
-    ) -> Result<(), Mistake> {
+        bound: &mut Option<f64>,
+    ) -> Result<(), ParseTextError> {
         loop {
-            self.blanks();
+            self.skip_blanks();
             if self.peek() == Some(b'}') {
-                self.step();
+                self.advance();
                 return Ok(());
             }
-            let name = self.name(false);
+            let name = self.take_name(false);
             if self.peek().is_none() {
-                return Err(self.cut_off());
+                return Err(self.unexpected_end());
             }
             if name.is_empty() {
-                return Err(self.mistake(format!("invalid label name for metric {metric:?}")));
+                return Err(self.error(format!("invalid label name for metric {metric:?}")));
             }
             if name == "__name__" {
-                return Err(self.mistake("label name \"__name__\" is reserved"));
+                return Err(self.error("label name \"__name__\" is reserved"));
             }
-            self.blanks();
+            self.skip_blanks();
             self.expect(b'=', "'=' after label name")?;
-            if name != own && labels.iter().any(|(known, _)| known == name) {
-                return Err(self.mistake(format!("duplicate label names for metric {metric:?}")));
+            if name != part_label && labels.iter().any(|(known, _)| known == name) {
+                return Err(self.error(format!("duplicate label names for metric {metric:?}")));
             }
-            self.blanks();
+            self.skip_blanks();
             self.expect(b'"', "'\"' at start of label value")?;
-            let value = self.label_value()?;
-            if name == own {
-                let Some(bound) = parse_float(&value) else {
-                    let what =
-                        format!("expected float as value for '{own}' label, got {}", echo(value.as_bytes()));
-                    return Err(self.mistake(what));
+            let value = self.parse_label_value()?;
+            if name == part_label {
+                let Some(parsed) = parse_float(&value) else {
+                    let reason = format!(
+                        "expected float as value for '{part_label}' label, got {}",
+                        echo(value.as_bytes())
+                    );
+                    return Err(self.error(reason));
                 };
-                *place = Some(bound);
+                *bound = Some(parsed);
             } else {
                 labels.push((name.into(), value));
             }
-            self.blanks();
+            self.skip_blanks();
             match self.peek() {
-                Some(b',') => self.step(),
+                Some(b',') => self.advance(),
                 Some(b'}') => {}
-                None => return Err(self.cut_off()),
-                Some(_) => return Err(self.mistake(format!("unexpected end of label value of {name:?}"))),
+                None => return Err(self.unexpected_end()),
+                Some(_) => return Err(self.error(format!("unexpected end of label value of {name:?}"))),
             }
         }
     }
 
-    /// What stands between here and the closing quote.
-    fn label_value(&mut self) -> Result<Cow<'a, str>, Mistake> {
+    /// Parses a label value up to the closing quote.
+    fn parse_label_value(&mut self) -> Result<Cow<'a, str>, ParseTextError> {
         let bytes = self.rest;
         let special = |byte: &u8| matches!(byte, b'"' | b'\\' | b'\n');
-        let plain = bytes.iter().position(special).ok_or_else(|| self.cut_off())?;
-        let invalid = |parser: &Self| parser.mistake("invalid label value: it is not UTF-8");
+        let plain = bytes.iter().position(special).ok_or_else(|| self.unexpected_end())?;
+        let invalid = |parser: &Self| parser.error("invalid label value: it is not UTF-8");
         if bytes[plain] == b'"' {
             self.rest = &bytes[plain + 1..];
             return str::from_utf8(&bytes[..plain]).map(Cow::Borrowed).map_err(|_not_utf8| invalid(self));
         }
         let mut value = Vec::with_capacity(plain + 16);
         loop {
-            let at = self.rest.iter().position(special).ok_or_else(|| self.cut_off())?;
+            let at = self.rest.iter().position(special).ok_or_else(|| self.unexpected_end())?;
             value.extend_from_slice(&self.rest[..at]);
             let byte = self.rest[at];
             self.rest = &self.rest[at + 1..];
             match byte {
                 b'"' => break,
                 b'\n' => {
-                    let what = format!("label value {} contains unescaped new-line", echo(&value));
-                    return Err(self.mistake(what));
+                    let reason = format!("label value {} contains unescaped new-line", echo(&value));
+                    return Err(self.error(reason));
                 }
                 _ => {
-                    let escaped = self.peek().ok_or_else(|| self.cut_off())?;
-                    self.step();
+                    let escaped = self.peek().ok_or_else(|| self.unexpected_end())?;
+                    self.advance();
                     value.push(match escaped {
                         b'n' => b'\n',
                         b'"' | b'\\' => escaped,
@@ -340,8 +350,8 @@ impl<'a> Parser<'a> {
         String::from_utf8(value).map(Cow::Owned).map_err(|_not_utf8| invalid(self))
     }
 
-    /// The bytes from here on that make a name; empty when there are none.
-    fn name(&mut self, colons: bool) -> &'a str {
+    /// Takes the bytes of a name; empty if there is none.
+    fn take_name(&mut self, colons: bool) -> &'a str {
         let good = |(at, byte): (usize, &u8)| {
             byte.is_ascii_alphabetic()
                 || *byte == b'_'
@@ -354,23 +364,23 @@ impl<'a> Parser<'a> {
         str::from_utf8(name).expect("names are ASCII")
     }
 
-    /// The bytes up to white space.
-    fn token(&mut self) -> &'a [u8] {
+    /// Takes the bytes up to white space.
+    fn take_token(&mut self) -> &'a [u8] {
         let end = self.rest.iter().position(|byte| matches!(byte, b' ' | b'\t' | b'\n'));
         let (token, rest) = self.rest.split_at(end.unwrap_or(self.rest.len()));
         self.rest = rest;
         token
     }
 
-    /// The rest of the line; its end is taken too, and must be there.
-    fn rest_of_line(&mut self) -> Result<&'a [u8], Mistake> {
-        let end = self.rest.iter().position(|byte| *byte == b'\n').ok_or_else(|| self.cut_off())?;
+    /// Takes the rest of the line and its terminator, which must exist.
+    fn take_line(&mut self) -> Result<&'a [u8], ParseTextError> {
+        let end = self.rest.iter().position(|byte| *byte == b'\n').ok_or_else(|| self.unexpected_end())?;
         let (line, rest) = self.rest.split_at(end);
         self.rest = &rest[1..];
         Ok(line)
     }
 
-    fn blanks(&mut self) {
+    fn skip_blanks(&mut self) {
         let end = self.rest.iter().position(|byte| !matches!(byte, b' ' | b'\t')).unwrap_or(self.rest.len());
         self.rest = &self.rest[end..];
     }
@@ -379,39 +389,39 @@ impl<'a> Parser<'a> {
         self.rest.first().copied()
     }
 
-    fn step(&mut self) {
+    fn advance(&mut self) {
         self.rest = &self.rest[1..];
     }
 
-    fn expect(&mut self, wanted: u8, what: &str) -> Result<(), Mistake> {
+    fn expect(&mut self, wanted: u8, reason: &str) -> Result<(), ParseTextError> {
         match self.peek() {
-            None => Err(self.cut_off()),
+            None => Err(self.unexpected_end()),
             Some(byte) if byte == wanted => {
-                self.step();
+                self.advance();
                 Ok(())
             }
-            Some(byte) => Err(self.mistake(format!("expected {what}, found '{}'", byte.escape_ascii()))),
+            Some(byte) => Err(self.error(format!("expected {reason}, found '{}'", byte.escape_ascii()))),
         }
     }
 
     #[cold]
-    fn mistake(&self, what: impl Into<String>) -> Mistake {
-        Mistake { line: self.line, what: what.into() }
+    fn error(&self, reason: impl Into<String>) -> ParseTextError {
+        ParseTextError { line: self.line, reason: reason.into() }
     }
 
     #[cold]
-    fn cut_off(&self) -> Mistake {
-        self.mistake("unexpected end of input stream")
+    fn unexpected_end(&self) -> ParseTextError {
+        self.error("unexpected end of input stream")
     }
 
     #[cold]
-    fn bad_escape(&self, byte: u8) -> Mistake {
-        self.mistake(format!("invalid escape sequence '\\{}'", byte.escape_ascii()))
+    fn bad_escape(&self, byte: u8) -> ParseTextError {
+        self.error(format!("invalid escape sequence '\\{}'", byte.escape_ascii()))
     }
 }
 
-/// In the text of `# HELP` only the backslash and the end of a line are escaped. What is not UTF-8 is replaced: it is
-/// for people, and must not make the whole page unreadable.
+/// `# HELP` texts escape only backslash and line feed. Invalid UTF-8 is replaced: a help text is
+/// informational and must not make the body invalid.
 fn unescape_help(line: &[u8]) -> Result<Cow<'_, str>, u8> {
     if !line.contains(&b'\\') {
         return Ok(String::from_utf8_lossy(line));
@@ -432,54 +442,64 @@ fn unescape_help(line: &[u8]) -> Result<Cow<'_, str>, u8> {
 }
 
 fn echo(bytes: &[u8]) -> String {
-    format!("{:?}", shorten(&String::from_utf8_lossy(bytes), ECHO_BYTES_MAX))
+    format!("{:?}", truncate(&String::from_utf8_lossy(bytes), ECHO_BYTES_MAX))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn sample(labels: &[(&'static str, &'static str)], value: Value) -> Sample<'static> {
-        Sample {
+    fn sample(labels: &[(&'static str, &'static str)], value: SeriesValue) -> ParsedSample<'static> {
+        ParsedSample {
             labels: labels.iter().map(|(name, value)| ((*name).into(), (*value).into())).collect(),
             value,
         }
     }
 
     #[track_caller]
-    fn refused(body: &str, line: usize, what: &str) {
-        assert_eq!(parse(body.as_bytes()), Err(Mistake { line, what: what.to_owned() }), "{body:?}");
+    fn refused(body: &str, line: usize, reason: &str) {
+        assert_eq!(
+            parse(body.as_bytes()),
+            Err(ParseTextError { line, reason: reason.to_owned() }),
+            "{body:?}"
+        );
     }
 
     #[test]
-    fn families_are_gathered_by_name() {
+    fn samples_are_grouped_into_families_by_name() {
         let body = "# HELP a Said of\\na \\\\\n# TYPE a counter\na{x=\"1\",} 3\n\n  a { y = \"\\\"q\\\\\\n\" }\t+4e0\n# a remark\nb -Inf\n";
         let parsed = parse(body.as_bytes()).unwrap();
-        assert!(!parsed.timestamps);
+        assert!(!parsed.has_timestamps);
         let [a, b] = &parsed.families[..] else { panic!("{parsed:?}") };
-        assert_eq!((&*a.name, &*a.help, a.kind), ("a", "Said of\na \\", Kind::Counter));
+        assert_eq!((&*a.name, &*a.help, a.kind), ("a", "Said of\na \\", MetricKind::Counter));
         assert_eq!(
             a.samples,
-            [sample(&[("x", "1")], Value::Number(3.0)), sample(&[("y", "\"q\\\n")], Value::Number(4.0))]
+            [
+                sample(&[("x", "1")], SeriesValue::Number(3.0)),
+                sample(&[("y", "\"q\\\n")], SeriesValue::Number(4.0))
+            ]
         );
-        assert_eq!((b.kind, &b.samples[0].value), (Kind::Untyped, &Value::Number(f64::NEG_INFINITY)));
+        assert_eq!(
+            (b.kind, &b.samples[0].value),
+            (MetricKind::Untyped, &SeriesValue::Number(f64::NEG_INFINITY))
+        );
     }
 
     #[test]
-    fn the_parts_of_histograms_and_summaries_find_each_other() {
+    fn histogram_and_summary_lines_form_one_sample() {
         let body = "# TYPE h histogram\nh_bucket{le=\"0.5\",x=\"1\"} 2\nh_bucket{x=\"1\",le=\"+Inf\"} 3\nh_sum{x=\"1\"} 1.5\nh_count{x=\"1\"} 3\n\
                     # TYPE s summary\ns{quantile=\"0.9\"} 7\ns_sum 9\ns_count 2\n# TYPE u gauge\nu_count 1\n";
         let parsed = parse(body.as_bytes()).unwrap();
         let [h, s, u] = &parsed.families[..] else { panic!("{parsed:?}") };
         let histogram = Histogram { buckets: vec![(0.5, 2), (f64::INFINITY, 3)], sum: 1.5, count: 3 };
-        assert_eq!(h.samples, [sample(&[("x", "1")], Value::Histogram(Box::new(histogram)))]);
+        assert_eq!(h.samples, [sample(&[("x", "1")], SeriesValue::Histogram(Box::new(histogram)))]);
         let summary = Summary { quantiles: vec![(0.9, 7.0)], sum: 9.0, count: 2 };
-        assert_eq!(s.samples, [sample(&[], Value::Summary(Box::new(summary)))]);
-        assert_eq!((&*u.name, u.kind), ("u_count", Kind::Untyped));
+        assert_eq!(s.samples, [sample(&[], SeriesValue::Summary(Box::new(summary)))]);
+        assert_eq!((&*u.name, u.kind), ("u_count", MetricKind::Untyped));
     }
 
     #[test]
-    fn what_is_not_of_the_format_is_refused_with_its_line() {
+    fn syntax_errors_are_reported_with_their_line() {
         refused("a 1", 1, "unexpected end of input stream");
         refused("a 1\nb", 2, "unexpected end of input stream");
         refused("# no end", 1, "unexpected end of input stream");
@@ -518,7 +538,7 @@ mod tests {
     }
 
     #[test]
-    fn what_prometheus_lets_pass_passes() {
+    fn parser_accepts_what_prometheus_accepts() {
         for body in [
             "",
             "\n \n",
@@ -533,7 +553,7 @@ mod tests {
         ] {
             assert!(parse(body.as_bytes()).is_ok(), "{body:?}");
         }
-        assert!(parse(b"a 1 5\n").unwrap().timestamps);
+        assert!(parse(b"a 1 5\n").unwrap().has_timestamps);
         assert!(parse(b"# TYPE a counter\n").unwrap().families.is_empty());
     }
 }

@@ -1,5 +1,5 @@
-//! What the server says of itself: gathers the figures that others hold, for health, readiness and metrics. Answers
-//! at once, from memory.
+//! The responses of `/live`, `/ready`, `/health` and `/metrics`: gathers the metrics that other
+//! modules own. It reads memory only and never blocks on the database.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -11,24 +11,24 @@ use serde::Serialize;
 use crate::buffer::Buffer;
 use crate::clock::{Clock, Moment};
 use crate::gateway::Gateway;
-use crate::health::{Condition, Database, Facts};
-use crate::http::{Response, Shared};
+use crate::health::{HealthInputs, HealthStatus, ProbeState};
+use crate::http::{ConnectionStats, Response};
 use crate::journal::Journal;
 use crate::lifecycle::Lifecycle;
-use crate::metrics::history::Entry;
+use crate::metrics::history::HistoryEntry;
 use crate::metrics::{
-    Business, BusinessFigures, DiskRoom, Form, HttpFigures, Ledger, RetentionFigures, Sampler, Spilled, View,
-    WriterFigures, retry_after,
+    BusinessCache, BusinessMetrics, DiskSpace, HttpMetrics, Ledger, MetricsFormat, MetricsSnapshot,
+    RetentionMetrics, Sampler, SpillMetrics, WriterMetrics, retry_after,
 };
 use crate::storage::Breaker;
-use crate::storage::breaker::State;
+use crate::storage::breaker::BreakerState;
 
-/// Business figures are refreshed every 5 s: older than this, something keeps them from being.
-const BUSINESS_OLD_MICROS: i64 = 60_000_000;
-/// How many services `/health/business` calls the top.
+/// Business metrics are refreshed every 5 s; older ones than this are stale.
+const BUSINESS_STALE_MICROS: i64 = 60_000_000;
+/// The number of `top_services` in `/health/business`.
 const TOP_SERVICES: usize = 10;
 
-/// Everything that can be asked about.
+/// References to all components whose state is reported.
 #[derive(Debug)]
 pub struct Status {
     pub buffer: Arc<Buffer>,
@@ -36,27 +36,27 @@ pub struct Status {
     pub gateway: Arc<Gateway>,
     pub ledger: Arc<Ledger>,
     pub sampler: Arc<Sampler>,
-    pub writer: Arc<WriterFigures>,
-    pub http: Arc<HttpFigures>,
-    pub retention: Arc<RetentionFigures>,
-    /// How often a private cluster was started again.
+    pub writer: Arc<WriterMetrics>,
+    pub http: Arc<HttpMetrics>,
+    pub retention: Arc<RetentionMetrics>,
+    /// Restarts of the embedded PostgreSQL cluster.
     pub cluster_restarts: Arc<AtomicU64>,
-    /// What the acceptors count together.
-    pub connections: Arc<Shared>,
-    pub business: Arc<Business>,
-    pub disk: DiskRoom,
-    pub database: Arc<Database>,
+    /// Connection counts of all acceptors.
+    pub connections: Arc<ConnectionStats>,
+    pub business: Arc<BusinessCache>,
+    pub disk: DiskSpace,
+    pub database: Arc<ProbeState>,
     pub breaker: Arc<Breaker>,
     pub lifecycle: Lifecycle,
     pub clock: Clock,
 }
 
-/// Which part `/health/…` asks for.
+/// The part of the health report that a route returns.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Part {
+pub enum HealthPart {
     Overall,
-    /// No more than how it is, for everybody.
-    Word,
+    /// The status without the checks, for requests that may not read metrics.
+    StatusOnly,
     Buffer,
     Database,
     Detailed,
@@ -64,12 +64,12 @@ pub enum Part {
 
 #[derive(Serialize)]
 struct BufferHealth {
-    status: Condition,
+    status: HealthStatus,
     size: u64,
     capacity: usize,
     bytes: usize,
     bytes_capacity: usize,
-    /// In the journal only, beside these.
+    /// Events that are in the journal and not in the buffer.
     spilled_events: u64,
     spilled_bytes: u64,
     spill_capacity_bytes: u64,
@@ -80,29 +80,29 @@ struct BufferHealth {
 
 #[derive(Serialize)]
 struct DatabaseHealth {
-    status: Condition,
+    status: HealthStatus,
     connected: bool,
     circuit_breaker: &'static str,
 }
 
 #[derive(Serialize)]
 struct Checks {
-    buffer: Condition,
-    database: Condition,
-    journal: Condition,
+    buffer: HealthStatus,
+    database: HealthStatus,
+    journal: HealthStatus,
 }
 
 #[derive(Serialize)]
 struct JournalHealth {
-    status: Condition,
-    /// Whether what an earlier process left is still being replayed.
+    status: HealthStatus,
+    /// Whether the segments of an earlier process are still being replayed.
     recovering: bool,
     segments: u64,
     bytes: u64,
     disk_free_bytes: u64,
 }
 
-/// Since the start: received = stored + duplicate + dead + lost + buffered.
+/// Counts since the start of the process: received = stored + duplicate + dead + lost + buffered.
 #[derive(Serialize)]
 struct LedgerHealth {
     received: u64,
@@ -122,19 +122,19 @@ struct WriterHealth {
 }
 
 #[derive(Serialize)]
-struct Word {
-    status: Condition,
+struct StatusOnlyBody {
+    status: HealthStatus,
 }
 
 #[derive(Serialize)]
-struct Health {
-    status: Condition,
+struct HealthBody {
+    status: HealthStatus,
     checks: Checks,
 }
 
 #[derive(Serialize)]
-struct Detailed {
-    status: Condition,
+struct DetailedBody {
+    status: HealthStatus,
     phase: String,
     uptime_seconds: u64,
     version: &'static str,
@@ -145,43 +145,44 @@ struct Detailed {
     ledger: LedgerHealth,
 }
 
-/// `GET /health/business`. Of all events in the table, whichever server stored them.
+/// `GET /health/business`: statistics of all events in the table, including those stored by other
+/// servers.
 #[derive(Serialize)]
 struct BusinessHealth<'a> {
-    status: Condition,
+    status: HealthStatus,
     as_of: Option<String>,
     total_events: Option<u64>,
     events_last_24h: Option<u64>,
     events_last_hour: Option<u64>,
-    /// Over the last hour.
+    /// Average over the last hour.
     average_events_per_minute: Option<f64>,
-    /// The 50 largest, and "other" for the rest.
+    /// The 50 largest services, and the sum of the rest as "other".
     events_by_service: BTreeMap<&'a str, u64>,
-    top_services: Vec<TopService<'a>>,
-    /// The last 24 hours that have events.
-    events_per_hour: Vec<PerHour>,
+    top_services: Vec<ServiceCount<'a>>,
+    /// The latest 24 hours that have events.
+    events_per_hour: Vec<EventsPerHour>,
 }
 
 #[derive(Serialize)]
-struct TopService<'a> {
+struct ServiceCount<'a> {
     service: &'a str,
     events: u64,
 }
 
 #[derive(Serialize)]
-struct PerHour {
+struct EventsPerHour {
     hour: String,
     events: u64,
 }
 
 #[derive(Serialize)]
-struct Ready {
+struct ReadyBody {
     status: &'static str,
     reasons: Vec<&'static str>,
 }
 
 impl Status {
-    /// `GET /live`: the process answers, whatever else is the matter.
+    /// `GET /live`: 200 as long as the process answers.
     pub fn live(response: &mut Response) {
         response.content_type = "application/json";
         response.body.extend_from_slice(br#"{"status":"alive"}"#);
@@ -189,48 +190,51 @@ impl Status {
 
     /// `GET /ready`: 200, or 503 with the reasons.
     pub fn ready(&self, response: &mut Response) {
-        let reasons = self.facts().not_ready();
+        let reasons = self.health_inputs().not_ready_reasons();
         if !reasons.is_empty() {
             response.status = 503;
             response.header("Retry-After", 1);
         }
         let status = if reasons.is_empty() { "ready" } else { "not ready" };
-        write(response, &Ready { status, reasons });
+        write_json(response, &ReadyBody { status, reasons });
     }
 
-    /// `GET /health…`: 200, or 503 when what is asked for is critical.
-    pub fn health(&self, part: Part, response: &mut Response) {
-        let facts = self.facts();
-        let condition = match part {
-            Part::Overall | Part::Word | Part::Detailed => facts.overall(),
-            Part::Buffer => facts.buffer(),
-            Part::Database => facts.database(),
+    /// `GET /health…`: 200, or 503 if the requested part is critical.
+    pub fn health(&self, part: HealthPart, response: &mut Response) {
+        let inputs = self.health_inputs();
+        let status = match part {
+            HealthPart::Overall | HealthPart::StatusOnly | HealthPart::Detailed => inputs.overall(),
+            HealthPart::Buffer => inputs.buffer(),
+            HealthPart::Database => inputs.database(),
         };
-        if condition == Condition::Critical {
+        if status == HealthStatus::Critical {
             response.status = 503;
         }
         match part {
-            Part::Overall => {
-                let checks =
-                    Checks { buffer: facts.buffer(), database: facts.database(), journal: facts.journal() };
-                write(response, &Health { status: condition, checks });
+            HealthPart::Overall => {
+                let checks = Checks {
+                    buffer: inputs.buffer(),
+                    database: inputs.database(),
+                    journal: inputs.journal(),
+                };
+                write_json(response, &HealthBody { status, checks });
             }
-            Part::Word => write(response, &Word { status: condition }),
-            Part::Buffer => write(response, &self.buffer_health(&facts)),
-            Part::Database => write(response, &database_health(&facts)),
-            Part::Detailed => {
-                let detailed = Detailed {
-                    status: condition,
-                    phase: format!("{:?}", facts.phase).to_lowercase(),
+            HealthPart::StatusOnly => write_json(response, &StatusOnlyBody { status }),
+            HealthPart::Buffer => write_json(response, &self.buffer_health(&inputs)),
+            HealthPart::Database => write_json(response, &database_health(&inputs)),
+            HealthPart::Detailed => {
+                let detailed = DetailedBody {
+                    status,
+                    phase: format!("{:?}", inputs.phase).to_lowercase(),
                     uptime_seconds: self.clock.now().since(Moment::ZERO).as_secs(),
                     version: env!("CARGO_PKG_VERSION"),
-                    buffer: self.buffer_health(&facts),
-                    database: database_health(&facts),
-                    journal: self.journal_health(&facts),
+                    buffer: self.buffer_health(&inputs),
+                    database: database_health(&inputs),
+                    journal: self.journal_health(&inputs),
                     writer: self.writer_health(),
                     ledger: self.ledger_health(),
                 };
-                write(response, &detailed);
+                write_json(response, &detailed);
             }
         }
     }
@@ -238,22 +242,22 @@ impl Status {
     /// `GET /metrics/prometheus`.
     pub fn metrics_text(&self, response: &mut Response) {
         response.content_type = "text/plain; version=0.0.4; charset=utf-8";
-        response.body = self.figures(Form::Text);
+        response.body = self.render_metrics(MetricsFormat::Text);
     }
 
-    /// `GET /metrics` for those who ask for `OpenMetrics` first.
+    /// `GET /metrics` as `OpenMetrics`, if `Accept` prefers it.
     pub fn metrics_openmetrics(&self, response: &mut Response) {
         response.content_type = "application/openmetrics-text; version=1.0.0; charset=utf-8";
-        response.body = self.figures(Form::OpenMetrics);
+        response.body = self.render_metrics(MetricsFormat::OpenMetrics);
     }
 
-    /// `GET /metrics` for those who do not ask for text.
+    /// `GET /metrics` as JSON, the default.
     pub fn metrics_json(&self, response: &mut Response) {
         response.content_type = "application/json";
-        response.body = self.figures(Form::Json);
+        response.body = self.render_metrics(MetricsFormat::Json);
     }
 
-    /// Seconds that a producer refused for want of room is told to wait.
+    /// `Retry-After` in seconds for a producer that is refused because the buffer is full.
     pub fn retry_after(&self) -> u64 {
         let spill = self.buffer.spill();
         if spill.is_disk_behind() {
@@ -265,40 +269,41 @@ impl Status {
         retry_after(self.buffer.occupied().rows, self.buffer.limits().rows_max, settled, stalled)
     }
 
-    /// `GET /health/business`: what is stored, as it was a few seconds ago; degraded while that is not known, or old.
+    /// `GET /health/business`: statistics of the stored events, at most a few seconds old; degraded
+    /// if they are missing or stale.
     pub fn health_business(&self, response: &mut Response) {
         let latest = self.business.latest();
         let age = latest.as_ref().map(|figures| self.clock.wall().micros() - figures.as_of.micros());
-        let fresh = age.is_some_and(|micros| micros < BUSINESS_OLD_MICROS);
+        let fresh = age.is_some_and(|micros| micros < BUSINESS_STALE_MICROS);
         let figures = latest.as_deref();
         let hours = figures.map_or(&[][..], |figures| &figures.hours);
         let services = figures.map_or(&[][..], |figures| &figures.services);
         let business = BusinessHealth {
-            status: if fresh { Condition::Healthy } else { Condition::Degraded },
+            status: if fresh { HealthStatus::Healthy } else { HealthStatus::Degraded },
             as_of: figures.map(|figures| figures.as_of.to_string()),
             total_events: figures.map(|figures| figures.total),
             events_last_24h: figures.map(|figures| figures.last_24h),
             events_last_hour: figures.map(|figures| figures.last_hour),
-            average_events_per_minute: figures.map(BusinessFigures::per_minute),
+            average_events_per_minute: figures.map(BusinessMetrics::per_minute),
             events_by_service: services.iter().map(|(service, events)| (service.as_str(), *events)).collect(),
             top_services: services
                 .iter()
                 .filter(|(service, _)| service != "other")
                 .take(TOP_SERVICES)
-                .map(|(service, events)| TopService { service, events: *events })
+                .map(|(service, events)| ServiceCount { service, events: *events })
                 .collect(),
             events_per_hour: hours
                 .iter()
-                .map(|(hour, events)| PerHour { hour: hour.to_string(), events: *events })
+                .map(|(hour, events)| EventsPerHour { hour: hour.to_string(), events: *events })
                 .collect(),
         };
-        write(response, &business);
+        write_json(response, &business);
     }
 
-    fn buffer_health(&self, facts: &Facts) -> BufferHealth {
+    fn buffer_health(&self, inputs: &HealthInputs) -> BufferHealth {
         let (occupied, limits, rates) = (self.buffer.occupied(), self.buffer.limits(), self.sampler.rates());
         BufferHealth {
-            status: facts.buffer(),
+            status: inputs.buffer(),
             size: occupied.rows as u64,
             capacity: limits.rows_max,
             bytes: occupied.bytes,
@@ -306,16 +311,16 @@ impl Status {
             spilled_events: self.buffer.spill().events(),
             spilled_bytes: self.buffer.spill().bytes(),
             spill_capacity_bytes: limits.spill_bytes_max,
-            utilization_percent: facts.utilization_percent,
+            utilization_percent: inputs.utilization_percent,
             drop_rate_percent: rates.drop_percent,
             throughput_per_second: rates.received,
         }
     }
 
-    fn journal_health(&self, facts: &Facts) -> JournalHealth {
-        let figures = &self.journal.figures;
+    fn journal_health(&self, inputs: &HealthInputs) -> JournalHealth {
+        let figures = &self.journal.metrics;
         JournalHealth {
-            status: facts.journal(),
+            status: inputs.journal(),
             recovering: self.journal.is_recovering(),
             segments: figures.segments.load(Ordering::Relaxed),
             bytes: figures.bytes.load(Ordering::Relaxed),
@@ -347,59 +352,59 @@ impl Status {
         }
     }
 
-    fn facts(&self) -> Facts {
+    fn health_inputs(&self) -> HealthInputs {
         let breaker = self.breaker.state();
-        Facts {
+        HealthInputs {
             phase: self.lifecycle.phase(),
             utilization_percent: self.buffer.utilization_percent(),
-            room: !self.buffer.is_full(),
+            has_room: !self.buffer.is_full(),
             spill_percent: self.buffer.spill().utilization_percent(),
             recovering: self.journal.is_recovering() && !self.journal.is_stalled(),
-            journal: self.journal.trouble(),
-            // The writer notices sooner than the probe.
-            database_up: self.database.is_up(self.clock.now()) && breaker != State::Open,
+            journal_fault: self.journal.fault(),
+            // The writer opens the breaker before the probe detects an outage.
+            database_up: self.database.is_up(self.clock.now()) && breaker != BreakerState::Open,
             breaker,
         }
     }
 
-    /// A line of the history, of this moment.
-    pub fn entry(&self) -> Entry {
+    /// The current metrics as an entry of the metrics history.
+    pub fn history_entry(&self) -> HistoryEntry {
         #[expect(
             clippy::redundant_closure_for_method_calls,
             reason = "the method itself is not general enough"
         )]
-        self.view(|view| view.entry())
+        self.with_view(|view| view.history_entry())
     }
 
-    fn figures(&self, form: Form) -> Vec<u8> {
-        self.view(|view| view.written(form))
+    fn render_metrics(&self, form: MetricsFormat) -> Vec<u8> {
+        self.with_view(|view| view.encode(form))
     }
 
-    /// All figures of this moment.
-    fn view<T>(&self, read: impl FnOnce(&View<'_>) -> T) -> T {
+    /// Calls `read` with the current values of all metrics.
+    fn with_view<T>(&self, read: impl FnOnce(&MetricsSnapshot<'_>) -> T) -> T {
         let business = self.business.latest();
-        let (facts, now) = (self.facts(), self.clock.now());
-        let (enqueue, drain) = self.buffer.last_moments();
+        let (inputs, now) = (self.health_inputs(), self.clock.now());
+        let (enqueue, drain) = self.buffer.last_enqueue_and_drain();
         let since = |moment: Moment| (moment != Moment::ZERO).then(|| now.since(moment));
-        read(&View {
+        read(&MetricsSnapshot {
             wall: self.clock.wall(),
             balance: self.ledger.balance(),
             capacity: self.buffer.limits().rows_max,
             bytes: self.buffer.occupied().bytes,
             bytes_max: self.buffer.limits().bytes_max,
-            utilization_percent: facts.utilization_percent,
+            utilization_percent: inputs.utilization_percent,
             rates: self.sampler.rates(),
-            buffer_health: facts.buffer() as u8,
-            health: facts.overall() as u8,
-            database_up: facts.database_up,
-            breaker: match facts.breaker {
-                State::Closed => 0,
-                State::HalfOpen => 1,
-                State::Open => 2,
+            buffer_health: inputs.buffer() as u8,
+            health: inputs.overall() as u8,
+            database_up: inputs.database_up,
+            breaker: match inputs.breaker {
+                BreakerState::Closed => 0,
+                BreakerState::HalfOpen => 1,
+                BreakerState::Open => 2,
             },
             breaker_transitions: self.breaker.transitions(),
             occupied: self.buffer.occupied().rows as u64 + self.buffer.spill().events(),
-            spill: Spilled {
+            spill: SpillMetrics {
                 events: self.buffer.spill().events(),
                 bytes: self.buffer.spill().bytes(),
                 bytes_max: self.buffer.spill().bytes_max(),
@@ -414,21 +419,22 @@ impl Status {
             http: &self.http,
             retention: &self.retention,
             cluster_restarts: self.cluster_restarts.load(Ordering::Relaxed),
-            journal: &self.journal.figures,
-            gateway: &self.gateway,
+            journal: &self.journal.metrics,
+            gateway: &self.gateway.metrics,
+            is_forwarding: self.gateway.is_forwarding(),
         })
     }
 }
 
-fn database_health(facts: &Facts) -> DatabaseHealth {
+fn database_health(inputs: &HealthInputs) -> DatabaseHealth {
     DatabaseHealth {
-        status: facts.database(),
-        connected: facts.database_up,
-        circuit_breaker: facts.breaker.name(),
+        status: inputs.database(),
+        connected: inputs.database_up,
+        circuit_breaker: inputs.breaker.name(),
     }
 }
 
-fn write(response: &mut Response, body: &impl Serialize) {
+fn write_json(response: &mut Response, body: &impl Serialize) {
     response.content_type = "application/json";
-    sonic_rs::to_writer(&mut response.body, body).expect("numbers and words can be written as JSON");
+    sonic_rs::to_writer(&mut response.body, body).expect("BUG: the body cannot be serialized as JSON");
 }

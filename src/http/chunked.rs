@@ -1,24 +1,25 @@
-//! The chunked coding (RFC 9112, 7.1), byte by byte as it arrives. Pure; knows nothing of sockets or time.
+//! An incremental decoder of the chunked transfer coding (RFC 9112, 7.1). Must not depend on
+//! sockets or time.
 //!
-//! Strict where leniency has let requests be smuggled: every line ends with CR LF, a size is hexadecimal digits
-//! and nothing else, and extensions and trailers are read over but bounded.
+//! Strict where leniency enables request smuggling: every line ends with CR LF and a chunk size is
+//! hexadecimal digits only. Extensions and trailers are skipped, up to a limit.
 
 use super::framing::TOO_LARGE;
 use super::refusal::Refusal;
 
-/// Bytes of chunk extensions in one body. Nobody sends any; without a bound they would be free ballast.
+/// Limit on the bytes of chunk extensions in one body.
 const EXTENSION_BYTES_MAX: usize = 16 * 1024;
-/// Digits of a chunk size: leading zeros must not make a line of any length.
+/// Digits of a chunk size, which bounds leading zeros.
 const DIGITS_MAX: u8 = 16;
-/// Bytes of the trailer section, which is discarded.
+/// Limit on the bytes of the trailer section, which is discarded.
 const TRAILER_BYTES_MAX: usize = 8 * 1024;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum State {
-    /// At the first digit of a size.
+enum ChunkedState {
+    /// Before the first digit of a chunk size.
     SizeStart,
     Size,
-    /// White space between the size and the semicolon of an extension.
+    /// Whitespace between the size and the semicolon of an extension.
     Blank,
     Extension,
     /// After the CR of the size line.
@@ -26,21 +27,22 @@ enum State {
     Data,
     DataCr,
     DataLf,
-    /// At the first byte of a trailer line, or of the empty line at the end.
+    /// Before a trailer line or the final empty line.
     TrailerStart,
     TrailerName,
     TrailerValue,
     /// After the CR of a trailer line.
     TrailerEnd,
-    /// After the CR of the empty line at the end.
+    /// After the CR of the final empty line.
     LastLf,
     Done,
 }
 
-/// Invariant: `left` is what is still to come of the current chunk; the body never grows past `bytes_max`.
+/// Invariant: `left` is the number of missing bytes of the current chunk; the body never exceeds
+/// `bytes_max`.
 #[derive(Debug)]
-pub(super) struct Decoder {
-    state: State,
+pub(super) struct ChunkedDecoder {
+    state: ChunkedState,
     left: usize,
     digits: u8,
     extension_bytes: usize,
@@ -48,26 +50,34 @@ pub(super) struct Decoder {
     bytes_max: usize,
 }
 
-impl Decoder {
+impl ChunkedDecoder {
     pub(super) fn new(bytes_max: usize) -> Self {
-        Self { state: State::SizeStart, left: 0, digits: 0, extension_bytes: 0, trailer_bytes: 0, bytes_max }
+        Self {
+            state: ChunkedState::SizeStart,
+            left: 0,
+            digits: 0,
+            extension_bytes: 0,
+            trailer_bytes: 0,
+            bytes_max,
+        }
     }
 
     pub(super) fn is_done(&self) -> bool {
-        self.state == State::Done
+        self.state == ChunkedState::Done
     }
 
-    /// Takes bytes up to the end of the body and says how many. What they hold of the body goes to `body`.
-    pub(super) fn feed(&mut self, input: &[u8], body: &mut Vec<u8>) -> Result<usize, Refusal> {
+    /// Consumes `input` up to the end of the body and appends the decoded bytes to `body`. Returns
+    /// the number of bytes consumed.
+    pub(super) fn decode(&mut self, input: &[u8], body: &mut Vec<u8>) -> Result<usize, Refusal> {
         let mut at = 0;
-        while at < input.len() && self.state != State::Done {
-            if self.state == State::Data {
+        while at < input.len() && self.state != ChunkedState::Done {
+            if self.state == ChunkedState::Data {
                 let take = self.left.min(input.len() - at);
                 body.extend_from_slice(&input[at..at + take]);
                 at += take;
                 self.left -= take;
                 if self.left == 0 {
-                    self.state = State::DataCr;
+                    self.state = ChunkedState::DataCr;
                 }
             } else {
                 self.state = self.step(input[at], body.len())?;
@@ -77,55 +87,55 @@ impl Decoder {
         Ok(at)
     }
 
-    fn step(&mut self, byte: u8, body_bytes: usize) -> Result<State, Refusal> {
+    fn step(&mut self, byte: u8, body_bytes: usize) -> Result<ChunkedState, Refusal> {
         const BAD: Refusal = Refusal::new(400, "the chunked body is not valid");
         match self.state {
-            State::SizeStart => {
+            ChunkedState::SizeStart => {
                 self.left = 0;
                 self.digits = 0;
-                self.digit(byte, body_bytes).map(|()| State::Size)
+                self.digit(byte, body_bytes).map(|()| ChunkedState::Size)
             }
-            State::Size => match byte {
-                b'\r' => Ok(State::SizeEnd),
-                b';' => Ok(State::Extension),
-                b' ' | b'\t' => self.extension(State::Blank),
-                _ => self.digit(byte, body_bytes).map(|()| State::Size),
+            ChunkedState::Size => match byte {
+                b'\r' => Ok(ChunkedState::SizeEnd),
+                b';' => Ok(ChunkedState::Extension),
+                b' ' | b'\t' => self.extension(ChunkedState::Blank),
+                _ => self.digit(byte, body_bytes).map(|()| ChunkedState::Size),
             },
-            State::Blank => match byte {
-                b' ' | b'\t' => self.extension(State::Blank),
-                b';' => Ok(State::Extension),
+            ChunkedState::Blank => match byte {
+                b' ' | b'\t' => self.extension(ChunkedState::Blank),
+                b';' => Ok(ChunkedState::Extension),
                 _ => Err(BAD),
             },
-            State::Extension => match byte {
-                b'\r' => Ok(State::SizeEnd),
-                b'\t' | b' '..=b'~' | 0x80.. => self.extension(State::Extension),
+            ChunkedState::Extension => match byte {
+                b'\r' => Ok(ChunkedState::SizeEnd),
+                b'\t' | b' '..=b'~' | 0x80.. => self.extension(ChunkedState::Extension),
                 0..=0x1f | 0x7f => Err(BAD),
             },
-            State::SizeEnd => match (byte, self.left) {
-                (b'\n', 0) => Ok(State::TrailerStart),
-                (b'\n', _) => Ok(State::Data),
+            ChunkedState::SizeEnd => match (byte, self.left) {
+                (b'\n', 0) => Ok(ChunkedState::TrailerStart),
+                (b'\n', _) => Ok(ChunkedState::Data),
                 (_, _) => Err(BAD),
             },
-            State::DataCr => expect(byte, b'\r', State::DataLf),
-            State::DataLf => expect(byte, b'\n', State::SizeStart),
-            State::TrailerStart => match byte {
-                b'\r' => Ok(State::LastLf),
-                _ if is_token(byte) => self.trailer(State::TrailerName),
+            ChunkedState::DataCr => expect(byte, b'\r', ChunkedState::DataLf),
+            ChunkedState::DataLf => expect(byte, b'\n', ChunkedState::SizeStart),
+            ChunkedState::TrailerStart => match byte {
+                b'\r' => Ok(ChunkedState::LastLf),
+                _ if is_token(byte) => self.trailer(ChunkedState::TrailerName),
                 _ => Err(BAD),
             },
-            State::TrailerName => match byte {
-                b':' => self.trailer(State::TrailerValue),
-                _ if is_token(byte) => self.trailer(State::TrailerName),
+            ChunkedState::TrailerName => match byte {
+                b':' => self.trailer(ChunkedState::TrailerValue),
+                _ if is_token(byte) => self.trailer(ChunkedState::TrailerName),
                 _ => Err(BAD),
             },
-            State::TrailerValue => match byte {
-                b'\r' => Ok(State::TrailerEnd),
-                b'\t' | b' '..=b'~' | 0x80.. => self.trailer(State::TrailerValue),
+            ChunkedState::TrailerValue => match byte {
+                b'\r' => Ok(ChunkedState::TrailerEnd),
+                b'\t' | b' '..=b'~' | 0x80.. => self.trailer(ChunkedState::TrailerValue),
                 0..=0x1f | 0x7f => Err(BAD),
             },
-            State::TrailerEnd => expect(byte, b'\n', State::TrailerStart),
-            State::LastLf => expect(byte, b'\n', State::Done),
-            State::Data | State::Done => unreachable!("BUG: feed handles both"),
+            ChunkedState::TrailerEnd => expect(byte, b'\n', ChunkedState::TrailerStart),
+            ChunkedState::LastLf => expect(byte, b'\n', ChunkedState::Done),
+            ChunkedState::Data | ChunkedState::Done => unreachable!("BUG: decode handles both"),
         }
     }
 
@@ -146,7 +156,7 @@ impl Decoder {
         }
     }
 
-    fn extension(&mut self, next: State) -> Result<State, Refusal> {
+    fn extension(&mut self, next: ChunkedState) -> Result<ChunkedState, Refusal> {
         self.extension_bytes += 1;
         if self.extension_bytes > EXTENSION_BYTES_MAX {
             return Err(Refusal::new(400, "the chunk extensions are too long"));
@@ -154,7 +164,7 @@ impl Decoder {
         Ok(next)
     }
 
-    fn trailer(&mut self, next: State) -> Result<State, Refusal> {
+    fn trailer(&mut self, next: ChunkedState) -> Result<ChunkedState, Refusal> {
         self.trailer_bytes += 1;
         if self.trailer_bytes > TRAILER_BYTES_MAX {
             return Err(Refusal::new(431, "the trailer is too long"));
@@ -163,7 +173,7 @@ impl Decoder {
     }
 }
 
-fn expect(byte: u8, wanted: u8, next: State) -> Result<State, Refusal> {
+fn expect(byte: u8, wanted: u8, next: ChunkedState) -> Result<ChunkedState, Refusal> {
     if byte == wanted { Ok(next) } else { Err(Refusal::new(400, "the chunked body is not valid")) }
 }
 

@@ -1,191 +1,198 @@
-//! One connection: its socket, its conversation, and what is left to write. Knows no other connection and no
-//! timer; it says by when it must have moved.
+//! One connection: its transport, its session and its unsent output. Must not depend on other
+//! connections or on the timer wheel; it only computes its deadline.
 
 use std::io;
 
 use mio::Registry;
 
 use super::Handler;
-use super::limits::Limits;
-use super::session::{Desk, Progress, Session};
-use super::wire::Wire;
+use super::acceptor_context::AcceptorContext;
+use super::limits::HttpLimits;
+use super::session::{HttpSession, Progress};
+use super::transport::Transport;
 use crate::clock::Moment;
 
-/// Reads in one turn: 16 of 64 KiB. A body that comes faster lets others have their turn in between.
+/// Reads per turn, of 64 KiB each. A faster sender continues in the next turn.
 const READS_MAX: u32 = 16;
 
-/// What the acceptor does with a connection after its turn.
+/// The action that the acceptor takes on a connection after its turn.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Next {
-    /// Wait for the socket, a late answer or the deadline.
-    Sleep,
-    /// Give it another turn after the others: the socket will not ask for one.
-    Again,
-    /// Give it its place in the line of those that take long.
-    Line,
+pub(super) enum ConnectionAction {
+    /// Wait for socket readiness, a completion or the deadline.
+    Wait,
+    /// Push it to the ready queue: it has work that the socket will not signal.
+    Requeue,
+    /// Push it to the queue of long requests.
+    QueueLong,
     Close,
 }
 
-/// Invariant: `output` is empty, and not allocated, unless the socket refused to take more.
+/// Invariant: `output` is empty, without an allocation, unless the socket buffer is full.
 #[derive(Debug)]
 #[expect(
     clippy::struct_excessive_bools,
     reason = "independent facts about one socket, not states of one machine"
 )]
 pub(super) struct Connection {
-    pub(super) wire: Wire,
-    pub(super) session: Session,
+    pub(super) transport: Transport,
+    pub(super) session: HttpSession,
     output: Vec<u8>,
     written: usize,
-    /// When a byte last moved; while lingering, when that began.
-    active: Moment,
-    /// The socket may hold bytes: with edge-triggered readiness it says so once.
+    /// When a byte was last read or written; while lingering, when that began.
+    last_activity: Moment,
+    /// The socket may have input. Readiness is edge-triggered, so the event is not repeated.
     pub(super) readable: bool,
-    /// The peer's end was announced, so that a short read does not mean that nothing follows.
-    pub(super) end_announced: bool,
+    /// The end of input was signalled, so that an end of file follows a short read.
+    pub(super) read_closed: bool,
     eof: bool,
-    /// Readiness to write is reported.
-    watches_writable: bool,
-    /// It stands in the ready line.
-    pub(super) queued: bool,
-    /// It stands in the line of those that take long.
-    pub(super) lined: bool,
-    /// All is said and the sending side shut; so many bytes are still read, and discarded.
+    /// The socket is registered for write readiness.
+    writable_registered: bool,
+    /// The connection is in the ready queue.
+    pub(super) in_ready_queue: bool,
+    /// The connection is in the queue of long requests.
+    pub(super) in_long_queue: bool,
+    /// Lingering close: the write side is shut down; this many bytes are still read and discarded.
     lingering: Option<usize>,
-    /// What it is counted with in the acceptor's sum of bytes held.
-    pub(super) counted: usize,
-    /// It is one too many: not counted, only told so.
-    pub(super) guest: bool,
+    /// This connection's share of the acceptor's `buffered_bytes`.
+    pub(super) accounted_bytes: usize,
+    /// The connection exceeds a connection limit: it is not counted and only gets a 503.
+    pub(super) over_limit: bool,
 }
 
 impl Connection {
-    pub(super) fn new(wire: Wire, session: Session, now: Moment) -> Self {
+    pub(super) fn new(transport: Transport, session: HttpSession, now: Moment) -> Self {
         Self {
-            wire,
+            transport,
             session,
             output: Vec::new(),
             written: 0,
-            active: now,
+            last_activity: now,
             readable: false,
-            end_announced: false,
+            read_closed: false,
             eof: false,
-            watches_writable: false,
-            queued: false,
-            lined: false,
+            writable_registered: false,
+            in_ready_queue: false,
+            in_long_queue: false,
             lingering: None,
-            counted: 0,
-            guest: false,
+            accounted_bytes: 0,
+            over_limit: false,
         }
     }
 
-    /// By when it must have moved.
-    pub(super) fn deadline(&self, limits: &Limits) -> Moment {
+    /// When the connection times out.
+    pub(super) fn deadline(&self, limits: &HttpLimits) -> Moment {
         if self.lingering.is_some() {
-            self.active.plus(limits.linger_timeout)
-        } else if self.wire.is_handshaking() {
-            // Nothing of it counts as having moved, so that this runs from the beginning.
-            self.active.plus(limits.header_timeout)
+            self.last_activity.plus(limits.linger_timeout)
+        } else if self.transport.is_handshaking() {
+            // The handshake does not update `last_activity`, so this runs from the accept.
+            self.last_activity.plus(limits.header_timeout)
         } else if self.has_unsent() {
-            self.active.plus(limits.slow_reader_timeout)
+            self.last_activity.plus(limits.write_timeout)
         } else {
-            self.session.deadline(self.active, limits)
+            self.session.deadline(self.last_activity, limits)
         }
     }
 
     fn has_unsent(&self) -> bool {
-        !self.output.is_empty() || self.wire.is_pending()
+        !self.output.is_empty() || self.transport.has_unsent_records()
     }
 
-    /// Its client does not take what it asked for, or has had its time to read the last answer.
-    pub(super) fn is_past_words(&self) -> bool {
+    /// Whether a timeout response is impossible: output is blocked, or the last response is already
+    /// sent.
+    pub(super) fn cannot_respond(&self) -> bool {
         self.lingering.is_some() || self.has_unsent()
     }
 
-    /// Bytes allocated for what is unfinished.
+    /// Bytes allocated for incomplete requests and unsent output.
     #[inline]
-    pub(super) fn held(&self) -> usize {
-        self.session.held() + self.output.capacity() + self.wire.held()
+    pub(super) fn buffered_bytes(&self) -> usize {
+        self.session.buffered_bytes() + self.output.capacity() + self.transport.buffered_bytes()
     }
 
-    /// Nothing is asked and nothing is left to say.
+    /// Whether no request has begun and no output is unsent.
     pub(super) fn is_idle(&self) -> bool {
         self.lingering.is_none() && !self.has_unsent() && self.session.is_idle()
     }
 
-    /// Takes a turn: writes what is left, reads what is there, answers what is asked, writes the answers at once.
-    /// `desk.out` may already hold the beginning of them.
+    /// Runs a turn: flushes unsent output, reads input, serves requests and writes the responses.
+    /// `ctx.out` may already hold output of this turn.
     pub(super) fn drive<H: Handler>(
         &mut self,
-        desk: &mut Desk<H>,
+        ctx: &mut AcceptorContext<H>,
         scratch: &mut [u8],
         registry: &Registry,
-    ) -> Next {
+    ) -> ConnectionAction {
         if self.lingering.is_some() {
             return self.linger(scratch);
         }
-        match self.take_turn(desk, scratch, registry) {
+        match self.run_turn(ctx, scratch, registry) {
             Ok(next) => next,
-            // Reset, timed out, broken pipe: the peer is gone, and nobody is left to be told.
-            Err(_) => Next::Close,
+            // ECONNRESET, ETIMEDOUT or EPIPE: the peer is gone.
+            Err(_) => ConnectionAction::Close,
         }
     }
 
-    fn take_turn<H: Handler>(
+    fn run_turn<H: Handler>(
         &mut self,
-        desk: &mut Desk<H>,
+        ctx: &mut AcceptorContext<H>,
         scratch: &mut [u8],
         registry: &Registry,
-    ) -> io::Result<Next> {
+    ) -> io::Result<ConnectionAction> {
         if self.has_unsent() {
-            self.output.append(&mut desk.out);
-            if !self.flush(desk.now)? {
-                return Ok(Next::Sleep);
+            self.output.append(&mut ctx.out);
+            if !self.flush(ctx.now)? {
+                return Ok(ConnectionAction::Wait);
             }
         }
-        let progress = self.converse(desk, scratch)?;
-        if !self.send(desk, registry)? {
-            return Ok(Next::Sleep);
+        let progress = self.process_input(ctx, scratch)?;
+        if !self.write_output(ctx, registry)? {
+            return Ok(ConnectionAction::Wait);
         }
         Ok(match progress {
-            // Whatever a client has begun to say before it left stays unsaid.
-            Progress::Hungry | Progress::Over if self.eof => Next::Close,
-            Progress::Hungry | Progress::Waiting | Progress::Streaming => Next::Sleep,
-            Progress::Paused => Next::Again,
-            Progress::Working => Next::Line,
-            Progress::Broken => Next::Close,
-            Progress::Over => {
-                self.wire.shutdown()?;
-                self.lingering = Some(desk.limits.linger_bytes_max);
-                self.active = desk.now;
+            // A request that is incomplete at the end of input is discarded.
+            Progress::NeedsInput | Progress::Closed if self.eof => ConnectionAction::Close,
+            Progress::NeedsInput | Progress::Pending | Progress::Streaming => ConnectionAction::Wait,
+            Progress::Paused => ConnectionAction::Requeue,
+            Progress::Yielded => ConnectionAction::QueueLong,
+            Progress::Aborted => ConnectionAction::Close,
+            Progress::Closed => {
+                self.transport.shutdown()?;
+                self.lingering = Some(ctx.limits.linger_bytes_max);
+                self.last_activity = ctx.now;
                 self.readable = true;
                 self.linger(scratch)
             }
         })
     }
 
-    fn converse<H: Handler>(&mut self, desk: &mut Desk<H>, scratch: &mut [u8]) -> io::Result<Progress> {
-        // What came behind a request waits until the answer that has begun is whole.
-        let streams = self.session.sending().is_some();
+    fn process_input<H: Handler>(
+        &mut self,
+        ctx: &mut AcceptorContext<H>,
+        scratch: &mut [u8],
+    ) -> io::Result<Progress> {
+        // Pipelined requests wait until the streaming body ends.
+        let streams = self.session.streaming_body().is_some();
         let mut progress = if self.session.has_backlog() && !streams {
-            self.session.take(&[], desk)
+            self.session.receive(&[], ctx)
         } else {
             self.session.progress()
         };
         let mut reads = 0;
-        while progress == Progress::Hungry && self.readable && !self.eof {
+        while progress == Progress::NeedsInput && self.readable && !self.eof {
             if reads == READS_MAX {
                 return Ok(Progress::Paused);
             }
             reads += 1;
-            match self.wire.read(scratch) {
+            match self.transport.read(scratch) {
                 Ok(0) => self.eof = true,
                 Ok(count) => {
-                    self.active = desk.now;
-                    // epoll(7): a short read means that the socket is empty. Only an end already announced may
-                    // follow, one that comes later is an event of its own.
-                    self.readable =
-                        count == scratch.len() || self.end_announced || !self.wire.reads_short_when_empty();
-                    progress = self.session.take(&scratch[..count], desk);
+                    self.last_activity = ctx.now;
+                    // epoll(7): a short read implies that the socket is empty. Only an end of input
+                    // that was already signalled may follow; a later one is a new event.
+                    self.readable = count == scratch.len()
+                        || self.read_closed
+                        || !self.transport.short_read_means_empty();
+                    progress = self.session.receive(&scratch[..count], ctx);
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => self.readable = false,
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
@@ -193,65 +200,67 @@ impl Connection {
             }
         }
         if progress == Progress::Streaming {
-            progress = self.session.pump(desk);
+            progress = self.session.pump(ctx);
         }
         Ok(progress)
     }
 
-    /// Writes `desk.out` and keeps what the socket does not take. Says whether it took all.
-    fn send<H>(&mut self, desk: &mut Desk<H>, registry: &Registry) -> io::Result<bool> {
-        if desk.out.is_empty() && !self.wire.is_pending() {
+    /// Writes `ctx.out` and buffers the part that the socket does not accept. Returns whether all
+    /// was written.
+    fn write_output<H>(&mut self, ctx: &mut AcceptorContext<H>, registry: &Registry) -> io::Result<bool> {
+        if ctx.out.is_empty() && !self.transport.has_unsent_records() {
             return Ok(true);
         }
-        let count = self.wire.write(&desk.out)?;
-        // Also when it took nothing: the time of a slow reader begins with the answer, not with its request.
-        self.active = desk.now;
-        if count == desk.out.len() && !self.wire.is_pending() {
+        let count = self.transport.write(&ctx.out)?;
+        // Also if nothing was accepted: the write timeout starts with the response, not with its
+        // request.
+        self.last_activity = ctx.now;
+        if count == ctx.out.len() && !self.transport.has_unsent_records() {
             return Ok(true);
         }
-        self.output = desk.out[count..].to_vec();
+        self.output = ctx.out[count..].to_vec();
         self.written = 0;
-        if !self.watches_writable {
-            self.watches_writable = true;
-            self.wire.watch_writable(registry, desk.token())?;
+        if !self.writable_registered {
+            self.writable_registered = true;
+            self.transport.watch_writable(registry, ctx.token())?;
         }
         Ok(false)
     }
 
-    /// Writes on with `output`. Says whether nothing is left.
+    /// Writes the rest of `output`. Returns whether all was written.
     fn flush(&mut self, now: Moment) -> io::Result<bool> {
         while self.written < self.output.len() {
-            let count = self.wire.write(&self.output[self.written..])?;
+            let count = self.transport.write(&self.output[self.written..])?;
             if count == 0 {
                 return Ok(false);
             }
             self.written += count;
-            self.active = now;
+            self.last_activity = now;
         }
         self.output = Vec::new();
         self.written = 0;
-        self.wire.flush()
+        self.transport.flush()
     }
 
-    /// Reads and discards, so that the kernel does not answer unread bytes with a reset, which could take the
-    /// last answer from the client's hands.
-    fn linger(&mut self, scratch: &mut [u8]) -> Next {
+    /// Reads and discards input. Closing a socket with unread input sends a RST, which could
+    /// destroy the last response before the client reads it.
+    fn linger(&mut self, scratch: &mut [u8]) -> ConnectionAction {
         let Some(left) = &mut self.lingering else {
-            unreachable!("BUG: only called when lingering");
+            unreachable!("BUG: the connection is not lingering");
         };
         for _ in 0..READS_MAX {
             if *left == 0 {
-                return Next::Close;
+                return ConnectionAction::Close;
             }
             let room = scratch.len().min(*left);
-            match self.wire.discard(&mut scratch[..room]) {
-                Ok(0) => return Next::Close,
+            match self.transport.discard(&mut scratch[..room]) {
+                Ok(0) => return ConnectionAction::Close,
                 Ok(count) => *left -= count,
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Next::Sleep,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return ConnectionAction::Wait,
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(_) => return Next::Close,
+                Err(_) => return ConnectionAction::Close,
             }
         }
-        Next::Again
+        ConnectionAction::Requeue
     }
 }

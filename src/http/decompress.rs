@@ -1,8 +1,9 @@
-//! Compressed bodies, made plain piece by piece into one allocation that is used again. A body that grows past
-//! its bounds is given up as soon as it does, so that a bomb costs what those bounds allow and no more.
+//! Decompresses request bodies step by step into one reused allocation. Decompression stops as soon
+//! as a body exceeds its bounds, so that a decompression bomb costs no more than the bounds allow.
 //!
-//! Knows no HTTP but the names of codings. Both decoders are Rust alone: what reads strangers' bytes on the thread that
-//! all connections share must not have C's ways to fail. zlib-ng and zstd's own library would be faster.
+//! It must not depend on HTTP beyond the names of content codings. Both decoders are pure Rust,
+//! because they parse untrusted bytes on a thread that many connections share. Rejected: zlib-ng
+//! and the C library of zstd, which are faster but not memory-safe.
 
 use std::fmt;
 
@@ -10,9 +11,9 @@ use flate2::{Crc, Decompress, FlushDecompress, Status};
 use ruzstd::decoding::errors::{FrameDecoderError, ReadFrameHeaderError};
 use ruzstd::decoding::{BlockDecodingStrategy, FrameDecoder};
 
-/// How a body is compressed.
+/// A content coding.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Coding {
+pub enum ContentCoding {
     Identity,
     Gzip,
     Zstd,
@@ -20,21 +21,23 @@ pub enum Coding {
 
 #[derive(Clone, Copy, Debug)]
 pub struct DecompressLimits {
-    /// Bytes of a body once it is plain.
+    /// Maximum bytes of a decompressed body.
     pub bytes_max: usize,
-    /// How many times its size a body may grow...
+    /// Maximum ratio of decompressed to compressed bytes.
     pub ratio_max: usize,
-    /// ...past so many bytes: short bodies of like events may well compress to nothing, and are soon read.
+    /// Decompressed bytes up to which the ratio is not checked: a short body of similar events may
+    /// compress extremely well, and costs little.
     pub ratio_free_bytes: usize,
-    /// Members of gzip or frames of zstd in a body. An empty one is 20 bytes and still costs a decoder's reset.
+    /// Maximum gzip members or zstd frames in a body. An empty one has 20 bytes but costs a decoder
+    /// reset.
     pub members_max: usize,
 }
 
 impl DecompressLimits {
-    /// NDJSON of real logs shrinks ten- to thirtyfold.
+    /// NDJSON of real logs compresses 10 to 30 times.
     pub const RATIO_MAX: usize = 200;
     pub const RATIO_FREE_BYTES: usize = 256 * 1024;
-    /// Programs that compress block by block make one of 64 KiB: 512 of them are 32 MiB.
+    /// Block compressors write a member per 64 KiB: 512 of them are 32 MiB.
     pub const MEMBERS_MAX: usize = 1024;
 
     pub fn new(bytes_max: usize) -> Self {
@@ -46,87 +49,91 @@ impl DecompressLimits {
         }
     }
 
-    /// Whether `read` bytes may have become `made`.
-    fn check(&self, read: usize, made: usize) -> Result<(), Undecodable> {
-        if made > self.bytes_max {
-            return Err(Undecodable::TooLarge(self.bytes_max));
+    /// Checks the bounds after `read` compressed bytes became `produced` bytes.
+    fn check(&self, read: usize, produced: usize) -> Result<(), DecompressBodyError> {
+        if produced > self.bytes_max {
+            return Err(DecompressBodyError::TooLarge(self.bytes_max));
         }
-        if made > self.ratio_free_bytes && made / self.ratio_max > read {
-            return Err(Undecodable::Bomb(self.ratio_max));
+        if produced > self.ratio_free_bytes && produced / self.ratio_max > read {
+            return Err(DecompressBodyError::RatioExceeded(self.ratio_max));
         }
         Ok(())
     }
 }
 
-/// Why a body cannot be made plain.
+/// A body is corrupt or exceeds a bound.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum Undecodable {
+pub enum DecompressBodyError {
     #[error("the body is not valid {0}: {1}")]
-    Broken(&'static str, &'static str),
-    #[error("the body is cut off: the {0} stream does not end")]
-    Cut(&'static str),
-    #[error("the body is more than {0} bytes once it is decompressed")]
+    Corrupt(&'static str, &'static str),
+    #[error("the body is truncated: the {0} stream is incomplete")]
+    Truncated(&'static str),
+    #[error("the decompressed body is larger than {0} bytes")]
     TooLarge(usize),
-    #[error("the body grows more than {0}-fold when it is decompressed")]
-    Bomb(usize),
+    #[error("the decompressed body is more than {0} times as large as the compressed body")]
+    RatioExceeded(usize),
     #[error("the body consists of more than {0} compressed streams")]
-    Members(usize),
-    #[error("the zstd frame wants a window of more than {WINDOW_BYTES_MAX} bytes")]
-    Window,
+    TooManyMembers(usize),
+    #[error("the zstd frame requires a window of more than {WINDOW_BYTES_MAX} bytes")]
+    WindowTooLarge,
 }
 
-impl Undecodable {
-    /// Whether less of it could be taken: a 413. The others are a 400.
+impl DecompressBodyError {
+    /// Whether a smaller body would be accepted: 413. The other errors are 400.
     pub fn is_too_large(self) -> bool {
         match self {
-            Self::TooLarge(_) | Self::Bomb(_) | Self::Members(_) => true,
-            Self::Broken(..) | Self::Cut(_) | Self::Window => false,
+            Self::TooLarge(_) | Self::RatioExceeded(_) | Self::TooManyMembers(_) => true,
+            Self::Corrupt(..) | Self::Truncated(_) | Self::WindowTooLarge => false,
         }
     }
 }
 
 const GZIP: &str = "gzip";
 const ZSTD: &str = "zstd";
-/// What is kept from one body to the next; what a large one took beyond is given back.
-const KEPT_BYTES: usize = 512 * 1024;
-/// The window that RFC 9659 allows a zstd body of HTTP, and that a server must therefore have.
+/// Capacity that is kept from one body to the next. [`Decompressor::release`] frees the rest.
+const RETAINED_BYTES: usize = 512 * 1024;
+/// The maximum window of a zstd body in HTTP (RFC 9659).
 const WINDOW_BYTES_MAX: u64 = 8 << 20;
-/// A window up to this size is kept with its decoder: what zstd's default level wants.
-const WINDOW_BYTES_KEPT: u64 = 2 << 20;
-/// The first bytes of a gzip member: its magic number and the only method there is.
+/// A decoder with a window up to this size is kept: the window of zstd's default level.
+const WINDOW_BYTES_RETAINED: u64 = 2 << 20;
+/// The first bytes of a gzip member: the magic number and the only compression method.
 const GZIP_MAGIC: [u8; 3] = [0x1f, 0x8b, 8];
-/// CRC-32 and length.
+/// CRC-32 and length of a gzip member.
 const GZIP_TRAILER_BYTES: usize = 8;
-/// How much is inflated between two looks at the bounds.
+/// Bytes that are inflated between two checks of the bounds.
 const STEP_BYTES: usize = 64 * 1024;
-/// The same for zstd, whose blocks are no larger: a step makes at least as much and less than twice.
+/// The same for zstd. A block is at most this large, so a step produces at least this many bytes
+/// and less than twice as many.
 const ZSTD_STEP_BYTES: usize = 128 * 1024;
 
-/// What a member or frame costs to begin, in bytes made.
-const MEMBER_COST: usize = 8 * 1024;
+/// The cost of beginning a member or frame, in decompressed bytes.
+const MEMBER_COST_BYTES: usize = 8 * 1024;
 
-/// Decoders and the body they make. They come into being with the first body that needs them.
+/// The decoders and the decompressed body. Each decoder is allocated for the first body that needs
+/// it.
 ///
-/// Invariant: everything before `at` in the compressed body is in `plain`, or in the decoder that is in use.
+/// Invariant: the bytes before `at` in the compressed body are decoded into `decompressed` or
+/// consumed by the current decoder.
 pub struct Decompressor {
     limits: DecompressLimits,
-    plain: Vec<u8>,
+    decompressed: Vec<u8>,
     inflate: Option<Decompress>,
     zstd: Option<FrameDecoder>,
     at: usize,
     members: usize,
-    member: Option<Member>,
-    /// The largest window that a frame wanted.
+    member: Option<CompressedMember>,
+    /// The largest window that a frame of the body required.
     window_max: u64,
 }
 
-/// The member of gzip or frame of zstd at hand.
-struct Member {
-    /// Where its plain bytes begin.
+/// The current gzip member or zstd frame.
+struct CompressedMember {
+    /// Offset of the member's first byte in `decompressed`.
     start: usize,
     crc: Crc,
-    /// The decoder of zstd keeps the last window to itself, so what it has made is counted and not measured.
-    made_at_least: usize,
+    /// A lower bound on the bytes that the zstd decoder has produced. It withholds the last window,
+    /// so they cannot be measured.
+    produced_min: usize,
 }
 
 impl fmt::Debug for Decompressor {
@@ -139,7 +146,7 @@ impl Decompressor {
     pub fn new(limits: DecompressLimits) -> Self {
         Self {
             limits,
-            plain: Vec::new(),
+            decompressed: Vec::new(),
             inflate: None,
             zstd: None,
             at: 0,
@@ -149,44 +156,54 @@ impl Decompressor {
         }
     }
 
-    /// Another one with the same limits.
+    /// A new decompressor with the same limits.
     #[must_use]
-    pub fn another(&self) -> Self {
+    pub fn fork(&self) -> Self {
         Self::new(self.limits)
     }
 
-    /// The plain bytes of `body`. [`Decompressor::release`] gives them back.
-    pub fn decode<'a>(&'a mut self, coding: Coding, body: &'a [u8]) -> Result<&'a [u8], Undecodable> {
+    /// Decompresses `body`. [`Decompressor::release`] frees the result.
+    pub fn decode<'a>(
+        &'a mut self,
+        coding: ContentCoding,
+        body: &'a [u8],
+    ) -> Result<&'a [u8], DecompressBodyError> {
         self.begin();
-        let all = self.go_on(coding, body, usize::MAX)?;
+        let all = self.decode_slice(coding, body, usize::MAX)?;
         debug_assert!(all, "BUG: a body is finite");
-        Ok(self.plain(coding, body))
+        Ok(self.decompressed(coding, body))
     }
 
-    /// Makes ready for a body that [`Self::go_on`] makes plain slice by slice.
+    /// Prepares for a body that [`Self::decode_slice`] decompresses slice by slice.
     pub fn begin(&mut self) {
-        self.plain.clear();
+        self.decompressed.clear();
         self.at = 0;
         self.members = 0;
         self.member = None;
         self.window_max = 0;
     }
 
-    /// Makes about `budget` bytes more of `body` plain. Says whether all of it is. Each call of one body must be given the
-    /// same but for the budget.
-    pub fn go_on(&mut self, coding: Coding, body: &[u8], budget: usize) -> Result<bool, Undecodable> {
+    /// Decompresses about `budget` more bytes of `body`. Returns whether the whole body is
+    /// decompressed. All calls for one body must pass the same arguments, except for the budget.
+    pub fn decode_slice(
+        &mut self,
+        coding: ContentCoding,
+        body: &[u8],
+        budget: usize,
+    ) -> Result<bool, DecompressBodyError> {
         match coding {
-            Coding::Identity => Ok(true),
-            Coding::Gzip => self.gunzip(body, budget),
-            Coding::Zstd => {
+            ContentCoding::Identity => Ok(true),
+            ContentCoding::Gzip => self.gunzip(body, budget),
+            ContentCoding::Zstd => {
                 let mut decoder = self.zstd.take().unwrap_or_else(|| {
                     let mut decoder = FrameDecoder::new();
                     decoder.set_max_window_size(WINDOW_BYTES_MAX);
                     decoder
                 });
-                // After an error the decoder is in a state nobody has thought of; after a large window it is large.
+                // The decoder is dropped after an error, when its state is undefined, and after a
+                // large window, to free the memory.
                 let all = self.unzstd(&mut decoder, body, budget)?;
-                if !all || self.window_max <= WINDOW_BYTES_KEPT {
+                if !all || self.window_max <= WINDOW_BYTES_RETAINED {
                     self.zstd = Some(decoder);
                 }
                 Ok(all)
@@ -194,91 +211,97 @@ impl Decompressor {
         }
     }
 
-    /// The plain bytes of `body`, all of them once [`Self::go_on`] has said so.
-    pub fn plain<'a>(&'a self, coding: Coding, body: &'a [u8]) -> &'a [u8] {
-        if coding == Coding::Identity { body } else { &self.plain }
+    /// The decompressed bytes of `body` so far. They are complete once [`Self::decode_slice`] has
+    /// returned true.
+    pub fn decompressed<'a>(&'a self, coding: ContentCoding, body: &'a [u8]) -> &'a [u8] {
+        if coding == ContentCoding::Identity { body } else { &self.decompressed }
     }
 
-    /// Gives back what a large body took, once it has been read or refused.
+    /// Frees the memory that a large body allocated.
     pub fn release(&mut self) {
-        self.plain.clear();
-        self.plain.shrink_to(KEPT_BYTES);
+        self.decompressed.clear();
+        self.decompressed.shrink_to(RETAINED_BYTES);
     }
 
-    /// Counts a member that begins here.
-    fn count(&mut self) -> Result<(), Undecodable> {
+    /// Counts a further member.
+    fn begin_member(&mut self) -> Result<(), DecompressBodyError> {
         if self.members == self.limits.members_max {
-            return Err(Undecodable::Members(self.limits.members_max));
+            return Err(DecompressBodyError::TooManyMembers(self.limits.members_max));
         }
         self.members += 1;
         Ok(())
     }
 
-    fn gunzip(&mut self, body: &[u8], budget: usize) -> Result<bool, Undecodable> {
+    fn gunzip(&mut self, body: &[u8], budget: usize) -> Result<bool, DecompressBodyError> {
         let mut left = budget;
         while left > 0 {
             let mut member = if let Some(member) = self.member.take() {
                 member
             } else {
-                self.count()?;
-                left = left.saturating_sub(MEMBER_COST);
+                self.begin_member()?;
+                left = left.saturating_sub(MEMBER_COST_BYTES);
                 self.at = body.len() - gzip_header(&body[self.at..])?.len();
                 self.inflate.get_or_insert_with(|| Decompress::new(false)).reset(false);
-                Member { start: self.plain.len(), crc: Crc::new(), made_at_least: 0 }
+                CompressedMember { start: self.decompressed.len(), crc: Crc::new(), produced_min: 0 }
             };
-            let before = self.plain.len();
+            let before = self.decompressed.len();
             if self.inflate(&mut member, body)? {
-                self.at = body.len() - self.trailer(&member, &body[self.at..])?.len();
+                self.at = body.len() - self.check_trailer(&member, &body[self.at..])?.len();
                 if self.at == body.len() {
                     return Ok(true);
                 }
             } else {
                 self.member = Some(member);
             }
-            left = left.saturating_sub((self.plain.len() - before).max(1));
+            left = left.saturating_sub((self.decompressed.len() - before).max(1));
         }
         Ok(false)
     }
 
-    /// Inflates a step of the member at hand. Says whether that was its last.
-    fn inflate(&mut self, member: &mut Member, body: &[u8]) -> Result<bool, Undecodable> {
-        let inflate = self.inflate.as_mut().expect("BUG: a member was begun");
+    /// Inflates a step of the current member. Returns whether the member has ended.
+    fn inflate(&mut self, member: &mut CompressedMember, body: &[u8]) -> Result<bool, DecompressBodyError> {
+        let inflate = self.inflate.as_mut().expect("BUG: no member was begun");
         let rest = &body[self.at..];
-        let before = self.plain.len();
-        // One byte past the bound, so that what ends there exactly is not taken for more.
+        let before = self.decompressed.len();
+        // One byte more than the bound, to distinguish a body of exactly that size from a longer
+        // one.
         let room = STEP_BYTES.min(self.limits.bytes_max + 1 - before);
-        self.plain.reserve(room);
+        self.decompressed.reserve(room);
         let read = inflate.total_in();
         let ended = inflate
-            .decompress_vec(rest, &mut self.plain, FlushDecompress::None)
-            .map_err(|_no_more_is_known| Undecodable::Broken(GZIP, "its data is corrupt"))?;
-        let used = usize::try_from(inflate.total_in() - read).expect("no more than there was");
+            .decompress_vec(rest, &mut self.decompressed, FlushDecompress::None)
+            .map_err(|_without_detail| DecompressBodyError::Corrupt(GZIP, "its data is corrupt"))?;
+        let used = usize::try_from(inflate.total_in() - read).expect("at most the length of the input");
         self.at += used;
-        member.crc.update(&self.plain[before..]);
-        self.limits.check(self.at, self.plain.len())?;
+        member.crc.update(&self.decompressed[before..]);
+        self.limits.check(self.at, self.decompressed.len())?;
         if ended == Status::StreamEnd {
             return Ok(true);
         }
-        if used == 0 && self.plain.len() == before {
+        if used == 0 && self.decompressed.len() == before {
             return Err(if rest.is_empty() {
-                Undecodable::Cut(GZIP)
+                DecompressBodyError::Truncated(GZIP)
             } else {
-                Undecodable::Broken(GZIP, "its data is corrupt")
+                DecompressBodyError::Corrupt(GZIP, "its data is corrupt")
             });
         }
         Ok(false)
     }
 
-    /// Takes the trailer off a member, and says what follows.
-    fn trailer<'a>(&self, member: &Member, rest: &'a [u8]) -> Result<&'a [u8], Undecodable> {
+    /// Checks the trailer of a member. Returns the bytes after it.
+    fn check_trailer<'a>(
+        &self,
+        member: &CompressedMember,
+        rest: &'a [u8],
+    ) -> Result<&'a [u8], DecompressBodyError> {
         let Some((trailer, rest)) = rest.split_at_checked(GZIP_TRAILER_BYTES) else {
-            return Err(Undecodable::Cut(GZIP));
+            return Err(DecompressBodyError::Truncated(GZIP));
         };
-        let length = u32::try_from(self.plain.len() - member.start).ok();
+        let length = u32::try_from(self.decompressed.len() - member.start).ok();
         if trailer[..4] != member.crc.sum().to_le_bytes()
             || Some(&trailer[4..]) != length.map(u32::to_le_bytes).as_ref().map(<[u8; 4]>::as_slice)
         {
-            return Err(Undecodable::Broken(GZIP, "its checksum is wrong"));
+            return Err(DecompressBodyError::Corrupt(GZIP, "its checksum is wrong"));
         }
         Ok(rest)
     }
@@ -288,33 +311,36 @@ impl Decompressor {
         decoder: &mut FrameDecoder,
         body: &[u8],
         budget: usize,
-    ) -> Result<bool, Undecodable> {
+    ) -> Result<bool, DecompressBodyError> {
         let mut left = budget;
         while left > 0 {
             let mut rest = &body[self.at..];
             if self.member.is_none() {
-                self.count()?;
-                left = left.saturating_sub(MEMBER_COST);
+                self.begin_member()?;
+                left = left.saturating_sub(MEMBER_COST_BYTES);
                 self.window_max = self.window_max.max(window_bytes(rest));
                 match decoder.reset(&mut rest) {
                     Ok(()) => {
-                        self.member =
-                            Some(Member { start: self.plain.len(), crc: Crc::new(), made_at_least: 0 });
+                        self.member = Some(CompressedMember {
+                            start: self.decompressed.len(),
+                            crc: Crc::new(),
+                            produced_min: 0,
+                        });
                     }
                     Err(FrameDecoderError::ReadFrameHeaderError(ReadFrameHeaderError::SkipFrame {
                         length,
                         ..
                     })) => {
                         let length = usize::try_from(length).unwrap_or(usize::MAX);
-                        rest = rest.get(length..).ok_or(Undecodable::Cut(ZSTD))?;
+                        rest = rest.get(length..).ok_or(DecompressBodyError::Truncated(ZSTD))?;
                     }
-                    Err(error) => return Err(refusal(&error, "it has no zstd header")),
+                    Err(error) => return Err(zstd_error(&error, "its frame header is wrong")),
                 }
             }
             if let Some(mut member) = self.member.take() {
-                let before = self.plain.len();
+                let before = self.decompressed.len();
                 let ended = self.step(decoder, &mut member, &mut rest, body)?;
-                left = left.saturating_sub((self.plain.len() - before).max(ZSTD_STEP_BYTES / 2));
+                left = left.saturating_sub((self.decompressed.len() - before).max(ZSTD_STEP_BYTES / 2));
                 self.member = (!ended).then_some(member);
             }
             self.at = body.len() - rest.len();
@@ -325,47 +351,51 @@ impl Decompressor {
         Ok(false)
     }
 
-    /// Decodes a step of the frame at hand. Says whether that was its last.
+    /// Decodes a step of the current frame. Returns whether the frame has ended.
     fn step(
         &mut self,
         decoder: &mut FrameDecoder,
-        member: &mut Member,
+        member: &mut CompressedMember,
         rest: &mut &[u8],
         body: &[u8],
-    ) -> Result<bool, Undecodable> {
-        let plain = &mut self.plain;
+    ) -> Result<bool, DecompressBodyError> {
+        let out = &mut self.decompressed;
         if !decoder.is_finished() {
             let more = BlockDecodingStrategy::UptoBytes(ZSTD_STEP_BYTES);
             let ended = decoder
                 .decode_blocks(&mut *rest, more)
-                .map_err(|error| refusal(&error, "its data is corrupt"))?;
+                .map_err(|error| zstd_error(&error, "its data is corrupt"))?;
             if !ended {
-                member.made_at_least += ZSTD_STEP_BYTES;
+                member.produced_min += ZSTD_STEP_BYTES;
             }
-            let made =
-                member.start + member.made_at_least.max(plain.len() - member.start + decoder.can_collect());
-            self.limits.check(body.len() - rest.len(), made)?;
-            decoder.collect_to_writer(&mut *plain).expect("a vector takes all that is written");
+            let produced =
+                member.start + member.produced_min.max(out.len() - member.start + decoder.can_collect());
+            self.limits.check(body.len() - rest.len(), produced)?;
+            decoder.collect_to_writer(&mut *out).expect("writing to a vector cannot fail");
             if !decoder.is_finished() {
                 return Ok(false);
             }
         }
-        decoder.collect_to_writer(&mut *plain).expect("a vector takes all that is written");
-        let frame_bytes = plain.len() - member.start;
+        decoder.collect_to_writer(&mut *out).expect("writing to a vector cannot fail");
+        let frame_bytes = out.len() - member.start;
         if decoder.get_checksum_from_data().is_some_and(|sum| Some(sum) != decoder.get_calculated_checksum())
         {
-            return Err(Undecodable::Broken(ZSTD, "its checksum is wrong"));
+            return Err(DecompressBodyError::Corrupt(ZSTD, "its checksum is wrong"));
         }
-        // 0 where the header does not say.
-        let said = decoder.content_size();
-        if said != 0 && said != frame_bytes as u64 {
-            return Err(Undecodable::Broken(ZSTD, "its length is not what its header says"));
+        // 0 if the header does not declare the size.
+        let declared = decoder.content_size();
+        if declared != 0 && declared != frame_bytes as u64 {
+            return Err(DecompressBodyError::Corrupt(
+                ZSTD,
+                "its length differs from the length in its header",
+            ));
         }
         Ok(true)
     }
 }
 
-/// The window that a frame wants (RFC 8878, 3.1.1.1.2), or its maximum where it is as long as the frame.
+/// The window size that a frame header declares (RFC 8878, 3.1.1.1.2), or an upper bound if the
+/// window is the size of the content.
 fn window_bytes(frame: &[u8]) -> u64 {
     const SINGLE_SEGMENT: u8 = 1 << 5;
     match frame {
@@ -377,36 +407,37 @@ fn window_bytes(frame: &[u8]) -> u64 {
     }
 }
 
-fn refusal(error: &FrameDecoderError, otherwise: &'static str) -> Undecodable {
+fn zstd_error(error: &FrameDecoderError, otherwise: &'static str) -> DecompressBodyError {
     if let FrameDecoderError::WindowSizeTooBig { .. } = error {
-        return Undecodable::Window;
+        return DecompressBodyError::WindowTooLarge;
     }
-    // Where it ended early, some read did; which of a dozen is told by the chain of sources.
+    // A truncated frame is one of about a dozen read errors; all have `UnexpectedEof` in their
+    // source chain.
     let mut source: Option<&(dyn std::error::Error + 'static)> = Some(error);
     while let Some(cause) = source {
         if cause
             .downcast_ref::<std::io::Error>()
             .is_some_and(|io| io.kind() == std::io::ErrorKind::UnexpectedEof)
         {
-            return Undecodable::Cut(ZSTD);
+            return DecompressBodyError::Truncated(ZSTD);
         }
         source = cause.source();
     }
-    Undecodable::Broken(ZSTD, otherwise)
+    DecompressBodyError::Corrupt(ZSTD, otherwise)
 }
 
-/// Takes the header off a member (RFC 1952, 2.3).
-fn gzip_header(member: &[u8]) -> Result<&[u8], Undecodable> {
-    const CUT: Undecodable = Undecodable::Cut(GZIP);
+/// Parses the header of a member (RFC 1952, 2.3). Returns the bytes after it.
+fn gzip_header(member: &[u8]) -> Result<&[u8], DecompressBodyError> {
+    const CUT: DecompressBodyError = DecompressBodyError::Truncated(GZIP);
     const HEADER_BYTES: usize = 10;
     let known = member.len().min(GZIP_MAGIC.len());
     if member[..known] != GZIP_MAGIC[..known] {
-        return Err(Undecodable::Broken(GZIP, "what stands where a stream should begin is none"));
+        return Err(DecompressBodyError::Corrupt(GZIP, "its magic number is wrong"));
     }
     let (header, mut rest) = member.split_at_checked(HEADER_BYTES).ok_or(CUT)?;
     let flags = header[3];
     if flags & 0b1110_0000 != 0 {
-        return Err(Undecodable::Broken(GZIP, "its header has flags that nobody knows"));
+        return Err(DecompressBodyError::Corrupt(GZIP, "its header has reserved flags"));
     }
     if flags & 4 != 0 {
         let (length, after) = rest.split_first_chunk::<2>().ok_or(CUT)?;
@@ -423,7 +454,7 @@ fn gzip_header(member: &[u8]) -> Result<&[u8], Undecodable> {
         let mut crc = Crc::new();
         crc.update(&member[..member.len() - rest.len()]);
         if crc.sum().to_le_bytes()[..2] != *sum {
-            return Err(Undecodable::Broken(GZIP, "the checksum of its header is wrong"));
+            return Err(DecompressBodyError::Corrupt(GZIP, "the checksum of its header is wrong"));
         }
         rest = after;
     }

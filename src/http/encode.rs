@@ -1,24 +1,24 @@
-//! Answers into bytes. Knows nothing of sockets.
+//! Encodes responses. Must not depend on sockets.
 
 use super::Response;
-use super::response::reason;
+use super::response::reason_phrase;
 use crate::clock::{Clock, Moment};
 
-/// Room for a status line, `Date`, and the fields the engine adds: more only grows the vector.
+/// Estimated size of the status line, `Date` and the fields that the engine adds.
 const HEAD_BYTES: usize = 320;
 
-/// How an answer is framed, which its request decides.
+/// The properties of a request that determine the framing of its response.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Frame {
-    /// The request was HEAD: all but the body.
+    /// The request was HEAD: the body is omitted.
     pub(super) head_only: bool,
-    /// The request was HTTP/1.0, where an open connection must be announced.
-    pub(super) old: bool,
-    /// The connection stays open.
+    /// The request was HTTP/1.0: a persistent connection needs `Connection: keep-alive`.
+    pub(super) is_http_1_0: bool,
+    /// The connection stays open after the response.
     pub(super) keep_alive: bool,
 }
 
-/// The `Date` line, made once a second.
+/// The cached `Date` line, formatted once a second.
 #[derive(Debug)]
 pub(super) struct DateLine {
     line: Vec<u8>,
@@ -28,18 +28,18 @@ pub(super) struct DateLine {
 impl DateLine {
     pub(super) fn new(clock: &Clock) -> Self {
         let mut date = Self { line: Vec::new(), until: Moment::ZERO };
-        date.make(clock, clock.now());
+        date.format(clock, clock.now());
         date
     }
 
     pub(super) fn refresh(&mut self, clock: &Clock, now: Moment) {
         if now >= self.until {
-            self.make(clock, now);
+            self.format(clock, now);
         }
     }
 
     #[cold]
-    fn make(&mut self, clock: &Clock, now: Moment) {
+    fn format(&mut self, clock: &Clock, now: Moment) {
         let wall = clock.wall();
         let into_second =
             u64::try_from(wall.micros().rem_euclid(1_000_000)).expect("a remainder is not negative");
@@ -50,7 +50,7 @@ impl DateLine {
 }
 
 /// Appends the decimal digits of `number`.
-pub(super) fn number(out: &mut Vec<u8>, mut number: usize) {
+pub(super) fn write_number(out: &mut Vec<u8>, mut number: usize) {
     let mut digits = [0_u8; 20];
     let mut at = digits.len();
     loop {
@@ -64,7 +64,7 @@ pub(super) fn number(out: &mut Vec<u8>, mut number: usize) {
     out.extend_from_slice(&digits[at..]);
 }
 
-/// Appends a whole answer.
+/// Appends a response. The body of a streaming response follows separately.
 pub(super) fn encode(out: &mut Vec<u8>, response: &Response, frame: Frame, date: &DateLine) {
     out.reserve(HEAD_BYTES + response.headers.len() + response.body.len());
     match response.status {
@@ -72,9 +72,9 @@ pub(super) fn encode(out: &mut Vec<u8>, response: &Response, frame: Frame, date:
         202 => out.extend_from_slice(b"HTTP/1.1 202 Accepted\r\n"),
         status => {
             out.extend_from_slice(b"HTTP/1.1 ");
-            number(out, usize::from(status));
+            write_number(out, usize::from(status));
             out.push(b' ');
-            out.extend_from_slice(reason(status).as_bytes());
+            out.extend_from_slice(reason_phrase(status).as_bytes());
             out.extend_from_slice(b"\r\n");
         }
     }
@@ -84,22 +84,23 @@ pub(super) fn encode(out: &mut Vec<u8>, response: &Response, frame: Frame, date:
         out.extend_from_slice(response.content_type.as_bytes());
         out.extend_from_slice(b"\r\n");
     }
-    // RFC 9110, 8.6: a 204 has no Content-Length. A 304 has that of the 200, which is not known here.
+    // RFC 9110, 8.6: a 204 has no Content-Length. A 304 may have that of the 200, which is unknown
+    // here.
     let bodiless = response.status == 204 || response.status == 304;
     if response.stream.is_some() {
-        // HTTP/1.0 knows no chunks: there the end of the connection ends the body.
-        if !frame.old {
+        // HTTP/1.0 has no chunked coding: closing the connection ends the body.
+        if !frame.is_http_1_0 {
             out.extend_from_slice(b"Transfer-Encoding: chunked\r\n");
         }
     } else if !bodiless {
         out.extend_from_slice(b"Content-Length: ");
-        number(out, response.body.len());
+        write_number(out, response.body.len());
         out.extend_from_slice(b"\r\n");
     }
     out.extend_from_slice(&response.headers);
     if !frame.keep_alive {
         out.extend_from_slice(b"Connection: close\r\n\r\n");
-    } else if frame.old {
+    } else if frame.is_http_1_0 {
         out.extend_from_slice(b"Connection: keep-alive\r\n\r\n");
     } else {
         out.extend_from_slice(b"\r\n");
@@ -114,7 +115,7 @@ mod tests {
     use super::*;
     use crate::event::Timestamp;
 
-    const OPEN: Frame = Frame { head_only: false, old: false, keep_alive: true };
+    const OPEN: Frame = Frame { head_only: false, is_http_1_0: false, keep_alive: true };
 
     fn response(status: u16, content_type: &'static str, body: &str) -> Response {
         Response { status, content_type, body: body.into(), ..Response::default() }
@@ -129,7 +130,7 @@ mod tests {
     }
 
     #[test]
-    fn an_answer_is_framed_as_its_request_wants() {
+    fn response_framing_follows_its_request() {
         const DATE: &str = "Date: Sun, 06 Nov 1994 08:49:37 GMT\r\n";
         check(
             &response(202, "application/json", "{}"),
@@ -146,7 +147,7 @@ mod tests {
         );
         check(
             &response(404, "", ""),
-            Frame { old: true, ..OPEN },
+            Frame { is_http_1_0: true, ..OPEN },
             &format!("HTTP/1.1 404 Not Found\r\n{DATE}Content-Length: 0\r\nConnection: keep-alive\r\n\r\n"),
         );
         let mut busy = response(503, "", "");
@@ -162,27 +163,27 @@ mod tests {
     }
 
     #[test]
-    fn a_streamed_answer_says_no_length() {
+    fn streaming_response_has_no_content_length() {
         const HEAD: &str =
             "HTTP/1.1 200 OK\r\nDate: Sun, 06 Nov 1994 08:49:37 GMT\r\nContent-Type: text/csv\r\n";
-        let (_feed, stream) = crate::http::stream();
+        let (_sender, stream) = crate::http::body_channel();
         let streamed = Response { stream: Some(stream), ..response(200, "text/csv", "") };
         check(&streamed, OPEN, &format!("{HEAD}Transfer-Encoding: chunked\r\n\r\n"));
-        let old = Frame { old: true, keep_alive: false, ..OPEN };
-        check(&streamed, old, &format!("{HEAD}Connection: close\r\n\r\n"));
+        let http_1_0 = Frame { is_http_1_0: true, keep_alive: false, ..OPEN };
+        check(&streamed, http_1_0, &format!("{HEAD}Connection: close\r\n\r\n"));
     }
 
     #[test]
-    fn numbers_are_written_as_display_writes_them() {
+    fn number_writes_the_same_digits_as_display() {
         for value in [0, 7, 10, 99, 100, 65_535, usize::MAX] {
             let mut out = Vec::new();
-            number(&mut out, value);
+            write_number(&mut out, value);
             assert_eq!(String::from_utf8(out).unwrap(), value.to_string());
         }
     }
 
     #[test]
-    fn the_date_changes_with_the_second() {
+    fn date_line_changes_with_the_second() {
         let clock = Clock::manual(Timestamp::from_millis(999_600), 1);
         let mut date = DateLine::new(&clock);
         let first = date.line.clone();

@@ -1,8 +1,10 @@
-//! The acceptor: one thread's listener, readiness loop, connections and timers. A connection lives its life on
-//! one core; nothing is stolen or shared, and nothing here blocks but the wait for readiness.
+//! The acceptor: an event loop on one thread that owns a listener, its connections and their
+//! timers. A connection stays on its acceptor; there is no work stealing, and only the poll for
+//! readiness blocks.
 //!
-//! Knows nothing of what the handler does. A turn is: wait, readiness, timers, the ready line, new connections, late
-//! answers, a slice of what takes long, then [`Handler::turn_ended`] and orders.
+//! Must not depend on what the handler does. A turn is: poll, readiness events, timers, the ready
+//! queue, new connections, completions, one slice of a long request, [`Handler::on_turn_end`], the
+//! command.
 
 use std::collections::VecDeque;
 use std::io;
@@ -14,149 +16,152 @@ use std::time::Duration;
 use mio::{Events, Poll, Token};
 use slab::Slab;
 
-use super::accepting::{Accepting, Arrival, turn_away};
-use super::connection::{Connection, Next};
+use super::accept_queue::{AcceptQueue, Accepted, reject};
+use super::acceptor_context::AcceptorContext;
+use super::acceptor_handle::{AcceptorHandle, Command, CompletionKind, ConnectionStats};
+use super::connection::{Connection, ConnectionAction};
 use super::encode::DateLine;
-use super::limits::Limits;
-use super::remote::{News, Order, Remote, Shared};
-use super::session::{Desk, Progress, Session};
-use super::tls::Identity;
-use super::wire::Wire;
+use super::limits::HttpLimits;
+use super::session::{HttpSession, Progress};
+use super::tls::TlsIdentity;
+use super::transport::Transport;
 use super::{Handler, Response};
 use crate::clock::Clock;
-use crate::logging::Thinned;
+use crate::logging::RateLimitedLog;
 
-/// What many clients can bring about at once is said every few seconds, by all acceptors together.
-static DROPPED: Thinned = Thinned::new(Duration::from_secs(5));
-static NOT_BEGUN: Thinned = Thinned::new(Duration::from_secs(5));
+// Events that many clients can cause at once are logged every few seconds, over all acceptors.
+static DROPPED_LOG: RateLimitedLog = RateLimitedLog::new(Duration::from_secs(5));
+static SETUP_FAILED_LOG: RateLimitedLog = RateLimitedLog::new(Duration::from_secs(5));
 
 const LISTENER: Token = Token(usize::MAX);
 const WAKER: Token = Token(usize::MAX - 1);
-/// Readiness events taken at once.
+/// Readiness events per poll.
 const EVENTS_MAX: usize = 1024;
-/// Connections beyond the bound that are told so and given the time to read it. Others are told if they read fast.
-const GUESTS_MAX: usize = 64;
-/// Rounds of accepting when draining: with [`ACCEPTS_MAX`] they empty the listener's queue, whatever still comes.
-const LAST_ACCEPTS_MAX: usize = 64;
-/// Connections accepted in one turn, before those that are there have theirs.
+/// Connections above the limit that stay open until the client has read the 503. Further ones get
+/// the 503 without a lingering close.
+const OVER_LIMIT_MAX: usize = 64;
+/// Rounds of [`ACCEPTS_MAX`] accepts at the start of a drain, which empty the listener's backlog.
+const DRAIN_ACCEPT_ROUNDS: usize = 64;
+/// Connections accepted per turn.
 const ACCEPTS_MAX: usize = 64;
-/// A read takes as much; a request within it is parsed and handled where it lies.
+/// Size of the shared read buffer. A request that arrives in one read is parsed and handled in
+/// place.
 const SCRATCH_BYTES: usize = 64 * 1024;
 
-/// Whether the acceptor goes on.
+/// Whether the acceptor continues after a turn.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Turn {
-    More,
-    Ended,
+pub enum TurnResult {
+    Continue,
+    Stopped,
 }
 
-/// Invariant: every connection has an entry in the wheel at or before its deadline, and one that has work which
-/// its socket will not report stands in the ready line.
+/// Invariant: every connection has an entry in the timer wheel at or before its deadline, and a
+/// connection with work that its socket will not signal is in the ready queue.
 #[derive(Debug)]
 pub struct Acceptor<H> {
     poll: Poll,
     events: Events,
-    accepting: Accepting,
+    accept_queue: AcceptQueue,
     address: SocketAddr,
-    /// With it, TLS is spoken on every connection.
-    identity: Option<Arc<Identity>>,
+    /// If set, every connection uses TLS.
+    identity: Option<Arc<TlsIdentity>>,
     connections: Slab<Connection>,
-    /// Connections with something to do though their socket says nothing.
-    ready: VecDeque<usize>,
-    /// Connections whose request takes more than a turn; the first of them is worked on, a slice a turn.
-    long: VecDeque<usize>,
-    /// Of the connections, those that are one too many and only stay to be told so.
-    guests: usize,
-    wheel: super::wheel::Wheel,
+    /// Connections with work that their socket will not signal.
+    ready_queue: VecDeque<usize>,
+    /// Connections whose handler yielded; the first one is resumed, one slice per turn.
+    long_queue: VecDeque<usize>,
+    /// Connections above the limit, which stay open only to read the 503.
+    over_limit_count: usize,
+    timers: super::timer_wheel::TimerWheel,
     due: Vec<usize>,
     scratch: Box<[u8]>,
-    desk: Desk<H>,
+    ctx: AcceptorContext<H>,
     clock: Clock,
 }
 
 impl<H: Handler> Acceptor<H> {
-    /// `make` gets the handle by which other threads reach this acceptor.
+    /// `make` builds the handler; it receives the acceptor's handle for other threads.
     pub fn new(
         listener: std::net::TcpListener,
-        limits: Limits,
+        limits: HttpLimits,
         clock: Clock,
-        shared: Arc<Shared>,
-        make: impl FnOnce(&Remote) -> H,
+        stats: Arc<ConnectionStats>,
+        make: impl FnOnce(&AcceptorHandle) -> H,
     ) -> io::Result<Self> {
         let poll = Poll::new()?;
         let address = listener.local_addr()?;
-        let accepting = Accepting::new(listener, poll.registry(), LISTENER)?;
-        let remote = Remote::new(poll.registry(), WAKER)?;
+        let accept_queue = AcceptQueue::new(listener, poll.registry(), LISTENER)?;
+        let handle = AcceptorHandle::new(poll.registry(), WAKER)?;
         let now = clock.now();
         Ok(Self {
             poll,
             events: Events::with_capacity(EVENTS_MAX),
-            accepting,
+            accept_queue,
             address,
             identity: None,
             connections: Slab::new(),
-            ready: VecDeque::new(),
-            long: VecDeque::new(),
-            guests: 0,
-            wheel: super::wheel::Wheel::new(now),
+            ready_queue: VecDeque::new(),
+            long_queue: VecDeque::new(),
+            over_limit_count: 0,
+            timers: super::timer_wheel::TimerWheel::new(now),
             due: Vec::new(),
             scratch: vec![0; SCRATCH_BYTES].into_boxed_slice(),
-            desk: Desk {
-                handler: make(&remote),
+            ctx: AcceptorContext {
+                handler: make(&handle),
                 response: Response::default(),
                 out: Vec::new(),
                 date: DateLine::new(&clock),
                 limits,
-                remote,
-                shared,
+                handle,
+                stats,
                 now,
                 token: 0,
-                budget: 0,
+                requests_left: 0,
                 bytes_left: 0,
                 serial: 0,
-                held: 0,
+                buffered_bytes: 0,
                 draining: false,
             },
             clock,
         })
     }
 
-    /// Speaks TLS with this certificate, or none with `None`.
+    /// Sets the certificate for TLS; `None` disables TLS.
     #[must_use]
-    pub fn with_tls(mut self, identity: Option<Arc<Identity>>) -> Self {
+    pub fn with_tls(mut self, identity: Option<Arc<TlsIdentity>>) -> Self {
         self.identity = identity;
         self
     }
 
-    /// The address it listens on.
-    pub fn address(&self) -> SocketAddr {
+    /// The local address of the listener.
+    pub fn local_addr(&self) -> SocketAddr {
         self.address
     }
 
-    pub fn remote(&self) -> Remote {
-        self.desk.remote.clone()
+    pub fn handle(&self) -> AcceptorHandle {
+        self.ctx.handle.clone()
     }
 
     pub fn handler(&mut self) -> &mut H {
-        &mut self.desk.handler
+        &mut self.ctx.handler
     }
 
-    /// Takes turns until it is told to end, or has drained. An error is the operating system's: the readiness
-    /// loop itself does not work.
+    /// Runs turns until the acceptor is stopped or drained. Fails only if polling for readiness
+    /// fails.
     pub fn run(&mut self) -> io::Result<()> {
-        while self.turn(None)? == Turn::More {}
+        while self.turn(None)? == TurnResult::Continue {}
         Ok(())
     }
 
-    /// Waits, no longer than `wait_max`, until there is something to do, and does it.
-    pub fn turn(&mut self, wait_max: Option<Duration>) -> io::Result<Turn> {
+    /// Runs one turn: waits for work for at most `wait_max`, then processes it.
+    pub fn turn(&mut self, wait_max: Option<Duration>) -> io::Result<TurnResult> {
         let mut events = std::mem::replace(&mut self.events, Events::with_capacity(0));
-        let idle = self.desk.remote.doze();
-        let wait = if idle { self.wait(wait_max) } else { Some(Duration::ZERO) };
+        let idle = self.ctx.handle.prepare_park();
+        let wait = if idle { self.poll_timeout(wait_max) } else { Some(Duration::ZERO) };
         let polled = self.poll.poll(&mut events, wait);
-        self.desk.remote.rise();
-        self.desk.now = self.clock.now();
-        self.desk.date.refresh(&self.clock, self.desk.now);
+        self.ctx.handle.mark_awake();
+        self.ctx.now = self.clock.now();
+        self.ctx.date.refresh(&self.clock, self.ctx.now);
         match polled {
             Ok(()) => {
                 for event in &events {
@@ -168,34 +173,41 @@ impl<H: Handler> Acceptor<H> {
         }
         self.events = events;
         self.expire();
-        self.serve_ready_line();
-        // After the events: none of them may be taken for one of a connection that got the place of a closed one.
+        self.serve_ready_queue();
+        // After the events, so that no event of a closed connection is attributed to a new one that
+        // reuses its token.
         self.accept();
-        self.deliver();
-        self.work();
-        self.desk.handler.turn_ended();
-        // What the handler itself gave in that moment goes out before the wait.
-        self.deliver();
-        Ok(self.obey())
+        self.deliver_completions();
+        self.resume_long();
+        self.ctx.handler.on_turn_end();
+        // Promises that `on_turn_end` fulfilled are delivered before the next poll.
+        self.deliver_completions();
+        Ok(self.apply_command())
     }
 
-    fn wait(&self, wait_max: Option<Duration>) -> Option<Duration> {
-        let ordered = self.desk.remote.ordered();
-        let news = ordered == Order::End || (ordered == Order::Drain && !self.desk.draining);
-        if !self.ready.is_empty() || !self.long.is_empty() || self.accepting.is_pending() || news {
+    fn poll_timeout(&self, wait_max: Option<Duration>) -> Option<Duration> {
+        let command = self.ctx.handle.command();
+        let has_command = command == Command::Stop || (command == Command::Drain && !self.ctx.draining);
+        if !self.ready_queue.is_empty()
+            || !self.long_queue.is_empty()
+            || self.accept_queue.is_pending()
+            || has_command
+        {
             return Some(Duration::ZERO);
         }
-        // The last reading of the clock: handling the last turn took from the wait, which a grain late outweighs.
-        let next = [self.wheel.next(), self.accepting.paused_until()].into_iter().flatten().min();
-        let wait = next.map(|next| next.since(self.desk.now));
-        // poll(2) counts in whole milliseconds and rounds down: without one more it would spin through the last.
+        // `now` is from the start of the last turn, so the wait is too long by the duration of that
+        // turn, which is negligible compared with a tick of the timer wheel.
+        let next = [self.timers.next_due(), self.accept_queue.paused_until()].into_iter().flatten().min();
+        let wait = next.map(|next| next.since(self.ctx.now));
+        // epoll_wait(2) takes whole milliseconds, rounded down: without one more, the loop would
+        // spin through the last one.
         let wait = wait.map(|wait| wait + Duration::from_millis(1));
         [wait, wait_max].into_iter().flatten().min()
     }
 
     fn on_event(&mut self, event: &mio::event::Event) {
         match event.token() {
-            LISTENER => self.accepting.announced(),
+            LISTENER => self.accept_queue.mark_pending(),
             WAKER => {}
             Token(token) => {
                 let Some(connection) = self.connections.get_mut(token) else { return };
@@ -204,250 +216,260 @@ impl<H: Handler> Acceptor<H> {
                     return;
                 }
                 connection.readable |= event.is_readable();
-                connection.end_announced |= event.is_read_closed();
+                connection.read_closed |= event.is_read_closed();
                 self.serve(token);
             }
         }
     }
 
-    /// Gives a connection its turn.
+    /// Starts and runs a turn of connection `token`.
     #[inline]
     fn serve(&mut self, token: usize) {
-        self.desk.begin(token);
+        self.ctx.begin_turn(token);
         self.drive(token);
     }
 
     fn drive(&mut self, token: usize) {
         let connection = &mut self.connections[token];
-        let next = connection.drive(&mut self.desk, &mut self.scratch, self.poll.registry());
+        let next = connection.drive(&mut self.ctx, &mut self.scratch, self.poll.registry());
         match next {
-            Next::Sleep => {}
-            Next::Again if connection.queued => {}
-            Next::Again => {
-                connection.queued = true;
-                self.ready.push_back(token);
+            ConnectionAction::Wait => {}
+            ConnectionAction::Requeue if connection.in_ready_queue => {}
+            ConnectionAction::Requeue => {
+                connection.in_ready_queue = true;
+                self.ready_queue.push_back(token);
             }
-            Next::Line if connection.lined => {}
-            Next::Line => {
-                connection.lined = true;
-                self.long.push_back(token);
+            ConnectionAction::QueueLong if connection.in_long_queue => {}
+            ConnectionAction::QueueLong => {
+                connection.in_long_queue = true;
+                self.long_queue.push_back(token);
             }
-            Next::Close => {
+            ConnectionAction::Close => {
                 self.close(token);
                 return;
             }
         }
-        let held = connection.held();
-        self.desk.held = self.desk.held - connection.counted + held;
-        connection.counted = held;
-        if held > Limits::HELD_FREE && self.desk.held > self.desk.limits.held_bytes_max.saturating_mul(2) {
-            if let Some(held_back) = DROPPED.due(self.desk.now) {
-                log::warn!(held_back; "a connection is dropped: too much waits for clients that do not read");
+        let buffered_bytes = connection.buffered_bytes();
+        self.ctx.buffered_bytes = self.ctx.buffered_bytes - connection.accounted_bytes + buffered_bytes;
+        connection.accounted_bytes = buffered_bytes;
+        if buffered_bytes > HttpLimits::EXEMPT_BYTES
+            && self.ctx.buffered_bytes > self.ctx.limits.connection_memory_bytes_max.saturating_mul(2)
+        {
+            if let Some(suppressed) = DROPPED_LOG.due(self.ctx.now) {
+                log::warn!(suppressed; "dropping a connection: buffered bytes exceed twice the connection memory limit");
             }
-            self.desk.shared.turned_away.fetch_add(1, Ordering::Relaxed);
+            self.ctx.stats.rejected.fetch_add(1, Ordering::Relaxed);
             self.close(token);
             return;
         }
-        self.wheel.ensure(token, connection.deadline(&self.desk.limits));
+        self.timers.schedule_by(token, connection.deadline(&self.ctx.limits));
     }
 
-    fn serve_ready_line(&mut self) {
-        // Those that join the line now have their turn in the next round.
-        for _ in 0..self.ready.len() {
-            let Some(token) = self.ready.pop_front() else { return };
+    fn serve_ready_queue(&mut self) {
+        // Connections queued during this loop are served in the next turn.
+        for _ in 0..self.ready_queue.len() {
+            let Some(token) = self.ready_queue.pop_front() else { return };
             if let Some(connection) = self.connections.get_mut(token)
-                && connection.queued
+                && connection.in_ready_queue
             {
-                connection.queued = false;
+                connection.in_ready_queue = false;
                 self.serve(token);
             }
         }
     }
 
-    /// Works on the request that is first in the line of those that take long, for a slice.
-    fn work(&mut self) {
-        let Some(&token) = self.long.front() else { return };
-        self.desk.begin(token);
+    /// Resumes the first request in the queue of long requests for one slice.
+    fn resume_long(&mut self) {
+        let Some(&token) = self.long_queue.front() else { return };
+        self.ctx.begin_turn(token);
         let session = &mut self.connections[token].session;
-        if session.progress() == Progress::Working {
-            session.go_on(&mut self.desk);
-            if session.progress() == Progress::Working {
+        if session.progress() == Progress::Yielded {
+            session.resume(&mut self.ctx);
+            if session.progress() == Progress::Yielded {
                 return;
             }
         }
-        self.long.pop_front();
-        self.connections[token].lined = false;
+        self.long_queue.pop_front();
+        self.connections[token].in_long_queue = false;
         self.drive(token);
     }
 
     fn close(&mut self, token: usize) {
         let mut connection = self.connections.remove(token);
-        if connection.lined {
-            self.long.retain(|other| *other != token);
+        if connection.in_long_queue {
+            self.long_queue.retain(|other| *other != token);
         }
-        if let Some(sending) = connection.session.sending() {
-            // Whoever reads the answer must not take it for whole.
-            connection.wire.break_off(!sending.chunked);
+        if let Some(body) = connection.session.streaming_body() {
+            // The client must detect that the body is truncated.
+            connection.transport.abort(!body.chunked);
         }
-        connection.wire.farewell();
-        self.desk.held -= connection.counted;
-        if connection.guest {
-            self.guests -= 1;
+        connection.transport.send_close_notify();
+        self.ctx.buffered_bytes -= connection.accounted_bytes;
+        if connection.over_limit {
+            self.over_limit_count -= 1;
         } else {
-            self.desk.dismiss(connection.session.peer());
+            self.ctx.release(connection.session.peer());
         }
     }
 
     fn accept(&mut self) {
-        self.accepting.resume_at(self.desk.now);
-        if !self.accepting.is_pending() {
+        self.accept_queue.resume_at(self.ctx.now);
+        if !self.accept_queue.is_pending() {
             return;
         }
         for _ in 0..ACCEPTS_MAX {
-            match self.accepting.next(self.desk.now) {
-                Arrival::Connection(stream, peer) => self.open(stream, peer),
-                Arrival::Nobody => return,
-                Arrival::Failed => {
-                    self.desk.shared.accept_errors.fetch_add(1, Ordering::Relaxed);
+            match self.accept_queue.accept(self.ctx.now) {
+                Accepted::Connection(stream, peer) => self.open_connection(stream, peer),
+                Accepted::WouldBlock => return,
+                Accepted::Failed => {
+                    self.ctx.stats.accept_errors.fetch_add(1, Ordering::Relaxed);
                     return;
                 }
             }
         }
     }
 
-    fn open(&mut self, stream: mio::net::TcpStream, peer: std::net::IpAddr) {
-        let shared = &self.desk.shared;
-        shared.accepted.fetch_add(1, Ordering::Relaxed);
-        let refused = self.desk.admit(peer);
+    fn open_connection(&mut self, stream: mio::net::TcpStream, peer: std::net::IpAddr) {
+        let stats = &self.ctx.stats;
+        stats.accepted.fetch_add(1, Ordering::Relaxed);
+        let refused = self.ctx.admit(peer);
         if refused.is_some() {
-            shared.turned_away.fetch_add(1, Ordering::Relaxed);
+            stats.rejected.fetch_add(1, Ordering::Relaxed);
             if self.identity.is_some() {
-                // To be told, it would have to be shaken hands with first.
+                // A 503 would require a TLS handshake first.
                 return;
             }
-            if self.guests == GUESTS_MAX {
-                turn_away(stream);
+            if self.over_limit_count == OVER_LIMIT_MAX {
+                reject(stream);
                 return;
             }
-            self.guests += 1;
+            self.over_limit_count += 1;
         }
-        // It is inherited from the listener on Linux; elsewhere it is not, and costs an answer its promptness only.
+        // Linux inherits TCP_NODELAY from the listener; other systems do not. A failure only adds
+        // latency.
         if cfg!(not(target_os = "linux"))
             && let Err(error) = stream.set_nodelay(true)
         {
-            log::debug!("TCP_NODELAY: {error}");
+            log::debug!("setting TCP_NODELAY failed: {error}");
         }
         let tls = match self.identity.as_ref().map(|identity| identity.connection()).transpose() {
             Ok(tls) => tls,
             Err(error) => {
-                if let Some(held_back) = NOT_BEGUN.due(self.desk.now) {
-                    log::error!(held_back; "a connection could not begin to speak TLS and is closed: {error}");
+                if let Some(suppressed) = SETUP_FAILED_LOG.due(self.ctx.now) {
+                    log::error!(suppressed; "creating a TLS session failed, closing the connection: {error}");
                 }
-                self.desk.dismiss(peer);
+                self.ctx.release(peer);
                 return;
             }
         };
         let entry = self.connections.vacant_entry();
         let token = entry.key();
-        let session = Session::new(peer, self.desk.now);
-        let wire = Wire::new(stream, tls);
-        let connection = entry.insert(Connection::new(wire, session, self.desk.now));
-        connection.guest = refused.is_some();
-        if let Err(error) = connection.wire.register(self.poll.registry(), token) {
-            if let Some(held_back) = NOT_BEGUN.due(self.desk.now) {
-                log::error!(held_back; "a connection could not be watched and is closed: {error}");
+        let session = HttpSession::new(peer, self.ctx.now);
+        let transport = Transport::new(stream, tls);
+        let connection = entry.insert(Connection::new(transport, session, self.ctx.now));
+        connection.over_limit = refused.is_some();
+        if let Err(error) = connection.transport.register(self.poll.registry(), token) {
+            if let Some(suppressed) = SETUP_FAILED_LOG.due(self.ctx.now) {
+                log::error!(suppressed; "registering a connection for readiness failed, closing it: {error}");
             }
             self.close(token);
             return;
         }
-        if let Some(why) = refused {
-            self.desk.begin(token);
-            connection.session.turn_away(why, &mut self.desk);
+        if let Some(detail) = refused {
+            self.ctx.begin_turn(token);
+            connection.session.reject(detail, &mut self.ctx);
             self.drive(token);
             return;
         }
-        // Whatever is already there is reported by the registration.
-        self.wheel.ensure(token, connection.deadline(&self.desk.limits));
+        // The registration reports input that has already arrived.
+        self.timers.schedule_by(token, connection.deadline(&self.ctx.limits));
     }
 
     fn expire(&mut self) {
-        self.wheel.advance(self.desk.now, &mut self.due);
+        self.timers.advance(self.ctx.now, &mut self.due);
         let mut due = std::mem::take(&mut self.due);
         for token in due.drain(..) {
             let Some(connection) = self.connections.get_mut(token) else { continue };
-            let deadline = connection.deadline(&self.desk.limits);
-            if deadline > self.desk.now {
-                self.wheel.ensure(token, deadline);
+            let deadline = connection.deadline(&self.ctx.limits);
+            if deadline > self.ctx.now {
+                self.timers.schedule_by(token, deadline);
                 continue;
             }
             let slow = matches!(
                 connection.session.progress(),
-                Progress::Hungry | Progress::Paused | Progress::Streaming
+                Progress::NeedsInput | Progress::Paused | Progress::Streaming
             );
-            if slow && (!connection.is_idle() || connection.wire.is_handshaking()) {
-                self.desk.shared.timeouts.fetch_add(1, Ordering::Relaxed);
+            if slow && (!connection.is_idle() || connection.transport.is_handshaking()) {
+                self.ctx.stats.timeouts.fetch_add(1, Ordering::Relaxed);
             }
-            if connection.is_past_words() || connection.is_idle() || connection.session.sending().is_some() {
+            if connection.cannot_respond()
+                || connection.is_idle()
+                || connection.session.streaming_body().is_some()
+            {
                 self.close(token);
                 continue;
             }
-            self.desk.begin(token);
-            connection.session.expire(&mut self.desk);
+            self.ctx.begin_turn(token);
+            connection.session.expire(&mut self.ctx);
             self.drive(token);
         }
         self.due = due;
     }
 
-    fn deliver(&mut self) {
-        while let Some(late) = self.desk.remote.next_late() {
-            let Some(connection) = self.connections.get_mut(late.token) else { continue };
-            // The connection it was meant for may be gone, or have given up, and another have its place.
-            match late.news {
-                News::Answer(response) if connection.session.awaits(late.serial) => {
-                    self.desk.begin(late.token);
-                    connection.session.conclude_late(response, &mut self.desk);
-                    self.drive(late.token);
+    fn deliver_completions(&mut self) {
+        while let Some(completion) = self.ctx.handle.pop_completion() {
+            let Some(connection) = self.connections.get_mut(completion.token) else { continue };
+            // The connection may be closed or timed out, and another may reuse its token.
+            match completion.kind {
+                CompletionKind::Response(response) if connection.session.awaits(completion.serial) => {
+                    self.ctx.begin_turn(completion.token);
+                    connection.session.complete_pending(response, &mut self.ctx);
+                    self.drive(completion.token);
                 }
-                News::More
-                    if connection.session.sending().is_some_and(|sending| sending.serial == late.serial) =>
+                CompletionKind::BodyReady
+                    if connection
+                        .session
+                        .streaming_body()
+                        .is_some_and(|body| body.serial == completion.serial) =>
                 {
-                    self.serve(late.token);
+                    self.serve(completion.token);
                 }
-                News::Answer(_) | News::More => {}
+                CompletionKind::Response(_) | CompletionKind::BodyReady => {}
             }
         }
     }
 
-    fn obey(&mut self) -> Turn {
-        match self.desk.remote.ordered() {
-            Order::Serve => return Turn::More,
-            Order::Drain => {
-                if !self.desk.draining {
+    fn apply_command(&mut self) -> TurnResult {
+        match self.ctx.handle.command() {
+            Command::Run => return TurnResult::Continue,
+            Command::Drain => {
+                if !self.ctx.draining {
                     self.drain();
                 }
                 if !self.connections.is_empty() {
-                    return Turn::More;
+                    return TurnResult::Continue;
                 }
             }
-            Order::End => {}
+            Command::Stop => {}
         }
-        self.accepting.close();
+        self.accept_queue.close();
         let open: Vec<usize> = self.connections.iter().map(|(token, _)| token).collect();
         for token in open {
             self.close(token);
         }
-        Turn::Ended
+        TurnResult::Stopped
     }
 
-    /// Closes what is idle and the listener. Whoever is in its queue has connected and is served, since closing
-    /// would reset it; a request that has already arrived is answered too.
+    /// Closes the listener and idle connections. Connections in the backlog are accepted and
+    /// served, since closing the listener would reset them; requests that have already arrived are
+    /// served too.
     fn drain(&mut self) {
-        self.desk.draining = true;
-        self.accepting.announced();
-        for _ in 0..LAST_ACCEPTS_MAX {
+        self.ctx.draining = true;
+        self.accept_queue.mark_pending();
+        for _ in 0..DRAIN_ACCEPT_ROUNDS {
             self.accept();
         }
-        self.accepting.close();
+        self.accept_queue.close();
         let open: Vec<usize> = self.connections.iter().map(|(token, _)| token).collect();
         for token in open {
             let connection = &mut self.connections[token];
@@ -464,13 +486,14 @@ impl<H: Handler> Acceptor<H> {
 
 impl<H> Drop for Acceptor<H> {
     fn drop(&mut self) {
-        for (_, connection) in self.connections.iter().filter(|(_, connection)| !connection.guest) {
-            self.desk.dismiss(connection.session.peer());
+        for (_, connection) in self.connections.iter().filter(|(_, connection)| !connection.over_limit) {
+            self.ctx.release(connection.session.peer());
         }
     }
 }
 
-/// Pins the calling thread to a core, the cores counted round. Says whether it did: in some containers it may not.
+/// Pins the calling thread to core `index`, modulo the number of cores. Returns whether that
+/// succeeded; some containers do not permit it.
 pub fn pin_to_core(index: usize) -> bool {
     let cores = core_affinity::get_core_ids().unwrap_or_default();
     !cores.is_empty() && core_affinity::set_for_current(cores[index % cores.len()])

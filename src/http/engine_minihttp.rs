@@ -1,17 +1,21 @@
-//! The same handlers on `may_minihttp`: for trusted networks, and as the yardstick of the guarded engine.
+//! Runs the handlers on `may_minihttp`, for trusted networks and as a benchmark baseline of the
+//! guarded engine.
 //!
-//! What it cannot do, for want of a hold on the library's connections:
-//! - no timeouts of any kind, and no bound on connections, on a header's bytes or on waiting answers;
-//! - more than 16 header fields, or a malformed header, end the connection without an answer;
-//! - no chunked bodies, and a `Content-Length` that is bad, double or far above the bound: the connection ends
-//!   without an answer, since the library would read the body as the next request;
-//! - no `Expect: 100-continue`: the client waits until it sends the body unasked;
-//! - HTTP/1.0 and `Connection: close` are answered, but the connection is left for the client to close;
-//! - HEAD is answered with `Content-Length: 0`;
-//! - a streamed answer is refused with 501: the library sends a body only once it has all of it;
-//! - a client's address is not known: [`Request::peer`] is `0.0.0.0`, so that limits per address limit all at once;
-//! - header lines have to live for ever: of lines that vary, the first [`LINES_MAX`] are kept, others left out;
-//! - it ends with the process and not before, and [`Handler::turn_ended`] follows each request.
+//! Limitations, because the library does not expose its connections:
+//! - no timeouts, and no limits on connections, on header bytes or on buffered responses;
+//! - more than 16 header fields, or a malformed header, close the connection without a response;
+//! - a chunked body, or a `Content-Length` that is invalid, duplicated or far above the limit,
+//!   closes the connection without a response, since the library would parse the body as the next
+//!   request;
+//! - `Expect: 100-continue` is ignored: the client sends the body after its own timeout;
+//! - HTTP/1.0 and `Connection: close` are served, but the client must close the connection;
+//! - HEAD gets `Content-Length: 0`;
+//! - a streaming response becomes a 501: the library sends complete bodies only;
+//! - the client address is unknown: [`Request::peer`] is `0.0.0.0`, so that limits per address
+//!   apply to all clients together;
+//! - header lines must be `'static`: the first [`LINES_MAX`] distinct lines are leaked, later ones
+//!   omitted;
+//! - it stops only with the process, and [`Handler::on_turn_end`] is called after each request.
 
 use std::collections::HashMap;
 use std::io::{self, Read};
@@ -22,63 +26,68 @@ use std::sync::{LazyLock, Mutex, PoisonError};
 use may::sync::spsc;
 use may_minihttp::{HttpService, HttpServiceFactory};
 
-use super::framing::{self, Body, Fields};
-use super::limits::Limits;
-use super::problem::{self, Kind};
+use super::framing::{self, BodyFraming, FramingFields};
+use super::limits::HttpLimits;
+use super::problem::{self, ProblemKind};
 use super::refusal::Refusal;
-use super::response::reason;
-use super::{Answer, Handler, Headers, Method, Promise, Request, Response, target};
+use super::response::reason_phrase;
+use super::{Handler, HandlerResult, Headers, Method, Promise, Request, Response, target};
 
-/// Header lines that are kept for ever: the fixed ones of this server are some twenty, `Retry-After` has a few
-/// dozen values. At 64 bytes a line they come to 64 KiB.
+/// Limit on leaked header lines. The fixed lines of this server are about twenty, `Retry-After` has
+/// a few dozen values; at 64 bytes per line the limit is 64 KiB.
 const LINES_MAX: usize = 1024;
-/// A body up to so many times the bound is read and discarded, so that its sender gets the 413.
+/// A body of up to this multiple of the limit is read and discarded, so that the client gets a 413.
 const DISCARDED_TIMES: usize = 4;
-/// Fields that the library leaves room for beside `Content-Type`.
+/// Header fields that the library supports in addition to `Content-Type`.
 const HEADERS_MAX: usize = 15;
 
-/// A running server. It ends with the process.
+/// A running server. It stops with the process.
 #[derive(Debug)]
-pub struct Running {
+pub struct MinihttpServer {
     handle: may::coroutine::JoinHandle<()>,
 }
 
-impl Running {
-    /// Waits until accepting fails.
+impl MinihttpServer {
+    /// Blocks until accepting fails.
     pub fn wait(self) {
         self.handle.wait();
     }
 }
 
-/// Words of a coroutine's stack, 128 KiB. The library's 32 KiB leave a handler no room to format in; pages that
-/// are not touched cost nothing.
+/// Stack of a coroutine in words: 128 KiB. The library's default of 32 KiB is too small for
+/// formatting in a handler; untouched pages cost nothing.
 const STACK_WORDS: usize = 16 * 1024;
 
-/// Serves `address` on `workers` threads; `make` makes a handler for each connection.
-pub fn start<H, F>(address: SocketAddr, workers: usize, limits: Limits, make: F) -> io::Result<Running>
+/// Serves `address` on `workers` threads; `make` builds a handler for each connection.
+pub fn start<H, F>(
+    address: SocketAddr,
+    workers: usize,
+    limits: HttpLimits,
+    make: F,
+) -> io::Result<MinihttpServer>
 where
     H: Handler + 'static,
     F: Fn() -> H + Send + 'static,
 {
     may::config().set_workers(workers).set_stack_size(STACK_WORDS);
-    let handle = Factory { make, limits }.start(address)?;
-    Ok(Running { handle })
+    let handle = MinihttpFactory { make, limits }.start(address)?;
+    Ok(MinihttpServer { handle })
 }
 
-struct Factory<F> {
+struct MinihttpFactory<F> {
     make: F,
-    limits: Limits,
+    limits: HttpLimits,
 }
 
-impl<H, F> HttpServiceFactory for Factory<F>
+impl<H, F> HttpServiceFactory for MinihttpFactory<F>
 where
     H: Handler + 'static,
     F: Fn() -> H + Send + 'static,
 {
-    type Service = Service<H>;
+    type Service = MinihttpService<H>;
 
-    fn new_service(&self, _id: usize) -> Service<H> {
-        Service {
+    fn new_service(&self, _id: usize) -> MinihttpService<H> {
+        MinihttpService {
             handler: (self.make)(),
             limits: self.limits,
             response: Response::default(),
@@ -87,62 +96,64 @@ where
     }
 }
 
-struct Service<H> {
+struct MinihttpService<H> {
     handler: H,
-    limits: Limits,
+    limits: HttpLimits,
     response: Response,
     body: Vec<u8>,
 }
 
-/// What becomes of a request before a handler sees it.
-enum Judged {
-    /// Its body has so many bytes.
-    Answer(usize),
-    /// Its body has an end, so that the connection goes on behind it.
+/// The decision on a request before its handler is called.
+enum FramingCheck {
+    /// Handle it; the body has this many bytes.
+    Accept(usize),
+    /// Refuse it; the end of the body is known, so the connection stays usable.
     Refuse(Refusal),
-    /// Where it ends is not known.
-    HangUp(Refusal),
+    /// Close the connection: the end of the body is unknown.
+    Disconnect(Refusal),
 }
 
-impl<H: Handler> HttpService for Service<H> {
+impl<H: Handler> HttpService for MinihttpService<H> {
     fn call(
         &mut self,
         request: may_minihttp::Request<'_, '_, '_>,
-        answer: &mut may_minihttp::Response<'_>,
+        reply: &mut may_minihttp::Response<'_>,
     ) -> io::Result<()> {
         self.response.clear();
         self.body.clear();
-        match judge(&request, &self.limits) {
-            Judged::HangUp(refusal) => {
+        match check_framing(&request, &self.limits) {
+            FramingCheck::Disconnect(refusal) => {
                 refusal.write(&mut self.response);
-                self.handler.refused(Headers(request.headers()), &mut self.response);
-                // The library goes on reading after an error; only the end of its coroutine ends the connection.
+                self.handler.on_refused(Headers(request.headers()), &mut self.response);
+                // The library continues to read after an error; only unwinding its coroutine closes
+                // the connection.
                 resume_unwind(Box::new(refusal.detail));
             }
-            Judged::Refuse(refusal) => {
+            FramingCheck::Refuse(refusal) => {
                 refusal.write(&mut self.response);
-                self.handler.refused(Headers(request.headers()), &mut self.response);
-                // Dropped, the reader reads the body to its end.
+                self.handler.on_refused(Headers(request.headers()), &mut self.response);
+                // Dropping the reader reads and discards the body.
                 drop(request.body());
             }
-            Judged::Answer(length) => self.answer(request, length)?,
+            FramingCheck::Accept(length) => self.call_handler(request, length)?,
         }
-        write(&mut self.response, answer);
+        write(&mut self.response, reply);
         Ok(())
     }
 }
 
-impl<H: Handler> Service<H> {
-    fn answer(&mut self, request: may_minihttp::Request<'_, '_, '_>, length: usize) -> io::Result<()> {
-        // The library gives either the header or the body: the header is copied, being the shorter.
+impl<H: Handler> MinihttpService<H> {
+    fn call_handler(&mut self, request: may_minihttp::Request<'_, '_, '_>, length: usize) -> io::Result<()> {
+        // The library lends either the header or the body; the header is copied because it is
+        // smaller.
         let method = Method::parse(request.method());
         let target = request.path().to_owned();
         let fields: Vec<(String, Vec<u8>)> =
             request.headers().iter().map(|field| (field.name.to_owned(), field.value.to_vec())).collect();
         request.body().read_to_end(&mut self.body)?;
         if self.body.len() < length {
-            // The client ended in the midst of it, which the library takes for its end.
-            resume_unwind(Box::new("the body is cut off"));
+            // The library treats a connection closed within the body as its end.
+            resume_unwind(Box::new("the body is truncated"));
         }
 
         let fields: Vec<_> =
@@ -151,7 +162,7 @@ impl<H: Handler> Service<H> {
             Ok(parts) => parts,
             Err(refusal) => {
                 refusal.write(&mut self.response);
-                self.handler.refused(Headers(&fields), &mut self.response);
+                self.handler.on_refused(Headers(&fields), &mut self.response);
                 return Ok(());
             }
         };
@@ -160,15 +171,14 @@ impl<H: Handler> Service<H> {
         let promise = || {
             let sender = sender.take();
             Promise::new(move |response| {
-                // Whoever waited for it is gone: nobody is left to be told.
                 if let Some(sender) = sender
                     && sender.send(response).is_err()
                 {
-                    log::debug!("a late answer found its connection closed");
+                    log::debug!("a promised response was dropped: its connection is closed");
                 }
             })
         };
-        let whole = Request {
+        let handler_request = Request {
             method,
             path,
             query,
@@ -179,94 +189,97 @@ impl<H: Handler> Service<H> {
         };
         let handler = &mut self.handler;
         let response = &mut self.response;
-        let answered = catch_unwind(AssertUnwindSafe(|| {
-            let mut answered = handler.handle(&whole, response);
-            // Between the slices its worker's other connections have their turn.
-            while let Answer::More(unfinished) = answered {
+        let result = catch_unwind(AssertUnwindSafe(|| {
+            let mut result = handler.handle(&handler_request, response);
+            // Other connections of the worker run between two slices.
+            while let HandlerResult::Yield(continuation) = result {
                 response.clear();
-                answered = handler.go_on(unfinished, &whole, response);
+                result = handler.resume(continuation, &handler_request, response);
                 may::coroutine::yield_now();
             }
-            handler.turn_ended();
-            answered
+            handler.on_turn_end();
+            result
         }));
-        match answered {
-            Ok(Answer::Ready | Answer::More(_)) => {}
-            Ok(Answer::Later) => {
-                // If no promise was made, none can be kept: the end of the channel says so.
+        match result {
+            Ok(HandlerResult::Done | HandlerResult::Yield(_)) => {}
+            Ok(HandlerResult::Pending) => {
+                // If the handler made no promise, this closes the channel.
                 drop(sender.take());
-                // Blocks this coroutine alone.
+                // Blocks this coroutine only.
                 match receiver.recv() {
-                    Ok(late) => self.response = late,
-                    Err(_) => problem::answer(
+                    Ok(response) => self.response = response,
+                    Err(_) => problem::write(
                         &mut self.response,
-                        Kind::Internal,
-                        "the request could not be worked on",
+                        ProblemKind::Internal,
+                        "the request handler failed",
                     ),
                 }
             }
             Err(_) => {
-                log::error!("BUG: the handler panicked at {whole:?}");
+                log::error!("BUG: the handler panicked on {handler_request:?}");
                 self.response.clear();
-                problem::answer(&mut self.response, Kind::Internal, "the request could not be worked on");
+                problem::write(&mut self.response, ProblemKind::Internal, "the request handler failed");
             }
         }
         Ok(())
     }
 }
 
-fn judge(request: &may_minihttp::Request<'_, '_, '_>, limits: &Limits) -> Judged {
-    let old = request.version() == 0;
-    let wide = Limits { body_bytes_max: limits.body_bytes_max.saturating_mul(DISCARDED_TIMES), ..*limits };
-    let fields = match Fields::gather(request.headers(), old) {
+fn check_framing(request: &may_minihttp::Request<'_, '_, '_>, limits: &HttpLimits) -> FramingCheck {
+    let is_http_1_0 = request.version() == 0;
+    let wide =
+        HttpLimits { body_bytes_max: limits.body_bytes_max.saturating_mul(DISCARDED_TIMES), ..*limits };
+    let fields = match FramingFields::collect(request.headers(), is_http_1_0) {
         Ok(fields) => fields,
-        Err(refusal) => return Judged::HangUp(refusal),
+        Err(refusal) => return FramingCheck::Disconnect(refusal),
     };
-    match fields.body(old, &wide) {
-        Ok(Body::Bytes(length)) if length <= limits.body_bytes_max => Judged::Answer(length),
-        Ok(Body::Bytes(_)) => Judged::Refuse(framing::TOO_LARGE),
-        Ok(Body::Chunked) => Judged::HangUp(Refusal::new(411, "this engine needs Content-Length")),
-        Err(refusal) => Judged::HangUp(refusal),
+    match fields.body_framing(is_http_1_0, &wide) {
+        Ok(BodyFraming::Length(length)) if length <= limits.body_bytes_max => FramingCheck::Accept(length),
+        Ok(BodyFraming::Length(_)) => FramingCheck::Refuse(framing::TOO_LARGE),
+        Ok(BodyFraming::Chunked) => {
+            FramingCheck::Disconnect(Refusal::new(411, "this engine needs Content-Length"))
+        }
+        Err(refusal) => FramingCheck::Disconnect(refusal),
     }
 }
 
-fn write(response: &mut Response, answer: &mut may_minihttp::Response<'_>) {
-    // The library sends whole bodies alone. Dropped, the stream tells its maker to stop.
+fn write(response: &mut Response, reply: &mut may_minihttp::Response<'_>) {
+    // The library sends complete bodies only. Dropping the stream stops its producer.
     if response.stream.take().is_some() {
         response.clear();
-        problem::answer(
+        problem::write(
             response,
-            Kind::NotImplemented,
-            "this engine does not stream: ask page by page, or serve with HTTP_ENGINE=guarded",
+            ProblemKind::NotImplemented,
+            "this engine does not stream: request single pages, or run the server with HTTP_ENGINE=guarded",
         );
     }
-    answer.status_code(usize::from(response.status), reason(response.status));
+    reply.status_code(usize::from(response.status), reason_phrase(response.status));
     if !response.content_type.is_empty()
-        && let Some(line) = kept_line(format!("Content-Type: {}", response.content_type).as_bytes())
+        && let Some(line) = leaked_line(format!("Content-Type: {}", response.content_type).as_bytes())
     {
-        answer.header(line);
+        reply.header(line);
     }
     let lines = response.headers.split(|byte| *byte == b'\n').map(<[u8]>::trim_ascii_end);
-    for line in lines.filter(|line| !line.is_empty()).take(HEADERS_MAX).filter_map(kept_line) {
-        answer.header(line);
+    for line in lines.filter(|line| !line.is_empty()).take(HEADERS_MAX).filter_map(leaked_line) {
+        reply.header(line);
     }
-    answer.body_vec(std::mem::take(&mut response.body));
+    reply.body_vec(std::mem::take(&mut response.body));
 }
 
-/// The same line, kept for ever, while there is room for another.
-fn kept_line(line: &[u8]) -> Option<&'static str> {
+/// Returns a leaked copy of `line`, or `None` if [`LINES_MAX`] is reached.
+fn leaked_line(line: &[u8]) -> Option<&'static str> {
     static LINES: LazyLock<Mutex<HashMap<Vec<u8>, &'static str>>> = LazyLock::new(Mutex::default);
-    // Held for a look-up, never across a wait.
+    // Held for one look-up, never across a yield.
     let mut lines = LINES.lock().unwrap_or_else(PoisonError::into_inner);
-    if let Some(kept) = lines.get(line) {
-        return Some(kept);
+    if let Some(leaked) = lines.get(line) {
+        return Some(leaked);
     }
     if lines.len() >= LINES_MAX {
         return None;
     }
-    let kept: &'static str = String::from_utf8(line.to_vec()).ok()?.leak();
-    lines.insert(line.to_vec(), kept);
-    Some(kept)
+    let leaked: &'static str = String::from_utf8(line.to_vec()).ok()?.leak();
+    lines.insert(line.to_vec(), leaked);
+    Some(leaked)
 }
 
 #[cfg(test)]
@@ -277,79 +290,82 @@ mod tests {
 
     use super::*;
 
-    struct Echo;
+    struct MinihttpTestHandler;
 
-    impl Handler for Echo {
-        fn handle(&mut self, request: &Request<'_>, response: &mut Response) -> Answer {
+    impl Handler for MinihttpTestHandler {
+        fn handle(&mut self, request: &Request<'_>, response: &mut Response) -> HandlerResult {
             response.content_type = "text/plain";
             match request.path {
-                "/panic" => panic!("as the test wants"),
+                "/panic" => panic!("panic of the test"),
                 "/later" => {
-                    let late = Response { status: 202, body: b"late".to_vec(), ..Response::default() };
-                    request.promise().fulfil(late);
-                    return Answer::Later;
+                    let response = Response { status: 202, body: b"late".to_vec(), ..Response::default() };
+                    request.promise().fulfil(response);
+                    return HandlerResult::Pending;
                 }
                 "/dropped" => {
                     drop(request.promise());
-                    return Answer::Later;
+                    return HandlerResult::Pending;
                 }
-                "/unpromised" => return Answer::Later,
-                "/stream" => response.stream = Some(crate::http::stream().1),
+                "/unpromised" => return HandlerResult::Pending,
+                "/stream" => response.stream = Some(crate::http::body_channel().1),
                 "/busy" => {
                     response.status = 503;
                     response.header("Retry-After", 7);
                 }
                 _ => response.body.extend_from_slice(request.body),
             }
-            Answer::Ready
+            HandlerResult::Done
         }
     }
 
     fn server() -> SocketAddr {
         static ADDRESS: LazyLock<SocketAddr> = LazyLock::new(|| {
-            // The library does not say which port it was given: take one that was just free.
+            // The library does not report its port, so the test uses one that was just free.
             let address = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
-            start(address, 1, Limits { body_bytes_max: 100, ..Limits::default() }, || Echo).unwrap();
+            start(address, 1, HttpLimits { body_bytes_max: 100, ..HttpLimits::default() }, || {
+                MinihttpTestHandler
+            })
+            .unwrap();
             address
         });
         *ADDRESS
     }
 
-    /// Sends all of `request` on one connection, and `Connection: close` being beyond the library, shuts it.
+    /// Sends `request` on a new connection and checks the statuses of the responses.
     #[track_caller]
     fn check(request: &str, statuses: &[&str], holds: &str) {
         let mut stream = TcpStream::connect(server()).unwrap();
         stream.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
         stream.write_all(request.as_bytes()).unwrap();
-        let mut answers = Vec::new();
+        let mut received = Vec::new();
         let mut piece = [0; 4096];
-        // Either so many answers come, or the end.
-        while answers.windows(9).filter(|window| window == b"HTTP/1.1 ").count() <= statuses.len() {
-            if statuses.len() == count(&answers) && !statuses.is_empty() {
+        // Until all expected responses or the end have arrived.
+        while received.windows(9).filter(|window| window == b"HTTP/1.1 ").count() <= statuses.len() {
+            if statuses.len() == count(&received) && !statuses.is_empty() {
                 break;
             }
             match stream.read(&mut piece) {
                 Ok(0) => break,
-                Ok(count) => answers.extend_from_slice(&piece[..count]),
+                Ok(count) => received.extend_from_slice(&piece[..count]),
                 Err(error) => {
                     assert_eq!(error.kind(), io::ErrorKind::ConnectionReset);
                     break;
                 }
             }
         }
-        let answers = String::from_utf8(answers).unwrap();
-        let found: Vec<&str> = answers.split("HTTP/1.1 ").skip(1).map(|answer| &answer[..3]).collect();
-        assert_eq!(found, statuses, "{answers}");
-        assert!(answers.contains(holds), "{answers}");
+        let received = String::from_utf8(received).unwrap();
+        let found: Vec<&str> = received.split("HTTP/1.1 ").skip(1).map(|reply| &reply[..3]).collect();
+        assert_eq!(found, statuses, "{received}");
+        assert!(received.contains(holds), "{received}");
     }
 
-    /// Answers whose header is complete.
-    fn count(answers: &[u8]) -> usize {
-        answers.windows(4).filter(|window| window == b"\r\n\r\n").count()
+    /// Counts the responses whose header is complete.
+    fn count(received: &[u8]) -> usize {
+        received.windows(4).filter(|window| window == b"\r\n\r\n").count()
     }
 
     #[test]
-    fn the_same_handlers_answer_on_the_other_engine() {
+    fn handlers_respond_as_on_the_guarded_engine() {
         check("GET / HTTP/1.1\r\nHost: a\r\n\r\n", &["200"], "Content-Type: text/plain\r\n");
         check(
             "POST /busy HTTP/1.1\r\nHost: a\r\nContent-Length: 2\r\n\r\nok",
@@ -365,23 +381,22 @@ mod tests {
     }
 
     #[test]
-    fn a_body_that_is_cut_off_reaches_no_handler() {
+    fn truncated_body_reaches_no_handler() {
         let mut stream = TcpStream::connect(server()).unwrap();
         stream.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
         stream.write_all(b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\n\r\nhell").unwrap();
-        // Not together with what comes before it: the library would answer none of it.
+        // The library would respond to nothing if the end arrived together with the data.
         std::thread::park_timeout(Duration::from_millis(100));
         stream.shutdown(std::net::Shutdown::Write).unwrap();
-        let mut answer = Vec::new();
-        // However it ends.
-        if let Err(error) = stream.read_to_end(&mut answer) {
+        let mut reply = Vec::new();
+        if let Err(error) = stream.read_to_end(&mut reply) {
             assert_eq!(error.kind(), io::ErrorKind::ConnectionReset);
         }
-        assert_eq!(String::from_utf8(answer).unwrap(), "");
+        assert_eq!(String::from_utf8(reply).unwrap(), "");
     }
 
     #[test]
-    fn a_body_is_never_read_as_a_request() {
+    fn body_is_never_parsed_as_a_request() {
         let large = "x".repeat(101);
         check(
             &format!(

@@ -1,68 +1,69 @@
-//! The corpus on both engines side by side: what the second one cannot do stands in `docs/minihttp.md`, from here.
+//! Runs the corpus on both engines. `docs/minihttp.md` lists the differences and is written from
+//! here.
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::time::Duration;
 
-use super::acceptor_tests::Server;
-use super::rehearsal::{Echo, statuses};
-use super::session_tests::{Case, corpus};
+use super::acceptor_tests::TestAcceptor;
+use super::sans_io_harness::{EchoHandler, statuses};
+use super::session_tests::{CorpusCase, corpus};
 use super::*;
 
 const TABLE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/minihttp.md");
-/// Longer than an answer takes.
-const PATIENCE: Duration = Duration::from_secs(4);
-/// Longer than most take to notice that their client has nothing more to say. `may_minihttp` does not always; what it
-/// answered in the same breath as the last one has come by then.
-const END: Duration = Duration::from_millis(300);
+/// Longer than any response takes.
+const RESPONSE_WAIT: Duration = Duration::from_secs(4);
+/// Wait for the end of the connection after the client has shut down its write side. `may_minihttp`
+/// does not always close; further responses have arrived by then.
+const CLOSE_WAIT: Duration = Duration::from_millis(300);
 
 fn minihttp() -> SocketAddr {
-    // The library does not say which port it was given: take one that was just free.
+    // The library does not report its port, so the test uses one that was just free.
     let address = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
-    engine_minihttp::start(address, 1, Limits::default(), Echo::default).unwrap();
+    engine_minihttp::start(address, 1, HttpLimits::default(), EchoHandler::default).unwrap();
     address
 }
 
-/// The statuses of the answers to `request`. When there are as many as `wanted` the client ends its side, and whatever
-/// still comes until the server ends its own counts too. Not before: `may_minihttp` answers nothing that it reads together
-/// with an end.
-fn asked(address: SocketAddr, request: &[u8], wanted: usize) -> Vec<u16> {
+/// Returns the statuses of the responses to `request`. After `wanted` responses the client shuts
+/// down its write side and reads until the server closes. Not earlier, because `may_minihttp` does
+/// not respond to a request that it reads together with the end.
+fn statuses_of(address: SocketAddr, request: &[u8], wanted: usize) -> Vec<u16> {
     let mut stream = TcpStream::connect(address).unwrap();
-    let mut answers = Vec::new();
+    let mut received = Vec::new();
     let mut piece = [0; 4096];
-    // A server that hangs up at once may do so before all is said.
+    // The server may close the connection before the whole request is sent.
     if stream.write_all(request).is_err() {
         return Vec::new();
     }
     loop {
-        let said = wanted > 0 && statuses(&String::from_utf8_lossy(&answers)).len() >= wanted;
-        if said && stream.shutdown(Shutdown::Write).is_err() {
+        let complete = wanted > 0 && statuses(&String::from_utf8_lossy(&received)).len() >= wanted;
+        if complete && stream.shutdown(Shutdown::Write).is_err() {
             break;
         }
-        stream.set_read_timeout(Some(if said { END } else { PATIENCE })).unwrap();
+        stream.set_read_timeout(Some(if complete { CLOSE_WAIT } else { RESPONSE_WAIT })).unwrap();
         match stream.read(&mut piece) {
             Ok(0) => break,
-            Ok(count) => answers.extend_from_slice(&piece[..count]),
+            Ok(count) => received.extend_from_slice(&piece[..count]),
             Err(error) if error.kind() == ErrorKind::ConnectionReset => break,
             Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => break,
-            Err(error) => panic!("{error} after {}", String::from_utf8_lossy(&answers)),
+            Err(error) => panic!("{error} after {}", String::from_utf8_lossy(&received)),
         }
     }
-    statuses(&String::from_utf8_lossy(&answers))
+    statuses(&String::from_utf8_lossy(&received))
 }
 
-/// The same of all `cases`, many at a time, since most of it is waiting.
-fn asked_all(address: SocketAddr, cases: &[Case]) -> Vec<Vec<u16>> {
+/// Runs [`statuses_of`] for all `cases`, many at a time, because most of the time is waiting.
+fn statuses_of_all(address: SocketAddr, cases: &[CorpusCase]) -> Vec<Vec<u16>> {
     std::thread::scope(|scope| {
-        let ask = |part: &[Case]| -> Vec<_> {
-            part.iter().map(|case| asked(address, &case.request, case.statuses.len())).collect()
+        let ask = |part: &[CorpusCase]| -> Vec<_> {
+            part.iter().map(|case| statuses_of(address, &case.request, case.statuses.len())).collect()
         };
         let parts: Vec<_> = cases.chunks(12).map(|part| scope.spawn(move || ask(part))).collect();
         parts.into_iter().flat_map(|part| part.join().unwrap()).collect()
     })
 }
 
-fn words(statuses: &[u16]) -> String {
+fn format_statuses(statuses: &[u16]) -> String {
     if statuses.is_empty() {
         return "no answer".into();
     }
@@ -73,40 +74,45 @@ fn table() -> String {
     let address = minihttp();
     let mut rows = Vec::new();
     let mut cases = corpus();
-    // Those that are answered so often only show the bound of a turn.
+    // Cases with many responses only test the limit of a turn.
     cases.retain(|case| case.statuses.len() <= 8);
     let (mut same, all) = (0, cases.len());
-    for (case, found) in cases.iter().zip(asked_all(address, &cases)) {
+    for (case, found) in cases.iter().zip(statuses_of_all(address, &cases)) {
         if found == case.statuses {
             same += 1;
             continue;
         }
-        let wanted = if case.statuses.is_empty() { "waits".into() } else { words(&case.statuses) };
-        rows.push(format!("| {} | {wanted} | {} |\n", case.name.replace('|', "\\|"), words(&found)));
+        let wanted = if case.statuses.is_empty() { "waits".into() } else { format_statuses(&case.statuses) };
+        rows.push(format!(
+            "| {} | {wanted} | {} |\n",
+            case.name.replace('|', "\\|"),
+            format_statuses(&found)
+        ));
     }
     format!(
-        "# What `minihttp` does otherwise\n\n\
-         `HTTP_ENGINE=minihttp` runs the same handlers on may_minihttp, for trusted networks only. Of {all} requests of\n\
-         `tests/corpus/http.txt`, each sent whole on a connection of its own, it answers {same} as `guarded` does. The others\n\
-         stand here, written by a test of `src/http/engines_tests.rs` (`cargo test --lib -- --ignored writes_the_table`),\n\
-         and another one sees to it that they are still so. Besides, it has no timeouts and no bound on connections,\n\
-         headers and waiting answers; it sends no `100 Continue`, knows no client's address, and answers an export with 501.\n\n\
+        "# Differences of `minihttp`\n\n\
+         `HTTP_ENGINE=minihttp` runs the same handlers on may_minihttp, for trusted networks only. Of {all}\n\
+         requests of `tests/corpus/http.txt`, each sent whole on a connection of its own, it answers {same} as\n\
+         `guarded` does. The table lists the others. A test of `src/http/engines_tests.rs` writes it\n\
+         (`cargo test --lib -- --ignored writes_the_table`), and another test checks it. `minihttp` also has no\n\
+         timeouts and no limit on connections, headers and buffered responses, sends no `100 Continue`, has\n\
+         no client addresses, and answers an export with 501.\n\n\
          | request | guarded | minihttp |\n|---|---|---|\n{}",
         rows.concat()
     )
 }
 
 #[test]
-fn the_guarded_engine_answers_the_corpus_as_wanted_where_the_other_does_not() {
-    let server = Server::start(Limits::default());
+fn guarded_engine_answers_the_corpus_as_expected() {
+    let server = TestAcceptor::start(HttpLimits::default());
     let cases = corpus();
-    for (case, found) in cases.iter().zip(asked_all(server.address, &cases)) {
+    for (case, found) in cases.iter().zip(statuses_of_all(server.address, &cases)) {
         assert_eq!(found, case.statuses, "{}", case.name);
     }
 }
 
 #[test]
-fn the_table_of_what_minihttp_cannot_do_is_as_it_stands_in_the_docs() {
+fn minihttp_differences_match_the_documented_table() {
     let written = std::fs::read_to_string(TABLE).unwrap();
     let found = table();
     for (written, found) in written.lines().zip(found.lines()) {
@@ -116,7 +122,7 @@ fn the_table_of_what_minihttp_cannot_do_is_as_it_stands_in_the_docs() {
 }
 
 #[test]
-#[ignore = "writes a file of the source: run it when the corpus has grown"]
+#[ignore = "rewrites docs/minihttp.md: run it after a change of the corpus"]
 fn writes_the_table() {
     std::fs::write(TABLE, table()).unwrap();
 }

@@ -1,53 +1,55 @@
-//! What the fuzzers drive: the parts that read strangers' bytes, without a socket. Each panics when a promise is broken.
+//! Entry points of the fuzz targets for the parsers of untrusted input. They panic if an invariant
+//! is violated.
 
-use super::Limits;
-use super::chunked::Decoder;
-use super::rehearsal::speak_within;
+use super::HttpLimits;
+use super::chunked::ChunkedDecoder;
+use super::sans_io_harness::run_with_limits;
 
-/// So narrow that a short input reaches each of them.
-fn narrow() -> Limits {
-    Limits {
+/// Limits that a short input can reach.
+fn narrow() -> HttpLimits {
+    HttpLimits {
         header_bytes_max: 600,
         headers_max: 12,
         body_bytes_max: 200,
         pipelined_max: 3,
-        output_bytes_max: 500,
-        ..Limits::default()
+        response_buffer_bytes_max: 500,
+        ..HttpLimits::default()
     }
 }
 
-/// No split of `bytes` changes an answer or what a handler sees. What is answered leaves nothing behind: said again, it
-/// is answered again, and a refused request keeps what follows from being read. The first byte says where it is cut.
+/// Checks that no split of the input changes a response or the requests that the handler receives,
+/// that a repeated input gets repeated responses, and that no input after a close is parsed. The
+/// first byte selects the split.
 pub fn framing(data: &[u8]) {
     let [cuts, bytes @ ..] = data else { return };
     let (cut, size) = (usize::from(*cuts).min(bytes.len()), usize::from(*cuts) + 2);
-    for limits in [Limits::default(), narrow()] {
-        let whole = speak_within(limits, [bytes]);
-        assert_eq!(speak_within(limits, bytes.chunks(1)), whole, "byte by byte");
-        assert_eq!(speak_within(limits, bytes.chunks(size)), whole, "in pieces of {size}");
+    for limits in [HttpLimits::default(), narrow()] {
+        let whole = run_with_limits(limits, [bytes]);
+        assert_eq!(run_with_limits(limits, bytes.chunks(1)), whole, "byte by byte");
+        assert_eq!(run_with_limits(limits, bytes.chunks(size)), whole, "in pieces of {size}");
         let (head, tail) = bytes.split_at(cut);
-        assert_eq!(speak_within(limits, [head, tail]), whole, "cut at {cut}");
-        if whole.done {
-            let twice = speak_within(limits, [bytes, bytes]);
-            assert_eq!(twice.statuses, whole.statuses.repeat(2), "said twice");
+        assert_eq!(run_with_limits(limits, [head, tail]), whole, "cut at {cut}");
+        if whole.idle {
+            let twice = run_with_limits(limits, [bytes, bytes]);
+            assert_eq!(twice.statuses, whole.statuses.repeat(2), "sent twice");
         }
-        if whole.over {
+        if whole.closed {
             let hidden = b"GET /nothing HTTP/1.1\r\nHost: a\r\n\r\n";
-            assert_eq!(speak_within(limits, [bytes, hidden]), whole, "read on after the end");
+            assert_eq!(run_with_limits(limits, [bytes, hidden]), whole, "input parsed after the close");
         }
     }
 }
 
-/// A body comes out of its chunks in the same way however it is cut, and never larger than allowed; put into chunks
-/// again, it comes out again.
+/// Checks that the decoded body does not depend on the split of the input and never exceeds the
+/// limit, and that it survives encoding and decoding again. The first byte selects the split.
 pub fn chunks(data: &[u8]) {
     const MOST: usize = 256;
     let [cut, bytes @ ..] = data else { return };
     let run = |bytes: &[u8], size: usize| {
-        let mut decoder = Decoder::new(MOST);
+        let mut decoder = ChunkedDecoder::new(MOST);
         let (mut body, mut used) = (Vec::new(), 0);
         for piece in bytes.chunks(size) {
-            match decoder.feed(piece, &mut body) {
+            match decoder.decode(piece, &mut body) {
                 Ok(count) => {
                     assert!(
                         count == piece.len() || decoder.is_done(),

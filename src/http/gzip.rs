@@ -1,5 +1,5 @@
-//! Answers made smaller for those who ask for it (RFC 9110, 8.4 and 12.5.3). Whoever built the answer does it, on its
-//! own thread.
+//! Compresses responses for clients that accept gzip (RFC 9110, 8.4 and 12.5.3). The thread that
+//! builds the response compresses it.
 
 use std::io::Write;
 
@@ -8,12 +8,13 @@ use flate2::write::GzEncoder;
 
 use super::{Headers, Response};
 
-/// Below this an answer fits into a packet anyway.
-const WORTH_BYTES: usize = 1024;
-/// The most that an acceptor compresses itself: a good half of a millisecond, in which its other connections wait.
-pub const ON_ACCEPTOR_MAX: usize = 64 * 1024;
+/// Smaller bodies fit into one packet without compression.
+const GZIP_BYTES_MIN: usize = 1024;
+/// Largest body that an acceptor compresses itself: slightly more than half a millisecond, during
+/// which its other connections wait.
+pub const ACCEPTOR_GZIP_BYTES_MAX: usize = 64 * 1024;
 
-/// Whether the client takes gzip: it names it, or `*`, and not with a quality of zero.
+/// Whether `Accept-Encoding` lists gzip, or else `*`, with a non-zero quality.
 pub fn is_accepted(headers: Headers<'_>) -> bool {
     let (mut named, mut any) = (None, None);
     for value in headers.all("Accept-Encoding") {
@@ -31,23 +32,24 @@ pub fn is_accepted(headers: Headers<'_>) -> bool {
     named.or(any).unwrap_or(false)
 }
 
-/// Whether it is `q=0`, with whatever decimals of zero.
+/// Whether `parameter` is a quality of zero, with any number of decimals.
 fn is_zero(parameter: &[u8]) -> bool {
     matches!(parameter, [b'q' | b'Q', b'=', b'0', rest @ ..] if rest.iter().all(|byte| matches!(byte, b'.' | b'0')))
 }
 
-/// Compresses the body if that pays, it has no more than `most` bytes and is not encoded yet.
-pub fn compress(response: &mut Response, most: usize) {
+/// Compresses the body if that makes it smaller, if it has at most `bytes_max` bytes and is not
+/// encoded yet.
+pub fn compress(response: &mut Response, bytes_max: usize) {
     const FIELD: &[u8] = b"Content-Encoding:";
-    let done = response.headers.windows(FIELD.len()).any(|field| field == FIELD);
-    if response.body.len() < WORTH_BYTES || response.body.len() > most || done {
+    let is_encoded = response.headers.windows(FIELD.len()).any(|field| field == FIELD);
+    if response.body.len() < GZIP_BYTES_MIN || response.body.len() > bytes_max || is_encoded {
         return;
     }
     let mut encoder = GzEncoder::new(Vec::with_capacity(response.body.len() / 4), Compression::fast());
-    // A vector takes all that is written.
-    let Ok(small) = encoder.write_all(&response.body).and_then(|()| encoder.finish()) else { return };
-    if small.len() < response.body.len() {
-        response.body = small;
+    // Writing to a vector cannot fail.
+    let Ok(compressed) = encoder.write_all(&response.body).and_then(|()| encoder.finish()) else { return };
+    if compressed.len() < response.body.len() {
+        response.body = compressed;
         response.header("Content-Encoding", "gzip");
         response.header("Vary", "Accept-Encoding");
     }
@@ -69,7 +71,7 @@ mod tests {
     }
 
     #[test]
-    fn gzip_is_used_where_it_is_asked_for() {
+    fn gzip_is_accepted_by_name_or_wildcard_with_non_zero_quality() {
         check(&[], false);
         check(&[""], false);
         check(&["gzip"], true);
@@ -84,7 +86,7 @@ mod tests {
     }
 
     #[test]
-    fn only_what_is_large_enough_and_not_too_large_is_compressed() {
+    fn compress_skips_bodies_outside_the_size_limits() {
         for (bytes, compressed) in [(0, false), (1023, false), (1024, true), (4096, true), (4097, false)] {
             let body: Vec<u8> = b"abcdefgh".iter().copied().cycle().take(bytes).collect();
             let mut response = Response { body: body.clone(), ..Response::default() };

@@ -1,56 +1,58 @@
-//! The bounds on everything a client may make this server hold or wait for. Knows nothing of settings.
+//! Limits on the memory and the time that a client can consume. Must not depend on settings.
 
 use std::time::Duration;
 
-/// What one acceptor grants its clients. Each bound has a test at it and one past it.
+/// Limits of one acceptor. Tests cover each limit at its value and one past it.
 #[derive(Clone, Copy, Debug)]
-pub struct Limits {
-    /// Bytes of a request line and its header fields, both empty lines counted.
+pub struct HttpLimits {
+    /// Bytes of the request line and the header fields, including leading empty lines and the final
+    /// one.
     pub header_bytes_max: usize,
-    /// Header fields of a request; never more than [`Limits::HEADERS_CAP`].
+    /// Header fields of a request; never more than [`HttpLimits::HEADER_SLOTS`].
     pub headers_max: usize,
-    /// Bytes of a body once its chunks are joined.
+    /// Bytes of a body after the chunked coding is removed.
     pub body_bytes_max: usize,
-    /// Connections over all acceptors that share a [`super::Shared`].
+    /// Open connections of all acceptors that share a [`super::ConnectionStats`].
     pub connections_max: usize,
-    /// Connections of one client address, over the same acceptors; 0 for no bound but that on all.
+    /// Open connections of one client address over the same acceptors; 0 disables the limit.
     pub connections_per_address_max: u32,
-    /// From the first byte of a request to the end of its header.
+    /// From the first byte of a request to the end of its header section.
     pub header_timeout: Duration,
-    /// From the end of the header to the end of the body, however quick it comes.
+    /// From the end of the header section to the end of the body, at any rate.
     pub body_timeout: Duration,
-    /// How long a body may stay behind [`Limits::body_rate_min`].
-    pub body_grace: Duration,
-    /// Bytes per second that a body must bring, once its grace is over; 0 for none.
+    /// Time before [`HttpLimits::body_rate_min`] is enforced.
+    pub body_rate_grace: Duration,
+    /// Minimum bytes per second of a body after the grace period; 0 disables the check.
     pub body_rate_min: u32,
     /// Between two requests, and before the first.
     pub idle_timeout: Duration,
-    /// How long a client may take no byte of an answer that waits for it.
-    pub slow_reader_timeout: Duration,
-    /// How long a request may wait for the answer that another thread promised.
-    pub answer_timeout: Duration,
-    /// Requests one connection may have answered in a turn before the others have theirs.
+    /// How long the socket may accept no byte of a buffered response.
+    pub write_timeout: Duration,
+    /// How long a request may wait for a promised response.
+    pub response_timeout: Duration,
+    /// Pipelined requests that one connection is served per turn.
     pub pipelined_max: u32,
-    /// Bytes of answers that wait for a client; no further request is taken up above it.
-    pub output_bytes_max: usize,
-    /// Bytes of unfinished requests and unread answers that one acceptor holds over all its connections. Beyond
-    /// it a request of more than [`Limits::HELD_FREE`] is answered 503; beyond twice as much, whoever does not read
-    /// is dropped.
-    pub held_bytes_max: usize,
-    /// How long a closing connection goes on reading, so that its client gets to read the last answer.
+    /// Buffered response bytes of a connection above which no further request is parsed in a turn.
+    pub response_buffer_bytes_max: usize,
+    /// Bytes of incomplete requests and unsent responses that one acceptor buffers over all
+    /// connections. Above the limit, a request of more than [`HttpLimits::EXEMPT_BYTES`] gets a
+    /// 503; above twice the limit, a connection that buffers more than that is dropped.
+    pub connection_memory_bytes_max: usize,
+    /// How long a closing connection discards input, so that the client can read the last response.
     pub linger_timeout: Duration,
-    /// Bytes that a closing connection reads and discards at most.
+    /// Bytes that a closing connection discards at most.
     pub linger_bytes_max: usize,
 }
 
-impl Limits {
-    /// The room for header fields on the stack.
-    pub const HEADERS_CAP: usize = 256;
-    /// Bytes that a connection may hold however much the others do: an ordinary request gets through.
-    pub const HELD_FREE: usize = 16 * 1024;
+impl HttpLimits {
+    /// Header fields that the parser has stack space for.
+    pub const HEADER_SLOTS: usize = 256;
+    /// Bytes that a connection may buffer even above the acceptor's limit, so that small requests
+    /// are served.
+    pub const EXEMPT_BYTES: usize = 16 * 1024;
 }
 
-impl Default for Limits {
+impl Default for HttpLimits {
     fn default() -> Self {
         Self {
             header_bytes_max: 32 * 1024,
@@ -60,14 +62,14 @@ impl Default for Limits {
             connections_per_address_max: 0,
             header_timeout: Duration::from_secs(10),
             body_timeout: Duration::from_secs(30),
-            body_grace: Duration::from_secs(5),
+            body_rate_grace: Duration::from_secs(5),
             body_rate_min: 1024,
             idle_timeout: Duration::from_secs(75),
-            slow_reader_timeout: Duration::from_secs(30),
-            answer_timeout: Duration::from_mins(1),
+            write_timeout: Duration::from_secs(30),
+            response_timeout: Duration::from_mins(1),
             pipelined_max: 32,
-            output_bytes_max: 256 * 1024,
-            held_bytes_max: 256 * 1024 * 1024,
+            response_buffer_bytes_max: 256 * 1024,
+            connection_memory_bytes_max: 256 * 1024 * 1024,
             linger_timeout: Duration::from_secs(2),
             linger_bytes_max: 16 * 1024 * 1024,
         }

@@ -1,18 +1,18 @@
-//! Listening sockets: one for each acceptor on the same address, which the kernel spreads connections over.
-//! Knows nothing of what is said on them.
+//! Listening sockets: one per acceptor on one address with `SO_REUSEPORT`, so that the kernel
+//! distributes the connections. Must not depend on protocols.
 
 use std::io;
 use std::net::{SocketAddr, TcpListener};
 
 use socket2::{Domain, Protocol, Socket, Type};
 
-/// Connections that may wait to be accepted. The kernel cuts it down to `net.core.somaxconn`, 4096 by default.
+/// The backlog of a listener. The kernel caps it at `net.core.somaxconn`, 4096 by default.
 const BACKLOG: i32 = 4096;
 
-/// Binds `count` listeners that share one port. Port 0 takes a free one, the same for all.
+/// Binds `count` listeners to one address. Port 0 selects one free port for all of them.
 pub fn bind(address: SocketAddr, count: usize) -> io::Result<Vec<TcpListener>> {
-    // Sharing a port works across processes too: without this probe a second server started by mistake would
-    // quietly take half of the first one's connections.
+    // SO_REUSEPORT works across processes too: without this probe, a second server that is started
+    // by mistake would take half of the connections.
     let probe = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
     probe.set_reuse_address(true)?;
     probe.bind(&address.into())?;
@@ -30,10 +30,11 @@ pub fn bind(address: SocketAddr, count: usize) -> io::Result<Vec<TcpListener>> {
 
 fn bind_one(address: SocketAddr) -> io::Result<TcpListener> {
     let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
-    // A restart must not wait for the connections of the last run to leave TIME_WAIT.
+    // A restart must not wait until old connections leave TIME_WAIT.
     socket.set_reuse_address(true)?;
     socket.set_reuse_port(true)?;
-    // Accepted sockets inherit it: an answer is one write and never waits for the ACK of the last.
+    // Accepted sockets inherit TCP_NODELAY: a response must not wait for the ACK of the previous
+    // one.
     socket.set_tcp_nodelay(true)?;
     socket.set_nonblocking(true)?;
     socket.bind(&address.into())?;
@@ -46,7 +47,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn all_listeners_share_the_port_that_the_first_was_given() {
+    fn bind_gives_all_listeners_the_same_port() {
         let listeners = bind("127.0.0.1:0".parse().unwrap(), 3).unwrap();
         let ports: Vec<u16> = listeners.iter().map(|one| one.local_addr().unwrap().port()).collect();
         assert_eq!(ports.len(), 3);
@@ -54,7 +55,7 @@ mod tests {
     }
 
     #[test]
-    fn a_taken_address_is_an_error_even_when_its_owner_shares_it() {
+    fn bind_fails_on_a_taken_address_even_with_reuse_port() {
         let taken = TcpListener::bind("127.0.0.1:0").unwrap();
         assert!(bind(taken.local_addr().unwrap(), 1).is_err());
         let shared = bind("127.0.0.1:0".parse().unwrap(), 2).unwrap();

@@ -1,19 +1,21 @@
-//! Bytes to requests and back. Knows nothing of events, SQL or the buffer: it calls a [`Handler`].
+//! The HTTP/1.1 server: parses requests, calls a [`Handler`] and writes responses. Must not depend
+//! on events, SQL or the buffer.
 //!
-//! Two engines serve the same handlers: `engine_guarded`, our own, fit to face a network, and
-//! `engine_minihttp`, a thin adapter on `may_minihttp`.
+//! Two engines run the same handlers: `engine_guarded`, the event loop of this crate, for untrusted
+//! networks, and `engine_minihttp`, a thin adapter on `may_minihttp`.
 
 use std::any::Any;
 
-pub mod accept;
-mod accepting;
+mod accept_queue;
+mod acceptor_context;
+pub mod acceptor_handle;
 #[cfg(test)]
 mod acceptor_tests;
-mod addresses;
 #[cfg(test)]
 mod bounds_tests;
 mod chunked;
 mod connection;
+pub mod content_negotiation;
 pub mod decompress;
 mod encode;
 pub mod engine_guarded;
@@ -26,68 +28,78 @@ pub mod fuzzing;
 pub mod gzip;
 pub mod limits;
 pub mod listener;
+mod per_address_limit;
 pub mod percent;
 pub mod problem;
 pub mod refusal;
-#[cfg(any(test, feature = "fuzzing"))]
-mod rehearsal;
-pub mod remote;
 pub mod request;
 pub mod response;
+#[cfg(any(test, feature = "fuzzing"))]
+mod sans_io_harness;
 mod session;
 #[cfg(test)]
 mod session_tests;
-pub mod stream;
+pub mod streaming_body;
 #[cfg(test)]
-mod stream_tests;
+mod streaming_body_tests;
 mod target;
+mod timer_wheel;
 pub mod tls;
 #[cfg(test)]
 mod tls_tests;
-mod wheel;
-mod wire;
+mod transport;
 
-pub use decompress::{Coding, DecompressLimits, Decompressor, Undecodable};
-pub use engine_guarded::{Acceptor, Turn, pin_to_core};
-pub use limits::Limits;
+pub use acceptor_handle::{AcceptorHandle, ConnectionStats};
+pub use decompress::{ContentCoding, DecompressBodyError, DecompressLimits, Decompressor};
+pub use engine_guarded::{Acceptor, TurnResult, pin_to_core};
+pub use limits::HttpLimits;
 pub use refusal::Refusal;
-pub use remote::{Remote, Shared};
 pub use request::{Headers, Method, Request};
 pub use response::{Promise, Response};
-pub use stream::{Feed, Stream, stream};
+pub use streaming_body::{BodySender, BodyStream, body_channel};
 
-/// A request as far as its handler has come with it. What is in it only the handler knows; it goes with the connection.
-pub type Unfinished = Box<dyn Any + Send>;
+/// The handler's state of a request that yielded, opaque to the engine. Dropped with the
+/// connection.
+pub type Continuation = Box<dyn Any + Send>;
 
-/// What a handler says of the answer.
+/// The outcome of one call of a handler.
 #[derive(Debug)]
 #[must_use]
-pub enum Answer {
-    /// It stands in the response.
-    Ready,
-    /// Another thread will give it through the promise that [`Request::promise`] made. The connection's later
-    /// requests wait for it; other connections do not.
-    Later,
-    /// It takes more work than one turn should: [`Handler::go_on`] does it, a slice a turn, so that other connections
-    /// have theirs in between. One such request of an acceptor is worked on at a time, the others wait in line.
-    More(Unfinished),
+pub enum HandlerResult {
+    /// The response is complete.
+    Done,
+    /// Another thread fulfils the promise of [`Request::promise`]. Later requests on this
+    /// connection wait for the response; other connections do not.
+    Pending,
+    /// The request needs more work than fits one turn. The engine calls [`Handler::resume`] once a
+    /// turn and serves other connections in between. An acceptor resumes one such request at a
+    /// time; the others queue.
+    Yield(Continuation),
 }
 
-/// Answers the requests of one acceptor. Each acceptor has its own, so it may keep state without locks.
+/// Handles the requests of one acceptor. Each acceptor owns its handler, which needs no locks for
+/// its state.
 pub trait Handler: Send {
-    /// Runs on an acceptor and must not block. `response` is fresh: 200, no headers, an empty body.
-    fn handle(&mut self, request: &Request<'_>, response: &mut Response) -> Answer;
+    /// Runs on the acceptor thread and must not block. `response` starts as 200 without headers or
+    /// body.
+    fn handle(&mut self, request: &Request<'_>, response: &mut Response) -> HandlerResult;
 
-    /// Does the next slice of a request that was answered [`Answer::More`]. `response` is fresh once more.
-    fn go_on(&mut self, _unfinished: Unfinished, _request: &Request<'_>, _response: &mut Response) -> Answer {
-        unreachable!("BUG: this handler does all of its work at once")
+    /// Runs the next slice of a request that returned [`HandlerResult::Yield`]. `response` is empty
+    /// again.
+    fn resume(
+        &mut self,
+        _unfinished: Continuation,
+        _request: &Request<'_>,
+        _response: &mut Response,
+    ) -> HandlerResult {
+        unreachable!("BUG: this handler never yields")
     }
 
-    /// The engine itself refuses a request that it could not read, with this answer. Of its headers there is no more
-    /// than could be read, and may be nothing.
-    fn refused(&mut self, _headers: Headers<'_>, _response: &mut Response) {}
+    /// Called before the engine writes `response` for a request that it refuses itself. `headers`
+    /// holds the fields that could be parsed, possibly none.
+    fn on_refused(&mut self, _headers: Headers<'_>, _response: &mut Response) {}
 
-    /// A batch of readiness is worked off and the acceptor is about to sleep: the time for what is cheaper once
-    /// than for each request. Runs after every [`Remote::wake`] too.
-    fn turn_ended(&mut self) {}
+    /// Called at the end of each turn of the event loop, also after [`AcceptorHandle::wake`]: the
+    /// place for work that is cheaper per batch than per request.
+    fn on_turn_end(&mut self) {}
 }

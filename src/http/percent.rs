@@ -9,8 +9,8 @@ use super::Refusal;
 /// Decodes one segment of a path.
 ///
 /// # Errors
-/// 400 if a `%` is not followed by two hexadecimal digits, or if the decoded bytes are not UTF-8. The library
-/// itself leaves a malformed escape as it is.
+/// 400 if a `%` is not followed by two hexadecimal digits, or if the decoded bytes are not UTF-8.
+/// The library itself leaves a malformed escape as it is.
 pub fn decode(segment: &str) -> Result<Cow<'_, str>, Refusal> {
     const INVALID: Refusal = Refusal::new(400, "the percent-encoding of the path is not valid");
     let mut escapes = segment.split('%').skip(1);

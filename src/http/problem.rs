@@ -1,7 +1,7 @@
-//! Answers that refuse: RFC 9457 `application/problem+json`, one kind a reason, so that a client can tell them
-//! apart by `type` without reading prose. Echoes of what was sent are cut short by whoever makes the text.
+//! Writes error responses as RFC 9457 `application/problem+json`. Each reason has its own `type`,
+//! so that clients need not parse the prose. Callers must truncate the client input that they echo.
 //!
-//! Knows nothing of how requests are read.
+//! It must not depend on request parsing.
 
 use std::borrow::Cow;
 use std::io::Write;
@@ -11,15 +11,15 @@ use crate::json::text;
 
 pub const CONTENT_TYPE: &str = "application/problem+json";
 
-/// Errors that one answer lists; how many more there are is told as `errors_omitted`.
+/// Maximum errors listed in one response; `errors_omitted` counts the others.
 pub const ERRORS_LISTED_MAX: usize = 1000;
 
-/// Bytes of a client's own text that an answer repeats.
+/// Maximum bytes of client input that a response echoes.
 pub const ECHO_BYTES_MAX: usize = 64;
 
-/// Why a request is refused.
+/// The reason for rejecting a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Kind {
+pub enum ProblemKind {
     Invalid,
     Unauthorized,
     Forbidden,
@@ -46,14 +46,14 @@ pub enum Kind {
     DatabaseUnavailable,
 }
 
-impl Kind {
+impl ProblemKind {
     pub fn status(self) -> u16 {
         self.parts().0
     }
 
-    /// The kind of an answer that says no more than its status. Statuses that no refusal uses are `Invalid` below
-    /// 500 and `Internal` from there on.
-    pub fn of_status(status: u16) -> Self {
+    /// The kind of an error response that is known only by its status. An unassigned status maps to
+    /// `Invalid` below 500 and to `Internal` from 500 on.
+    pub fn from_status(status: u16) -> Self {
         match status {
             401 => Self::Unauthorized,
             403 => Self::Forbidden,
@@ -76,13 +76,13 @@ impl Kind {
         }
     }
 
-    /// Status, the last part of `type`, and `title`.
+    /// The status, the last part of `type`, and `title`.
     fn parts(self) -> (u16, &'static str, &'static str) {
         match self {
             Self::Invalid => (400, "invalid", "The request is not valid"),
             Self::Unauthorized => (401, "unauthorized", "A token is required"),
             Self::Forbidden => (403, "forbidden", "The token does not allow this"),
-            Self::NotFound => (404, "not-found", "There is nothing here"),
+            Self::NotFound => (404, "not-found", "The resource does not exist"),
             Self::MethodNotAllowed => (405, "method-not-allowed", "The method is not allowed here"),
             Self::LengthRequired => (411, "length-required", "The length of the body is required"),
             Self::TooLarge => (413, "too-large", "The request is too large"),
@@ -92,7 +92,7 @@ impl Kind {
             }
             Self::BufferFull => (429, "buffer-full", "The buffer is full"),
             Self::RateLimited => (429, "rate-limited", "Too many requests"),
-            Self::Internal => (500, "internal", "The server failed"),
+            Self::Internal => (500, "internal", "Internal server error"),
             Self::RequestTimeout => (408, "request-timeout", "The request took too long"),
             Self::UriTooLong => (414, "uri-too-long", "The request target is too long"),
             Self::ExpectationFailed => (417, "expectation-failed", "The expectation cannot be met"),
@@ -109,23 +109,23 @@ impl Kind {
     }
 }
 
-/// One thing wrong with one field.
+/// One error of one field.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct FieldError {
-    /// Which event of the request, from 0. None when it is not about an event.
+    /// The index of the event in the request, from 0. None if the error does not concern an event.
     pub index: Option<u32>,
     pub field: Cow<'static, str>,
     pub detail: String,
 }
 
-/// What is wrong with a request: a bounded list, and how much more there was.
+/// The field errors of a request: a bounded list, and the number of errors omitted from it.
 #[derive(Clone, Debug, Default)]
-pub struct Errors {
+pub struct FieldErrors {
     list: Vec<FieldError>,
     omitted: u64,
 }
 
-impl Errors {
+impl FieldErrors {
     pub fn clear(&mut self) {
         self.list.clear();
         self.omitted = 0;
@@ -139,12 +139,12 @@ impl Errors {
         &self.list
     }
 
-    /// Errors that were counted and not listed.
+    /// The number of errors counted but not listed.
     pub fn omitted(&self) -> u64 {
         self.omitted
     }
 
-    /// Adds the error that `make` makes, while there is room for it.
+    /// Lists the error that `make` returns, or only counts it if the list is full.
     pub fn push(&mut self, make: impl FnOnce() -> FieldError) {
         if self.list.len() < ERRORS_LISTED_MAX {
             self.list.push(make());
@@ -162,19 +162,19 @@ impl Errors {
         (self.list.len(), self.omitted)
     }
 
-    /// Forgets what came after `mark`.
-    pub(crate) fn back_to(&mut self, (listed, omitted): (usize, u64)) {
+    /// Discards the errors added after `mark`.
+    pub(crate) fn rollback_to(&mut self, (listed, omitted): (usize, u64)) {
         self.list.truncate(listed);
         self.omitted = omitted;
     }
 
-    /// The members `errors` and, when there is need of it, `errors_omitted`.
+    /// Writes the members `errors` and, if errors were omitted, `errors_omitted`.
     pub(crate) fn write_members(&self, out: &mut Vec<u8>) {
         out.extend_from_slice(b"\"errors\":[");
         for (nth, error) in self.list.iter().enumerate() {
             out.extend_from_slice(if nth == 0 { b"{" } else { b",{" });
             if let Some(index) = error.index {
-                put(out, format_args!("\"index\":{index},"));
+                append_fmt(out, format_args!("\"index\":{index},"));
             }
             out.extend_from_slice(b"\"field\":");
             text::quote(out, &error.field);
@@ -184,56 +184,56 @@ impl Errors {
         }
         out.push(b']');
         if self.omitted > 0 {
-            put(out, format_args!(",\"errors_omitted\":{}", self.omitted));
+            append_fmt(out, format_args!(",\"errors_omitted\":{}", self.omitted));
         }
     }
 }
 
-/// Writes the problem. `detail` is for a person.
-pub fn answer(response: &mut Response, kind: Kind, detail: &str) {
-    write(response, kind, detail, None);
+/// Writes a problem. `detail` is text for a human reader.
+pub fn write(response: &mut Response, kind: ProblemKind, detail: &str) {
+    write_problem(response, kind, detail, None);
 }
 
-/// Writes the problem with what is wrong, field by field.
-pub fn answer_invalid(response: &mut Response, detail: &str, errors: &Errors) {
-    write(response, Kind::Invalid, detail, Some(errors));
+/// Writes a 400 with field errors.
+pub fn write_invalid(response: &mut Response, detail: &str, errors: &FieldErrors) {
+    write_problem(response, ProblemKind::Invalid, detail, Some(errors));
 }
 
-/// Writes that the sender may not do what it asks, with what that is.
-pub fn answer_forbidden(response: &mut Response, detail: &str, errors: &Errors) {
-    write(response, Kind::Forbidden, detail, Some(errors));
+/// Writes a 403 with field errors.
+pub fn write_forbidden(response: &mut Response, detail: &str, errors: &FieldErrors) {
+    write_problem(response, ProblemKind::Forbidden, detail, Some(errors));
 }
 
-/// Writes a 429 or 503 that says when to come again: never in less than a second.
-pub fn answer_later(response: &mut Response, kind: Kind, detail: &str, retry_after_s: u64) {
-    debug_assert!(matches!(kind.status(), 429 | 503), "BUG: {kind:?} does not pass with time");
+/// Writes a 429 or 503 with `Retry-After`, at least one second.
+pub fn write_retryable(response: &mut Response, kind: ProblemKind, detail: &str, retry_after_s: u64) {
+    debug_assert!(matches!(kind.status(), 429 | 503), "BUG: {kind:?} is not retryable");
     response.header("Retry-After", retry_after_s.max(1));
-    write(response, kind, detail, None);
+    write_problem(response, kind, detail, None);
 }
 
-/// The buffer has no room for the whole request: nothing of it was kept.
-pub fn buffer_full(response: &mut Response, retry_after_s: u64) {
-    let detail = "the buffer has no room for the whole request; nothing of it was kept";
-    answer_later(response, Kind::BufferFull, detail, retry_after_s);
+/// Writes the 429 of a full buffer.
+pub fn write_buffer_full(response: &mut Response, retry_after_s: u64) {
+    let detail = "the buffer has no capacity for the whole request; no event of it was stored";
+    write_retryable(response, ProblemKind::BufferFull, detail, retry_after_s);
 }
 
-pub fn shutting_down(response: &mut Response, retry_after_s: u64) {
-    let detail = "the server takes no more events; nothing of the request was kept";
-    answer_later(response, Kind::ShuttingDown, detail, retry_after_s);
+pub fn write_shutting_down(response: &mut Response, retry_after_s: u64) {
+    let detail = "the server is shutting down; no event of the request was stored";
+    write_retryable(response, ProblemKind::ShuttingDown, detail, retry_after_s);
 }
 
-pub fn journal_unavailable(response: &mut Response, retry_after_s: u64) {
-    let detail = "the durability asked for cannot be promised now";
-    answer_later(response, Kind::JournalUnavailable, detail, retry_after_s);
+pub fn write_journal_unavailable(response: &mut Response, retry_after_s: u64) {
+    let detail = "the requested durability is currently unavailable";
+    write_retryable(response, ProblemKind::JournalUnavailable, detail, retry_after_s);
 }
 
-fn write(response: &mut Response, kind: Kind, detail: &str, errors: Option<&Errors>) {
+fn write_problem(response: &mut Response, kind: ProblemKind, detail: &str, errors: Option<&FieldErrors>) {
     let (status, slug, title) = kind.parts();
     response.status = status;
     response.content_type = CONTENT_TYPE;
     let out = &mut response.body;
     out.clear();
-    put(
+    append_fmt(
         out,
         format_args!(
             "{{\"type\":\"urn:aurore-events:problem:{slug}\",\"title\":\"{title}\",\"status\":{status},\"detail\":"
@@ -247,8 +247,8 @@ fn write(response: &mut Response, kind: Kind, detail: &str, errors: Option<&Erro
     out.push(b'}');
 }
 
-pub(crate) fn put(out: &mut Vec<u8>, text: std::fmt::Arguments<'_>) {
-    out.write_fmt(text).expect("a vector takes all that is written");
+pub(crate) fn append_fmt(out: &mut Vec<u8>, text: std::fmt::Arguments<'_>) {
+    out.write_fmt(text).expect("writing to a vector cannot fail");
 }
 
 #[cfg(test)]
@@ -260,37 +260,37 @@ mod tests {
     }
 
     #[test]
-    fn a_problem_has_its_members_and_what_was_written_before_is_gone() {
+    fn problem_replaces_the_body_and_has_all_members() {
         let mut response = Response { body: b"half an answer".to_vec(), ..Response::default() };
-        answer(&mut response, Kind::NotFound, "no \"such\" thing");
+        write(&mut response, ProblemKind::NotFound, "no \"such\" thing");
         assert_eq!((response.status, response.content_type), (404, CONTENT_TYPE));
         assert_eq!(
             body(&response),
-            r#"{"type":"urn:aurore-events:problem:not-found","title":"There is nothing here","status":404,"detail":"no \"such\" thing"}"#
+            r#"{"type":"urn:aurore-events:problem:not-found","title":"The resource does not exist","status":404,"detail":"no \"such\" thing"}"#
         );
     }
 
     #[test]
-    fn what_passes_with_time_says_when_to_come_again() {
+    fn retryable_problems_have_a_retry_after_header() {
         let retry = |write: fn(&mut Response, u64), after_s| {
             let mut response = Response::default();
             write(&mut response, after_s);
             (response.status, String::from_utf8(response.headers).unwrap())
         };
-        assert_eq!(retry(buffer_full, 0), (429, "Retry-After: 1\r\n".to_owned()));
-        assert_eq!(retry(buffer_full, 17), (429, "Retry-After: 17\r\n".to_owned()));
-        assert_eq!(retry(shutting_down, 2).0, 503);
-        assert_eq!(retry(journal_unavailable, 2).0, 503);
+        assert_eq!(retry(write_buffer_full, 0), (429, "Retry-After: 1\r\n".to_owned()));
+        assert_eq!(retry(write_buffer_full, 17), (429, "Retry-After: 17\r\n".to_owned()));
+        assert_eq!(retry(write_shutting_down, 2).0, 503);
+        assert_eq!(retry(write_journal_unavailable, 2).0, 503);
     }
 
     #[test]
-    fn the_list_is_bounded_and_says_how_many_more() {
+    fn field_error_list_is_bounded_and_counts_omitted_errors() {
         let error = || FieldError { index: Some(1), field: "f".into(), detail: "d".to_owned() };
-        let mut errors = Errors::default();
+        let mut errors = FieldErrors::default();
         for (count, more) in [(ERRORS_LISTED_MAX, None), (1, Some("\"errors_omitted\":1}"))] {
             (0..count).for_each(|_| errors.push(error));
             let mut response = Response::default();
-            answer_invalid(&mut response, "", &errors);
+            write_invalid(&mut response, "", &errors);
             assert_eq!(
                 body(&response).matches("{\"index\":1,\"field\":\"f\",\"detail\":\"d\"}").count(),
                 1000

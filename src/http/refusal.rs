@@ -1,15 +1,17 @@
-//! A request turned away, and the problem document that says why. Knows nothing of why a handler refuses.
+//! The refusal of a request by the engine or the router, written as a problem document. Must not
+//! depend on handlers.
 
 use super::Response;
-use super::problem::{self, Kind};
+use super::problem::{self, ProblemKind};
 
-/// Why a request is not answered as asked: by the engine, which then closes the connection, or by the router.
+/// Why the engine or the router refuses a request. After a refusal by the engine the connection is
+/// closed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Refusal {
     pub status: u16,
-    /// One sentence for the client.
+    /// The `detail` of the problem document.
     pub detail: &'static str,
-    /// The methods of the path, for a 405.
+    /// The `Allow` field of a 405; empty otherwise.
     pub allow: &'static str,
 }
 
@@ -19,7 +21,7 @@ impl Refusal {
     }
 
     pub fn write(&self, response: &mut Response) {
-        problem::answer(response, Kind::of_status(self.status), self.detail);
+        problem::write(response, ProblemKind::from_status(self.status), self.detail);
         if !self.allow.is_empty() {
             response.header("Allow", self.allow);
         }
@@ -31,7 +33,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_refusal_is_a_problem_document() {
+    fn refusal_is_written_as_a_problem_document() {
         let mut response = Response::default();
         Refusal { status: 405, detail: "no \"such\" thing", allow: "GET" }.write(&mut response);
         assert_eq!(

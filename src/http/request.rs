@@ -1,4 +1,4 @@
-//! A request as a handler sees it: borrowed from the engine's buffers, complete, already checked.
+//! A complete and validated request, borrowed from the engine's buffers.
 
 use std::fmt;
 use std::net::IpAddr;
@@ -14,7 +14,7 @@ pub enum Method {
     Delete,
     Options,
     Patch,
-    /// A method that no route has: answered 405 or 501.
+    /// A method that no route supports: 405 or 501.
     Other,
 }
 
@@ -47,17 +47,17 @@ impl Method {
     }
 }
 
-/// The header fields in the order they came.
+/// The header fields in the order received.
 #[derive(Clone, Copy, Debug)]
 pub struct Headers<'a>(pub &'a [httparse::Header<'a>]);
 
 impl<'a> Headers<'a> {
-    /// The value of the first field of this name, in any case, without the white space around it.
+    /// Returns the value of the first field with this case-insensitive name, trimmed of whitespace.
     pub fn get(&self, name: &str) -> Option<&'a [u8]> {
         self.all(name).next()
     }
 
-    /// The values of all fields of this name.
+    /// Returns the values of all fields with this name.
     pub fn all(&self, name: &str) -> impl Iterator<Item = &'a [u8]> {
         self.0
             .iter()
@@ -66,30 +66,30 @@ impl<'a> Headers<'a> {
     }
 }
 
-/// One request. The body is whole, the framing has been taken off.
+/// One request, with its whole body after transfer decoding.
 pub struct Request<'a> {
     pub method: Method,
-    /// The path as it was sent, percent-encoding and all, without the query.
+    /// The path as received, percent-encoded, without the query.
     pub path: &'a str,
-    /// What follows the `?`; empty without one.
+    /// The query without `?`; empty if there is none.
     pub query: &'a str,
     pub headers: Headers<'a>,
     pub body: &'a [u8],
     pub peer: IpAddr,
-    /// Makes the promise of its answer: the engine's, or what a test puts in its place.
+    /// Creates the promise of the response; tests substitute their own.
     pub promise: &'a dyn Fn() -> Promise,
 }
 
 impl Request<'_> {
-    /// A promise of this request's answer, for a thread that may block. The handler then returns
-    /// [`super::Answer::Later`].
+    /// Creates a promise of the response for a thread that may block. The handler then returns
+    /// [`super::HandlerResult::Pending`].
     pub fn promise(&self) -> Promise {
         (self.promise)()
     }
 }
 
 impl fmt::Debug for Request<'_> {
-    /// Leaves out the body and the headers, which may hold what a log must not.
+    /// Omits the headers and the body, which may contain secrets.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} {} ({} bytes from {})", self.method.name(), self.path, self.body.len(), self.peer)
     }

@@ -1,27 +1,27 @@
-//! An answer as a handler writes it, and the promise of one that comes later.
+//! A response that a handler fills, and the promise of a response from another thread.
 
 use std::fmt;
 use std::io::Write;
 
-use super::stream::Stream;
+use super::streaming_body::BodyStream;
 
-/// What a handler fills. The engine adds the status line, `Date`, `Content-Length` or
-/// `Transfer-Encoding`, and `Connection`.
+/// A response. The engine adds the status line, `Date`, `Content-Length` or `Transfer-Encoding`,
+/// and `Connection`.
 #[derive(Debug)]
 pub struct Response {
     pub status: u16,
-    /// Empty for an answer without content.
+    /// Empty for a response without content.
     pub content_type: &'static str,
-    /// Further header lines, each ended by CR LF.
+    /// Further header lines, each terminated by CR LF.
     pub headers: Vec<u8>,
     pub body: Vec<u8>,
-    /// The body comes in pieces, and `body` stays empty.
-    pub stream: Option<Stream>,
-    /// Whether the connection ends after this answer.
+    /// A streaming body; `body` is then empty.
+    pub stream: Option<BodyStream>,
+    /// Whether to close the connection after this response.
     pub close: bool,
-    /// Bytes that were worked on beside those of the request and of this answer: they count for the connection's
-    /// share of a turn.
-    pub effort: usize,
+    /// Bytes processed in addition to those of the request and the response, for example
+    /// decompressed bytes. They count against the connection's budget of a turn.
+    pub work_bytes: usize,
 }
 
 impl Default for Response {
@@ -33,13 +33,13 @@ impl Default for Response {
             body: Vec::new(),
             stream: None,
             close: false,
-            effort: 0,
+            work_bytes: 0,
         }
     }
 }
 
 impl Response {
-    /// Makes it fresh and keeps its allocations.
+    /// Resets the response and keeps its allocations.
     pub fn clear(&mut self) {
         self.status = 200;
         self.content_type = "";
@@ -47,14 +47,14 @@ impl Response {
         self.body.clear();
         self.stream = None;
         self.close = false;
-        self.effort = 0;
+        self.work_bytes = 0;
     }
 
-    /// Adds a header line. A control character in `value`, which could end the line and begin another, is a
-    /// mistake of the caller and becomes a space.
+    /// Adds a header line. A control character in `value`, which could inject another line, is
+    /// replaced by a space.
     pub fn header(&mut self, name: &'static str, value: impl fmt::Display) {
         let start = self.headers.len();
-        write!(self.headers, "{name}: {value}").expect("a vector takes all that is written");
+        write!(self.headers, "{name}: {value}").expect("writing to a vector cannot fail");
         for byte in self.headers[start..].iter_mut().filter(|byte| byte.is_ascii_control()) {
             *byte = b' ';
         }
@@ -62,8 +62,8 @@ impl Response {
     }
 }
 
-/// The reason phrase of the statuses this server answers with.
-pub fn reason(status: u16) -> &'static str {
+/// Returns the reason phrase of a status that this server uses.
+pub fn reason_phrase(status: u16) -> &'static str {
     match status {
         100 => "Continue",
         200 => "OK",
@@ -94,14 +94,14 @@ pub fn reason(status: u16) -> &'static str {
     }
 }
 
-/// Where an answer goes that another thread works out. Dropped without one, it answers 500, so that no
-/// connection waits for ever.
+/// A promise of a response from another thread. Dropping it unfulfilled sends a 500, so that no
+/// connection waits forever.
 pub struct Promise {
     deliver: Option<Box<dyn FnOnce(Response) + Send>>,
 }
 
 impl Promise {
-    /// `deliver` hands the answer to the engine; it is called once, on any thread.
+    /// `deliver` passes the response to the engine; it is called once, on any thread.
     pub fn new(deliver: impl FnOnce(Response) + Send + 'static) -> Self {
         Self { deliver: Some(Box::new(deliver)) }
     }
@@ -123,6 +123,6 @@ impl Drop for Promise {
 
 impl fmt::Debug for Promise {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(if self.deliver.is_some() { "Promise(open)" } else { "Promise(kept)" })
+        f.write_str(if self.deliver.is_some() { "Promise(open)" } else { "Promise(fulfilled)" })
     }
 }

@@ -1,232 +1,175 @@
-//! One connection's conversation: bytes in, answers out, in order. Knows the framing and the handler; knows no
-//! socket, so that a test can split and join the bytes as it likes.
+//! The HTTP/1.1 state machine of one connection: consumes bytes, calls the handler and writes
+//! responses in request order. Must not depend on sockets, so that tests can feed arbitrary splits
+//! of the input.
 
 use std::mem;
 use std::net::IpAddr;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use super::chunked::Decoder;
-use super::encode::{DateLine, Frame, encode};
-use super::framing::{self, Body, Head, Verdict, judge};
-use super::limits::Limits;
-use super::problem::{self, Kind};
+use super::acceptor_context::AcceptorContext;
+use super::chunked::ChunkedDecoder;
+use super::encode::{Frame, encode};
+use super::framing::{self, BodyFraming, ParseOutcome, RequestHead, parse_head};
+use super::limits::HttpLimits;
+use super::problem::{self, ProblemKind};
 use super::refusal::Refusal;
-use super::remote::{Remote, Shared};
-use super::stream::{Pumped, Sending, Stream};
-use super::{Answer, Handler, Request, Response, Unfinished};
+use super::streaming_body::{BodyStream, PumpResult, StreamingBody};
+use super::{Continuation, Handler, HandlerResult, Request, Response};
 use crate::clock::Moment;
 
-/// A header that is looked at again with every packet below this size costs little; above it, a header that
-/// comes byte by byte would cost its square.
-const EAGER_BYTES: usize = 2048;
-/// How much must come, without a line's end, before a longer header is looked at again.
-const STEP_BYTES: usize = 256;
-/// Bytes of requests, answers and what they took to make, after which a connection's turn is over: some 100 us of work.
-const TURN_BYTES: usize = 128 * 1024;
-/// What an answer may leave allocated for the next one.
-const RESPONSE_KEPT_BYTES: usize = 256 * 1024;
-/// What the answers of one turn may leave allocated for the next.
-const OUT_KEPT_BYTES: usize = 512 * 1024;
+/// Up to this size an incomplete header is parsed again with every read. Above it, parsing a header
+/// that arrives byte by byte would cost quadratic time.
+const REPARSE_ALWAYS_BYTES: usize = 2048;
+/// Bytes without a line end that must arrive before a longer header is parsed again.
+const REPARSE_STEP_BYTES: usize = 256;
+/// Capacity of the response body that is kept for the next response.
+const RESPONSE_RETAINED_BYTES: usize = 256 * 1024;
 
-/// What an acceptor lends to the conversation it is in: everything that connections share.
-#[derive(Debug)]
-pub(super) struct Desk<H> {
-    pub(super) handler: H,
-    pub(super) response: Response,
-    /// The answers of this conversation's turn, in order.
-    pub(super) out: Vec<u8>,
-    pub(super) date: DateLine,
-    pub(super) limits: Limits,
-    pub(super) remote: Remote,
-    pub(super) shared: Arc<Shared>,
-    pub(super) now: Moment,
-    /// The connection this turn is for.
-    pub(super) token: usize,
-    /// Requests that it may still have answered in this turn.
-    pub(super) budget: u32,
-    /// Bytes of them and of their answers that it still may.
-    pub(super) bytes_left: usize,
-    /// Counts requests over the acceptor's life.
-    pub(super) serial: u64,
-    /// Bytes that the acceptor's connections hold, that of this turn as it was before.
-    pub(super) held: usize,
-    /// Each answer is its connection's last.
-    pub(super) draining: bool,
-}
-
-impl<H> Desk<H> {
-    /// Makes it ready for a connection's turn.
-    #[inline]
-    pub(super) fn begin(&mut self, token: usize) {
-        self.token = token;
-        self.budget = self.limits.pipelined_max;
-        self.bytes_left = TURN_BYTES;
-        self.out.clear();
-        if self.out.capacity() > OUT_KEPT_BYTES {
-            self.out = Vec::new();
-        }
-    }
-
-    /// Counts a new connection, or says why there is no room for it.
-    pub(super) fn admit(&self, peer: IpAddr) -> Option<&'static str> {
-        let (shared, limits) = (&self.shared, &self.limits);
-        let most = limits.connections_per_address_max;
-        if shared.connections.fetch_add(1, Ordering::Relaxed) >= limits.connections_max {
-            shared.connections.fetch_sub(1, Ordering::Relaxed);
-            return Some("there are too many connections");
-        }
-        if most > 0 && !shared.addresses.enter(peer, most) {
-            shared.connections.fetch_sub(1, Ordering::Relaxed);
-            return Some("there are too many connections from this address");
-        }
-        None
-    }
-
-    /// Counts the end of a connection that was admitted.
-    pub(super) fn dismiss(&self, peer: IpAddr) {
-        self.shared.connections.fetch_sub(1, Ordering::Relaxed);
-        if self.limits.connections_per_address_max > 0 {
-            self.shared.addresses.leave(peer);
-        }
-    }
-
-    pub(super) fn token(&self) -> mio::Token {
-        mio::Token(self.token)
-    }
-}
-
-/// What a conversation waits for.
+/// The condition that a session waits for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Progress {
-    /// More bytes.
-    Hungry,
-    /// The answer that a promise holds.
-    Waiting,
-    /// Its place in the line of those that take long.
-    Working,
-    /// Another turn: there is more to do than one connection may have done in one.
+    /// More input.
+    NeedsInput,
+    /// A promised response.
+    Pending,
+    /// A call of [`HttpSession::resume`], scheduled by the queue of long requests.
+    Yielded,
+    /// Another turn: the budget of this one is spent.
     Paused,
-    /// More of an answer that has begun.
+    /// The next block of a streaming body.
     Streaming,
-    /// Nothing: the rest of an answer will never come, and its client must notice.
-    Broken,
-    /// Nothing: the last answer is written, and no further byte is read.
-    Over,
+    /// Nothing: a streaming body was aborted; the connection must be closed so that the client
+    /// detects it.
+    Aborted,
+    /// Nothing: the last response is written and no further request is read.
+    Closed,
 }
 
-/// The state of the request in hand.
+/// The phase of the current request.
 #[derive(Debug)]
-enum Phase {
-    /// Before or within the header.
+enum ConnectionPhase {
+    /// Before or within the header section.
     Head,
-    /// Header known to be good, `bytes` of header and body awaited.
+    /// The header is valid; header and body have `bytes` bytes in total, of which some are missing.
     Body {
         bytes: usize,
     },
-    Chunked(Box<Chunked>),
-    Waiting {
+    Chunked(Box<ChunkedRequest>),
+    Pending {
         serial: u64,
         frame: Frame,
     },
-    Working(Box<Working>),
-    Streaming(Box<Sending>),
-    Over,
+    Yielded(Box<LongRequest>),
+    Streaming(Box<StreamingBody>),
+    Closed,
 }
 
-/// A request that takes more than one turn.
+/// A request whose handler yielded.
 #[derive(Debug)]
-struct Working {
+struct LongRequest {
     frame: Frame,
-    unfinished: Unfinished,
-    bytes: Whole,
+    continuation: Continuation,
+    bytes: RequestBytes,
 }
 
-/// Where a request's bytes are.
+/// Where the bytes of a request are stored.
 #[derive(Debug)]
-enum Whole {
-    /// In front of `input`: so many of header and body.
+enum RequestBytes {
+    /// The first n bytes of `input`, header and body.
     Input(usize),
-    Chunked(Box<Chunked>),
+    Chunked(Box<ChunkedRequest>),
 }
 
 #[derive(Debug)]
-struct Chunked {
+struct ChunkedRequest {
     head: Vec<u8>,
-    decoder: Decoder,
+    decoder: ChunkedDecoder,
     body: Vec<u8>,
-    /// Bytes of the coding so far, which the minimum rate is about.
+    /// Encoded bytes received, for the minimum rate.
     received: usize,
 }
 
-impl Chunked {
-    fn held(&self) -> usize {
+impl ChunkedRequest {
+    fn buffered_bytes(&self) -> usize {
         self.head.capacity() + self.body.capacity()
     }
 }
 
-/// Invariant: `input` holds what has arrived and is not answered, and is not allocated when that is nothing.
+/// Invariant: `input` holds the received bytes that are not processed, and has no allocation if
+/// there are none.
 #[derive(Debug)]
-pub(super) struct Session {
+pub(super) struct HttpSession {
     peer: IpAddr,
     input: Vec<u8>,
-    phase: Phase,
-    /// Whether `input` may hold a request that can be answered without more bytes.
+    phase: ConnectionPhase,
+    /// Whether `input` may hold a complete request.
     backlog: bool,
-    /// How long `input` was when its header was found unfinished.
-    tried: usize,
-    /// When the request in hand began, or its header ended, or its answer was promised.
-    since: Moment,
+    /// Length of `input` when its header was last found incomplete.
+    parsed_len: usize,
+    /// When the current phase began: the first byte, the end of the header, or the promise of a
+    /// response.
+    phase_started: Moment,
 }
 
-impl Session {
+impl HttpSession {
     pub(super) fn new(peer: IpAddr, now: Moment) -> Self {
-        Self { peer, input: Vec::new(), phase: Phase::Head, backlog: false, tried: 0, since: now }
+        Self {
+            peer,
+            input: Vec::new(),
+            phase: ConnectionPhase::Head,
+            backlog: false,
+            parsed_len: 0,
+            phase_started: now,
+        }
     }
 
     pub(super) fn peer(&self) -> IpAddr {
         self.peer
     }
 
-    /// By when something must have happened; `idle_since` is when it last did.
-    pub(super) fn deadline(&self, idle_since: Moment, limits: &Limits) -> Moment {
+    /// When the current phase times out; `idle_since` is the time of the last activity.
+    pub(super) fn deadline(&self, idle_since: Moment, limits: &HttpLimits) -> Moment {
         match &self.phase {
-            Phase::Head if self.input.is_empty() => idle_since.plus(limits.idle_timeout),
-            Phase::Head => self.since.plus(limits.header_timeout),
-            Phase::Body { .. } => self.body_deadline(self.input.len(), limits),
-            Phase::Chunked(chunked) => self.body_deadline(chunked.received, limits),
-            Phase::Waiting { .. } | Phase::Working(_) | Phase::Streaming(_) => {
-                self.since.plus(limits.answer_timeout)
+            ConnectionPhase::Head if self.input.is_empty() => idle_since.plus(limits.idle_timeout),
+            ConnectionPhase::Head => self.phase_started.plus(limits.header_timeout),
+            ConnectionPhase::Body { .. } => self.body_deadline(self.input.len(), limits),
+            ConnectionPhase::Chunked(chunked) => self.body_deadline(chunked.received, limits),
+            ConnectionPhase::Pending { .. } | ConnectionPhase::Yielded(_) | ConnectionPhase::Streaming(_) => {
+                self.phase_started.plus(limits.response_timeout)
             }
-            Phase::Over => idle_since.plus(limits.linger_timeout),
+            ConnectionPhase::Closed => idle_since.plus(limits.linger_timeout),
         }
     }
 
-    fn body_deadline(&self, received: usize, limits: &Limits) -> Moment {
+    fn body_deadline(&self, received: usize, limits: &HttpLimits) -> Moment {
         if limits.body_rate_min == 0 {
-            return self.since.plus(limits.body_timeout);
+            return self.phase_started.plus(limits.body_timeout);
         }
         let earned = received as u64 * 1_000_000 / u64::from(limits.body_rate_min);
-        let at_rate = limits.body_grace + std::time::Duration::from_micros(earned);
-        self.since.plus(limits.body_timeout.min(at_rate))
+        let at_rate = limits.body_rate_grace + std::time::Duration::from_micros(earned);
+        self.phase_started.plus(limits.body_timeout.min(at_rate))
     }
 
-    /// Between two requests, or before the first.
+    /// Whether no request has begun.
     pub(super) fn is_idle(&self) -> bool {
-        matches!(self.phase, Phase::Head) && is_blank(&self.input)
+        matches!(self.phase, ConnectionPhase::Head) && is_blank(&self.input)
     }
 
-    /// Bytes allocated for the request in hand.
+    /// Bytes allocated for the current request.
     #[inline]
-    pub(super) fn held(&self) -> usize {
+    pub(super) fn buffered_bytes(&self) -> usize {
         let chunked = match &self.phase {
-            Phase::Chunked(chunked) => chunked.held(),
-            Phase::Working(working) => match &working.bytes {
-                Whole::Input(_) => 0,
-                Whole::Chunked(chunked) => chunked.held(),
+            ConnectionPhase::Chunked(chunked) => chunked.buffered_bytes(),
+            ConnectionPhase::Yielded(long) => match &long.bytes {
+                RequestBytes::Input(_) => 0,
+                RequestBytes::Chunked(chunked) => chunked.buffered_bytes(),
             },
-            Phase::Head | Phase::Body { .. } | Phase::Waiting { .. } | Phase::Streaming(_) | Phase::Over => 0,
+            ConnectionPhase::Head
+            | ConnectionPhase::Body { .. }
+            | ConnectionPhase::Pending { .. }
+            | ConnectionPhase::Streaming(_)
+            | ConnectionPhase::Closed => 0,
         };
         self.input.capacity() + chunked
     }
@@ -235,158 +178,175 @@ impl Session {
         self.backlog
     }
 
-    /// What it waits for now.
+    /// The condition that the session waits for now.
     pub(super) fn progress(&self) -> Progress {
         match self.phase {
-            Phase::Waiting { .. } => Progress::Waiting,
-            Phase::Working(_) => Progress::Working,
-            Phase::Streaming(_) => Progress::Streaming,
-            Phase::Over => Progress::Over,
-            Phase::Head | Phase::Body { .. } | Phase::Chunked(_) if self.backlog => Progress::Paused,
-            Phase::Head | Phase::Body { .. } | Phase::Chunked(_) => Progress::Hungry,
+            ConnectionPhase::Pending { .. } => Progress::Pending,
+            ConnectionPhase::Yielded(_) => Progress::Yielded,
+            ConnectionPhase::Streaming(_) => Progress::Streaming,
+            ConnectionPhase::Closed => Progress::Closed,
+            ConnectionPhase::Head | ConnectionPhase::Body { .. } | ConnectionPhase::Chunked(_)
+                if self.backlog =>
+            {
+                Progress::Paused
+            }
+            ConnectionPhase::Head | ConnectionPhase::Body { .. } | ConnectionPhase::Chunked(_) => {
+                Progress::NeedsInput
+            }
         }
     }
 
-    /// Whether the answer to request `serial` of the acceptor is awaited here.
+    /// Whether the response to request `serial` is pending.
     pub(super) fn awaits(&self, serial: u64) -> bool {
-        matches!(self.phase, Phase::Waiting { serial: awaited, .. } if awaited == serial)
+        matches!(self.phase, ConnectionPhase::Pending { serial: awaited, .. } if awaited == serial)
     }
 
-    /// The answer that has begun and not ended.
-    pub(super) fn sending(&self) -> Option<&Sending> {
+    /// The streaming body, if one is being sent.
+    pub(super) fn streaming_body(&self) -> Option<&StreamingBody> {
         match &self.phase {
-            Phase::Streaming(sending) => Some(sending),
-            Phase::Head
-            | Phase::Body { .. }
-            | Phase::Chunked(_)
-            | Phase::Waiting { .. }
-            | Phase::Working(_)
-            | Phase::Over => None,
+            ConnectionPhase::Streaming(body) => Some(body),
+            ConnectionPhase::Head
+            | ConnectionPhase::Body { .. }
+            | ConnectionPhase::Chunked(_)
+            | ConnectionPhase::Pending { .. }
+            | ConnectionPhase::Yielded(_)
+            | ConnectionPhase::Closed => None,
         }
     }
 
-    /// Writes the next block of the answer that has begun, or its end.
-    pub(super) fn pump<H>(&mut self, desk: &mut Desk<H>) -> Progress {
-        let Phase::Streaming(sending) = &self.phase else {
-            unreachable!("BUG: no answer has begun here");
+    /// Writes the next block of the streaming body, or its end.
+    pub(super) fn pump<H>(&mut self, ctx: &mut AcceptorContext<H>) -> Progress {
+        let ConnectionPhase::Streaming(body) = &self.phase else {
+            unreachable!("BUG: no body is streaming");
         };
-        self.since = desk.now;
-        match sending.pump(&mut desk.out) {
-            // The others have their turn between two blocks.
-            Pumped::Block => Progress::Paused,
-            Pumped::Nothing => Progress::Streaming,
-            Pumped::Broken => Progress::Broken,
-            Pumped::End => {
-                self.phase = if sending.keep_alive && !desk.draining { Phase::Head } else { Phase::Over };
+        self.phase_started = ctx.now;
+        match body.pump(&mut ctx.out) {
+            // Other connections get a turn between two blocks.
+            PumpResult::Block => Progress::Paused,
+            PumpResult::Empty => Progress::Streaming,
+            PumpResult::Aborted => Progress::Aborted,
+            PumpResult::End => {
+                self.phase = if body.keep_alive && !ctx.draining {
+                    ConnectionPhase::Head
+                } else {
+                    ConnectionPhase::Closed
+                };
                 self.backlog = !self.input.is_empty();
                 self.progress()
             }
         }
     }
 
-    /// Takes `fresh` bytes and answers what they complete.
-    pub(super) fn take<H: Handler>(&mut self, fresh: &[u8], desk: &mut Desk<H>) -> Progress {
+    /// Receives `fresh` bytes and serves the requests that they complete.
+    pub(super) fn receive<H: Handler>(&mut self, fresh: &[u8], ctx: &mut AcceptorContext<H>) -> Progress {
         if self.input.is_empty() {
-            let used = self.run(fresh, desk);
+            let used = self.process(fresh, ctx);
             self.input = fresh[used..].to_vec();
-        } else if self.still_unfinished(fresh) {
+        } else if self.cannot_complete(fresh) {
             self.input.extend_from_slice(fresh);
         } else {
             let mut input = mem::take(&mut self.input);
             input.extend_from_slice(fresh);
-            let used = self.run(&input, desk);
+            let used = self.process(&input, ctx);
             self.input = if used == 0 { input } else { input[used..].to_vec() };
         }
-        let held = self.held();
-        if held > Limits::HELD_FREE
-            && desk.held + held > desk.limits.held_bytes_max
-            && self.progress() == Progress::Hungry
+        let buffered_bytes = self.buffered_bytes();
+        if buffered_bytes > HttpLimits::EXEMPT_BYTES
+            && ctx.buffered_bytes + buffered_bytes > ctx.limits.connection_memory_bytes_max
+            && self.progress() == Progress::NeedsInput
         {
-            self.turn_away("there is no room for the body now", desk);
+            self.reject("the server has no memory for the body now", ctx);
         }
         self.progress()
     }
 
-    /// Whether `fresh` cannot complete what `input` begins, so that it need not be looked at.
-    fn still_unfinished(&self, fresh: &[u8]) -> bool {
+    /// Whether `fresh` cannot complete the current phase, so that parsing can be skipped.
+    fn cannot_complete(&self, fresh: &[u8]) -> bool {
         let total = self.input.len() + fresh.len();
         match self.phase {
-            Phase::Body { bytes } => total < bytes,
-            Phase::Head => {
+            ConnectionPhase::Body { bytes } => total < bytes,
+            ConnectionPhase::Head => {
                 !self.backlog
-                    && total > EAGER_BYTES
-                    && total < self.tried + STEP_BYTES
+                    && total > REPARSE_ALWAYS_BYTES
+                    && total < self.parsed_len + REPARSE_STEP_BYTES
                     && !fresh.contains(&b'\n')
             }
-            // Bytes that may complete nothing yet: they wait with the others.
-            Phase::Waiting { .. } | Phase::Working(_) | Phase::Streaming(_) => true,
-            Phase::Chunked(_) | Phase::Over => false,
+            // Pipelined input waits until the response is written.
+            ConnectionPhase::Pending { .. } | ConnectionPhase::Yielded(_) | ConnectionPhase::Streaming(_) => {
+                true
+            }
+            ConnectionPhase::Chunked(_) | ConnectionPhase::Closed => false,
         }
     }
 
-    /// Answers the requests in `input` and says how many bytes are done with.
-    fn run<H: Handler>(&mut self, input: &[u8], desk: &mut Desk<H>) -> usize {
+    /// Serves the requests in `input`. Returns the number of bytes consumed.
+    fn process<H: Handler>(&mut self, input: &[u8], ctx: &mut AcceptorContext<H>) -> usize {
         let mut at = 0;
         self.backlog = false;
         loop {
             let rest = &input[at..];
             match &mut self.phase {
-                Phase::Over => return input.len(),
-                Phase::Waiting { .. } | Phase::Working(_) | Phase::Streaming(_) => return at,
-                Phase::Chunked(chunked) => {
-                    match chunked.decoder.feed(rest, &mut chunked.body) {
+                ConnectionPhase::Closed => return input.len(),
+                ConnectionPhase::Pending { .. }
+                | ConnectionPhase::Yielded(_)
+                | ConnectionPhase::Streaming(_) => return at,
+                ConnectionPhase::Chunked(chunked) => {
+                    match chunked.decoder.decode(rest, &mut chunked.body) {
                         Ok(used) => {
                             at += used;
                             chunked.received += used;
                             if !chunked.decoder.is_done() {
                                 return at;
                             }
-                            self.answer_chunked(desk);
+                            self.dispatch_chunked(ctx);
                         }
                         Err(refusal) => {
                             let head = mem::take(&mut chunked.head);
-                            self.refuse(&refusal, &head, desk);
+                            self.refuse(&refusal, &head, ctx);
                         }
                     }
                     continue;
                 }
-                Phase::Head | Phase::Body { .. } => {}
+                ConnectionPhase::Head | ConnectionPhase::Body { .. } => {}
             }
             if rest.is_empty() {
                 return at;
             }
-            if desk.budget == 0 || desk.bytes_left == 0 || desk.out.len() > desk.limits.output_bytes_max {
+            if ctx.requests_left == 0
+                || ctx.bytes_left == 0
+                || ctx.out.len() > ctx.limits.response_buffer_bytes_max
+            {
                 self.backlog = true;
-                self.since = desk.now;
+                self.phase_started = ctx.now;
                 return at;
             }
-            let mut slots = framing::slots();
-            match judge(rest, &mut slots, &desk.limits) {
-                Verdict::NeedMore => {
-                    // The time of a header runs from its first byte; those of a second one may just have come.
-                    if self.tried == 0 || at > 0 {
-                        self.since = desk.now;
+            let mut slots = framing::header_slots();
+            match parse_head(rest, &mut slots, &ctx.limits) {
+                ParseOutcome::NeedMore => {
+                    // The header timeout starts with the first byte of each header.
+                    if self.parsed_len == 0 || at > 0 {
+                        self.phase_started = ctx.now;
                     }
-                    self.tried = rest.len();
+                    self.parsed_len = rest.len();
                     return at;
                 }
-                Verdict::Refuse(refusal) => self.refuse(&refusal, rest, desk),
-                Verdict::Head(head) => match head.body {
-                    Body::Bytes(length) => {
+                ParseOutcome::Refuse(refusal) => self.refuse(&refusal, rest, ctx),
+                ParseOutcome::Head(head) => match head.body {
+                    BodyFraming::Length(length) => {
                         let bytes = head.bytes + length;
                         let Some(body) = rest.get(head.bytes..bytes) else {
-                            self.await_body(&head, rest, desk);
+                            self.await_body(&head, rest, ctx);
                             return at;
                         };
-                        match self.answer(&head, body, desk) {
+                        match self.dispatch(&head, body, ctx) {
                             None => at += bytes,
-                            Some((frame, unfinished)) => {
-                                self.work(frame, unfinished, Whole::Input(bytes), desk);
+                            Some((frame, continuation)) => {
+                                self.park_yielded(frame, continuation, RequestBytes::Input(bytes), ctx);
                             }
                         }
                     }
-                    Body::Chunked => {
-                        self.await_body(&head, rest, desk);
+                    BodyFraming::Chunked => {
+                        self.await_body(&head, rest, ctx);
                         at += head.bytes;
                     }
                 },
@@ -394,102 +354,108 @@ impl Session {
         }
     }
 
-    fn await_body<H>(&mut self, head: &Head<'_, '_>, rest: &[u8], desk: &mut Desk<H>) {
+    fn await_body<H>(&mut self, head: &RequestHead<'_, '_>, rest: &[u8], ctx: &mut AcceptorContext<H>) {
         let (header, begun) = rest.split_at(head.bytes);
-        if head.expects_continue && begun.is_empty() && !matches!(self.phase, Phase::Body { .. }) {
-            desk.out.extend_from_slice(b"HTTP/1.1 100 Continue\r\n\r\n");
+        if head.expects_continue && begun.is_empty() && !matches!(self.phase, ConnectionPhase::Body { .. }) {
+            ctx.out.extend_from_slice(b"HTTP/1.1 100 Continue\r\n\r\n");
         }
-        self.since = desk.now;
+        self.phase_started = ctx.now;
         self.phase = match head.body {
-            Body::Bytes(length) => Phase::Body { bytes: head.bytes + length },
-            Body::Chunked => Phase::Chunked(Box::new(Chunked {
+            BodyFraming::Length(length) => ConnectionPhase::Body { bytes: head.bytes + length },
+            BodyFraming::Chunked => ConnectionPhase::Chunked(Box::new(ChunkedRequest {
                 head: header.to_vec(),
-                decoder: Decoder::new(desk.limits.body_bytes_max),
+                decoder: ChunkedDecoder::new(ctx.limits.body_bytes_max),
                 body: Vec::new(),
                 received: 0,
             })),
         };
     }
 
-    fn answer_chunked<H: Handler>(&mut self, desk: &mut Desk<H>) {
-        let Phase::Chunked(chunked) = mem::replace(&mut self.phase, Phase::Head) else {
-            unreachable!("BUG: only called with a chunked body in hand");
+    fn dispatch_chunked<H: Handler>(&mut self, ctx: &mut AcceptorContext<H>) {
+        let ConnectionPhase::Chunked(chunked) = mem::replace(&mut self.phase, ConnectionPhase::Head) else {
+            unreachable!("BUG: the phase is not Chunked");
         };
-        let mut slots = framing::slots();
-        let head = judged(&chunked.head, &mut slots, &desk.limits);
-        if let Some((frame, unfinished)) = self.answer(&head, &chunked.body, desk) {
-            self.work(frame, unfinished, Whole::Chunked(chunked), desk);
+        let mut slots = framing::header_slots();
+        let head = reparse_head(&chunked.head, &mut slots, &ctx.limits);
+        if let Some((frame, continuation)) = self.dispatch(&head, &chunked.body, ctx) {
+            self.park_yielded(frame, continuation, RequestBytes::Chunked(chunked), ctx);
         }
     }
 
-    /// Takes its place in the line of those that take long, its bytes kept.
-    fn work<H>(&mut self, frame: Frame, unfinished: Unfinished, bytes: Whole, desk: &Desk<H>) {
-        self.since = desk.now;
-        self.phase = Phase::Working(Box::new(Working { frame, unfinished, bytes }));
+    /// Stores a request whose handler yielded, with its bytes.
+    fn park_yielded<H>(
+        &mut self,
+        frame: Frame,
+        continuation: Continuation,
+        bytes: RequestBytes,
+        ctx: &AcceptorContext<H>,
+    ) {
+        self.phase_started = ctx.now;
+        self.phase = ConnectionPhase::Yielded(Box::new(LongRequest { frame, continuation, bytes }));
     }
 
-    /// Does the next slice of the request that is worked on.
-    pub(super) fn go_on<H: Handler>(&mut self, desk: &mut Desk<H>) {
-        let Phase::Working(mut working) = mem::replace(&mut self.phase, Phase::Head) else {
-            unreachable!("BUG: nothing is worked on");
+    /// Runs the next slice of the request whose handler yielded.
+    pub(super) fn resume<H: Handler>(&mut self, ctx: &mut AcceptorContext<H>) {
+        let ConnectionPhase::Yielded(mut long) = mem::replace(&mut self.phase, ConnectionPhase::Head) else {
+            unreachable!("BUG: no request has yielded");
         };
         let input = mem::take(&mut self.input);
-        let mut slots = framing::slots();
-        let (header, body) = match &working.bytes {
-            Whole::Input(bytes) => (&input[..*bytes], None),
-            Whole::Chunked(chunked) => (chunked.head.as_slice(), Some(chunked.body.as_slice())),
+        let mut slots = framing::header_slots();
+        let (header, body) = match &long.bytes {
+            RequestBytes::Input(bytes) => (&input[..*bytes], None),
+            RequestBytes::Chunked(chunked) => (chunked.head.as_slice(), Some(chunked.body.as_slice())),
         };
-        let head = judged(header, &mut slots, &desk.limits);
+        let head = reparse_head(header, &mut slots, &ctx.limits);
         let body = body.unwrap_or_else(|| &header[head.bytes..]);
-        let unfinished = working.unfinished;
-        let more = self.ask(&head, body, working.frame, desk, |handler, request, response| {
-            handler.go_on(unfinished, request, response)
+        let continuation = long.continuation;
+        let more = self.call_handler(&head, body, long.frame, ctx, |handler, request, response| {
+            handler.resume(continuation, request, response)
         });
-        if let Some(unfinished) = more {
+        if let Some(continuation) = more {
             self.input = input;
-            working.unfinished = unfinished;
-            self.phase = Phase::Working(working);
+            long.continuation = continuation;
+            self.phase = ConnectionPhase::Yielded(long);
             return;
         }
-        self.input = match working.bytes {
-            Whole::Input(bytes) => input[bytes..].to_vec(),
-            Whole::Chunked(_) => input,
+        self.input = match long.bytes {
+            RequestBytes::Input(bytes) => input[bytes..].to_vec(),
+            RequestBytes::Chunked(_) => input,
         };
         self.backlog = !self.input.is_empty();
     }
 
-    /// What has to be kept when the handler has more to do.
-    fn answer<H: Handler>(
+    /// Calls the handler for a complete request. Returns the state to keep if the handler yields.
+    fn dispatch<H: Handler>(
         &mut self,
-        head: &Head<'_, '_>,
+        head: &RequestHead<'_, '_>,
         body: &[u8],
-        desk: &mut Desk<H>,
-    ) -> Option<(Frame, Unfinished)> {
-        desk.budget = desk.budget.saturating_sub(1);
-        self.tried = 0;
+        ctx: &mut AcceptorContext<H>,
+    ) -> Option<(Frame, Continuation)> {
+        ctx.requests_left = ctx.requests_left.saturating_sub(1);
+        self.parsed_len = 0;
         let frame = Frame {
             head_only: head.method == super::Method::Head,
-            old: head.old,
+            is_http_1_0: head.is_http_1_0,
             keep_alive: head.keep_alive,
         };
-        let more = self.ask(head, body, frame, desk, H::handle);
-        more.map(|unfinished| (frame, unfinished))
+        let more = self.call_handler(head, body, frame, ctx, H::handle);
+        more.map(|continuation| (frame, continuation))
     }
 
-    /// Has the handler speak and does what it says, unless that is that it has more to do.
+    /// Calls the handler and applies its result. Returns the continuation if the handler yields.
     #[inline]
-    fn ask<H: Handler>(
+    fn call_handler<H: Handler>(
         &mut self,
-        head: &Head<'_, '_>,
+        head: &RequestHead<'_, '_>,
         body: &[u8],
         frame: Frame,
-        desk: &mut Desk<H>,
-        speak: impl FnOnce(&mut H, &Request<'_>, &mut Response) -> Answer,
-    ) -> Option<Unfinished> {
-        desk.serial += 1;
-        desk.response.clear();
-        let Desk { handler, response, remote, token, serial, .. } = &mut *desk;
-        let promise = || remote.promise(*token, *serial);
+        ctx: &mut AcceptorContext<H>,
+        call: impl FnOnce(&mut H, &Request<'_>, &mut Response) -> HandlerResult,
+    ) -> Option<Continuation> {
+        ctx.serial += 1;
+        ctx.response.clear();
+        let AcceptorContext { handler, response, handle, token, serial, .. } = &mut *ctx;
+        let promise = || handle.promise(*token, *serial);
         let request = Request {
             method: head.method,
             path: head.path,
@@ -499,131 +465,146 @@ impl Session {
             peer: self.peer,
             promise: &promise,
         };
-        // A handler's state is its own affair: it is told nothing of its panic and goes on with the next request.
-        match catch_unwind(AssertUnwindSafe(|| speak(handler, &request, response))) {
-            Ok(Answer::Ready) => {
-                let bytes = head.bytes + body.len() + desk.response.body.len() + desk.response.effort;
-                desk.bytes_left = desk.bytes_left.saturating_sub(bytes);
-                self.conclude(frame, desk);
+        // The handler stays in use after a panic; keeping its state consistent is its
+        // responsibility.
+        match catch_unwind(AssertUnwindSafe(|| call(handler, &request, response))) {
+            Ok(HandlerResult::Done) => {
+                let bytes = head.bytes + body.len() + ctx.response.body.len() + ctx.response.work_bytes;
+                ctx.bytes_left = ctx.bytes_left.saturating_sub(bytes);
+                self.write_response(frame, ctx);
             }
-            Ok(Answer::Later) => {
-                self.since = desk.now;
-                self.phase = Phase::Waiting { serial: desk.serial, frame };
+            Ok(HandlerResult::Pending) => {
+                self.phase_started = ctx.now;
+                self.phase = ConnectionPhase::Pending { serial: ctx.serial, frame };
             }
-            Ok(Answer::More(unfinished)) => return Some(unfinished),
+            Ok(HandlerResult::Yield(continuation)) => return Some(continuation),
             Err(_) => {
-                log::error!("BUG: the handler panicked at {request:?}; its connection is closed");
-                desk.shared.panics.fetch_add(1, Ordering::Relaxed);
-                desk.response.clear();
-                problem::answer(&mut desk.response, Kind::Internal, "the request could not be worked on");
-                self.conclude(Frame { keep_alive: false, ..frame }, desk);
+                log::error!("BUG: the handler panicked on {request:?}; closing the connection");
+                ctx.stats.panics.fetch_add(1, Ordering::Relaxed);
+                ctx.response.clear();
+                problem::write(&mut ctx.response, ProblemKind::Internal, "the request handler failed");
+                self.write_response(Frame { keep_alive: false, ..frame }, ctx);
             }
         }
         None
     }
 
-    /// Writes the answer that stands in the desk's response.
-    fn conclude<H>(&mut self, frame: Frame, desk: &mut Desk<H>) {
-        let mut keep_alive = frame.keep_alive && !desk.response.close && !desk.draining;
-        // Without chunks only the end of the connection tells the end of a streamed body.
-        keep_alive &= desk.response.stream.is_none() || !frame.old || frame.head_only;
-        encode(&mut desk.out, &desk.response, Frame { keep_alive, ..frame }, &desk.date);
-        if desk.response.body.capacity() > RESPONSE_KEPT_BYTES {
-            desk.response.body = Vec::new();
+    /// Encodes `ctx.response` into the output.
+    fn write_response<H>(&mut self, frame: Frame, ctx: &mut AcceptorContext<H>) {
+        let mut keep_alive = frame.keep_alive && !ctx.response.close && !ctx.draining;
+        // Without chunked coding, only closing the connection ends a streaming body.
+        keep_alive &= ctx.response.stream.is_none() || !frame.is_http_1_0 || frame.head_only;
+        encode(&mut ctx.out, &ctx.response, Frame { keep_alive, ..frame }, &ctx.date);
+        if ctx.response.body.capacity() > RESPONSE_RETAINED_BYTES {
+            ctx.response.body = Vec::new();
         }
-        self.phase = match desk.response.stream.take() {
-            Some(stream) if !frame.head_only => {
-                self.begin_stream(stream, Frame { keep_alive, ..frame }, desk)
-            }
-            _ if keep_alive => Phase::Head,
-            _ => Phase::Over,
+        self.phase = match ctx.response.stream.take() {
+            Some(stream) if !frame.head_only => self.begin_stream(stream, Frame { keep_alive, ..frame }, ctx),
+            _ if keep_alive => ConnectionPhase::Head,
+            _ => ConnectionPhase::Closed,
         };
     }
 
-    fn begin_stream<H>(&mut self, stream: Stream, frame: Frame, desk: &mut Desk<H>) -> Phase {
-        desk.serial += 1;
-        let (remote, token, serial) = (desk.remote.clone(), desk.token, desk.serial);
-        stream.attach(move || remote.nudge(token, serial));
-        self.since = desk.now;
-        Phase::Streaming(Box::new(Sending::new(stream, !frame.old, frame.keep_alive, serial)))
+    fn begin_stream<H>(
+        &mut self,
+        stream: BodyStream,
+        frame: Frame,
+        ctx: &mut AcceptorContext<H>,
+    ) -> ConnectionPhase {
+        ctx.serial += 1;
+        let (handle, token, serial) = (ctx.handle.clone(), ctx.token, ctx.serial);
+        stream.attach(move || handle.notify_body(token, serial));
+        self.phase_started = ctx.now;
+        ConnectionPhase::Streaming(Box::new(StreamingBody::new(
+            stream,
+            !frame.is_http_1_0,
+            frame.keep_alive,
+            serial,
+        )))
     }
 
-    /// Writes a late answer, which the caller knows to be awaited.
-    pub(super) fn conclude_late<H>(&mut self, response: Response, desk: &mut Desk<H>) {
-        let Phase::Waiting { frame, .. } = self.phase else {
-            unreachable!("BUG: nobody waits for this answer");
+    /// Writes the promised response. The phase must be `Pending`.
+    pub(super) fn complete_pending<H>(&mut self, response: Response, ctx: &mut AcceptorContext<H>) {
+        let ConnectionPhase::Pending { frame, .. } = self.phase else {
+            unreachable!("BUG: no response is pending");
         };
-        desk.response = response;
+        ctx.response = response;
         self.backlog = !self.input.is_empty();
-        self.conclude(frame, desk);
+        self.write_response(frame, ctx);
     }
 
-    /// Refuses what begins with `bytes`, of which the header need not be whole or good, and ends.
-    fn refuse<H: Handler>(&mut self, refusal: &Refusal, bytes: &[u8], desk: &mut Desk<H>) {
-        desk.response.clear();
-        refusal.write(&mut desk.response);
-        self.end_refused(bytes, desk);
+    /// Refuses the request that begins with `bytes`, whose header may be incomplete or invalid, and
+    /// closes.
+    fn refuse<H: Handler>(&mut self, refusal: &Refusal, bytes: &[u8], ctx: &mut AcceptorContext<H>) {
+        ctx.response.clear();
+        refusal.write(&mut ctx.response);
+        self.finish_refused(bytes, ctx);
     }
 
-    /// Answers that there is no room, before it has been asked anything, or all of it, and ends.
-    pub(super) fn turn_away<H: Handler>(&mut self, detail: &str, desk: &mut Desk<H>) {
-        desk.response.clear();
-        problem::answer(&mut desk.response, Kind::Unavailable, detail);
-        desk.response.header("Retry-After", 1);
+    /// Writes a 503 because of a connection or memory limit, with or without a request, and closes.
+    pub(super) fn reject<H: Handler>(&mut self, detail: &str, ctx: &mut AcceptorContext<H>) {
+        ctx.response.clear();
+        problem::write(&mut ctx.response, ProblemKind::Unavailable, detail);
+        ctx.response.header("Retry-After", 1);
         let input = mem::take(&mut self.input);
-        self.end_refused(&input, desk);
+        self.finish_refused(&input, ctx);
     }
 
-    fn end_refused<H: Handler>(&mut self, bytes: &[u8], desk: &mut Desk<H>) {
-        desk.serial += 1;
-        let origin = framing::origin(bytes).map(|value| httparse::Header { name: "Origin", value });
-        desk.handler.refused(super::Headers(origin.as_slice()), &mut desk.response);
-        self.conclude(Frame { head_only: false, old: false, keep_alive: false }, desk);
+    fn finish_refused<H: Handler>(&mut self, bytes: &[u8], ctx: &mut AcceptorContext<H>) {
+        ctx.serial += 1;
+        let origin = framing::origin_header(bytes).map(|value| httparse::Header { name: "Origin", value });
+        ctx.handler.on_refused(super::Headers(origin.as_slice()), &mut ctx.response);
+        self.write_response(Frame { head_only: false, is_http_1_0: false, keep_alive: false }, ctx);
     }
 
-    fn give_up<H>(&mut self, frame: Frame, desk: &mut Desk<H>) {
-        desk.response.clear();
-        problem::answer(&mut desk.response, Kind::Unavailable, "the answer took too long");
-        desk.response.header("Retry-After", 1);
-        self.conclude(Frame { keep_alive: false, ..frame }, desk);
+    fn respond_timeout<H>(&mut self, frame: Frame, ctx: &mut AcceptorContext<H>) {
+        ctx.response.clear();
+        problem::write(&mut ctx.response, ProblemKind::Unavailable, "the response took too long");
+        ctx.response.header("Retry-After", 1);
+        self.write_response(Frame { keep_alive: false, ..frame }, ctx);
     }
 
-    /// Its time is up: says so where there is somebody to say it to, and ends.
-    pub(super) fn expire<H: Handler>(&mut self, desk: &mut Desk<H>) {
+    /// Handles a timeout of the current phase: writes a 408 or 503 if a request has begun, and
+    /// closes.
+    pub(super) fn expire<H: Handler>(&mut self, ctx: &mut AcceptorContext<H>) {
         let input = mem::take(&mut self.input);
         match &mut self.phase {
-            Phase::Head if is_blank(&input) => {}
-            Phase::Head => self.refuse(&Refusal::new(408, "the header took too long"), &input, desk),
-            Phase::Body { .. } => self.refuse(&TOO_SLOW, &input, desk),
-            Phase::Chunked(chunked) => {
+            ConnectionPhase::Head if is_blank(&input) => {}
+            ConnectionPhase::Head => self.refuse(&Refusal::new(408, "the header took too long"), &input, ctx),
+            ConnectionPhase::Body { .. } => self.refuse(&TOO_SLOW, &input, ctx),
+            ConnectionPhase::Chunked(chunked) => {
                 let head = mem::take(&mut chunked.head);
-                self.refuse(&TOO_SLOW, &head, desk);
+                self.refuse(&TOO_SLOW, &head, ctx);
             }
-            Phase::Waiting { frame, .. } => {
+            ConnectionPhase::Pending { frame, .. } => {
                 let frame = *frame;
-                self.give_up(frame, desk);
+                self.respond_timeout(frame, ctx);
             }
-            Phase::Working(working) => {
-                let frame = working.frame;
-                self.give_up(frame, desk);
+            ConnectionPhase::Yielded(long) => {
+                let frame = long.frame;
+                self.respond_timeout(frame, ctx);
             }
-            Phase::Streaming(_) | Phase::Over => {}
+            ConnectionPhase::Streaming(_) | ConnectionPhase::Closed => {}
         }
-        self.phase = Phase::Over;
+        self.phase = ConnectionPhase::Closed;
     }
 }
 
-const TOO_SLOW: Refusal = Refusal::new(408, "the body came too slowly");
+const TOO_SLOW: Refusal = Refusal::new(408, "the body arrived too slowly");
 
-/// Whether no request has begun.
+/// Whether `input` consists of empty lines.
 fn is_blank(input: &[u8]) -> bool {
     input.iter().all(|byte| matches!(byte, b'\r' | b'\n'))
 }
 
-/// The header that these bytes were found to begin with.
-fn judged<'b, 'h>(bytes: &'b [u8], slots: &'h mut framing::Slots<'b>, limits: &Limits) -> Head<'b, 'h> {
-    let Verdict::Head(head) = judge(bytes, slots, limits) else {
-        unreachable!("BUG: the same bytes were a good header before");
+/// Parses a header again that was parsed successfully before.
+fn reparse_head<'b, 'h>(
+    bytes: &'b [u8],
+    slots: &'h mut framing::HeaderSlots<'b>,
+    limits: &HttpLimits,
+) -> RequestHead<'b, 'h> {
+    let ParseOutcome::Head(head) = parse_head(bytes, slots, limits) else {
+        unreachable!("BUG: the same bytes parsed before");
     };
     head
 }

@@ -1,30 +1,36 @@
-//! The conversation without a socket: the corpus, and that no split of the bytes changes an answer.
+//! Tests of the session without a socket: the corpus, and that no split of the input changes a
+//! response.
 
 use std::net::{IpAddr, Ipv4Addr};
 
 use proptest::prelude::*;
 
-use super::rehearsal::{Outcome, desk, speak};
-use super::session::Session;
+use super::sans_io_harness::{HarnessOutcome, context, run};
+use super::session::HttpSession;
 
-pub(super) struct Case {
+pub(super) struct CorpusCase {
     pub(super) name: String,
     pub(super) request: Vec<u8>,
     pub(super) statuses: Vec<u16>,
-    over: bool,
+    closed: bool,
 }
 
-pub(super) fn corpus() -> Vec<Case> {
-    let mut cases: Vec<Case> = Vec::new();
+pub(super) fn corpus() -> Vec<CorpusCase> {
+    let mut cases: Vec<CorpusCase> = Vec::new();
     for line in include_str!("../../tests/corpus/http.txt").lines() {
         if let Some(name) = line.strip_prefix("== ") {
-            cases.push(Case { name: name.into(), request: Vec::new(), statuses: Vec::new(), over: false });
+            cases.push(CorpusCase {
+                name: name.into(),
+                request: Vec::new(),
+                statuses: Vec::new(),
+                closed: false,
+            });
         } else if let Some(wanted) = line.strip_prefix("->") {
             let case = cases.last_mut().unwrap();
             for word in wanted.split_whitespace() {
                 match word {
-                    "open" => case.over = false,
-                    "closed" => case.over = true,
+                    "open" => case.closed = false,
+                    "closed" => case.closed = true,
                     status => case.statuses.push(status.parse().unwrap()),
                 }
             }
@@ -65,127 +71,127 @@ fn unescape(text: &str) -> Vec<u8> {
     bytes
 }
 
-/// Requests answered well, put before and behind each case.
+/// Valid requests that are sent before and after each case.
 const BEFORE: &[u8] = b"POST /echo HTTP/1.1\r\nHost: a\r\nContent-Length: 6\r\n\r\nbefore";
-const BEHIND: &[u8] = b"POST /echo HTTP/1.1\r\nHost: a\r\nContent-Length: 6\r\n\r\nbehind";
+const AFTER: &[u8] = b"POST /echo HTTP/1.1\r\nHost: a\r\nContent-Length: 6\r\n\r\nbehind";
 
-/// Speaks `bytes` whole, byte by byte, and cut once at every offset (of a long case, at every 61st), and sees to it
-/// that all of it is answered in the same way.
+/// Sends `bytes` whole, byte by byte, and split once at every offset (at every 61st for a long
+/// case), and checks that the outcome is the same.
 #[track_caller]
-fn speak_in_all_ways(bytes: &[u8], what: &str) -> Outcome {
-    let whole = speak([bytes]);
-    assert_eq!(speak(bytes.chunks(1)), whole, "{what}, byte by byte");
+fn run_with_all_splits(bytes: &[u8], name: &str) -> HarnessOutcome {
+    let whole = run([bytes]);
+    assert_eq!(run(bytes.chunks(1)), whole, "{name}, byte by byte");
     let step = if bytes.len() < 1500 { 1 } else { 61 };
     for at in (1..bytes.len()).step_by(step) {
         let (head, tail) = bytes.split_at(at);
-        assert_eq!(speak([head, tail]), whole, "{what}, cut at {at}");
+        assert_eq!(run([head, tail]), whole, "{name}, split at {at}");
     }
     whole
 }
 
 #[test]
-fn every_case_of_the_corpus_is_answered_as_wanted_however_it_is_cut() {
+fn session_answers_the_corpus_as_expected_with_any_split() {
     let cases = corpus();
     assert!(cases.len() >= 250, "only {} cases", cases.len());
     for case in &cases {
-        let whole = speak_in_all_ways(&case.request, &case.name);
+        let whole = run_with_all_splits(&case.request, &case.name);
         assert_eq!(whole.statuses, case.statuses, "{}: {}", case.name, whole.out);
-        assert_eq!(whole.over, case.over, "{}: {}", case.name, whole.out);
+        assert_eq!(whole.closed, case.closed, "{}: {}", case.name, whole.out);
     }
 }
 
 #[test]
-fn every_case_of_the_corpus_leaves_the_requests_before_and_behind_it_alone() {
+fn corpus_case_does_not_affect_the_requests_before_and_after_it() {
     for case in corpus() {
-        let alone = speak([case.request.as_slice()]);
+        let alone = run([case.request.as_slice()]);
         let mut wanted = vec![200];
         wanted.extend(&case.statuses);
-        if alone.done {
+        if alone.idle {
             wanted.push(200);
         }
-        // Behind a case that waits for more, anything would be taken for it.
-        let behind = if alone.done || alone.over { BEHIND } else { b"" };
-        let found = speak_in_all_ways(&[BEFORE, &case.request, behind].concat(), &case.name);
+        // Input after an incomplete case would be parsed as part of it.
+        let after = if alone.idle || alone.closed { AFTER } else { b"" };
+        let found = run_with_all_splits(&[BEFORE, &case.request, after].concat(), &case.name);
         assert_eq!(found.statuses, wanted, "{}: {}", case.name, found.out);
-        assert!(found.out.contains("\r\n\r\nbefore") && found.over == case.over, "{}", case.name);
-        assert_eq!(found.out.ends_with("\r\n\r\nbehind"), alone.done, "{}: {}", case.name, found.out);
+        assert!(found.out.contains("\r\n\r\nbefore") && found.closed == case.closed, "{}", case.name);
+        assert_eq!(found.out.ends_with("\r\n\r\nbehind"), alone.idle, "{}: {}", case.name, found.out);
     }
 }
 
 #[test]
-fn what_takes_several_turns_is_answered_in_its_place_however_it_is_cut() {
+fn yielded_request_is_answered_in_order_with_any_split() {
     let whole = b"POST /long HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\n\r\nwhole".as_slice();
     let chunked = b"POST /long HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nin\r\n0\r\n\r\n"
         .as_slice();
     let last = b"GET /long HTTP/1.0\r\n\r\n".as_slice();
-    let said = [BEFORE, whole, whole, chunked, BEHIND, chunked, last, BEHIND].concat();
-    let outcome = speak_in_all_ways(&said, "long");
+    let input = [BEFORE, whole, whole, chunked, AFTER, chunked, last, AFTER].concat();
+    let outcome = run_with_all_splits(&input, "long");
     assert_eq!(outcome.statuses, [200; 7]);
-    assert!(outcome.over && outcome.out.matches("\r\n\r\nwhole").count() == 2, "{}", outcome.out);
+    assert!(outcome.closed && outcome.out.matches("\r\n\r\nwhole").count() == 2, "{}", outcome.out);
 }
 
 #[test]
-fn a_body_of_8_mib_is_taken_and_none_above() {
+fn body_limit_of_8_mib_is_inclusive() {
     let head = b"POST /nothing HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n".as_slice();
     let chunk = format!("100000\r\n{}\r\n", "x".repeat(1 << 20));
     let last = b"0\r\n\r\n".as_slice();
     let full: Vec<&[u8]> = [head].into_iter().chain([chunk.as_bytes(); 8]).chain([last]).collect();
-    assert_eq!(speak(full).statuses, [404]);
+    assert_eq!(run(full).statuses, [404]);
     let above: Vec<&[u8]> =
         [head].into_iter().chain([chunk.as_bytes(); 8]).chain([b"1\r\nx\r\n".as_slice()]).collect();
-    assert_eq!(speak(above).statuses, [413]);
+    assert_eq!(run(above).statuses, [413]);
 }
 
 #[test]
-fn the_time_of_a_header_runs_from_its_first_byte_and_that_of_a_body_with_its_bytes() {
-    let mut desk = desk();
-    let limits = desk.limits;
+fn header_timeout_starts_at_the_first_byte_and_body_timeout_follows_the_minimum_rate() {
+    let mut ctx = context();
+    let limits = ctx.limits;
     let at = |millis| crate::clock::Moment::ZERO.plus(std::time::Duration::from_millis(millis));
-    let mut session = Session::new(IpAddr::V4(Ipv4Addr::LOCALHOST), at(0));
+    let mut session = HttpSession::new(IpAddr::V4(Ipv4Addr::LOCALHOST), at(0));
     assert_eq!(session.deadline(at(0), &limits), at(75_000));
     let body = vec![b'x'; 40_000];
     for (millis, bytes, deadline) in [
         (1_000, b"POST / HTTP/1.1\r\n".as_slice(), 11_000),
         (9_000, b"Host: a\r\nContent-Length: 40000\r\n", 11_000),
-        // 5 s of grace and a second for each KiB, the header counted in.
+        // 5 s of grace and one second per KiB, including the header.
         (10_000, b"\r\n", 10_000 + 5_000 + 51_000 / 1024),
         (11_000, &body[..10_189], 10_000 + 5_000 + 10_000),
-        // 30 s in all.
+        // The body timeout of 30 s.
         (12_000, &body[..29_000], 10_000 + 30_000),
         (13_000, &body[..811], 13_000 + 75_000),
         (14_000, b"\r", 24_000),
     ] {
-        desk.now = at(millis);
-        desk.begin(0);
-        session.take(bytes, &mut desk);
-        let found = session.deadline(desk.now, &limits).nanos() / 1_000_000;
+        ctx.now = at(millis);
+        ctx.begin_turn(0);
+        session.receive(bytes, &mut ctx);
+        let found = session.deadline(ctx.now, &limits).nanos() / 1_000_000;
         assert_eq!(found, deadline, "at {millis}");
     }
 }
 
 #[test]
-fn a_body_that_finds_no_room_is_turned_away_and_a_small_one_is_not() {
-    let mut desk = desk();
-    desk.limits.held_bytes_max = 100_000;
-    for (held, claimed, sent, expected) in [
+fn body_above_the_memory_limit_is_rejected_unless_it_is_small() {
+    let mut ctx = context();
+    ctx.limits.connection_memory_bytes_max = 100_000;
+    for (buffered_bytes, claimed, sent, expected) in [
         (60_000, 50_000, 41_000, 503),
         (60_000, 50_000, 30_000, 0),
         (90_000, 50_000, 9_000, 0),
         (100_000, 9_000, 9_000, 200),
     ] {
-        desk.held = held;
-        desk.begin(0);
-        let mut session = Session::new(IpAddr::V4(Ipv4Addr::LOCALHOST), desk.now);
+        ctx.buffered_bytes = buffered_bytes;
+        ctx.begin_turn(0);
+        let mut session = HttpSession::new(IpAddr::V4(Ipv4Addr::LOCALHOST), ctx.now);
         let head = format!("POST / HTTP/1.1\r\nHost: a\r\nContent-Length: {claimed}\r\n\r\n");
-        session.take(&[head.as_bytes(), &vec![b'x'; sent]].concat(), &mut desk);
-        let status = desk.out.get(9..12).map_or(0, |digits| str::from_utf8(digits).unwrap().parse().unwrap());
-        assert_eq!(status, expected, "{held} {sent}");
+        session.receive(&[head.as_bytes(), &vec![b'x'; sent]].concat(), &mut ctx);
+        let status = ctx.out.get(9..12).map_or(0, |digits| str::from_utf8(digits).unwrap().parse().unwrap());
+        assert_eq!(status, expected, "{buffered_bytes} {sent}");
     }
 }
 
 #[test]
-fn an_idle_session_holds_no_buffer_and_is_small() {
-    assert!(size_of::<Session>() <= 160, "{}", size_of::<Session>());
+fn idle_session_is_small() {
+    assert!(size_of::<HttpSession>() <= 160, "{}", size_of::<HttpSession>());
     assert!(size_of::<super::connection::Connection>() <= 320);
 }
 
@@ -196,16 +202,16 @@ fn cut(bytes: &[u8], cuts: &[prop::sample::Index]) -> Vec<Vec<u8>> {
     at.windows(2).map(|pair| bytes[pair[0]..pair[1]].to_vec()).collect()
 }
 
-fn speak_cut(bytes: &[u8], cuts: &[prop::sample::Index]) -> Outcome {
+fn run_split(bytes: &[u8], cuts: &[prop::sample::Index]) -> HarnessOutcome {
     let pieces = cut(bytes, cuts);
-    speak(pieces.iter().map(Vec::as_slice))
+    run(pieces.iter().map(Vec::as_slice))
 }
 
 proptest! {
     #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(512) })]
 
     #[test]
-    fn no_split_of_the_corpus_changes_an_answer(
+    fn session_outcome_of_corpus_pairs_does_not_depend_on_the_split(
         which in any::<prop::sample::Index>(),
         then in any::<prop::sample::Index>(),
         cuts in prop::collection::vec(any::<prop::sample::Index>(), 0..8),
@@ -213,11 +219,11 @@ proptest! {
         let cases = corpus();
         let mut bytes = which.get(&cases).request.clone();
         bytes.extend_from_slice(&then.get(&cases).request);
-        prop_assert_eq!(speak_cut(&bytes, &cuts), speak([bytes.as_slice()]));
+        prop_assert_eq!(run_split(&bytes, &cuts), run([bytes.as_slice()]));
     }
 
     #[test]
-    fn a_mutated_request_neither_panics_nor_depends_on_its_split(
+    fn session_outcome_of_mutated_requests_does_not_depend_on_the_split(
         which in any::<prop::sample::Index>(),
         edits in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..4),
         cuts in prop::collection::vec(any::<prop::sample::Index>(), 0..8),
@@ -228,16 +234,16 @@ proptest! {
             let at = at.index(bytes.len());
             bytes[at] = byte;
         }
-        prop_assert_eq!(speak_cut(&bytes, &cuts), speak([bytes.as_slice()]));
+        prop_assert_eq!(run_split(&bytes, &cuts), run([bytes.as_slice()]));
     }
 
     #[test]
-    fn arbitrary_bytes_do_not_panic(bytes in prop::collection::vec(any::<u8>(), 0..400)) {
-        prop_assert_eq!(speak(bytes.chunks(1)), speak([bytes.as_slice()]));
+    fn session_does_not_panic_on_arbitrary_bytes(bytes in prop::collection::vec(any::<u8>(), 0..400)) {
+        prop_assert_eq!(run(bytes.chunks(1)), run([bytes.as_slice()]));
     }
 
     #[test]
-    fn a_body_comes_out_of_its_chunks_whole(
+    fn chunked_body_is_decoded_with_any_split(
         pieces in prop::collection::vec("[ -~]{1,40}", 0..8),
         cuts in prop::collection::vec(any::<prop::sample::Index>(), 0..12),
     ) {
@@ -246,7 +252,7 @@ proptest! {
             bytes.extend(format!("{:X}\r\n{piece}\r\n", piece.len()).bytes());
         }
         bytes.extend_from_slice(b"0\r\n\r\n");
-        let outcome = speak_cut(&bytes, &cuts);
+        let outcome = run_split(&bytes, &cuts);
         prop_assert!(outcome.out.ends_with(&format!("\r\n\r\n{}", pieces.concat())), "{}", outcome.out);
     }
 }

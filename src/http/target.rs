@@ -1,13 +1,14 @@
-//! The grammar of request targets and of `Host` (RFC 9112, 3.2; RFC 3986, 3.2). Knows no route.
+//! Parses request targets and validates `Host` (RFC 9112, 3.2; RFC 3986, 3.2). Must not depend on
+//! routes.
 
 use super::Method;
 use super::refusal::Refusal;
 
-/// Splits a request target into path and query. The authority of an absolute target is checked and dropped:
-/// this server has one name space, whatever name it is reached by.
+/// Splits a request target into path and query. The authority of an absolute target is validated
+/// and dropped, because the server has no virtual hosts.
 pub(super) fn parse(method: Method, target: &str) -> Result<(&str, &str), Refusal> {
     const BAD: Refusal = Refusal::new(400, "the request target is not valid");
-    // The grammar below is ASCII, and nothing here serves a fragment.
+    // The grammar is ASCII, and a request target has no fragment.
     if !target.is_ascii() || target.contains('#') {
         return Err(BAD);
     }
@@ -36,8 +37,8 @@ fn scheme<'a>(target: &'a str, name: &str) -> Option<&'a str> {
     head.eq_ignore_ascii_case(name).then_some(rest)
 }
 
-/// Whether these bytes may stand in `Host`: a name or address and perhaps a port, without user information.
-/// Empty is allowed there.
+/// Whether the bytes are a valid `Host` value: a name or address with an optional port, without
+/// user information, or empty.
 pub(super) fn is_authority(bytes: &[u8]) -> bool {
     let literal = bytes.first() == Some(&b'[');
     let end = bytes.iter().position(|byte| *byte == if literal { b']' } else { b':' });
@@ -70,7 +71,7 @@ mod tests {
     }
 
     #[test]
-    fn targets_are_split_or_refused() {
+    fn parse_splits_or_refuses_targets() {
         use Method::{Get, Options};
         check(Get, "/", Some(("/", "")));
         check(Get, "/a?b=c?d", Some(("/a", "b=c?d")));
@@ -90,7 +91,7 @@ mod tests {
     }
 
     #[test]
-    fn hosts_are_names_or_addresses_with_a_port() {
+    fn authority_is_a_name_or_address_with_an_optional_port() {
         for good in ["", "a", "a.b-c_d:80", "127.0.0.1", "127.0.0.1:", "[::1]:3000", "[::1]", "x%20y"] {
             assert!(is_authority(good.as_bytes()), "{good}");
         }

@@ -1,4 +1,5 @@
-//! The server's certificate: read from two files, and read again while it runs. Knows no connection.
+//! The TLS certificate and private key of the server: loads them from two PEM files and reloads
+//! them at run time. Must not depend on connections.
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -9,9 +10,9 @@ use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::{ServerConfig, ServerConnection};
 
-/// Why a certificate and its key cannot be used.
+/// Why a certificate and its key could not be loaded.
 #[derive(Debug, thiserror::Error)]
-pub enum IdentityError {
+pub enum LoadIdentityError {
     #[error("TLS_CERT {path}: {reason}")]
     Certificate { path: PathBuf, reason: String },
     #[error("TLS_KEY {path}: {reason}")]
@@ -20,30 +21,32 @@ pub enum IdentityError {
     Pair { certificate: PathBuf, key: PathBuf, reason: String },
 }
 
-/// What the server proves itself with. Connections keep the certificate they began with.
+/// The certificate and key of the server. A reload affects new connections only.
 ///
-/// Invariant: the lock is held for a copy of the pointer or its exchange, never while a file is read: acceptors take it.
-pub struct Identity {
+/// Invariant: the lock is held only to clone or to replace the pointer, never while a file is read,
+/// because acceptors take it.
+pub struct TlsIdentity {
     certificate: PathBuf,
     key: PathBuf,
     config: Mutex<Arc<ServerConfig>>,
 }
 
-impl fmt::Debug for Identity {
+impl fmt::Debug for TlsIdentity {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Identity").field("certificate", &self.certificate).finish_non_exhaustive()
     }
 }
 
-impl Identity {
-    /// Both files are PEM: the chain, the server's own certificate first, and its key.
-    pub fn read(certificate: &Path, key: &Path) -> Result<Self, IdentityError> {
+impl TlsIdentity {
+    /// Loads two PEM files: the certificate chain, with the server's certificate first, and the
+    /// private key.
+    pub fn read(certificate: &Path, key: &Path) -> Result<Self, LoadIdentityError> {
         let config = Mutex::new(read(certificate, key)?);
         Ok(Self { certificate: certificate.to_owned(), key: key.to_owned(), config })
     }
 
-    /// Reads the files again, for the connections to come. What cannot be used leaves all as it was.
-    pub fn reload(&self) -> Result<(), IdentityError> {
+    /// Reloads both files for new connections. On an error the current certificate stays in use.
+    pub fn reload(&self) -> Result<(), LoadIdentityError> {
         let config = read(&self.certificate, &self.key)?;
         *self.config.lock().unwrap_or_else(PoisonError::into_inner) = config;
         Ok(())
@@ -55,18 +58,18 @@ impl Identity {
     }
 }
 
-fn read(certificate: &Path, key: &Path) -> Result<Arc<ServerConfig>, IdentityError> {
+fn read(certificate: &Path, key: &Path) -> Result<Arc<ServerConfig>, LoadIdentityError> {
     let bad_certificate =
-        |reason: String| IdentityError::Certificate { path: certificate.to_owned(), reason };
+        |reason: String| LoadIdentityError::Certificate { path: certificate.to_owned(), reason };
     let chain = CertificateDer::pem_file_iter(certificate)
         .and_then(Iterator::collect::<Result<Vec<_>, _>>)
         .map_err(|error| bad_certificate(error.to_string()))?;
     if chain.is_empty() {
-        return Err(bad_certificate("it holds no certificate".into()));
+        return Err(bad_certificate("the file holds no certificate".into()));
     }
     let secret = PrivateKeyDer::from_pem_file(key)
-        .map_err(|error| IdentityError::Key { path: key.to_owned(), reason: error.to_string() })?;
-    let bad_pair = |error: rustls::Error| IdentityError::Pair {
+        .map_err(|error| LoadIdentityError::Key { path: key.to_owned(), reason: error.to_string() })?;
+    let bad_pair = |error: rustls::Error| LoadIdentityError::Pair {
         certificate: certificate.to_owned(),
         key: key.to_owned(),
         reason: error.to_string(),
@@ -77,7 +80,7 @@ fn read(certificate: &Path, key: &Path) -> Result<Arc<ServerConfig>, IdentityErr
         .with_no_client_auth()
         .with_single_cert(chain, secret)
         .map_err(bad_pair)?;
-    // Those who speak HTTP/1.0 name it here too, curl among them, and are not to be turned away for it.
+    // HTTP/1.0 clients, curl among them, offer http/1.0 in ALPN and must not be refused.
     config.alpn_protocols = vec![b"http/1.1".to_vec(), b"http/1.0".to_vec()];
     Ok(Arc::new(config))
 }

@@ -1,76 +1,77 @@
-//! One event object: its fields read, judged against their bounds, and encoded. What is wrong is told field by
-//! field; a broken grammar ends the scan and is the caller's to tell.
+//! Decodes one event object: reads its fields, validates them and encodes a row. Invalid fields are
+//! reported one by one to the sink. A JSON syntax error ends the scan and is returned to the
+//! caller.
 
-use super::encode::{self, Parts};
+use super::encode::{self, EventParts};
 use super::idempotency::{self, HeaderKey};
-use super::sink::Sink;
-use crate::event::timestamp::{self, TimestampFault, Window};
+use super::row_sink::RowSink;
+use crate::event::timestamp::{self, ParseTimestampError, TimestampBounds};
 use crate::event::{
     EventId, KEY_BYTES_MAX, MESSAGE_BYTES_MAX, METADATA_BYTES_MAX, SERVICE_BYTES_MAX, Timestamp,
 };
 use crate::http::problem::{ECHO_BYTES_MAX, FieldError};
-use crate::json::{Fault, Scanner, Syntax, Text, Value, text};
+use crate::json::{JsonString, JsonValue, JsonViolation, ParseJsonError, Scanner, text};
 
-/// Errors that are listed of one event; a hostile event must not fill the list of its batch.
+/// Maximum errors listed for one event, so that one event cannot fill the list of its batch.
 const ERRORS_OF_EVENT_MAX: u32 = 16;
 
-/// What is wrong with a field. With the field's name before it, it reads as a sentence.
+/// A field is invalid. The message follows the field's name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub(super) enum Flaw {
+pub(super) enum DecodeFieldError {
     #[error("is required")]
     Missing,
-    #[error("stands more than once")]
-    Twice,
+    #[error("is present more than once")]
+    Duplicate,
     #[error("is not a field of an event")]
     Unknown,
-    #[error("must be {wanted}, not {got}")]
-    Type { wanted: &'static str, got: &'static str },
+    #[error("must be {expected}, not {actual}")]
+    WrongType { expected: &'static str, actual: &'static str },
     #[error("must not be empty")]
     Empty,
     #[error("must be at most {max} bytes, not {bytes}")]
     TooLong { max: usize, bytes: usize },
     #[error("{0}")]
-    Fault(Fault),
+    Json(JsonViolation),
     #[error("{0}")]
-    Time(TimestampFault),
+    Timestamp(ParseTimestampError),
 }
 
-/// What every event of a request shares.
+/// State shared by all events of a request.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Context<'a> {
-    pub(super) window: Window,
+pub(super) struct DecodeContext<'a> {
+    pub(super) timestamp_bounds: TimestampBounds,
     pub(super) now: Timestamp,
     pub(super) key: Option<HeaderKey<'a>>,
-    pub(super) within: Within,
+    pub(super) container: EventContainer,
     pub(super) services: Option<&'a [Box<str>]>,
 }
 
-impl Context<'_> {
-    /// Whether the sender may write `service`.
+impl DecodeContext<'_> {
+    /// Whether the token may write `service`.
     fn allows(&self, service: &[u8]) -> bool {
         let sorted = self.services.unwrap_or_default();
-        self.services.is_none() || sorted.binary_search_by(|known| known.as_bytes().cmp(service)).is_ok()
+        self.services.is_none() || sorted.binary_search_by(|allowed| allowed.as_bytes().cmp(service)).is_ok()
     }
 }
 
-/// Where an event stands.
+/// The container of an event.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Within {
-    /// It is the body. It has no index that could belong to the header's key.
+pub(super) enum EventContainer {
+    /// The event is the whole body. Its id is not derived from an index.
     Body,
     Array,
-    /// Nothing may follow it.
+    /// The event is one line; no data may follow it.
     Line,
 }
 
-impl Within {
-    /// Looks at what follows the event, before the event counts.
+impl EventContainer {
+    /// Rejects data after the event, before the event is accepted.
     #[inline]
-    fn close(self, scanner: &mut Scanner<'_>) -> Result<(), Syntax> {
+    fn check_end(self, scanner: &mut Scanner<'_>) -> Result<(), ParseJsonError> {
         if self != Self::Array {
             scanner.next_token();
-            if !scanner.done() {
-                return Err(scanner.error("the JSON is over and more follows"));
+            if !scanner.is_at_end() {
+                return Err(scanner.error("unexpected data after the JSON value"));
             }
         }
         Ok(())
@@ -78,7 +79,7 @@ impl Within {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Field {
+enum EventField {
     Timestamp,
     Service,
     Message,
@@ -86,9 +87,9 @@ enum Field {
     Key,
 }
 
-impl Field {
+impl EventField {
     #[inline]
-    fn named(name: &[u8]) -> Option<Self> {
+    fn from_name(name: &[u8]) -> Option<Self> {
         match name {
             b"timestamp" => Some(Self::Timestamp),
             b"service" => Some(Self::Service),
@@ -110,34 +111,34 @@ impl Field {
     }
 }
 
-/// The fields as far as they have been read.
+/// The fields decoded so far.
 #[derive(Default)]
-struct Draft {
-    /// A bit a field, whether it was good or not.
+struct PartialEvent {
+    /// One bit per field that is present, valid or not.
     seen: u8,
-    flaws: u32,
+    errors: u32,
     timestamp: Option<Timestamp>,
-    service: Option<Text>,
-    message: Option<Text>,
-    metadata: Option<Value>,
-    key: Option<Text>,
+    service: Option<JsonString>,
+    message: Option<JsonString>,
+    metadata: Option<JsonValue>,
+    key: Option<JsonString>,
 }
 
-impl Draft {
+impl PartialEvent {
     #[inline]
-    fn has(&self, field: Field) -> bool {
+    fn has_seen(&self, field: EventField) -> bool {
         self.seen & (1 << field as u8) != 0
     }
 
     #[cold]
-    fn flaw(&mut self, sink: &mut Sink, field: Field, flaw: Flaw) {
-        self.flaw_named(sink, field.name(), flaw);
+    fn record_error(&mut self, sink: &mut RowSink, field: EventField, error: DecodeFieldError) {
+        self.record_error_named(sink, field.name(), error);
     }
 
     #[cold]
-    fn flaw_named(&mut self, sink: &mut Sink, field: &str, flaw: Flaw) {
-        self.flaws += 1;
-        if self.flaws > ERRORS_OF_EVENT_MAX {
+    fn record_error_named(&mut self, sink: &mut RowSink, field: &str, error: DecodeFieldError) {
+        self.errors += 1;
+        if self.errors > ERRORS_OF_EVENT_MAX {
             sink.errors.omit();
             return;
         }
@@ -145,19 +146,23 @@ impl Draft {
         sink.errors.push(|| FieldError {
             index: Some(index),
             field: field.to_owned().into(),
-            detail: format!("{field} {flaw}"),
+            detail: format!("{field} {error}"),
         });
     }
 }
 
-/// Reads the element that begins here and adds it to `sink` as accepted or rejected.
+/// Decodes the element at the scanner's position and adds it to `sink` as accepted or rejected.
 #[inline]
-pub(super) fn event(scanner: &mut Scanner<'_>, context: &Context<'_>, sink: &mut Sink) -> Result<(), Syntax> {
+pub(super) fn decode_event(
+    scanner: &mut Scanner<'_>,
+    context: &DecodeContext<'_>,
+    sink: &mut RowSink,
+) -> Result<(), ParseJsonError> {
     if scanner.peek() != b'{' {
-        return not_an_event(scanner, context, sink);
+        return reject_non_object(scanner, context, sink);
     }
-    let mut draft = Draft::default();
-    scanner.step();
+    let mut event = PartialEvent::default();
+    scanner.advance();
     if scanner.next_token() != b'}' {
         loop {
             if scanner.peek() != b'"' {
@@ -166,139 +171,156 @@ pub(super) fn event(scanner: &mut Scanner<'_>, context: &Context<'_>, sink: &mut
             let name = scanner.string()?;
             scanner.expect(b':', "':' was expected")?;
             scanner.next_token();
-            field(scanner, name, &mut draft, context, sink)?;
+            decode_field(scanner, name, &mut event, context, sink)?;
             match scanner.next_token() {
-                b',' => scanner.step(),
+                b',' => scanner.advance(),
                 b'}' => break,
                 _ => return Err(scanner.error("',' or '}' was expected")),
             }
             scanner.next_token();
         }
     }
-    scanner.step();
-    context.within.close(scanner)?;
-    finish(scanner, draft, context, sink);
+    scanner.advance();
+    context.container.check_end(scanner)?;
+    finish(scanner, event, context, sink);
     Ok(())
 }
 
 #[cold]
-fn not_an_event(scanner: &mut Scanner<'_>, context: &Context<'_>, sink: &mut Sink) -> Result<(), Syntax> {
-    let got = kind(scanner.peek());
+fn reject_non_object(
+    scanner: &mut Scanner<'_>,
+    context: &DecodeContext<'_>,
+    sink: &mut RowSink,
+) -> Result<(), ParseJsonError> {
+    let actual = json_type_name(scanner.peek());
     scanner.value()?;
-    context.within.close(scanner)?;
+    context.container.check_end(scanner)?;
     let index = sink.index();
     sink.errors.push(|| FieldError {
         index: Some(index),
         field: "event".into(),
-        detail: format!("an event must be an object, not {got}"),
+        detail: format!("an event must be an object, not {actual}"),
     });
     sink.reject();
     Ok(())
 }
 
 #[inline]
-fn field(
+fn decode_field(
     scanner: &mut Scanner<'_>,
-    name: Text,
-    draft: &mut Draft,
-    context: &Context<'_>,
-    sink: &mut Sink,
-) -> Result<(), Syntax> {
+    name: JsonString,
+    event: &mut PartialEvent,
+    context: &DecodeContext<'_>,
+    sink: &mut RowSink,
+) -> Result<(), ParseJsonError> {
     let raw = scanner.slice(name.start, name.end);
-    let known = if name.escaped() { Field::named(&unescaped(raw)) } else { Field::named(raw) };
-    let Some(field) = known else {
+    let field =
+        if name.has_escapes() { EventField::from_name(&unescaped(raw)) } else { EventField::from_name(raw) };
+    let Some(field) = field else {
         scanner.value()?;
-        let name = text::shorten(&String::from_utf8_lossy(&unescaped(raw)), ECHO_BYTES_MAX);
-        draft.flaw_named(sink, &name, Flaw::Unknown);
+        let name = text::truncate(&String::from_utf8_lossy(&unescaped(raw)), ECHO_BYTES_MAX);
+        event.record_error_named(sink, &name, DecodeFieldError::Unknown);
         return Ok(());
     };
-    if draft.has(field) {
+    if event.has_seen(field) {
         scanner.value()?;
-        draft.flaw(sink, field, Flaw::Twice);
+        event.record_error(sink, field, DecodeFieldError::Duplicate);
         return Ok(());
     }
-    draft.seen |= 1 << field as u8;
-    let verdict = match field {
-        Field::Timestamp => time(scanner, context)?.map(|value| draft.timestamp = Some(value)),
-        Field::Service => string(scanner, SERVICE_BYTES_MAX)?.map(|value| draft.service = Some(value)),
-        Field::Message => string(scanner, MESSAGE_BYTES_MAX)?.map(|value| draft.message = Some(value)),
-        Field::Metadata => metadata(scanner)?.map(|value| draft.metadata = value),
-        Field::Key if scanner.peek() == b'n' => absent(scanner)?.map(|()| draft.key = None),
-        Field::Key => string(scanner, KEY_BYTES_MAX)?.map(|value| draft.key = Some(value)),
+    event.seen |= 1 << field as u8;
+    let result = match field {
+        EventField::Timestamp => {
+            decode_timestamp(scanner, context)?.map(|value| event.timestamp = Some(value))
+        }
+        EventField::Service => {
+            decode_string(scanner, SERVICE_BYTES_MAX)?.map(|value| event.service = Some(value))
+        }
+        EventField::Message => {
+            decode_string(scanner, MESSAGE_BYTES_MAX)?.map(|value| event.message = Some(value))
+        }
+        EventField::Metadata => decode_metadata(scanner)?.map(|value| event.metadata = value),
+        EventField::Key if scanner.peek() == b'n' => decode_null(scanner)?.map(|()| event.key = None),
+        EventField::Key => decode_string(scanner, KEY_BYTES_MAX)?.map(|value| event.key = Some(value)),
     };
-    if let Err(flaw) = verdict {
-        draft.flaw(sink, field, flaw);
+    if let Err(error) = result {
+        event.record_error(sink, field, error);
     }
     Ok(())
 }
 
-/// A verdict on a value, within a scan that the grammar may end.
-type Read<T> = Result<Result<T, Flaw>, Syntax>;
+/// The outer error ends the scan; the inner error concerns one field.
+type FieldResult<T> = Result<Result<T, DecodeFieldError>, ParseJsonError>;
 
 #[inline]
-fn string(scanner: &mut Scanner<'_>, bytes_max: usize) -> Read<Text> {
+fn decode_string(scanner: &mut Scanner<'_>, bytes_max: usize) -> FieldResult<JsonString> {
     if scanner.peek() != b'"' {
         return wrong_type(scanner, "a string");
     }
     let text = scanner.string()?;
-    Ok(match text.fault {
-        Some(fault) => Err(Flaw::Fault(fault)),
-        None if text.bytes == 0 => Err(Flaw::Empty),
-        None if text.bytes > bytes_max => Err(Flaw::TooLong { max: bytes_max, bytes: text.bytes }),
+    Ok(match text.violation {
+        Some(violation) => Err(DecodeFieldError::Json(violation)),
+        None if text.bytes == 0 => Err(DecodeFieldError::Empty),
+        None if text.bytes > bytes_max => {
+            Err(DecodeFieldError::TooLong { max: bytes_max, bytes: text.bytes })
+        }
         None => Ok(text),
     })
 }
 
 #[inline]
-fn metadata(scanner: &mut Scanner<'_>) -> Read<Option<Value>> {
+fn decode_metadata(scanner: &mut Scanner<'_>) -> FieldResult<Option<JsonValue>> {
     match scanner.peek() {
         b'{' => {}
-        // Serialisers write absent fields as null.
-        b'n' => return Ok(absent(scanner)?.map(|()| None)),
+        // Serializers write absent fields as null.
+        b'n' => return Ok(decode_null(scanner)?.map(|()| None)),
         _ => return wrong_type(scanner, "an object"),
     }
     let value = scanner.value()?;
     let bytes = value.end - value.start;
-    Ok(match value.fault {
-        _ if bytes > METADATA_BYTES_MAX => Err(Flaw::TooLong { max: METADATA_BYTES_MAX, bytes }),
-        Some(fault) => Err(Flaw::Fault(fault)),
+    Ok(match value.violation {
+        _ if bytes > METADATA_BYTES_MAX => Err(DecodeFieldError::TooLong { max: METADATA_BYTES_MAX, bytes }),
+        Some(violation) => Err(DecodeFieldError::Json(violation)),
         None => Ok(Some(value)),
     })
 }
 
 #[inline]
-fn time(scanner: &mut Scanner<'_>, context: &Context<'_>) -> Read<Timestamp> {
+fn decode_timestamp(scanner: &mut Scanner<'_>, context: &DecodeContext<'_>) -> FieldResult<Timestamp> {
     let read = match scanner.peek() {
         b'"' => {
             let text = scanner.string()?;
             let raw = scanner.slice(text.start, text.end);
-            if text.escaped() { timestamp::rfc3339(&unescaped(raw)) } else { timestamp::rfc3339(raw) }
+            if text.has_escapes() {
+                timestamp::parse_rfc3339(&unescaped(raw))
+            } else {
+                timestamp::parse_rfc3339(raw)
+            }
         }
         b'-' | b'0'..=b'9' => {
             let value = scanner.value()?;
-            timestamp::epoch_millis(scanner.slice(value.start, value.end))
+            timestamp::parse_epoch_millis(scanner.slice(value.start, value.end))
         }
         _ => return wrong_type(scanner, "an RFC 3339 string or an integer of epoch milliseconds"),
     };
-    Ok(read.and_then(|time| context.window.admit(time)).map_err(Flaw::Time))
+    Ok(read.and_then(|time| context.timestamp_bounds.check(time)).map_err(DecodeFieldError::Timestamp))
 }
 
 #[cold]
-fn wrong_type<T>(scanner: &mut Scanner<'_>, wanted: &'static str) -> Read<T> {
-    let got = kind(scanner.peek());
+fn wrong_type<T>(scanner: &mut Scanner<'_>, expected: &'static str) -> FieldResult<T> {
+    let actual = json_type_name(scanner.peek());
     scanner.value()?;
-    Ok(Err(Flaw::Type { wanted, got }))
+    Ok(Err(DecodeFieldError::WrongType { expected, actual }))
 }
 
-/// A `null` in the place of an optional value.
+/// Decodes `null` in place of an optional value.
 #[cold]
-fn absent(scanner: &mut Scanner<'_>) -> Read<()> {
+fn decode_null(scanner: &mut Scanner<'_>) -> FieldResult<()> {
     scanner.value()?;
     Ok(Ok(()))
 }
 
-/// What a value is, by its first byte.
-fn kind(first: u8) -> &'static str {
+/// The JSON type of a value, from its first byte.
+fn json_type_name(first: u8) -> &'static str {
     match first {
         b'{' => "an object",
         b'[' => "an array",
@@ -316,52 +338,52 @@ fn unescaped(raw: &[u8]) -> Vec<u8> {
     out
 }
 
-/// Judges the whole and encodes it.
+/// Validates the event as a whole and encodes it.
 #[inline]
-fn finish(scanner: &Scanner<'_>, mut draft: Draft, context: &Context<'_>, sink: &mut Sink) {
+fn finish(scanner: &Scanner<'_>, mut event: PartialEvent, context: &DecodeContext<'_>, sink: &mut RowSink) {
     let (Some(timestamp), Some(service), Some(message), 0) =
-        (draft.timestamp, draft.service, draft.message, draft.flaws)
+        (event.timestamp, event.service, event.message, event.errors)
     else {
-        for field in [Field::Timestamp, Field::Service, Field::Message] {
-            if !draft.has(field) {
-                draft.flaw(sink, field, Flaw::Missing);
+        for field in [EventField::Timestamp, EventField::Service, EventField::Message] {
+            if !event.has_seen(field) {
+                event.record_error(sink, field, DecodeFieldError::Missing);
             }
         }
         sink.reject();
         return;
     };
-    let parts = Parts { source: scanner.source(), service, message, metadata: draft.metadata };
+    let parts = EventParts { source: scanner.source(), service, message, metadata: event.metadata };
     if context.services.is_some() {
-        let (name, _) = sink.unescaped(&parts, service, Text::default());
+        let (name, _) = sink.unescape_pair(&parts, service, JsonString::default());
         if !context.allows(name) {
-            let name = text::shorten(&String::from_utf8_lossy(name), ECHO_BYTES_MAX);
-            return forbid(sink, &name);
+            let name = text::truncate(&String::from_utf8_lossy(name), ECHO_BYTES_MAX);
+            return reject_forbidden(sink, &name);
         }
     }
     let millis = timestamp.millis().cast_unsigned();
-    let id = match (draft.key, context.key) {
-        (None, None) => EventId::random(millis, sink.chance()),
+    let id = match (event.key, context.key) {
+        (None, None) => EventId::random(millis, sink.random_bytes()),
         (Some(key), _) => {
-            let (service, key) = sink.unescaped(&parts, service, key);
-            idempotency::keyed(millis, service, key, None)
+            let (service, key) = sink.unescape_pair(&parts, service, key);
+            idempotency::keyed_event_id(millis, service, key, None)
         }
         (None, Some(key)) => {
-            let index = (context.within != Within::Body).then(|| sink.index());
-            let (service, _) = sink.unescaped(&parts, service, Text::default());
-            idempotency::keyed(millis, service, key.bytes(), index)
+            let index = (context.container != EventContainer::Body).then(|| sink.index());
+            let (service, _) = sink.unescape_pair(&parts, service, JsonString::default());
+            idempotency::keyed_event_id(millis, service, key.bytes(), index)
         }
     };
-    encode::encode(&mut sink.rows, id, timestamp, context.now, &parts);
+    encode::encode_row(&mut sink.rows, id, timestamp, context.now, &parts);
     sink.accept(id);
 }
 
-/// An event that is good, and not its sender's to send.
+/// Rejects a valid event whose service the token may not write.
 #[cold]
-fn forbid(sink: &mut Sink, service: &str) {
+fn reject_forbidden(sink: &mut RowSink, service: &str) {
     let index = sink.index();
     sink.errors.push(|| FieldError {
         index: Some(index),
-        field: Field::Service.name().into(),
+        field: EventField::Service.name().into(),
         detail: format!("the token may not write the service {service:?}"),
     });
     sink.reject();

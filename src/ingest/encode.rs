@@ -1,43 +1,42 @@
-//! An event that has passed, written as a row: each byte of it is moved once, and unescaped on the way.
+//! Encodes a valid event as a row. Each byte is copied once and unescaped during the copy.
 
 use crate::event::row;
 use crate::event::{EventId, Timestamp};
 use crate::json::text;
-use crate::json::{Text, Value};
+use crate::json::{JsonString, JsonValue};
 
-/// What of the source makes up an event.
+/// The positions of an event's fields in its source text.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Parts<'a> {
+pub(super) struct EventParts<'a> {
     pub(super) source: &'a [u8],
-    pub(super) service: Text,
-    pub(super) message: Text,
-    pub(super) metadata: Option<Value>,
+    pub(super) service: JsonString,
+    pub(super) message: JsonString,
+    pub(super) metadata: Option<JsonValue>,
 }
 
-/// Appends the row.
 #[inline]
-pub(super) fn encode(
+pub(super) fn encode_row(
     out: &mut Vec<u8>,
     id: EventId,
     timestamp: Timestamp,
     ingested_at: Timestamp,
-    parts: &Parts<'_>,
+    parts: &EventParts<'_>,
 ) {
     let metadata = parts.metadata.map(|value| &parts.source[value.start..value.end]);
     out.reserve(
         row::ROW_BYTES_MIN + 1 + parts.service.bytes + parts.message.bytes + metadata.map_or(0, <[u8]>::len),
     );
-    row::begin(out, id, timestamp, ingested_at);
-    row::text_with(out, |out| append(out, parts.source, parts.service));
-    row::text_with(out, |out| append(out, parts.source, parts.message));
-    row::metadata(out, metadata);
+    row::append_header(out, id, timestamp, ingested_at);
+    row::append_text_with(out, |out| append_unescaped(out, parts.source, parts.service));
+    row::append_text_with(out, |out| append_unescaped(out, parts.source, parts.message));
+    row::append_metadata(out, metadata);
 }
 
-/// Appends the text, unescaped.
+/// Appends the unescaped bytes of a JSON string.
 #[inline]
-pub(super) fn append(out: &mut Vec<u8>, source: &[u8], text: Text) {
+pub(super) fn append_unescaped(out: &mut Vec<u8>, source: &[u8], text: JsonString) {
     let raw = &source[text.start..text.end];
-    if text.escaped() {
+    if text.has_escapes() {
         text::unescape(out, raw);
     } else {
         out.extend_from_slice(raw);

@@ -1,8 +1,9 @@
-//! Ids: chance for an event without a key, a hash for one with a key.
+//! Ids of events with an idempotency key, and the header `Idempotency-Key`. An event without a key
+//! gets a random id.
 //!
 //! # The hash
-//! Every server and every version must come to the same id for the same event, so this format is fixed:
-//! the first 10 bytes of SHA-256 over
+//! Every server and every version must compute the same id for the same event, so this format is
+//! fixed: the first 10 bytes of SHA-256 over
 //!
 //! | part | bytes |
 //! |---|---|
@@ -11,8 +12,9 @@
 //! | key | its length as 32 bits, big-endian, then its bytes, unescaped |
 //! | index | 32 bits, big-endian: only for an event of a batch (an array, or NDJSON) keyed by the header |
 //!
-//! [`EventId::keyed`] puts them behind the event's milliseconds. A single event with the header K thus has the id
-//! that it has with the field K. Two times within one millisecond do not make two ids.
+//! [`EventId::keyed`] appends these bytes to the event's milliseconds. A single event with the
+//! header key K therefore has the same id as with the field key K. Two timestamps within one
+//! millisecond give the same id.
 
 use sha2::{Digest, Sha256};
 
@@ -21,32 +23,32 @@ use crate::http::Headers;
 
 const DOMAIN: &[u8; 19] = b"aurore-events/id/1\0";
 
-/// The header `Idempotency-Key`: 1 to 128 visible characters of ASCII, spaces within allowed.
+/// The value of the header `Idempotency-Key`: 1 to 128 visible ASCII characters or spaces.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct HeaderKey<'a>(&'a [u8]);
 
-/// The header stands more than once or is not visible text of that size.
+/// The header occurs more than once, or its value is not visible ASCII of 1 to 128 characters.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct BadHeaderKey;
+pub struct ParseHeaderKeyError;
 
 impl<'a> HeaderKey<'a> {
     pub const NAME: &'static str = "Idempotency-Key";
 
-    pub fn read(headers: Headers<'a>) -> Result<Option<Self>, BadHeaderKey> {
+    pub fn from_headers(headers: Headers<'a>) -> Result<Option<Self>, ParseHeaderKeyError> {
         let mut values = headers.all(Self::NAME);
         match (values.next(), values.next()) {
             (None, _) => Ok(None),
             (Some(value), None) => Self::new(value).map(Some),
-            (Some(_), Some(_)) => Err(BadHeaderKey),
+            (Some(_), Some(_)) => Err(ParseHeaderKeyError),
         }
     }
 
-    pub fn new(value: &'a [u8]) -> Result<Self, BadHeaderKey> {
+    pub fn new(value: &'a [u8]) -> Result<Self, ParseHeaderKeyError> {
         let visible = value.iter().all(|byte| matches!(byte, b' '..=b'~'));
         if visible && (1..=KEY_BYTES_MAX).contains(&value.len()) {
             Ok(Self(value))
         } else {
-            Err(BadHeaderKey)
+            Err(ParseHeaderKeyError)
         }
     }
 
@@ -55,8 +57,8 @@ impl<'a> HeaderKey<'a> {
     }
 }
 
-/// The id of an event with a key, as the module's page describes it.
-pub fn keyed(millis: u64, service: &[u8], key: &[u8], index: Option<u32>) -> EventId {
+/// The id of an event with a key. The module documentation specifies the hash.
+pub fn keyed_event_id(millis: u64, service: &[u8], key: &[u8], index: Option<u32>) -> EventId {
     let length = |text: &[u8]| u32::try_from(text.len()).expect("services and keys are short").to_be_bytes();
     let mut hash = Sha256::new();
     hash.update(DOMAIN);
@@ -78,9 +80,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_format_of_the_hash_never_changes() {
+    fn keyed_event_id_format_is_stable() {
         let id = |service: &str, key: &str, index| {
-            keyed(1_700_000_000_123, service.as_bytes(), key.as_bytes(), index).to_string()
+            keyed_event_id(1_700_000_000_123, service.as_bytes(), key.as_bytes(), index).to_string()
         };
         assert_eq!(id("checkout", "k", None), "018bcfe5-687b-8dc4-af3d-33f3f649bc00");
         assert_eq!(id("checkout", "k", Some(0)), "018bcfe5-687b-8b90-b5f1-859f169da8da");

@@ -1,16 +1,17 @@
-//! A request's body to encoded rows and an answer. Pure: no sockets, no clock, nothing that blocks. What becomes
-//! of the rows is the caller's to decide: it makes room for all of them, or refuses the request whole.
+//! Decodes a request body into encoded rows and writes the response. Pure: no sockets, no clock,
+//! no blocking calls. The caller admits all rows of a request or none.
 //!
-//! Knows of `http` only headers and responses, and nothing of the buffer, the journal or SQL.
+//! It uses only headers and responses of `http`. It must not depend on the buffer, the journal or
+//! SQL.
 
-pub mod form;
+pub mod headers;
 pub mod idempotency;
 
-mod answer;
+mod body_reader;
 mod decode;
 mod encode;
-mod reading;
-mod sink;
+mod response;
+mod row_sink;
 
 #[cfg(test)]
 mod tests;
@@ -19,108 +20,117 @@ use std::time::Duration;
 
 use rand::rngs::StdRng;
 
-pub use form::{Call, CallRefused, Form};
+pub use headers::{BodyFormat, IngestHeaders, ParseIngestHeadersError};
 
 use crate::event::{EventId, Timestamp};
 use crate::http::{Response, problem};
 use crate::json::scan;
-use reading::Reading;
-use sink::Sink;
+use body_reader::BodyReader;
+use row_sink::RowSink;
 
-/// What is taken, and in what portions it is handed on.
+/// Bounds on accepted events and on the blocks that carry their rows.
 #[derive(Clone, Copy, Debug)]
-pub struct Limits {
-    /// How far ahead of the clock an event may be.
+pub struct IngestLimits {
+    /// How far a timestamp may be ahead of the server's clock.
     pub clock_skew: Duration,
-    /// How old an event may be: what is older would be retired at once.
+    /// Maximum age of an event: retention would delete an older one at once.
     pub retention: Duration,
-    /// Rows that travel as one block.
+    /// Maximum rows in one block.
     pub rows_per_block_max: u32,
-    /// Bytes of a compressed body once it is plain.
-    pub plain_bytes_max: usize,
+    /// Maximum bytes of a decompressed body.
+    pub decompressed_bytes_max: usize,
 }
 
-/// Decodes the requests of one acceptor, in allocations that it uses again.
+/// Decodes the requests of one acceptor. Reuses its allocations from request to request.
 #[derive(Debug)]
-pub struct Ingest {
-    limits: Limits,
-    sink: Sink,
-    reading: Reading,
+pub struct IngestDecoder {
+    limits: IngestLimits,
+    sink: RowSink,
+    reader: BodyReader,
 }
 
-/// What a request came to. Nothing of it is anywhere else yet.
+/// The decoded events and errors of one request. They are not stored anywhere else yet.
 #[derive(Clone, Copy, Debug)]
 #[must_use]
-pub struct Decoded<'a> {
-    sink: &'a Sink,
-    shape: Shape,
+pub struct DecodedRequest<'a> {
+    sink: &'a RowSink,
+    shape: BodyShape,
 }
 
-/// How a request holds its events, which is how it is answered.
+/// The structure of a request body. It selects the form of the response.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Shape {
+pub enum BodyShape {
     /// One event object.
-    One,
-    /// An array, or lines.
+    Single,
+    /// An array, or NDJSON.
     Batch,
-    /// Not to be read at all: it has one error and no events.
-    Unreadable,
+    /// The body as a whole is invalid: one error, no events.
+    Malformed,
 }
 
-impl Ingest {
-    /// `rng` must be cryptographic and seeded by the system: ids are not to be guessed, and never to collide.
-    pub fn new(limits: Limits, rng: StdRng) -> Self {
-        Self { limits, sink: Sink::new(limits.rows_per_block_max, rng), reading: Reading::default() }
+impl IngestDecoder {
+    /// `rng` must be cryptographically secure and seeded by the operating system, so that ids are
+    /// unpredictable and do not collide.
+    pub fn new(limits: IngestLimits, rng: StdRng) -> Self {
+        Self { limits, sink: RowSink::new(limits.rows_per_block_max, rng), reader: BodyReader::default() }
     }
 
-    /// Another one with the same limits, and chance of its own.
+    /// A new decoder with the same limits and its own random generator.
     #[must_use]
-    pub fn another(&mut self) -> Self {
-        Self::new(self.limits, self.sink.another_rng())
+    pub fn fork(&mut self) -> Self {
+        Self::new(self.limits, self.sink.fork_rng())
     }
 
-    /// Reads the events of `body`.
-    pub fn decode(&mut self, call: Call<'_>, body: &[u8], now: Timestamp) -> Decoded<'_> {
+    /// Decodes the events of `body`.
+    pub fn decode(&mut self, headers: IngestHeaders<'_>, body: &[u8], now: Timestamp) -> DecodedRequest<'_> {
         self.begin();
-        let all = self.read_on(call, body, now, usize::MAX);
+        let all = self.decode_slice(headers, body, now, usize::MAX);
         debug_assert!(all, "BUG: a body is finite");
         self.decoded()
     }
 
-    /// Makes ready for a body that [`Self::read_on`] reads slice by slice.
+    /// Prepares for a body that [`Self::decode_slice`] decodes slice by slice.
     pub fn begin(&mut self) {
         self.sink.clear();
-        self.reading = Reading::default();
+        self.reader = BodyReader::default();
     }
 
-    /// Reads on in `body`, for about as much work as `budget` bytes of ordinary events are. Says whether all of it is
-    /// read. Each call of one body must be given the same but for the budget.
-    pub fn read_on(&mut self, call: Call<'_>, body: &[u8], now: Timestamp, budget: usize) -> bool {
-        self.reading.read_on(&mut self.sink, self.limits, call, body, now, budget)
+    /// Decodes the next slice of `body`: about as much work as `budget` bytes of ordinary events.
+    /// Returns whether the whole body is decoded. All calls for one body must pass the same
+    /// arguments, except for the budget.
+    pub fn decode_slice(
+        &mut self,
+        headers: IngestHeaders<'_>,
+        body: &[u8],
+        now: Timestamp,
+        budget: usize,
+    ) -> bool {
+        self.reader.read_slice(&mut self.sink, self.limits, headers, body, now, budget)
     }
 
-    /// What was read. All of it, once [`Self::read_on`] has said so.
-    pub fn decoded(&self) -> Decoded<'_> {
-        Decoded { sink: &self.sink, shape: self.reading.shape() }
+    /// The result so far. It is complete once [`Self::decode_slice`] has returned true.
+    pub fn decoded(&self) -> DecodedRequest<'_> {
+        DecodedRequest { sink: &self.sink, shape: self.reader.shape() }
     }
 
-    /// Gives back what a large request took, for an acceptor that has nothing else to do.
+    /// Frees the memory that a large request allocated, for an acceptor that becomes idle.
     pub fn release(&mut self) {
         self.sink.clear();
     }
 }
 
-/// How many events NDJSON holds, good or bad, without reading them.
+/// The number of events in an NDJSON body, valid or not, without decoding them.
 pub fn count_lines(body: &[u8]) -> u64 {
     scan::lines(body).count() as u64
 }
 
-impl<'a> Decoded<'a> {
-    pub fn shape(&self) -> Shape {
+impl<'a> DecodedRequest<'a> {
+    pub fn shape(&self) -> BodyShape {
         self.shape
     }
 
-    /// Events that are good. When there are none, there is nothing to keep and [`Self::answer`] is a 400.
+    /// The number of valid events. If it is zero, there is nothing to store, and
+    /// [`Self::write_response`] writes an error.
     pub fn accepted(&self) -> usize {
         self.sink.ids.len()
     }
@@ -129,37 +139,37 @@ impl<'a> Decoded<'a> {
         self.sink.rejected
     }
 
-    /// Whether nothing is wrong with the events but that their sender may not send them.
+    /// Whether every event is rejected only because the token may not write its service.
     fn is_forbidden(&self) -> bool {
         self.sink.forbidden > 0 && self.sink.forbidden == self.sink.rejected && self.sink.ids.is_empty()
     }
 
-    /// The bytes of all rows.
+    /// Bytes of all rows.
     pub fn bytes(&self) -> usize {
         self.sink.rows.len()
     }
 
-    /// The ids of the good events, in their order.
+    /// The ids of the valid events, in body order.
     pub fn ids(&self) -> &'a [EventId] {
         &self.sink.ids
     }
 
-    pub fn errors(&self) -> &'a problem::Errors {
+    pub fn errors(&self) -> &'a problem::FieldErrors {
         &self.sink.errors
     }
 
-    /// The rows, in blocks of at most [`Limits::rows_per_block_max`], each with how many there are in it.
+    /// The rows in blocks of at most [`IngestLimits::rows_per_block_max`], each with its row count.
     pub fn blocks(&self) -> impl Iterator<Item = (&'a [u8], u32)> + use<'a> {
         let sink = self.sink;
-        sink.cuts.iter().scan(0, move |start, cut| {
-            let block = &sink.rows[*start..cut.end];
-            *start = cut.end;
-            Some((block, cut.rows))
+        sink.block_ends.iter().scan(0, move |start, block_end| {
+            let block = &sink.rows[*start..block_end.end];
+            *start = block_end.end;
+            Some((block, block_end.rows))
         })
     }
 
-    /// Writes the answer of a request whose rows were all kept, or of one that has none to keep.
-    pub fn answer(&self, response: &mut Response) {
-        answer::write(self, response);
+    /// Writes the response to a request whose rows were all admitted, or that has no rows.
+    pub fn write_response(&self, response: &mut Response) {
+        response::write(self, response);
     }
 }

@@ -1,6 +1,6 @@
-//! Bodies and what must become of them.
+//! Tests of decoding: bodies and their expected rows, errors and responses.
 
-mod poison;
+mod invalid_events;
 mod properties;
 
 use rand::SeedableRng;
@@ -8,31 +8,31 @@ use rand::SeedableRng;
 use super::idempotency::HeaderKey;
 use super::*;
 use crate::event::row::{self, Row};
-use crate::http::Coding;
+use crate::http::ContentCoding;
 use crate::json::{self, text};
 
 const NOW: Timestamp = Timestamp::from_millis(1_795_435_200_000);
 
-fn ingest(rows_per_block_max: u32) -> Ingest {
-    let limits = Limits {
+fn ingest(rows_per_block_max: u32) -> IngestDecoder {
+    let limits = IngestLimits {
         clock_skew: Duration::from_mins(5),
         retention: Duration::from_hours(30 * 24),
         rows_per_block_max,
-        plain_bytes_max: 1 << 20,
+        decompressed_bytes_max: 1 << 20,
     };
-    Ingest::new(limits, StdRng::seed_from_u64(7))
+    IngestDecoder::new(limits, StdRng::seed_from_u64(7))
 }
 
-fn call(form: Form, key: Option<HeaderKey<'_>>) -> Call<'_> {
-    Call { form, coding: Coding::Identity, key, durability: None, services: None }
+fn headers(format: BodyFormat, key: Option<HeaderKey<'_>>) -> IngestHeaders<'_> {
+    IngestHeaders { format, coding: ContentCoding::Identity, key, durability: None, services: None }
 }
 
-fn json() -> Call<'static> {
-    call(Form::Json, None)
+fn json() -> IngestHeaders<'static> {
+    headers(BodyFormat::Json, None)
 }
 
-fn ndjson() -> Call<'static> {
-    call(Form::Ndjson, None)
+fn ndjson() -> IngestHeaders<'static> {
+    headers(BodyFormat::Ndjson, None)
 }
 
 /// An event as text, with `field` replaced or added.
@@ -44,21 +44,21 @@ fn with(field: &str, value: &str) -> String {
     format!("{{{}}}", fields.join(","))
 }
 
-/// A row as it reads: time, service, message, metadata.
-type Read = (i64, String, String, Option<String>);
+/// A decoded row: time, service, message, metadata.
+type DecodedRow = (i64, String, String, Option<String>);
 
-fn read(row: &Row<'_>) -> Read {
+fn read(row: &Row<'_>) -> DecodedRow {
     let text = |bytes: &[u8]| String::from_utf8(bytes.to_vec()).unwrap();
     (row.timestamp().micros(), text(row.service()), text(row.message()), row.metadata().map(text))
 }
 
-fn rows_of(decoded: &Decoded<'_>) -> Vec<Read> {
+fn rows_of(decoded: &DecodedRequest<'_>) -> Vec<DecodedRow> {
     let mut read_back = Vec::new();
     let mut ids = decoded.ids().iter();
     for (block, rows) in decoded.blocks() {
         let before = read_back.len();
         for row in row::rows(block) {
-            row.check().unwrap();
+            row.validate_text().unwrap();
             assert_eq!(Some(&row.event_id()), ids.next());
             assert_eq!(row.event_id().millis(), row.timestamp().millis().cast_unsigned());
             assert_eq!(row.ingested_at(), NOW);
@@ -70,53 +70,53 @@ fn rows_of(decoded: &Decoded<'_>) -> Vec<Read> {
     read_back
 }
 
-/// The status and the body of the answer, which must be JSON.
-fn answered(decoded: &Decoded<'_>) -> (u16, sonic_rs::Value) {
+/// The status and the JSON body of the response.
+fn response_of(decoded: &DecodedRequest<'_>) -> (u16, sonic_rs::Value) {
     let mut response = Response::default();
-    decoded.answer(&mut response);
-    let wanted = if response.status == 202 { "application/json" } else { problem::CONTENT_TYPE };
-    assert_eq!(response.content_type, wanted);
+    decoded.write_response(&mut response);
+    let expected = if response.status == 202 { "application/json" } else { problem::CONTENT_TYPE };
+    assert_eq!(response.content_type, expected);
     (response.status, sonic_rs::from_slice(&response.body).unwrap())
 }
 
 #[track_caller]
-fn check_accepted(body: &str, wanted: (&str, &str, Option<&str>)) {
+fn check_accepted(body: &str, expected: (&str, &str, Option<&str>)) {
     let mut ingest = ingest(5000);
     let decoded = ingest.decode(json(), body.as_bytes(), NOW);
-    assert_eq!(decoded.errors().listed(), [], "{}", text::shorten(body, 300));
+    assert_eq!(decoded.errors().listed(), [], "{}", text::truncate(body, 300));
     let rows = rows_of(&decoded);
     assert_eq!(rows.len(), 1);
     let (_, service, message, metadata) = &rows[0];
-    assert_eq!((service.as_str(), message.as_str(), metadata.as_deref()), wanted);
-    let (status, answer) = answered(&decoded);
+    assert_eq!((service.as_str(), message.as_str(), metadata.as_deref()), expected);
+    let (status, answer) = response_of(&decoded);
     let id = decoded.ids()[0].to_string();
     assert_eq!(status, 202);
     assert_eq!(answer, sonic_rs::json!({"event_id": id, "status": "accepted"}));
 }
 
-/// A single event that is refused with these (field, part of the detail).
+/// Checks that a single event is rejected with these errors: field, part of the detail.
 #[track_caller]
-fn check_refused(body: &str, wanted: &[(&str, &str)]) {
+fn check_rejected(body: &str, expected: &[(&str, &str)]) {
     let mut ingest = ingest(5000);
     let decoded = ingest.decode(json(), body.as_bytes(), NOW);
-    let shown = text::shorten(body, 300);
+    let shown = text::truncate(body, 300);
     assert_eq!(decoded.accepted(), 0, "{shown}");
-    assert_eq!((decoded.bytes(), decoded.blocks().count()), (0, 0), "a refused event leaves nothing behind");
-    let got: Vec<_> =
+    assert_eq!((decoded.bytes(), decoded.blocks().count()), (0, 0), "a rejected event leaves no rows");
+    let actual: Vec<_> =
         decoded.errors().listed().iter().map(|e| (e.field.as_ref(), e.detail.as_str())).collect();
-    assert_eq!(got.len(), wanted.len(), "{shown}: {got:?}");
-    for ((field, detail), (wanted_field, part)) in got.iter().zip(wanted) {
-        assert_eq!(field, wanted_field, "{shown}");
+    assert_eq!(actual.len(), expected.len(), "{shown}: {actual:?}");
+    for ((field, detail), (expected_field, part)) in actual.iter().zip(expected) {
+        assert_eq!(field, expected_field, "{shown}");
         assert!(detail.contains(part), "{shown}: {detail}");
-        assert!(detail.len() < 300, "echoes are short");
+        assert!(detail.len() < 300, "echoed values are truncated");
     }
-    let (status, answer) = answered(&decoded);
+    let (status, answer) = response_of(&decoded);
     assert_eq!(status, 400);
-    assert_eq!(sonic_rs::JsonContainerTrait::as_array(&answer["errors"]).unwrap().len(), wanted.len());
+    assert_eq!(sonic_rs::JsonContainerTrait::as_array(&answer["errors"]).unwrap().len(), expected.len());
 }
 
 #[test]
-fn a_good_event_becomes_its_row() {
+fn decoder_encodes_a_valid_event_as_one_row() {
     let body = r#"{"timestamp":"2026-11-23T12:00:00.123Z","service":"checkout","message":"order placed","metadata":{"order":123,"region":"eu"}}"#;
     check_accepted(body, ("checkout", "order placed", Some(r#"{"order":123,"region":"eu"}"#)));
     check_accepted(&with("message", r#""m""#), ("s", "m", None));
@@ -138,7 +138,7 @@ fn a_good_event_becomes_its_row() {
 }
 
 #[test]
-fn texts_are_bounded_in_unescaped_bytes() {
+fn decoder_bounds_text_fields_by_unescaped_bytes() {
     for (field, max) in [("service", 100), ("message", 65_536), ("idempotency_key", 128)] {
         let accepted = |text: &str| {
             let mut ingest = ingest(1);
@@ -155,59 +155,59 @@ fn texts_are_bounded_in_unescaped_bytes() {
             assert!(!accepted(&unit.repeat(max / bytes + 1)), "{field}");
         }
     }
-    check_refused(&with("service", "\"\""), &[("service", "must not be empty")]);
-    check_refused(
+    check_rejected(&with("service", "\"\""), &[("service", "must not be empty")]);
+    check_rejected(
         &with("service", &format!("\"{}\"", "x".repeat(101))),
         &[("service", "at most 100 bytes, not 101")],
     );
 }
 
 #[test]
-fn metadata_is_bounded_in_bytes_and_depth() {
+fn decoder_bounds_metadata_by_bytes_and_depth() {
     let sized = |bytes: usize| format!("{{\"a\":\"{}\"}}", "x".repeat(bytes - 8));
     check_accepted(&with("metadata", &sized(65_536)), ("s", "m", Some(&sized(65_536))));
-    check_refused(&with("metadata", &sized(65_537)), &[("metadata", "at most 65536 bytes, not 65537")]);
+    check_rejected(&with("metadata", &sized(65_537)), &[("metadata", "at most 65536 bytes, not 65537")]);
     let nested =
         |depth: usize| format!("{}{}{}{}", "{\"a\":", "[".repeat(depth - 1), "]".repeat(depth - 1), "}");
     check_accepted(&with("metadata", &nested(64)), ("s", "m", Some(&nested(64))));
     for depth in [65, 66, 128, 129, 193, 10_000] {
-        check_refused(&with("metadata", &nested(depth)), &[("metadata", "deeper than 64 levels")]);
+        check_rejected(&with("metadata", &nested(depth)), &[("metadata", "deeper than 64 levels")]);
     }
     let mixed = format!("{}1{}", "{\"a\":[".repeat(200), "]}".repeat(200));
-    check_refused(&with("metadata", &mixed), &[("metadata", "deeper than 64 levels")]);
+    check_rejected(&with("metadata", &mixed), &[("metadata", "deeper than 64 levels")]);
     let crossed = format!("{}1{}", "{\"a\":[".repeat(200), "]}".repeat(199) + "}]");
-    check_refused(&with("metadata", &crossed), &[("body", "',' or ']' was expected")]);
+    check_rejected(&with("metadata", &crossed), &[("body", "',' or ']' was expected")]);
 }
 
 #[test]
-fn every_flaw_is_named() {
-    check_refused("{}", &[("timestamp", "required"), ("service", "required"), ("message", "required")]);
-    check_refused(&with("colour", "{\"deep\":[1]}"), &[("colour", "colour is not a field of an event")]);
-    check_refused(&with("a", "1").replace("\"a\":1", "\"service\":\"t\""), &[("service", "more than once")]);
-    check_refused(
+fn decoder_reports_each_invalid_field() {
+    check_rejected("{}", &[("timestamp", "required"), ("service", "required"), ("message", "required")]);
+    check_rejected(&with("colour", "{\"deep\":[1]}"), &[("colour", "colour is not a field of an event")]);
+    check_rejected(&with("a", "1").replace("\"a\":1", "\"service\":\"t\""), &[("service", "more than once")]);
+    check_rejected(
         &with("a", "1").replace("\"a\":1", "\"servic\\u0065\":2"),
         &[("service", "more than once")],
     );
-    check_refused(&with("service", "1"), &[("service", "must be a string, not a number")]);
-    check_refused(&with("service", "null"), &[("service", "must be a string, not null")]);
-    check_refused(&with("message", "[\"a\"]"), &[("message", "must be a string, not an array")]);
-    check_refused(&with("metadata", "[]"), &[("metadata", "must be an object, not an array")]);
-    check_refused(&with("metadata", "\"{}\""), &[("metadata", "must be an object, not a string")]);
-    check_refused(&with("idempotency_key", "true"), &[("idempotency_key", "not a boolean")]);
-    check_refused(&with("timestamp", "true"), &[("timestamp", "not a boolean")]);
-    check_refused(&with("timestamp", "\"yesterday\""), &[("timestamp", "RFC 3339")]);
-    check_refused(&with("timestamp", "1795435200000.5"), &[("timestamp", "whole number")]);
-    check_refused(&with("timestamp", "1.7954352e12"), &[("timestamp", "whole number")]);
-    check_refused(&with("timestamp", "1795435200"), &[("timestamp", "older than the 30 days")]);
-    check_refused(&with("timestamp", "1795435500001"), &[("timestamp", "more than 300000 ms ahead")]);
-    check_refused(&with("timestamp", "-1"), &[("timestamp", "before 1970")]);
-    check_refused(
+    check_rejected(&with("service", "1"), &[("service", "must be a string, not a number")]);
+    check_rejected(&with("service", "null"), &[("service", "must be a string, not null")]);
+    check_rejected(&with("message", "[\"a\"]"), &[("message", "must be a string, not an array")]);
+    check_rejected(&with("metadata", "[]"), &[("metadata", "must be an object, not an array")]);
+    check_rejected(&with("metadata", "\"{}\""), &[("metadata", "must be an object, not a string")]);
+    check_rejected(&with("idempotency_key", "true"), &[("idempotency_key", "not a boolean")]);
+    check_rejected(&with("timestamp", "true"), &[("timestamp", "not a boolean")]);
+    check_rejected(&with("timestamp", "\"yesterday\""), &[("timestamp", "RFC 3339")]);
+    check_rejected(&with("timestamp", "1795435200000.5"), &[("timestamp", "whole number")]);
+    check_rejected(&with("timestamp", "1.7954352e12"), &[("timestamp", "whole number")]);
+    check_rejected(&with("timestamp", "1795435200"), &[("timestamp", "older than the 30 days")]);
+    check_rejected(&with("timestamp", "1795435500001"), &[("timestamp", "more than 300000 ms ahead")]);
+    check_rejected(&with("timestamp", "-1"), &[("timestamp", "before 1970")]);
+    check_rejected(
         &with("timestamp", "\"\"").replace("\"s\"", "\"\"").replace("\"m\"", "{}"),
         &[("service", "empty"), ("message", "not an object"), ("timestamp", "RFC 3339")],
     );
     let long = "n".repeat(5000);
     let shown = format!("{}...", "n".repeat(64));
-    check_refused(&with(&long, "1"), &[(&shown, "is not a field")]);
+    check_rejected(&with(&long, "1"), &[(&shown, "is not a field")]);
     let many: String = (0..100).fold(String::new(), |all, n| all + &format!(",\"f{n}\":0"));
     let mut ingest = ingest(1);
     let decoded = ingest.decode(json(), with("x", &format!("0{many}")).as_bytes(), NOW);
@@ -215,13 +215,13 @@ fn every_flaw_is_named() {
 }
 
 #[test]
-fn a_batch_keeps_the_good_and_names_the_bad() {
-    let good = with("message", "\"m\"");
-    let body = format!("[{good}, 5 ,{},{good}]", with("message", "\"\""));
+fn batch_accepts_valid_events_and_reports_invalid_ones() {
+    let valid = with("message", "\"m\"");
+    let body = format!("[{valid}, 5 ,{},{valid}]", with("message", "\"\""));
     let mut ingest = ingest(5000);
     let decoded = ingest.decode(json(), body.as_bytes(), NOW);
     let ids: Vec<_> = decoded.ids().iter().map(ToString::to_string).collect();
-    let (status, answer) = answered(&decoded);
+    let (status, answer) = response_of(&decoded);
     assert_eq!(status, 202);
     assert_eq!(
         answer,
@@ -231,18 +231,18 @@ fn a_batch_keeps_the_good_and_names_the_bad() {
         ]})
     );
     let decoded = ingest.decode(json(), b"[{},7]", NOW);
-    let (status, answer) = answered(&decoded);
+    let (status, answer) = response_of(&decoded);
     assert_eq!((status, &answer["detail"]), (400, &sonic_rs::json!("none of the 2 events is valid")));
     assert_eq!(answer["type"], sonic_rs::json!("urn:aurore-events:problem:invalid"));
     assert_eq!(answer["errors"][3]["index"], sonic_rs::json!(1));
-    let decoded = ingest.decode(json(), format!("[{good}]").as_bytes(), NOW);
-    assert_eq!(answered(&decoded).1["accepted"], sonic_rs::json!(1), "an array of one is a batch");
+    let decoded = ingest.decode(json(), format!("[{valid}]").as_bytes(), NOW);
+    assert_eq!(response_of(&decoded).1["accepted"], sonic_rs::json!(1), "an array of one is a batch");
 }
 
 #[test]
-fn a_bad_line_costs_only_itself() {
-    let good = with("message", "\"m\"");
-    let body = format!("{good}\r\n\n  \r\n{{\"x\":1,\n{good}{good}\n {good} \n{{}}\n5\n{good}");
+fn ndjson_rejects_only_the_malformed_line() {
+    let valid = with("message", "\"m\"");
+    let body = format!("{valid}\r\n\n  \r\n{{\"x\":1,\n{valid}{valid}\n {valid} \n{{}}\n5\n{valid}");
     let mut body = body.into_bytes();
     body.extend_from_slice(b"\n{\"service\":\"\xff\"}\n");
     let mut ingest = ingest(5000);
@@ -255,40 +255,40 @@ fn a_bad_line_costs_only_itself() {
         .iter()
         .map(|e| (e.index.unwrap(), e.field.as_ref(), e.detail.as_str()))
         .collect();
-    let first = good.len();
+    let first = valid.len();
     assert_eq!(
         errors,
         [
-            (1, "body", "line 4: it is not JSON: the JSON ends too early, at byte 7 of the line"),
+            (1, "body", "line 4: not JSON: unexpected end of JSON at byte 7 of the line"),
             (
                 2,
                 "body",
                 &*format!(
-                    "line 5: it is not JSON: the JSON is over and more follows at byte {first} of the line"
+                    "line 5: not JSON: unexpected data after the JSON value at byte {first} of the line"
                 )
             ),
             (4, "timestamp", "timestamp is required"),
             (4, "service", "service is required"),
             (4, "message", "message is required"),
             (5, "event", "an event must be an object, not a number"),
-            (7, "body", "line 10: it is not UTF-8 at byte 12 of the line"),
+            (7, "body", "line 10: not UTF-8 at byte 12 of the line"),
         ]
     );
-    assert_eq!(answered(&ingest.decode(ndjson(), b"\n\r\n", NOW)).0, 400);
-    let one = ingest.decode(ndjson(), good.as_bytes(), NOW);
-    assert_eq!(one.shape(), Shape::Batch, "a line is a batch of one");
+    assert_eq!(response_of(&ingest.decode(ndjson(), b"\n\r\n", NOW)).0, 400);
+    let one = ingest.decode(ndjson(), valid.as_bytes(), NOW);
+    assert_eq!(one.shape(), BodyShape::Batch, "a line is a batch of one");
 }
 
 #[test]
-fn blocks_hold_at_most_their_rows() {
-    let good = with("message", "\"m\"");
+fn blocks_hold_at_most_rows_per_block_max_rows() {
+    let valid = with("message", "\"m\"");
     let mut ingest = ingest(4);
-    for (events, wanted) in
+    for (events, expected) in
         [(1, vec![1]), (3, vec![3]), (4, vec![4]), (5, vec![4, 1]), (8, vec![4, 4]), (9, vec![4, 4, 1])]
     {
-        let body = format!("[{}]", vec![good.as_str(); events].join(","));
+        let body = format!("[{}]", vec![valid.as_str(); events].join(","));
         let decoded = ingest.decode(json(), body.as_bytes(), NOW);
-        assert_eq!(decoded.blocks().map(|(_, rows)| rows).collect::<Vec<_>>(), wanted);
+        assert_eq!(decoded.blocks().map(|(_, rows)| rows).collect::<Vec<_>>(), expected);
         assert_eq!(decoded.blocks().map(|(block, _)| block.len()).sum::<usize>(), decoded.bytes());
         assert_eq!(rows_of(&decoded).len(), events);
         let joined: Vec<u8> = decoded.blocks().flat_map(|(bytes, _)| bytes).copied().collect();
@@ -297,32 +297,36 @@ fn blocks_hold_at_most_their_rows() {
 }
 
 #[test]
-fn a_key_makes_the_same_id_anywhere_and_chance_never_does() {
-    let ids = |key: Option<&str>, form: Form, body: &str| {
+fn idempotency_key_gives_a_stable_id_and_no_key_a_random_one() {
+    let ids = |key: Option<&str>, format: BodyFormat, body: &str| {
         let key = key.map(|key| HeaderKey::new(key.as_bytes()).unwrap());
-        ingest(9).decode(call(form, key), body.as_bytes(), NOW).ids().to_vec()
+        ingest(9).decode(headers(format, key), body.as_bytes(), NOW).ids().to_vec()
     };
     let plain = with("message", "\"m\"");
     let keyed = with("idempotency_key", "\"k\"");
-    let by_field = ids(None, Form::Json, &keyed);
+    let by_field = ids(None, BodyFormat::Json, &keyed);
     assert_eq!(by_field[0].bytes()[6] >> 4, 8);
-    assert_eq!(by_field, ids(Some("other"), Form::Json, &keyed), "the field wins");
-    assert_eq!(by_field, ids(Some("k"), Form::Json, &plain), "one event has no index");
     assert_eq!(
         by_field,
-        ids(None, Form::Json, &keyed.replace("\"k\"", "\"\\u006b\"").replace("\"s\"", "\"\\u0073\""))
+        ids(Some("other"), BodyFormat::Json, &keyed),
+        "the field takes precedence over the header"
     );
-    assert_ne!(by_field, ids(None, Form::Json, &keyed.replace("\"s\"", "\"t\"")));
+    assert_eq!(by_field, ids(Some("k"), BodyFormat::Json, &plain), "the id of a single event has no index");
+    assert_eq!(
+        by_field,
+        ids(None, BodyFormat::Json, &keyed.replace("\"k\"", "\"\\u006b\"").replace("\"s\"", "\"\\u0073\""))
+    );
+    assert_ne!(by_field, ids(None, BodyFormat::Json, &keyed.replace("\"s\"", "\"t\"")));
     let batch = format!("[{plain},{keyed},5,{plain}]");
-    let by_header = ids(Some("k"), Form::Json, &batch);
+    let by_header = ids(Some("k"), BodyFormat::Json, &batch);
     assert_eq!(by_header.len(), 3);
     assert_eq!(by_header[1], by_field[0]);
-    assert_ne!(by_header[0], by_header[2], "the index is hashed too");
-    assert_eq!(by_header, ids(Some("k"), Form::Ndjson, &format!("{plain}\n{keyed}\n5\n{plain}\n")));
+    assert_ne!(by_header[0], by_header[2], "the hash includes the index");
+    assert_eq!(by_header, ids(Some("k"), BodyFormat::Ndjson, &format!("{plain}\n{keyed}\n5\n{plain}\n")));
     assert_eq!(
         by_header[2],
-        idempotency::keyed(1_795_435_200_000, b"s", b"k", Some(3)),
-        "rejected events count"
+        idempotency::keyed_event_id(1_795_435_200_000, b"s", b"k", Some(3)),
+        "rejected events count in the index"
     );
     let mut ingest = ingest(9);
     let decoded = ingest.decode(json(), format!("[{plain},{plain}]").as_bytes(), NOW);
@@ -331,33 +335,33 @@ fn a_key_makes_the_same_id_anywhere_and_chance_never_does() {
 }
 
 #[test]
-fn events_of_services_that_the_sender_may_not_write_are_refused_one_by_one() {
+fn decoder_rejects_each_event_of_a_service_that_the_token_may_not_write() {
     #[track_caller]
     fn check(body: &str, services: &[&str], status: u16, holds: &str) {
         let services: Vec<Box<str>> = services.iter().map(|service| (*service).into()).collect();
         let mut ingest = ingest(9);
-        let call = Call { services: Some(&services), ..json() };
-        let decoded = ingest.decode(call, body.as_bytes(), NOW);
+        let headers = IngestHeaders { services: Some(&services), ..json() };
+        let decoded = ingest.decode(headers, body.as_bytes(), NOW);
         let mut response = Response::default();
-        decoded.answer(&mut response);
+        decoded.write_response(&mut response);
         let text = String::from_utf8(response.body).unwrap();
         assert_eq!(response.status, status, "{text}");
         assert!(text.contains(holds), "{text}");
     }
-    let (mine, theirs) = (with("service", "\"a\""), with("service", "\"other\""));
-    check(&mine, &["a", "b"], 202, "event_id");
+    let (allowed, forbidden) = (with("service", "\"a\""), with("service", "\"other\""));
+    check(&allowed, &["a", "b"], 202, "event_id");
     check(&with("service", r#""\u0061""#), &["a"], 202, "event_id");
     check(
-        &theirs,
+        &forbidden,
         &["a", "b"],
         403,
         r#""field":"service","detail":"the token may not write the service \"other\"""#,
     );
-    check(&mine, &[], 403, "forbidden");
-    check(&format!("[{mine},{theirs}]"), &["a"], 202, r#""accepted":1,"rejected":1"#);
-    check(&format!("[{mine},{theirs}]"), &["a"], 202, r#"{"index":1,"field":"service""#);
-    check(&format!("[{theirs},{theirs}]"), &["a"], 403, r#""index":1"#);
-    // Something else is wrong too: that is what to mend first.
-    check(&format!("[{theirs},{{}}]"), &["a"], 400, r#""field":"service""#);
+    check(&allowed, &[], 403, "forbidden");
+    check(&format!("[{allowed},{forbidden}]"), &["a"], 202, r#""accepted":1,"rejected":1"#);
+    check(&format!("[{allowed},{forbidden}]"), &["a"], 202, r#"{"index":1,"field":"service""#);
+    check(&format!("[{forbidden},{forbidden}]"), &["a"], 403, r#""index":1"#);
+    // If another event is invalid for another reason, the response is 400, not 403.
+    check(&format!("[{forbidden},{{}}]"), &["a"], 400, r#""field":"service""#);
     check(&with("service", "\"\""), &["a"], 400, "must not be empty");
 }

@@ -1,16 +1,135 @@
-//! The append-only log of what is buffered, so that what was acknowledged outlives the process.
+//! The journal: an append-only log of accepted events, so that acknowledged events survive the
+//! process.
 //!
-//! An acceptor puts each block into its lane, and behind it whoever waits for a level of durability. The checkpoint
-//! thread empties the lanes, writes what is not committed yet in groups, has the sync thread sync them, and answers
-//! those who wait: a lane keeps its order, so whoever stands behind a block is answered after it. Segments go when all their rows are settled.
+//! An acceptor appends each block to its lane and, behind it, a waiter for a durability level. The
+//! journal thread ([`JournalWriter`]) drains the lanes, writes the blocks that are not finalized as
+//! records of the active segment, and completes the waiters. The sync thread ([`Syncer`]) runs one
+//! sync at a time. The recovery thread ([`Recovery`]) reads back the segments of earlier processes,
+//! then spilled events. A lane is FIFO, so that a waiter is completed only after every block before
+//! it has reached the waiter's level.
 //!
-//! Blocks that the buffer has no room for are in the journal alone: synced, they leave memory, and are read back when
-//! the writer has caught up.
+//! The module owns the directory `DATA_DIR/journal` and its three threads. It must not depend on
+//! HTTP or SQL.
 //!
-//! Knows nothing of requests or SQL.
+//! # On-disk format
+//!
+//! A segment is a file `<number>.seg`. The number has at least 10 decimal digits, zero-padded. All
+//! integers are little-endian. All checksums are CRC32C (Castagnoli).
+//!
+//! Segment header, 40 bytes:
+//!
+//! | offset | bytes | field |
+//! |---|---|---|
+//! | 0 | 8 | magic, `AURJRNL\n` |
+//! | 8 | 4 | format version, `u32`: 2; version 1 is read too |
+//! | 12 | 8 | segment number, `u64`: that of the file name |
+//! | 20 | 8 | tag: random bytes, drawn for each segment |
+//! | 28 | 8 | creation time, `i64`: microseconds since 1970 |
+//! | 36 | 4 | CRC32C of bytes 0 to 35; at this offset in every version |
+//!
+//! Then records without padding, one for each block; offsets from the beginning of the record:
+//!
+//! | offset | bytes | field |
+//! |---|---|---|
+//! | 0 | 8 | tag of the segment: the sync marker at which a reader resumes after corruption |
+//! | 8 | 4 | n, bytes of the rows, `u32` |
+//! | 12 | 4 | bits 0 to 30: number of rows, at least 1; bit 31 (since version 2): the block was spilled |
+//! | 16 | 4 | CRC32C of segment number (8 bytes, not stored in the record), bytes 0 to 15, and the rows |
+//! | 20 | n | rows, each a tuple of PostgreSQL's binary COPY format (`event::row`) |
+//!
+//! Since version 2, zeros may follow the last record: preallocated space. The checksum includes the
+//! segment number, so that a stale record of another segment is not valid. The tag is random and
+//! unknown to producers, so that no event can contain a valid record.
+//!
+//! # Constraints and bounds
+//!
+//! - A record has less than 4 GiB of rows and fewer than 2^31 of them; requests are bounded far
+//!   below.
+//! - A write is one group of records, at most 1 MiB, unless a single block is larger.
+//! - A segment is sealed by the first group that takes it to `JOURNAL_SEGMENT_BYTES`, so that it
+//!   exceeds that by less than one group.
+//! - A lane holds only blocks with a reservation in the buffer or the spill, and at most one waiter
+//!   for each connection and each lookup.
+//! - One sync is in flight at a time.
+//! - A reader holds a window of 256 KiB and the rows of one record. It allocates the rows only
+//!   after the checksum of the record matched.
+//! - Adjacent ranges queued for refill are merged, so that there is about one for each segment.
+//!
+//! # Life of a segment
+//!
+//! 1. Created: the file is made under its final name and the header is written. Numbers increase
+//!    from the highest found at the start; a process uses no number twice, even after a failed
+//!    creation.
+//! 2. Active: groups are appended at the end. Only the newest segment is active.
+//! 3. Preallocated: before a sync with waiters, an active segment of at least 64 KiB with less than
+//!    32 KiB of preallocated space is extended with zeros by its own size, at most 1 MiB and at
+//!    most to `JOURNAL_SEGMENT_BYTES`. A sync within the file takes half the time of one that
+//!    extends it. A failure is ignored: preallocation is an optimization.
+//! 4. Sealed: nothing more is appended. It happens to a full segment, and to one of at least 1 MiB
+//!    when `CHECKPOINT_INTERVAL_MS` has passed or the server stops. Sealed segments are synced
+//!    oldest first.
+//! 5. Abandoned, on failure: a segment whose write or sync failed is written and synced no more.
+//!    Its blocks that are neither synced nor finalized are written again, to another segment.
+//! 6. Pending: a segment of an earlier process, until recovery has read all of it.
+//! 7. Removed: when it is not active, not pending, and all of its blocks are finalized or were
+//!    moved to another segment. A segment that finishes before its sync is removed without one. A
+//!    corrupt segment is renamed to `<number>.seg.damaged` instead, and never read again.
+//!
+//! The directory is not synced after a removal. A removed segment may therefore reappear after a
+//! power cut; its events are then replayed, and found to be stored by their ids.
+//!
+//! # Durability and syncs
+//!
+//! | level | a 202 is sent | what a kill loses | what a power cut loses |
+//! |---|---|---|---|
+//! | `memory` | once the block is in the buffer | the last `JOURNAL_WRITE_MS` | the last `CHECKPOINT_INTERVAL_MS` |
+//! | `written` | once `pwrite` has returned | nothing | the last `CHECKPOINT_INTERVAL_MS` |
+//! | `synced` | once the sync has returned | nothing | nothing |
+//!
+//! - A write happens every `JOURNAL_WRITE_MS`, or when a waiter wakes the journal thread. It syncs
+//!   nothing.
+//! - A sync happens every `CHECKPOINT_INTERVAL_MS`, for a `synced` waiter, when spilled events
+//!   occupy too much memory or the refill has nothing to read, and when the server stops. It is an
+//!   `fdatasync` of the segment; the first sync of a segment is followed by an `fsync` of the
+//!   directory, so that the file name is durable too. `synced` waiters that arrive during a sync
+//!   share the next one.
+//! - At the start: `fsync` of `DATA_DIR` after the directory is made, `fsync` of the directory
+//!   before the first segment is made, `fdatasync` of each recovered segment before it is read.
+//! - A failed sync is never retried on the same file: the kernel may have dropped the dirty pages
+//!   and report success. The blocks of that segment, and of every segment whose name is not durable
+//!   yet, are written to a new segment.
+//! - A failed creation or write sets [`Fault::NotWritable`] and suspends all levels. A failed sync
+//!   sets [`Fault::NotSynced`] and suspends `synced`. Waiters are completed with `false`. Retries
+//!   follow after 100 ms, doubling up to 1 s; a success clears the fault.
+//!
+//! # Recovery
+//!
+//! - [`scan_segments`] first makes and removes a file `probe`: a directory that is not writable
+//!   fails the start, a full disk does not. It then decodes the header of every segment. A newer
+//!   format version fails the start ([`OpenJournalError`]), and no segment is changed. Other files
+//!   are left alone.
+//! - Segments are read in the order of their numbers, and their rows enter the buffer as capacity
+//!   allows. The files are not modified, and stay until the rows are finalized: a recovery can be
+//!   killed and repeated. Delivery is at least once; PostgreSQL recognizes stored events by their
+//!   ids.
+//! - Corrupt range: bytes that are no valid record, before a valid one. The reader searches the
+//!   next occurrence of the tag that begins a record with a matching checksum; all intact records
+//!   are recovered. A record whose checksum matches but whose rows do not decode is a corrupt range
+//!   as well. The range is counted (`journal_corrupt_ranges_total`), and the segment is renamed to
+//!   `.damaged` once its rows are finalized.
+//! - Torn tail: bytes that are no valid record and that no valid record follows, up to the last
+//!   non-zero byte. It was not synced, or it is corruption of the last record. It is counted
+//!   (`journal_torn_bytes_total`) and ignored; the segment is removed as usual.
+//! - Corrupt header: the tag is taken from the first record, if its checksum matches; otherwise the
+//!   whole file counts as a torn tail. The segment is renamed to `.damaged` in both cases. A header
+//!   that is cut off or all zeros was never synced, and only makes the file a torn tail.
+//! - A segment that cannot be read (I/O error) is kept, also after its rows are finalized, and is
+//!   read again at the next start.
+//!
+//! Spilled events are read back by the same reader, while the server runs, from ranges that are
+//! synced. Those that cannot be read because of corruption are counted as lost.
 
-pub mod checkpoint;
-pub mod disk;
+pub mod filesystem;
 pub mod inspect;
 pub mod lookup;
 mod pipeline;
@@ -20,39 +139,41 @@ pub mod recovery;
 mod refill;
 pub mod segment;
 pub mod sync;
+pub mod writer;
 
 #[cfg(test)]
-mod damage_tests;
+mod corruption_tests;
 #[cfg(test)]
 mod tests;
 
 use std::fmt;
-use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering, fence};
+use std::sync::atomic::{AtomicBool, AtomicU8, Ordering, fence};
 
 use crossbeam::queue::SegQueue;
 use crossbeam::sync::{Parker, Unparker};
 use crossbeam::utils::CachePadded;
 
-pub use checkpoint::{Checkpoint, Limits};
 pub use lookup::Lookup;
-pub use recovery::{Found, Recovery, StartFailed, adopt};
-use refill::{Stretch, Stretches};
+pub use recovery::{ExistingSegment, OpenJournalError, Recovery, scan_segments};
+use refill::{RefillQueue, SegmentRange};
 pub use sync::Syncer;
+pub use writer::{JournalLimits, JournalWriter};
 
 use crate::buffer::RowBlock;
+pub use crate::metrics::journal::{JournalMetrics, JournalOp};
 
-/// What a 202 says of an event.
+/// The guarantee of a 202, set by `DURABILITY` or the `Durability` request header.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Level {
-    /// It is in the buffer.
+pub enum Durability {
+    /// The event is in the buffer.
     Memory,
-    /// The kernel has it: it outlives the process.
+    /// The event is in the page cache: it survives the process.
     Written,
-    /// It is on disk: it outlives the power.
+    /// The event is on disk: it survives a power cut.
     Synced,
 }
 
-impl Level {
+impl Durability {
     pub const ALL: [Self; 3] = [Self::Memory, Self::Written, Self::Synced];
 
     pub fn name(self) -> &'static str {
@@ -68,238 +189,195 @@ impl Level {
     }
 }
 
-/// Told once whether the level holds. Dropped without being told, it has to make do.
-pub type Told = Box<dyn FnOnce(bool) + Send>;
+/// Called once, with whether the level was reached. It may be dropped without a call.
+pub type DurabilityCallback = Box<dyn FnOnce(bool) + Send>;
 
-/// Somebody who waits until what stands before it in its lane is written or synced.
-struct Waiter {
-    level: Level,
-    told: Told,
+/// Waits until every block before it in its lane has reached `level`.
+struct DurabilityWaiter {
+    level: Durability,
+    callback: DurabilityCallback,
 }
 
-impl fmt::Debug for Waiter {
+impl fmt::Debug for DurabilityWaiter {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_tuple("Waiter").field(&self.level).finish()
+        f.debug_tuple("DurabilityWaiter").field(&self.level).finish()
     }
 }
 
 #[derive(Debug)]
-enum Entry {
+enum LaneEntry {
     Block(RowBlock),
-    Waiter(Waiter),
+    Waiter(DurabilityWaiter),
 }
 
-/// What others tell the checkpoint thread of rows in segments.
+/// A change to the state of a segment, sent to the journal thread by the writer and by recovery.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Note {
-    /// So many blocks are settled, in this segment or not yet in one.
-    Settled { segment: Option<u64>, blocks: u64 },
-    /// So many blocks of the segment are in the buffer again.
+enum SegmentUpdate {
+    /// `blocks` blocks of the segment, or of none yet, are finalized.
+    Finalized { segment: Option<u64>, blocks: u64 },
+    /// `blocks` blocks read from the segment are in the buffer.
     Replayed { segment: u64, blocks: u64 },
-    /// All of the segment has been read.
-    Read { segment: u64, damaged: bool },
+    /// The segment was read to its end.
+    FullyRead { segment: u64, damaged: bool },
 }
 
-/// What fails.
+/// A condition that suspends durability levels.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[repr(u8)]
-pub enum Op {
-    Create,
-    Write,
-    Sync,
-    Remove,
-    Read,
-}
-
-impl Op {
-    pub const ALL: [Self; 5] = [Self::Create, Self::Write, Self::Sync, Self::Remove, Self::Read];
-
-    pub fn label(self) -> &'static str {
-        match self {
-            Self::Create => "create",
-            Self::Write => "write",
-            Self::Sync => "sync",
-            Self::Remove => "remove",
-            Self::Read => "read",
-        }
-    }
-}
-
-/// What does not hold.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Trouble {
-    /// Nothing can be written.
+pub enum Fault {
+    /// The last creation or write failed. No level is guaranteed.
     NotWritable,
-    /// A sync has failed, and none has succeeded since.
+    /// A sync failed and none has succeeded since. [`Durability::Synced`] is not guaranteed.
     NotSynced,
 }
 
-/// Nothing can be written; no level but what memory gives holds.
+/// The bits of `Journal::faults`.
 const NOT_WRITABLE: u8 = 1;
-/// A sync has failed and none has succeeded since.
 const NOT_SYNCED: u8 = 2;
 
-/// What the journal counts. Events, unless it says bytes or segments.
-#[derive(Debug, Default)]
-pub struct Figures {
-    pub segments: AtomicU64,
-    pub bytes: AtomicU64,
-    pub written: AtomicU64,
-    pub synced: AtomicU64,
-    pub recovered: AtomicU64,
-    /// Damaged stretches of segments that were skipped.
-    pub skipped: AtomicU64,
-    pub torn_bytes: AtomicU64,
-    pub failures: [AtomicU64; Op::ALL.len()],
-    /// Nanoseconds that the oldest block waited, when the last group was written.
-    pub lag_nanos: AtomicU64,
-    /// Segments from before the start that are still to be read.
-    pub unread: AtomicU64,
-    /// What is read back has found no room for a while.
-    pub stalled: AtomicBool,
-}
-
-/// The journal as the other threads see it.
+/// The part of the journal that other threads share.
 ///
-/// Invariant: a lane holds no more blocks than the buffer or the spill has rows reserved, since a block keeps its room
-/// until the lane has let go of it, and no more waiters than there are connections.
+/// Invariant: a lane holds no more blocks than the buffer and the spill have rows reserved, since a
+/// block holds its reservation while it is in the lane, and no more waiters than there are
+/// connections.
 #[derive(Debug)]
 pub struct Journal {
-    lanes: Box<[CachePadded<SegQueue<Entry>>]>,
-    notes: SegQueue<Note>,
-    checkpoint: Unparker,
+    lanes: Box<[CachePadded<SegQueue<LaneEntry>>]>,
+    segment_updates: SegQueue<SegmentUpdate>,
+    writer: Unparker,
     recovery: Unparker,
-    trouble: AtomicU8,
+    faults: AtomicU8,
     finishing: AtomicBool,
-    /// A sync is under way; when it ends the checkpoint thread empties the lanes.
-    syncing: AtomicBool,
-    /// Synced, and to be brought back when there is room.
-    stretches: Stretches,
-    pub figures: Figures,
+    /// A sync is in flight. The journal thread drains the lanes when it ends.
+    sync_in_flight: AtomicBool,
+    /// Synced ranges with spilled events, to be read back when the buffer has capacity.
+    refill_queue: RefillQueue,
+    pub metrics: JournalMetrics,
 }
 
-/// What the journal's threads sleep on.
+/// The parkers of the journal thread and the recovery thread.
 #[derive(Debug)]
-pub struct Parkers {
-    pub checkpoint: Parker,
+pub struct JournalParkers {
+    pub writer: Parker,
     pub recovery: Parker,
 }
 
 impl Journal {
-    pub fn new(lanes: usize) -> (Self, Parkers) {
-        let parkers = Parkers { checkpoint: Parker::new(), recovery: Parker::new() };
+    pub fn new(lanes: usize) -> (Self, JournalParkers) {
+        let parkers = JournalParkers { writer: Parker::new(), recovery: Parker::new() };
         let journal = Self {
             lanes: (0..lanes).map(|_| CachePadded::new(SegQueue::new())).collect(),
-            notes: SegQueue::new(),
-            checkpoint: parkers.checkpoint.unparker().clone(),
+            segment_updates: SegQueue::new(),
+            writer: parkers.writer.unparker().clone(),
             recovery: parkers.recovery.unparker().clone(),
-            trouble: AtomicU8::new(0),
+            faults: AtomicU8::new(0),
             finishing: AtomicBool::new(false),
-            syncing: AtomicBool::new(false),
-            stretches: Stretches::default(),
-            figures: Figures::default(),
+            sync_in_flight: AtomicBool::new(false),
+            refill_queue: RefillQueue::default(),
+            metrics: JournalMetrics::default(),
         };
         (journal, parkers)
     }
 
-    /// Takes a block along. Before the writer can see it: then whatever is settled has been here.
+    /// Appends a block to a lane. It must be called before the writer can pop the block, so that
+    /// every finalized block has passed through a lane.
     #[inline]
-    pub fn keep(&self, lane: usize, block: &RowBlock) {
-        self.lanes[lane].push(Entry::Block(block.clone()));
+    pub fn append(&self, lane: usize, block: &RowBlock) {
+        self.lanes[lane].push(LaneEntry::Block(block.clone()));
     }
 
-    /// Has `told` called when all that the lane holds now has reached `level`, or cannot. The caller wakes the
-    /// checkpoint thread, once for as many as it likes.
-    pub fn when(&self, lane: usize, level: Level, told: Told) {
-        self.lanes[lane].push(Entry::Waiter(Waiter { level, told }));
+    /// Calls `callback` once every block that is now in the lane has reached `level`, or cannot
+    /// reach it. The caller wakes the journal thread, once for any number of callbacks.
+    pub fn on_durable(&self, lane: usize, level: Durability, callback: DurabilityCallback) {
+        self.lanes[lane].push(LaneEntry::Waiter(DurabilityWaiter { level, callback }));
     }
 
     pub fn wake(&self) {
-        self.checkpoint.unpark();
+        self.writer.unpark();
     }
 
-    /// Wakes the checkpoint thread for somebody who waits for `level`. Who waits for a sync while another is under way
-    /// is seen when that ends, with all the others that have come by then.
-    pub fn wake_for(&self, level: Level) {
-        // Pairs with the one in `sync_has_ended`: either that sync's end is seen here, or the waiter there.
+    /// Wakes the journal thread for a waiter of `level`. A waiter for a sync needs no wake while
+    /// another sync is in flight: its end drains the lanes, and the waiters share the next sync.
+    pub fn wake_for(&self, level: Durability) {
+        // Pairs with the fence in `mark_sync_ended`: either this load observes the end of the sync,
+        // or the journal thread observes the waiter.
         fence(Ordering::SeqCst);
-        if level != Level::Synced || !self.syncing.load(Ordering::SeqCst) {
+        if level != Durability::Synced || !self.sync_in_flight.load(Ordering::SeqCst) {
             self.wake();
         }
     }
 
-    fn sync_has_begun(&self) {
-        self.syncing.store(true, Ordering::SeqCst);
+    fn mark_sync_started(&self) {
+        self.sync_in_flight.store(true, Ordering::SeqCst);
     }
 
-    fn sync_has_ended(&self) {
-        self.syncing.store(false, Ordering::SeqCst);
+    fn mark_sync_ended(&self) {
+        self.sync_in_flight.store(false, Ordering::SeqCst);
         fence(Ordering::SeqCst);
     }
 
-    /// Every row of these is committed. Drops them, and with them what they take of the buffer.
-    pub fn settled(&self, blocks: Vec<RowBlock>) {
+    /// Marks blocks as finalized and drops them, which releases their reservations.
+    pub fn finalize(&self, blocks: Vec<RowBlock>) {
         let mut run: Option<(Option<u64>, u64)> = None;
         for block in blocks {
-            let segment = block.settle();
+            let segment = block.finalize();
             drop(block);
             match &mut run {
                 Some((of, blocks)) if *of == segment => *blocks += 1,
                 _ => {
                     let ended = run.replace((segment, 1));
-                    self.note_settled(ended);
+                    self.push_finalized(ended);
                 }
             }
         }
-        self.note_settled(run);
+        self.push_finalized(run);
         self.recovery.unpark();
     }
 
-    fn note_settled(&self, run: Option<(Option<u64>, u64)>) {
+    fn push_finalized(&self, run: Option<(Option<u64>, u64)>) {
         if let Some((segment, blocks)) = run {
-            self.notes.push(Note::Settled { segment, blocks });
+            self.segment_updates.push(SegmentUpdate::Finalized { segment, blocks });
         }
     }
 
-    fn note(&self, note: Note) {
-        self.notes.push(note);
+    fn push_update(&self, update: SegmentUpdate) {
+        self.segment_updates.push(update);
     }
 
-    /// Whether `level` can be promised now.
+    /// Whether `level` can be reached now: no fault suspends it.
     #[inline]
-    pub fn promises(&self, level: Level) -> bool {
-        let trouble = self.trouble.load(Ordering::Acquire);
+    pub fn guarantees(&self, level: Durability) -> bool {
+        let faults = self.faults.load(Ordering::Acquire);
         match level {
-            Level::Memory | Level::Written => trouble & NOT_WRITABLE == 0,
-            Level::Synced => trouble == 0,
+            Durability::Memory | Durability::Written => faults & NOT_WRITABLE == 0,
+            Durability::Synced => faults == 0,
         }
     }
 
-    pub fn trouble(&self) -> Option<Trouble> {
-        match self.trouble.load(Ordering::Acquire) {
+    pub fn fault(&self) -> Option<Fault> {
+        match self.faults.load(Ordering::Acquire) {
             0 => None,
-            NOT_SYNCED => Some(Trouble::NotSynced),
-            _ => Some(Trouble::NotWritable),
+            NOT_SYNCED => Some(Fault::NotSynced),
+            _ => Some(Fault::NotWritable),
         }
     }
 
-    /// Whether there is something from before the start that is not in the buffer again.
+    /// Whether recovery has not read all segments of earlier processes.
     pub fn is_recovering(&self) -> bool {
-        self.figures.unread.load(Ordering::Acquire) > 0
+        self.metrics.segments_pending.load(Ordering::Acquire) > 0
     }
 
-    /// Whether what is read back waits for room, and has for a while.
+    /// Whether recovery or refill has waited for capacity in the buffer for at least 1 s.
     pub fn is_stalled(&self) -> bool {
-        self.figures.stalled.load(Ordering::Acquire)
+        self.metrics.refill_stalled.load(Ordering::Acquire)
     }
 
-    /// Has spilled events brought back.
-    fn hand(&self, stretch: Stretch) {
-        self.stretches.push(stretch);
+    /// Queues a synced range whose spilled events are to be read back.
+    fn enqueue_refill(&self, range: SegmentRange) {
+        self.refill_queue.push(range);
         self.recovery.unpark();
     }
 
-    /// Has the checkpoint thread write and sync what it has and end.
+    /// Makes the journal thread write and sync all blocks, then end.
     pub fn finish(&self) {
         self.finishing.store(true, Ordering::Release);
         self.wake();
@@ -309,14 +387,14 @@ impl Journal {
         self.finishing.load(Ordering::Acquire)
     }
 
-    fn failed(&self, op: Op, trouble: u8) {
-        self.figures.failures[op as usize].fetch_add(1, Ordering::Relaxed);
-        self.trouble.fetch_or(trouble, Ordering::AcqRel);
+    fn record_failure(&self, op: JournalOp, fault: u8) {
+        self.metrics.failures[op as usize].fetch_add(1, Ordering::Relaxed);
+        self.faults.fetch_or(fault, Ordering::AcqRel);
     }
 
-    fn healed(&self, trouble: u8) {
-        if self.trouble.load(Ordering::Relaxed) & trouble != 0 {
-            self.trouble.fetch_and(!trouble, Ordering::AcqRel);
+    fn clear_fault(&self, fault: u8) {
+        if self.faults.load(Ordering::Relaxed) & fault != 0 {
+            self.faults.fetch_and(!fault, Ordering::AcqRel);
         }
     }
 }

@@ -1,110 +1,116 @@
-//! What is written and not known to be on disk: segments in the order of their writing. The oldest is synced first,
+//! The segments with unsynced blocks, oldest first, and their waiters. The oldest is synced first,
 //! one sync at a time, while the newest is written.
 //!
-//! Knows nothing of time and of what is needed; it decides nothing.
+//! It must not depend on time or limits: the journal thread decides when to sync and to seal.
 
 use std::collections::VecDeque;
 use std::ops::Range;
 
-use super::Waiter;
-use super::refill::{Contents, Stretch};
+use super::DurabilityWaiter;
+use super::refill::{RangeTotals, SegmentRange};
 use super::segment::Segment;
-use super::sync::Job;
+use super::sync::SyncJob;
 use crate::buffer::RowBlock;
 
-/// A segment that is being written, or waits for its last sync.
+/// A segment that is active, or sealed and not completely synced.
 #[derive(Debug)]
-pub(super) struct Open {
+pub(super) struct OpenSegment {
     pub(super) segment: Segment,
-    /// Nothing more is written to it.
-    ended: bool,
-    /// It is to be synced, whether or not somebody waits.
-    due: bool,
-    /// What was written to it since its last sync began.
-    tail: Tail,
+    /// Nothing more is appended to the segment.
+    sealed: bool,
+    /// The segment is to be synced even without a waiter.
+    sync_due: bool,
+    /// The blocks written since the last sync of the segment began.
+    tail: UnsyncedTail,
 }
 
-/// Blocks, and who waits until they and all before them are synced.
+/// Unsynced blocks, and the waiters for the sync of these and all earlier blocks.
 #[derive(Debug, Default)]
-pub(super) struct Tail {
+pub(super) struct UnsyncedTail {
     pub(super) blocks: VecDeque<RowBlock>,
     pub(super) rows: u64,
-    /// Those of the blocks that are overflow.
-    overflow: Contents,
-    waiters: Vec<Waiter>,
+    /// Totals of the spilled blocks.
+    spilled: RangeTotals,
+    waiters: Vec<DurabilityWaiter>,
 }
 
-/// Invariant: every block written to a segment and not known to be on disk is in the segment's tail or in flight.
-/// Only the last of the segments may be written to.
+/// Invariant: every block that is written and neither synced nor finalized is in the tail of its
+/// segment or in flight. Only the last segment may be active.
 #[derive(Debug, Default)]
 pub(super) struct Pipeline {
-    open: VecDeque<Open>,
-    in_flight: Option<InFlight>,
+    open: VecDeque<OpenSegment>,
+    in_flight: Option<InFlightSync>,
 }
 
 #[derive(Debug)]
-struct InFlight {
+struct InFlightSync {
     segment: u64,
     tag: [u8; 8],
     span: Range<u64>,
-    tail: Tail,
+    tail: UnsyncedTail,
 }
 
 impl Pipeline {
-    /// The segment that is written to.
+    /// The segment that is appended to.
     pub(super) fn active(&mut self) -> Option<&mut Segment> {
-        self.open.back_mut().filter(|open| !open.ended).map(|open| &mut open.segment)
+        self.open.back_mut().filter(|open| !open.sealed).map(|open| &mut open.segment)
     }
 
     pub(super) fn active_number(&self) -> Option<u64> {
-        self.open.back().filter(|open| !open.ended).map(|open| open.segment.number)
+        self.open.back().filter(|open| !open.sealed).map(|open| open.segment.number)
     }
 
-    /// From now on this one is written to.
-    pub(super) fn begin(&mut self, segment: Segment) {
-        debug_assert!(self.active_number().is_none(), "BUG: the one before was not ended");
-        self.open.push_back(Open { segment, ended: false, due: false, tail: Tail::default() });
+    /// Makes `segment` the active one.
+    pub(super) fn activate(&mut self, segment: Segment) {
+        debug_assert!(self.active_number().is_none(), "BUG: the previous segment was not sealed");
+        self.open.push_back(OpenSegment {
+            segment,
+            sealed: false,
+            sync_due: false,
+            tail: UnsyncedTail::default(),
+        });
     }
 
-    /// Nothing more is written to the active segment; it is synced in its turn.
-    pub(super) fn end_active(&mut self) {
+    /// Seals the active segment and marks it due for its last sync.
+    pub(super) fn seal_active(&mut self) {
         if let Some(open) = self.open.back_mut() {
-            open.ended = true;
-            open.due = true;
+            open.sealed = true;
+            open.sync_due = true;
         }
     }
 
-    /// The block was just written to the active segment.
-    pub(super) fn push(&mut self, block: RowBlock) {
-        let open = self.open.back_mut().expect("BUG: it was written to a segment");
-        if block.is_overflow() {
-            open.tail.overflow.add(block.rows(), block.bytes().len());
+    /// Records a block that was written to the active segment.
+    pub(super) fn push_block(&mut self, block: RowBlock) {
+        let open = self.open.back_mut().expect("BUG: no segment is active");
+        if block.is_spilled() {
+            open.tail.spilled.add(block.rows(), block.bytes().len());
         }
         open.tail.blocks.push_back(block);
     }
 
-    pub(super) fn count_rows(&mut self, rows: u64) {
-        self.open.back_mut().expect("BUG: they were written to a segment").tail.rows += rows;
+    pub(super) fn add_rows(&mut self, rows: u64) {
+        self.open.back_mut().expect("BUG: no segment is active").tail.rows += rows;
     }
 
-    /// Lets go of blocks that are settled, of which there are about `count`.
-    pub(super) fn forget_settled(&mut self, mut count: u64) {
+    /// Drops finalized blocks, of which there are about `count`.
+    pub(super) fn drop_finalized(&mut self, mut count: u64) {
         let in_flight = self.in_flight.iter_mut().map(|in_flight| &mut in_flight.tail);
         for tail in in_flight.chain(self.open.iter_mut().map(|open| &mut open.tail)) {
             if count == 0 {
                 return;
             }
-            count = count.saturating_sub(forget_settled(&mut tail.blocks, count));
+            count = count.saturating_sub(drop_finalized(&mut tail.blocks, count));
         }
     }
 
-    /// All that is there is to be synced.
-    pub(super) fn all_due(&mut self) {
-        self.open.iter_mut().for_each(|open| open.due = true);
+    /// Marks every segment due for a sync.
+    pub(super) fn mark_all_due(&mut self) {
+        self.open.iter_mut().for_each(|open| open.sync_due = true);
     }
 
-    /// Has the waiter told when all that is written by now is synced. Gives it back if it is.
-    pub(super) fn wait(&mut self, waiter: Waiter) -> Option<Waiter> {
+    /// Queues a waiter until every block written so far is synced. Returns the waiter if they are
+    /// synced.
+    pub(super) fn add_sync_waiter(&mut self, waiter: DurabilityWaiter) -> Option<DurabilityWaiter> {
         let dirty = self.open.iter_mut().rev().find(|open| open.segment.is_dirty());
         let last =
             dirty.map(|open| &mut open.tail).or(self.in_flight.as_mut().map(|in_flight| &mut in_flight.tail));
@@ -117,32 +123,36 @@ impl Pipeline {
         }
     }
 
-    /// Begins the next sync that somebody waits for or that is due, if none is under way. A segment of which `is_idle`
-    /// says that nothing in it is needed any more goes without. Reserves up to `reserve_max` in a segment that is
-    /// synced for who waits.
-    pub(super) fn next_job(&mut self, is_idle: impl Fn(u64) -> bool, reserve_max: u64) -> Option<Job> {
+    /// Begins the next sync that is due or waited for, if none is in flight. Drops a segment
+    /// without a sync if it has no waiters and `is_idle` returns that all of its blocks are
+    /// finalized. Preallocates an active segment with waiters, up to `preallocate_max` bytes.
+    pub(super) fn next_sync(
+        &mut self,
+        is_idle: impl Fn(u64) -> bool,
+        preallocate_max: u64,
+    ) -> Option<SyncJob> {
         if self.in_flight.is_some() {
             return None;
         }
-        while self.open.iter().any(|open| open.due || !open.tail.waiters.is_empty()) {
-            let open = self.open.front_mut().expect("there is one at least");
+        while self.open.iter().any(|open| open.sync_due || !open.tail.waiters.is_empty()) {
+            let open = self.open.front_mut().expect("BUG: a segment is due");
             let is_idle = open.tail.waiters.is_empty() && is_idle(open.segment.number);
-            if is_idle || (open.ended && open.segment.is_synced()) {
+            if is_idle || (open.sealed && open.segment.is_synced()) {
                 self.open.pop_front();
                 continue;
             }
-            open.due = false;
+            open.sync_due = false;
             if open.segment.is_synced() {
-                // The active one, and therefore the last.
+                // It is the active segment, and therefore the last.
                 return None;
             }
-            if !open.ended && !open.tail.waiters.is_empty() {
-                open.segment.reserve(reserve_max);
+            if !open.sealed && !open.tail.waiters.is_empty() {
+                open.segment.preallocate(preallocate_max);
             }
             let (span, job) = open.segment.begin_sync();
             let (segment, tag) = (open.segment.number, open.segment.tag);
             let tail = std::mem::take(&mut open.tail);
-            self.in_flight = Some(InFlight { segment, tag, span, tail });
+            self.in_flight = Some(InFlightSync { segment, tag, span, tail });
             return Some(job);
         }
         None
@@ -152,81 +162,84 @@ impl Pipeline {
         self.in_flight.is_some()
     }
 
-    /// The sync under way has succeeded. Gives out what it made durable, and where in it there is overflow.
-    pub(super) fn succeeded(&mut self, segment: u64) -> (Tail, Option<Stretch>) {
-        let InFlight { tag, span, tail, .. } = self.take_in_flight(segment);
-        // It is not there if a write to it has failed meanwhile: then what is synced is good all the same.
+    /// Records that the sync in flight succeeded. Returns the blocks that are now durable, and the
+    /// range with spilled blocks, if there are any.
+    pub(super) fn complete_sync(&mut self, segment: u64) -> (UnsyncedTail, Option<SegmentRange>) {
+        let InFlightSync { tag, span, tail, .. } = self.take_in_flight(segment);
+        // The segment is gone if a write to it failed during the sync. The synced blocks are
+        // durable nevertheless.
         if let Some(at) = self.open.iter().position(|open| open.segment.number == segment) {
             let open = &mut self.open[at];
-            open.segment.synced();
-            if open.ended && open.segment.is_synced() {
+            open.segment.mark_synced();
+            if open.sealed && open.segment.is_synced() {
                 self.open.remove(at);
             }
         }
-        let overflow = tail.overflow;
-        let stretch = (overflow.blocks > 0).then_some(Stretch { segment, tag, span, overflow });
-        (tail, stretch)
+        let spilled = tail.spilled;
+        let range = (spilled.blocks > 0).then_some(SegmentRange { segment, tag, span, spilled });
+        (tail, range)
     }
 
-    /// The sync under way has failed: whatever of the segment was not known to be on disk is in doubt, and so is every
-    /// segment whose name is not, since it may have been the directory's sync, which must not be believed later either.
-    /// Gives it out, oldest first, and lets go of these segments.
-    pub(super) fn failed(&mut self, segment: u64) -> Tail {
-        let mut doubtful = self.take_in_flight(segment).tail;
+    /// Records that the sync in flight failed. Returns the blocks that are not known to be durable,
+    /// oldest first, and abandons their segments: the segment of the sync, and every segment whose
+    /// file name is not durable, since the sync of the directory may have failed, and a later one
+    /// may succeed without effect.
+    pub(super) fn fail_sync(&mut self, segment: u64) -> UnsyncedTail {
+        let mut unconfirmed = self.take_in_flight(segment).tail;
         for open in &mut self.open {
-            if open.segment.number == segment || !open.segment.is_named() {
-                doubtful.blocks.append(&mut open.tail.blocks);
-                doubtful.waiters.append(&mut open.tail.waiters);
+            if open.segment.number == segment || !open.segment.is_dir_synced() {
+                unconfirmed.blocks.append(&mut open.tail.blocks);
+                unconfirmed.waiters.append(&mut open.tail.waiters);
             }
         }
-        self.open.retain(|open| open.segment.number != segment && open.segment.is_named());
-        doubtful
+        self.open.retain(|open| open.segment.number != segment && open.segment.is_dir_synced());
+        unconfirmed
     }
 
-    /// A write to the active segment has failed: what was written since its last sync began is in doubt. Gives it
-    /// out, and lets go of the segment. A sync under way comes to its own end.
-    pub(super) fn abandon_active(&mut self) -> Tail {
-        let abandoned = self.open.pop_back_if(|open| !open.ended);
+    /// Abandons the active segment after a failed write. Returns the blocks written since its last
+    /// sync began. A sync in flight is not affected.
+    pub(super) fn abandon_active(&mut self) -> UnsyncedTail {
+        let abandoned = self.open.pop_back_if(|open| !open.sealed);
         abandoned.map(|open| open.tail).unwrap_or_default()
     }
 
-    fn take_in_flight(&mut self, segment: u64) -> InFlight {
-        let in_flight = self.in_flight.take().expect("BUG: no sync is under way");
-        assert_eq!(in_flight.segment, segment, "BUG: another sync is under way");
+    fn take_in_flight(&mut self, segment: u64) -> InFlightSync {
+        let in_flight = self.in_flight.take().expect("BUG: no sync is in flight");
+        assert_eq!(in_flight.segment, segment, "BUG: another sync is in flight");
         in_flight
     }
 
-    /// Takes out all who wait and are not in flight.
-    pub(super) fn take_waiters(&mut self) -> Vec<Waiter> {
+    /// Removes and returns all waiters, except those of the sync in flight.
+    pub(super) fn take_waiters(&mut self) -> Vec<DurabilityWaiter> {
         self.open.iter_mut().flat_map(|open| std::mem::take(&mut open.tail.waiters)).collect()
     }
 
-    /// Whether all that was written is on disk, or not needed.
-    pub(super) fn is_at_rest(&self) -> bool {
+    /// Whether every written block is synced or finalized.
+    pub(super) fn is_fully_synced(&self) -> bool {
         self.in_flight.is_none() && self.open.iter().all(|open| open.segment.is_synced())
     }
 }
 
-impl Tail {
-    /// Tells those who wait.
-    pub(super) fn tell(&mut self, holds: bool) {
-        tell(std::mem::take(&mut self.waiters), holds);
+impl UnsyncedTail {
+    /// Completes the waiters.
+    pub(super) fn complete(&mut self, reached: bool) {
+        complete(std::mem::take(&mut self.waiters), reached);
     }
 }
 
-pub(super) fn tell(waiters: impl IntoIterator<Item = Waiter>, holds: bool) {
-    waiters.into_iter().for_each(|waiter| (waiter.told)(holds));
+pub(super) fn complete(waiters: impl IntoIterator<Item = DurabilityWaiter>, reached: bool) {
+    waiters.into_iter().for_each(|waiter| (waiter.callback)(reached));
 }
 
-/// Drops blocks that are settled, of which there are about `count`, and tells how many it found. They are mostly the
-/// oldest.
-pub(super) fn forget_settled(blocks: &mut VecDeque<RowBlock>, count: u64) -> u64 {
+/// Drops finalized blocks, of which there are about `count`, mostly the oldest. Returns how many
+/// were dropped.
+pub(super) fn drop_finalized(blocks: &mut VecDeque<RowBlock>, count: u64) -> u64 {
     let before = blocks.len();
-    while blocks.front().is_some_and(RowBlock::is_settled) {
+    while blocks.front().is_some_and(RowBlock::is_finalized) {
         blocks.pop_front();
     }
     if ((before - blocks.len()) as u64) < count {
-        blocks.retain(|block| !block.is_settled());
+        blocks.retain(|block| !block.is_finalized());
     }
     (before - blocks.len()) as u64
 }

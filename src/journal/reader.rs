@@ -1,29 +1,38 @@
-//! Reads a segment back, record by record, in bounded memory. Damage costs the records it hits and no other: after
-//! it, reading goes on where the segment's tag is next found before a record whose checksum holds.
+//! Reads a segment record by record, in bounded memory. Corruption loses only the records it hits:
+//! the reader resumes at the next occurrence of the segment's tag that begins a record with a
+//! matching checksum.
+//!
+//! It must not depend on what is done with the rows.
 
 use std::io;
 use std::ops::Range;
 
-use super::disk::File;
-use super::record::{HEADER_BYTES, Header, NotAHeader, RECORD_HEADER_BYTES, RecordHeader};
+use super::filesystem::File;
+use super::record::{
+    DecodeSegmentHeaderError, HEADER_BYTES, RECORD_HEADER_BYTES, RecordHeader, SegmentHeader,
+};
 use crate::event::row::Row;
 
-/// Bytes read at once, and the most that is held of a record that has not proved to be one.
+/// Bytes of one read, and the bound on the memory for a record whose checksum has not been
+/// verified.
 const WINDOW_BYTES: usize = 256 * 1024;
 
-/// What was found besides good records.
+/// Bytes of a segment that are not valid records.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Damage {
-    /// Stretches of bytes within the segment that are no record, or one whose rows are none.
-    pub skipped: u64,
-    /// Bytes after the last good record: what was being written when the process or the power went.
+pub struct SegmentDamage {
+    /// Ranges of bytes before the last valid record that are not valid records, and records with a
+    /// matching checksum whose rows do not decode.
+    pub corrupt_ranges: u64,
+    /// Bytes after the last valid record, without trailing zeros: a write that a crash interrupted.
     pub torn_bytes: u64,
-    pub header: bool,
+    pub header_corrupt: bool,
 }
 
-/// Invariant: everything before `at` has been given out or counted as damage.
+/// A reader of one segment, or of a range of it.
+///
+/// Invariant: every byte before `at` belongs to a returned record or is counted in `damage`.
 #[derive(Debug)]
-pub struct Reader {
+pub struct SegmentReader {
     file: Box<dyn File>,
     segment: u64,
     tag: Option<[u8; 8]>,
@@ -32,59 +41,62 @@ pub struct Reader {
     window: Vec<u8>,
     window_at: u64,
     rows: Vec<u8>,
-    pub damage: Damage,
-    /// Zeros at the end, known once that was reached.
-    pub reserved: u64,
+    pub damage: SegmentDamage,
+    /// Zeros at the end of the file. Set once the end is reached.
+    pub preallocated: u64,
 }
 
-/// One record: rows that have been checked.
+/// One record, with rows that were verified.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Record<'a> {
+pub struct JournalRecord<'a> {
     pub rows: u32,
-    /// Whether the writer was to get them from here.
-    pub overflow: bool,
+    /// Whether the block was spilled, so that the writer gets the rows from the journal.
+    pub spilled: bool,
     pub bytes: &'a [u8],
 }
 
-/// Why a segment cannot be read at all.
+/// A segment could not be opened for reading.
 #[derive(Debug, thiserror::Error)]
-pub enum Unreadable {
+pub enum OpenSegmentError {
     #[error("{0}")]
-    Newer(NotAHeader),
+    UnsupportedVersion(DecodeSegmentHeaderError),
     #[error("{0}")]
     Io(#[from] io::Error),
 }
 
-impl Reader {
-    pub fn new(file: Box<dyn File>, segment: u64) -> Result<Self, Unreadable> {
+impl SegmentReader {
+    pub fn open(file: Box<dyn File>, segment: u64) -> Result<Self, OpenSegmentError> {
         let end = file.bytes()?;
-        let mut reader = Self::of(file, segment, HEADER_BYTES as u64..end);
-        // Where nothing but zeros came to the disk, nothing was ever synced; nor where it is cut off.
+        let mut reader = Self::with_span(file, segment, HEADER_BYTES as u64..end);
+        // A header that is all zeros or cut off was never synced: it is not corruption.
         let header = reader.bytes_at(0, HEADER_BYTES)?.filter(|bytes| bytes.iter().any(|byte| *byte != 0));
-        let header = header.map(|bytes| Header::decode(bytes.try_into().expect("as many were asked for")));
+        let header =
+            header.map(|bytes| SegmentHeader::decode(bytes.try_into().expect("as many were asked for")));
         match header {
             Some(Ok(header)) if header.segment == segment => reader.tag = Some(header.tag),
-            Some(Err(newer @ NotAHeader::Newer(_))) => return Err(Unreadable::Newer(newer)),
-            // The first record, if it is whole, says the tag too.
-            Some(Ok(_) | Err(NotAHeader::Damaged)) => {
-                reader.damage.header = true;
-                reader.tag = reader.tag_of_first_record()?;
+            Some(Err(newer @ DecodeSegmentHeaderError::UnsupportedVersion(_))) => {
+                return Err(OpenSegmentError::UnsupportedVersion(newer));
+            }
+            // The first record contains the tag too.
+            Some(Ok(_) | Err(DecodeSegmentHeaderError::Corrupt)) => {
+                reader.damage.header_corrupt = true;
+                reader.tag = reader.tag_from_first_record()?;
             }
             None => {}
         }
         if reader.tag.is_none() {
-            reader.torn_from(0)?;
+            reader.measure_tail(0)?;
         }
         Ok(reader)
     }
 
-    /// Reads a stretch of a segment, from the beginning of a record to the end of one.
-    pub fn within(file: Box<dyn File>, segment: u64, tag: [u8; 8], span: Range<u64>) -> io::Result<Self> {
+    /// Opens a range of a segment, from the beginning of a record to the end of a record.
+    pub fn open_range(file: Box<dyn File>, segment: u64, tag: [u8; 8], span: Range<u64>) -> io::Result<Self> {
         let end = file.bytes()?.min(span.end);
-        Ok(Self { tag: Some(tag), ..Self::of(file, segment, span.start..end) })
+        Ok(Self { tag: Some(tag), ..Self::with_span(file, segment, span.start..end) })
     }
 
-    fn of(file: Box<dyn File>, segment: u64, span: Range<u64>) -> Self {
+    fn with_span(file: Box<dyn File>, segment: u64, span: Range<u64>) -> Self {
         Self {
             file,
             segment,
@@ -94,28 +106,28 @@ impl Reader {
             window: Vec::new(),
             window_at: 0,
             rows: Vec::new(),
-            damage: Damage::default(),
-            reserved: 0,
+            damage: SegmentDamage::default(),
+            preallocated: 0,
         }
     }
 
-    /// The next good record. None at the end.
-    pub fn next_record(&mut self) -> io::Result<Option<Record<'_>>> {
-        Ok(self.advance()?.map(|header| Record {
+    /// Returns the next valid record, or `None` at the end.
+    pub fn next_record(&mut self) -> io::Result<Option<JournalRecord<'_>>> {
+        Ok(self.advance()?.map(|header| JournalRecord {
             rows: header.rows(),
-            overflow: header.is_overflow(),
+            spilled: header.is_spilled(),
             bytes: &self.rows,
         }))
     }
 
-    /// Everything before has been given out, or counted as damage.
-    pub fn at(&self) -> u64 {
+    /// The offset up to which all records were returned and all corruption was counted.
+    pub fn position(&self) -> u64 {
         self.at
     }
 
-    /// Goes to the next good record.
+    /// Moves to the next valid record and reads its rows.
     fn advance(&mut self) -> io::Result<Option<RecordHeader>> {
-        // Where what is neither a record nor yet counted as damage begins.
+        // The offset up to which all bytes are accounted for.
         let mut begin = self.at;
         let mut at = begin;
         while at < self.end {
@@ -125,25 +137,27 @@ impl Reader {
                 continue;
             };
             if at > begin {
-                self.damage.skipped += 1;
+                self.damage.corrupt_ranges += 1;
             }
             let rows_at = at + RECORD_HEADER_BYTES as u64;
-            self.at = rows_at + u64::from(header.bytes);
-            self.take_rows(rows_at, header.bytes as usize)?;
-            if are_rows(&self.rows, header.rows()) {
+            self.at = rows_at + u64::from(header.payload_bytes);
+            self.read_rows(rows_at, header.payload_bytes as usize)?;
+            if are_valid_rows(&self.rows, header.rows()) {
                 return Ok(Some(header));
             }
-            // The checksum holds and the rows are none: they were wrong when they were written.
-            self.damage.skipped += 1;
+            // The checksum matches but the rows do not decode: they were corrupt when they were
+            // written.
+            self.damage.corrupt_ranges += 1;
             begin = self.at;
             at = begin;
         }
-        self.torn_from(begin)?;
+        self.measure_tail(begin)?;
         Ok(None)
     }
 
-    /// What begins here is no record, and none follows. Zeros at the end are what was reserved and not used.
-    fn torn_from(&mut self, begin: u64) -> io::Result<()> {
+    /// Counts the bytes from `begin` to the end, where no valid record begins: a torn tail up to
+    /// the last non-zero byte, then preallocated zeros.
+    fn measure_tail(&mut self, begin: u64) -> io::Result<()> {
         let (mut from, mut torn_to) = (begin, begin);
         while from < self.end {
             let some = usize::try_from(self.end - from).unwrap_or(usize::MAX).min(WINDOW_BYTES);
@@ -154,24 +168,27 @@ impl Reader {
             from += some as u64;
         }
         self.damage.torn_bytes += torn_to - begin;
-        self.reserved = self.end - torn_to.min(self.end);
+        self.preallocated = self.end - torn_to.min(self.end);
         self.at = self.end;
         Ok(())
     }
 
-    /// The record at `at`, if there is one and its checksum holds.
+    /// Returns the header of the record at `at` if its tag and checksum match.
     fn record_at(&mut self, at: u64) -> io::Result<Option<RecordHeader>> {
         let (segment, tag) = (self.segment, self.tag);
         let Some(bytes) = self.bytes_at(at, RECORD_HEADER_BYTES)? else { return Ok(None) };
         let header = RecordHeader::decode(bytes.try_into().expect("as many were asked for"));
         let rows_at = at + RECORD_HEADER_BYTES as u64;
-        if Some(header.tag) != tag || header.rows() == 0 || rows_at + u64::from(header.bytes) > self.end {
+        if Some(header.tag) != tag
+            || header.rows() == 0
+            || rows_at + u64::from(header.payload_bytes) > self.end
+        {
             return Ok(None);
         }
-        // Not taken into memory as a whole before the checksum has proved that it is a record.
-        let mut crc = header.crc_of_counts(segment);
+        // In windows: a corrupt length must not allocate memory before the checksum is verified.
+        let mut crc = header.crc_of_fields(segment);
         let mut from = rows_at;
-        let mut left = header.bytes as usize;
+        let mut left = header.payload_bytes as usize;
         while left > 0 {
             let some = left.min(WINDOW_BYTES);
             let Some(bytes) = self.bytes_at(from, some)? else { return Ok(None) };
@@ -182,7 +199,7 @@ impl Reader {
         Ok((crc == header.crc).then_some(header))
     }
 
-    fn take_rows(&mut self, at: u64, length: usize) -> io::Result<()> {
+    fn read_rows(&mut self, at: u64, length: usize) -> io::Result<()> {
         let mut rows = std::mem::take(&mut self.rows);
         rows.clear();
         rows.shrink_to(WINDOW_BYTES);
@@ -199,7 +216,7 @@ impl Reader {
         Ok(())
     }
 
-    /// Where the tag next stands, from `from` on.
+    /// Returns the offset of the next occurrence of the tag at or after `from`.
     fn find_tag(&mut self, mut from: u64) -> io::Result<Option<u64>> {
         let Some(tag) = self.tag else { return Ok(None) };
         loop {
@@ -211,18 +228,18 @@ impl Reader {
             if let Some(found) = bytes.windows(tag.len()).position(|window| window == tag) {
                 return Ok(Some(from + found as u64));
             }
-            // A tag that begins in this window may end in the next.
+            // The windows overlap, since a tag may cross their boundary.
             from += (left - tag.len() + 1) as u64;
         }
     }
 
-    fn tag_of_first_record(&mut self) -> io::Result<Option<[u8; 8]>> {
+    fn tag_from_first_record(&mut self) -> io::Result<Option<[u8; 8]>> {
         let Some(bytes) = self.bytes_at(HEADER_BYTES as u64, 8)? else { return Ok(None) };
         self.tag = Some(bytes.try_into().expect("as many were asked for"));
         Ok(self.record_at(HEADER_BYTES as u64)?.map(|header| header.tag))
     }
 
-    /// `length` bytes from `at`, or None where the file ends before.
+    /// Returns `length` bytes at `at`, or `None` if the file ends before.
     fn bytes_at(&mut self, at: u64, length: usize) -> io::Result<Option<&[u8]>> {
         debug_assert!(length <= WINDOW_BYTES, "BUG: a window is bounded");
         if at + length as u64 > self.end {
@@ -240,11 +257,11 @@ impl Reader {
     }
 }
 
-/// Whether these are `count` whole rows that PostgreSQL would take.
-fn are_rows(mut bytes: &[u8], count: u32) -> bool {
+/// Whether `bytes` are exactly `count` rows that PostgreSQL accepts.
+fn are_valid_rows(mut bytes: &[u8], count: u32) -> bool {
     for _ in 0..count {
         match Row::split(bytes) {
-            Ok((row, rest)) if row.check().is_ok() => bytes = rest,
+            Ok((row, rest)) if row.validate_text().is_ok() => bytes = rest,
             _ => return false,
         }
     }

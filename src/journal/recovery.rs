@@ -1,6 +1,7 @@
-//! Brings back what an earlier process left in the journal: segment by segment, record by record, through the buffer
-//! to the writer, as room allows. The segments stay where they are until all of their rows are settled, so that a
-//! recovery may be killed and run again.
+//! Replays the segments of earlier processes into the buffer, as capacity allows. A segment is kept
+//! until all of its rows are finalized, so that a recovery can be killed and repeated.
+//!
+//! [`Recovery`] is the state of the recovery thread. It must not depend on SQL.
 
 use std::io;
 use std::path::PathBuf;
@@ -10,183 +11,201 @@ use std::time::Duration;
 
 use crossbeam::sync::Parker;
 
-use super::disk::Disk;
-use super::reader::{Damage, Reader, Unreadable};
-use super::record::NotAHeader;
-use super::refill::{Feed, Stopped};
-use super::{Journal, Note, Op, segment};
-use crate::buffer::{Buffer, Origin};
+use super::filesystem::Filesystem;
+use super::reader::{OpenSegmentError, SegmentDamage, SegmentReader};
+use super::record::DecodeSegmentHeaderError;
+use super::refill::{RefillStopped, Refiller};
+use super::{Journal, JournalOp, SegmentUpdate, segment};
+use crate::buffer::{Buffer, RefillOrigin};
 use crate::clock::Clock;
 use crate::lifecycle::Lifecycle;
 
-const PROBE: &str = "probe";
+const PROBE_FILE: &str = "probe";
 
-/// A segment that was there at the start.
+/// A segment that existed at the start.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Found {
+pub struct ExistingSegment {
     pub segment: u64,
     pub bytes: u64,
 }
 
-/// Why the journal cannot be used.
+/// The journal could not be opened.
 #[derive(Debug, thiserror::Error)]
-pub enum StartFailed {
+pub enum OpenJournalError {
     #[error("cannot use the journal in {path}: {error}")]
     Io { path: PathBuf, error: io::Error },
     #[error("cannot read {name} of the journal: {error}; nothing was changed")]
-    Newer { name: String, error: NotAHeader },
+    UnsupportedVersion { name: String, error: DecodeSegmentHeaderError },
 }
 
-/// Looks at what an earlier process left, before anything is done about it. That the directory can be written is
-/// tried, since it is better known now than at the first event; that the disk is full is no reason not to start.
-pub fn adopt(disk: &dyn Disk) -> io::Result<Result<Vec<Found>, StartFailed>> {
-    try_to_write(disk)?;
-    // A killed process may not have come to syncing the names of its files. Now, while no segment is made: whoever
-    // synced the directory beside the checkpoint thread and failed would make its next sync a lie.
-    match disk.sync() {
+/// Lists the segments of earlier processes, in order, and verifies their format versions, before
+/// any segment is changed. Fails if the directory is not writable, since the first event would fail
+/// otherwise. A full disk is not an error.
+pub fn scan_segments(disk: &dyn Filesystem) -> io::Result<Result<Vec<ExistingSegment>, OpenJournalError>> {
+    probe_writable(disk)?;
+    // A killed process may not have synced the names of its files. The directory is synced now,
+    // before the journal thread creates a segment: a failed sync of another thread would make the
+    // next sync of that thread succeed without effect.
+    match disk.sync_dir() {
         Err(error) if error.kind() != io::ErrorKind::StorageFull => return Err(error),
         Ok(()) | Err(_) => {}
     }
-    let mut found = Vec::new();
-    for name in disk.names()? {
-        let Some(segment) = segment::number(&name) else {
-            if name != PROBE {
-                log::warn!("{name} in the journal is no segment and is left alone");
+    let mut existing = Vec::new();
+    for name in disk.list()? {
+        let Some(segment) = segment::parse_file_name(&name) else {
+            if name != PROBE_FILE {
+                log::warn!("{name} in the journal is not a segment and is ignored");
             }
             continue;
         };
         let file = disk.open(&name)?;
         let bytes = file.bytes()?;
-        match Reader::new(file, segment) {
-            Err(Unreadable::Newer(error)) => return Ok(Err(StartFailed::Newer { name, error })),
-            // Said again, and counted, when it is read.
-            Ok(_) | Err(Unreadable::Io(_)) => found.push(Found { segment, bytes }),
+        match SegmentReader::open(file, segment) {
+            Err(OpenSegmentError::UnsupportedVersion(error)) => {
+                return Ok(Err(OpenJournalError::UnsupportedVersion { name, error }));
+            }
+            // An I/O error is counted and logged when the segment is replayed.
+            Ok(_) | Err(OpenSegmentError::Io(_)) => existing.push(ExistingSegment { segment, bytes }),
         }
     }
-    found.sort_unstable_by_key(|found| found.segment);
-    Ok(Ok(found))
+    existing.sort_unstable_by_key(|found| found.segment);
+    Ok(Ok(existing))
 }
 
-fn try_to_write(disk: &dyn Disk) -> io::Result<()> {
-    let removed = disk.remove(PROBE);
+fn probe_writable(disk: &dyn Filesystem) -> io::Result<()> {
+    let removed = disk.remove(PROBE_FILE);
     match removed {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
         Ok(()) | Err(_) => {}
     }
-    match disk.create(PROBE).map(drop) {
+    match disk.create(PROBE_FILE).map(drop) {
         Err(error) if error.kind() == io::ErrorKind::StorageFull => Ok(()),
         Err(error) => Err(error),
-        Ok(()) => disk.remove(PROBE),
+        Ok(()) => disk.remove(PROBE_FILE),
     }
 }
 
-/// Reads segments back: those of an earlier process first, and then, for as long as the server runs, what this one spills.
+/// Reads back the segments of earlier processes, then, while the server runs, the spilled events of
+/// this process.
 #[derive(Debug)]
 pub struct Recovery {
-    feed: Feed,
-    found: Vec<Found>,
+    refiller: Refiller,
+    existing: Vec<ExistingSegment>,
     events: u64,
-    damage: Damage,
+    damage: SegmentDamage,
 }
 
 impl Recovery {
     pub fn new(
         journal: Arc<Journal>,
-        disk: Arc<dyn Disk>,
+        disk: Arc<dyn Filesystem>,
         buffer: Arc<Buffer>,
         lifecycle: Lifecycle,
         clock: Clock,
         parker: Parker,
-        found: Vec<Found>,
+        existing: Vec<ExistingSegment>,
     ) -> Self {
-        journal.figures.unread.store(found.len() as u64, Ordering::Release);
-        buffer.spill().set_backlog(found.iter().map(|found| found.bytes).sum());
-        let feed = Feed { journal, disk, buffer, lifecycle, clock, parker };
-        Self { feed, found, events: 0, damage: Damage::default() }
+        journal.metrics.segments_pending.store(existing.len() as u64, Ordering::Release);
+        buffer.spill().set_backlog(existing.iter().map(|found| found.bytes).sum());
+        let refiller = Refiller { journal, disk, buffer, lifecycle, clock, parker };
+        Self { refiller, existing, events: 0, damage: SegmentDamage::default() }
     }
 
     /// Runs until the server stops.
     pub fn run(mut self) {
         while let Some(wait) = self.tick() {
             if !wait.is_zero() {
-                self.feed.sleep(wait);
+                self.refiller.sleep(wait);
             }
         }
     }
 
-    /// Brings back all that an earlier process left, or one stretch of what is spilled, waiting for room. Tells when to
-    /// look again; None once the server stops.
+    /// Replays all segments of earlier processes, or one range of spilled events, and waits for
+    /// capacity. Returns how long to sleep before the next call, or `None` once the server stops.
     pub fn tick(&mut self) -> Option<Duration> {
-        if self.found.is_empty() {
-            return self.feed.refill();
+        if self.existing.is_empty() {
+            return self.refiller.refill();
         }
-        self.recover();
+        self.replay_existing();
         Some(Duration::ZERO)
     }
 
-    fn recover(&mut self) {
-        let started = self.feed.clock.now();
-        let mut bytes: u64 = self.found.iter().map(|found| found.bytes).sum();
-        log::info!(segments = self.found.len(), bytes = bytes; "recovering what the journal holds");
-        for found in std::mem::take(&mut self.found) {
+    fn replay_existing(&mut self) {
+        let started = self.refiller.clock.now();
+        let mut bytes: u64 = self.existing.iter().map(|found| found.bytes).sum();
+        log::info!(segments = self.existing.len(), bytes = bytes; "recovering the journal");
+        for found in std::mem::take(&mut self.existing) {
             let segment = found.segment;
-            match self.read(segment) {
-                Ok(Ok(damaged)) => self.feed.journal.note(Note::Read { segment, damaged }),
-                Ok(Err(Stopped)) => return,
-                // What could be read of it is in the buffer; the file stays for another start.
+            match self.replay_segment(segment) {
+                Ok(Ok(damaged)) => {
+                    self.refiller.journal.push_update(SegmentUpdate::FullyRead { segment, damaged });
+                }
+                Ok(Err(RefillStopped)) => return,
+                // The rows read so far are in the buffer; the file is kept for the next start.
                 Err(error) => {
-                    self.feed.journal.failed(Op::Read, 0);
-                    log::error!(segment = segment; "a segment of the journal cannot be read and is kept: {error}");
+                    self.refiller.journal.record_failure(JournalOp::Read, 0);
+                    log::error!(segment = segment; "cannot read a segment of the journal; it is kept: {error}");
                 }
             }
-            self.feed.journal.figures.unread.fetch_sub(1, Ordering::Release);
+            self.refiller.journal.metrics.segments_pending.fetch_sub(1, Ordering::Release);
             bytes -= found.bytes;
-            self.feed.buffer.spill().set_backlog(bytes);
+            self.refiller.buffer.spill().set_backlog(bytes);
         }
-        let took = self.feed.clock.now().since(started);
+        let took = self.refiller.clock.now().since(started);
         log::info!(
-            events = self.events, skipped = self.damage.skipped, torn_bytes = self.damage.torn_bytes,
+            events = self.events, corrupt_ranges = self.damage.corrupt_ranges, torn_bytes = self.damage.torn_bytes,
             took_ms = took.as_millis();
-            "recovered: all that the journal held is in the buffer or stored"
+            "recovered: all events of the journal are in the buffer or stored"
         );
     }
 
-    /// Reads one segment. Tells whether it is damaged otherwise than at its end.
-    fn read(&mut self, segment: u64) -> io::Result<Result<bool, Stopped>> {
-        let file = self.feed.disk.open(&segment::name(segment))?;
-        // A killed process may have left it with the kernel only. That it is then on disk is more than was promised.
+    /// Replays one segment. Returns whether it is corrupt, apart from a torn tail.
+    fn replay_segment(&mut self, segment: u64) -> io::Result<Result<bool, RefillStopped>> {
+        let file = self.refiller.disk.open(&segment::file_name(segment))?;
+        // A killed process may have left data in the page cache only. A failure breaks no
+        // guarantee: the process acknowledged as `synced` only what it had synced.
         if let Err(error) = file.sync() {
-            self.feed.journal.failed(Op::Sync, 0);
-            log::warn!(segment = segment; "a segment that is recovered could not be synced: {error}");
+            self.refiller.journal.record_failure(JournalOp::Sync, 0);
+            log::warn!(segment = segment; "cannot sync a segment during recovery: {error}");
         }
-        let mut reader = match Reader::new(file, segment) {
+        let mut reader = match SegmentReader::open(file, segment) {
             Ok(reader) => reader,
-            Err(Unreadable::Io(error)) => return Err(error),
-            Err(Unreadable::Newer(error)) => return Err(io::Error::new(io::ErrorKind::InvalidData, error)),
+            Err(OpenSegmentError::Io(error)) => return Err(error),
+            Err(OpenSegmentError::UnsupportedVersion(error)) => {
+                return Err(io::Error::new(io::ErrorKind::InvalidData, error));
+            }
         };
         while let Some(record) = reader.next_record()? {
-            if let Err(Stopped) = self.feed.put(segment, Origin::EarlierProcess, record.bytes) {
-                return Ok(Err(Stopped));
+            if let Err(RefillStopped) =
+                self.refiller.enqueue_record(segment, RefillOrigin::PreviousProcess, record.bytes)
+            {
+                return Ok(Err(RefillStopped));
             }
             self.events += u64::from(record.rows);
-            self.feed.journal.figures.recovered.fetch_add(u64::from(record.rows), Ordering::Relaxed);
+            self.refiller
+                .journal
+                .metrics
+                .events_recovered
+                .fetch_add(u64::from(record.rows), Ordering::Relaxed);
         }
         let damage = reader.damage;
-        let figures = &self.feed.journal.figures;
-        figures.skipped.fetch_add(damage.skipped + u64::from(damage.header), Ordering::Relaxed);
-        figures.torn_bytes.fetch_add(damage.torn_bytes, Ordering::Relaxed);
-        self.damage.skipped += damage.skipped;
+        let metrics = &self.refiller.journal.metrics;
+        metrics
+            .corrupt_ranges
+            .fetch_add(damage.corrupt_ranges + u64::from(damage.header_corrupt), Ordering::Relaxed);
+        metrics.torn_bytes.fetch_add(damage.torn_bytes, Ordering::Relaxed);
+        self.damage.corrupt_ranges += damage.corrupt_ranges;
         self.damage.torn_bytes += damage.torn_bytes;
-        let damaged = damage.skipped > 0 || damage.header;
+        let damaged = damage.corrupt_ranges > 0 || damage.header_corrupt;
         if damaged {
             log::error!(
-                segment = segment, skipped = damage.skipped, header = damage.header;
-                "a segment of the journal is damaged: what was hit is lost, the rest is recovered, and the file is kept"
+                segment = segment, corrupt_ranges = damage.corrupt_ranges, header_corrupt = damage.header_corrupt;
+                "a segment of the journal is corrupt: its intact records are recovered, and the file is kept as .damaged"
             );
         } else if damage.torn_bytes > 0 {
             log::warn!(
                 segment = segment, bytes = damage.torn_bytes;
-                "the end of a segment was cut off: it was being written when the process or the power went"
+                "a segment of the journal has a torn tail: a crash interrupted its last write"
             );
         }
         Ok(Ok(damaged))

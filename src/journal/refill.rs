@@ -1,5 +1,8 @@
-//! Brings spilled events back: reads the stretches of segments in which they lie, in order, into the buffer as room
-//! allows. What it reads was admitted by this process and is synced; it is read once, and so cannot be stored already.
+//! Refill: reads spilled events from synced ranges of segments into the buffer, in order, as
+//! capacity allows. The events were admitted by this process and are read once, so that they cannot
+//! be stored already.
+//!
+//! It must not depend on SQL.
 
 use std::collections::VecDeque;
 use std::io;
@@ -10,120 +13,122 @@ use std::time::Duration;
 
 use crossbeam::sync::Parker;
 
-use super::disk::Disk;
-use super::reader::Reader;
-use super::{Journal, Note, Op, segment};
-use crate::buffer::{Buffer, Full, Origin};
+use super::filesystem::Filesystem;
+use super::reader::SegmentReader;
+use super::{Journal, JournalOp, SegmentUpdate, segment};
+use crate::buffer::{AdmitError, Buffer, RefillOrigin};
 use crate::clock::{Clock, Moment};
 use crate::event::row::rows;
-use crate::lifecycle::{Lifecycle, Phase};
+use crate::lifecycle::{Lifecycle, LifecyclePhase};
 
-/// The writer wakes who waits for room; this is for what else may change.
-const LOOK_EVERY: Duration = Duration::from_millis(100);
-/// The same while nothing is spilled.
-const LOOK_IDLE: Duration = Duration::from_secs(1);
-/// Until a file that could not be read is tried again.
-const READ_AGAIN: Duration = Duration::from_secs(1);
-/// So long without room for anything, and it is the database that is waited for.
-const STALLED: Duration = Duration::from_secs(1);
+/// Sleep while the buffer is full or spilled events are not synced yet. The writer wakes the thread
+/// when it finalizes blocks; the bound is for other changes, such as a stop.
+const POLL_INTERVAL: Duration = Duration::from_millis(100);
+/// Sleep while nothing is spilled.
+const IDLE_POLL_INTERVAL: Duration = Duration::from_secs(1);
+/// Delay before a failed read is retried.
+const READ_RETRY_DELAY: Duration = Duration::from_secs(1);
+/// Time without capacity after which the refill counts as stalled by the database.
+const STALL_THRESHOLD: Duration = Duration::from_secs(1);
 
-/// How much is in a stretch.
+/// Totals of the spilled blocks in a range.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) struct Contents {
+pub(super) struct RangeTotals {
     pub(super) blocks: u64,
     pub(super) rows: u64,
     pub(super) bytes: u64,
 }
 
-impl Contents {
+impl RangeTotals {
     pub(super) fn add(&mut self, rows: u32, bytes: usize) {
         self.blocks += 1;
         self.rows += u64::from(rows);
         self.bytes += bytes as u64;
     }
 
-    fn take(&mut self, rows: u32, bytes: usize) {
+    fn subtract(&mut self, rows: u32, bytes: usize) {
         self.blocks -= 1;
         self.rows -= u64::from(rows);
         self.bytes -= bytes as u64;
     }
 }
 
-/// A synced part of a segment, with overflow in it.
+/// A synced range of a segment that contains spilled blocks.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Stretch {
+pub(super) struct SegmentRange {
     pub(super) segment: u64,
     pub(super) tag: [u8; 8],
     pub(super) span: Range<u64>,
-    pub(super) overflow: Contents,
+    pub(super) spilled: RangeTotals,
 }
 
-/// What is to be read back, oldest first. Stretches that touch are one, so there are no more than segments.
+/// The ranges to be read back, oldest first; a range whose read failed is moved to the end.
+/// Adjacent ranges are merged, so that there is about one for each segment.
 #[derive(Debug, Default)]
-pub(super) struct Stretches(Mutex<VecDeque<Stretch>>);
+pub(super) struct RefillQueue(Mutex<VecDeque<SegmentRange>>);
 
-impl Stretches {
-    pub(super) fn push(&self, stretch: Stretch) {
+impl RefillQueue {
+    pub(super) fn push(&self, range: SegmentRange) {
         let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         match all.back_mut() {
-            Some(last) if last.segment == stretch.segment && last.span.end == stretch.span.start => {
-                last.span.end = stretch.span.end;
-                last.overflow.blocks += stretch.overflow.blocks;
-                last.overflow.rows += stretch.overflow.rows;
-                last.overflow.bytes += stretch.overflow.bytes;
+            Some(last) if last.segment == range.segment && last.span.end == range.span.start => {
+                last.span.end = range.span.end;
+                last.spilled.blocks += range.spilled.blocks;
+                last.spilled.rows += range.spilled.rows;
+                last.spilled.bytes += range.spilled.bytes;
             }
-            _ => all.push_back(stretch),
+            _ => all.push_back(range),
         }
     }
 
-    fn pop(&self) -> Option<Stretch> {
+    fn pop(&self) -> Option<SegmentRange> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).pop_front()
     }
 }
 
-/// The server stops: what was not read stays in the journal.
+/// The server stops; events that were not read remain in the journal.
 #[derive(Debug)]
-pub(super) struct Stopped;
+pub(super) struct RefillStopped;
 
-/// The way from segments into the buffer.
+/// Moves rows from segments to the buffer.
 #[derive(Debug)]
-pub(super) struct Feed {
+pub(super) struct Refiller {
     pub(super) journal: Arc<Journal>,
-    pub(super) disk: Arc<dyn Disk>,
+    pub(super) disk: Arc<dyn Filesystem>,
     pub(super) buffer: Arc<Buffer>,
     pub(super) lifecycle: Lifecycle,
     pub(super) clock: Clock,
     pub(super) parker: Parker,
 }
 
-impl Feed {
-    /// Brings back a stretch of what is spilled, if something is. Tells when to look again; None once the server stops and
-    /// nothing is left.
+impl Refiller {
+    /// Reads back one range of spilled events, if there is one. Returns how long to sleep before
+    /// the next call, or `None` once the server stops and nothing is spilled.
     pub(super) fn refill(&self) -> Option<Duration> {
         let spill = self.buffer.spill();
-        if self.is_over(Origin::Spill) {
+        if self.must_stop(RefillOrigin::Spill) {
             return None;
         }
-        let Some(mut stretch) = self.journal.stretches.pop() else {
+        let Some(mut range) = self.journal.refill_queue.pop() else {
             spill.disengage();
             let left = spill.events() > 0;
-            spill.set_hungry(left);
-            return Some(if left { LOOK_EVERY } else { LOOK_IDLE });
+            spill.set_refill_starved(left);
+            return Some(if left { POLL_INTERVAL } else { IDLE_POLL_INTERVAL });
         };
-        spill.set_hungry(false);
-        match self.read_back(&mut stretch) {
-            Ok(Ok(())) => self.account_for_damage(&stretch),
-            Ok(Err(Stopped)) => return None,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => self.account_for_damage(&stretch),
-            // It stays counted as spilled, and in its file.
+        spill.set_refill_starved(false);
+        match self.read_range(&mut range) {
+            Ok(Ok(())) => self.record_loss(&range),
+            Ok(Err(RefillStopped)) => return None,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => self.record_loss(&range),
+            // The events remain in the file and counted as spilled.
             Err(error) => {
-                self.journal.failed(Op::Read, 0);
+                self.journal.record_failure(JournalOp::Read, 0);
                 log::error!(
-                    segment = stretch.segment, events = stretch.overflow.rows;
-                    "spilled events cannot be read back and are tried again: {error}"
+                    segment = range.segment, events = range.spilled.rows;
+                    "cannot read back spilled events; the read is retried: {error}"
                 );
-                self.journal.stretches.push(stretch);
-                return Some(READ_AGAIN);
+                self.journal.refill_queue.push(range);
+                return Some(READ_RETRY_DELAY);
             }
         }
         Some(Duration::ZERO)
@@ -133,40 +138,49 @@ impl Feed {
         self.clock.park(&self.parker, wait);
     }
 
-    /// Takes off the stretch what has been read of it.
-    fn read_back(&self, stretch: &mut Stretch) -> io::Result<Result<(), Stopped>> {
-        let file = self.disk.open(&segment::name(stretch.segment))?;
-        let mut reader = Reader::within(file, stretch.segment, stretch.tag, stretch.span.clone())?;
+    /// Reads a range into the buffer. Removes from the range each record that was read.
+    fn read_range(&self, range: &mut SegmentRange) -> io::Result<Result<(), RefillStopped>> {
+        let file = self.disk.open(&segment::file_name(range.segment))?;
+        let mut reader = SegmentReader::open_range(file, range.segment, range.tag, range.span.clone())?;
         while let Some(record) = reader.next_record()? {
-            if record.overflow {
-                if let Err(Stopped) = self.put(stretch.segment, Origin::Spill, record.bytes) {
-                    return Ok(Err(Stopped));
+            if record.spilled {
+                if let Err(RefillStopped) =
+                    self.enqueue_record(range.segment, RefillOrigin::Spill, record.bytes)
+                {
+                    return Ok(Err(RefillStopped));
                 }
-                stretch.overflow.take(record.rows, record.bytes.len());
+                range.spilled.subtract(record.rows, record.bytes.len());
             }
-            stretch.span.start = reader.at();
+            range.span.start = reader.position();
         }
-        self.journal.figures.skipped.fetch_add(reader.damage.skipped, Ordering::Relaxed);
+        self.journal.metrics.corrupt_ranges.fetch_add(reader.damage.corrupt_ranges, Ordering::Relaxed);
         Ok(Ok(()))
     }
 
-    /// What is still in the stretch after it was read is lost: the disk has not kept it.
-    fn account_for_damage(&self, stretch: &Stretch) {
-        let lost = stretch.overflow;
+    /// Counts the spilled blocks that a completed read did not find as lost: their records are
+    /// corrupt.
+    fn record_loss(&self, range: &SegmentRange) {
+        let lost = range.spilled;
         if lost.blocks == 0 {
             return;
         }
         log::error!(
-            segment = stretch.segment, events = lost.rows;
-            "a segment of the journal is damaged: {} spilled events are lost, and the file is kept", lost.rows
+            segment = range.segment, events = lost.rows;
+            "a segment of the journal is corrupt: {} spilled events are lost, and the file is kept as .damaged", lost.rows
         );
-        self.buffer.lost(lost.rows, lost.bytes);
-        self.journal.note(Note::Read { segment: stretch.segment, damaged: true });
-        self.journal.note(Note::Settled { segment: Some(stretch.segment), blocks: lost.blocks });
+        self.buffer.record_spill_lost(lost.rows, lost.bytes);
+        self.journal.push_update(SegmentUpdate::FullyRead { segment: range.segment, damaged: true });
+        self.journal
+            .push_update(SegmentUpdate::Finalized { segment: Some(range.segment), blocks: lost.blocks });
     }
 
-    /// Puts the rows of a record into the buffer, in pieces that it can hold and that fit a batch.
-    pub(super) fn put(&self, segment: u64, origin: Origin, bytes: &[u8]) -> Result<(), Stopped> {
+    /// Admits the rows of a record to the buffer, in blocks that fit the buffer and a batch.
+    pub(super) fn enqueue_record(
+        &self,
+        segment: u64,
+        origin: RefillOrigin,
+        bytes: &[u8],
+    ) -> Result<(), RefillStopped> {
         let limits = self.buffer.limits();
         let rows_max = limits.rows_max.min(limits.batch_rows_max);
         let bytes_max = limits.bytes_max.min(limits.batch_bytes_max);
@@ -174,51 +188,58 @@ impl Feed {
         for row in rows(bytes) {
             let length = row.bytes().len();
             if count as usize == rows_max || (count > 0 && end - start + length > bytes_max) {
-                self.admit((segment, origin), count, &bytes[start..end])?;
+                self.admit_when_room((segment, origin), count, &bytes[start..end])?;
                 (start, count) = (end, 0);
             }
             end += length;
             count += 1;
         }
-        self.admit((segment, origin), count, &bytes[start..])?;
-        if origin == Origin::Spill {
-            // It was one block of its segment, which must not go before the last of the pieces is known to be in it.
-            self.journal.note(Note::Settled { segment: Some(segment), blocks: 1 });
+        self.admit_when_room((segment, origin), count, &bytes[start..])?;
+        if origin == RefillOrigin::Spill {
+            // The spilled block counted as one outstanding block of its segment. It is finalized
+            // only after the last of its parts was counted, so that the segment is not removed
+            // before.
+            self.journal.push_update(SegmentUpdate::Finalized { segment: Some(segment), blocks: 1 });
         }
         Ok(())
     }
 
-    /// Waits for room.
-    fn admit(&self, (segment, origin): (u64, Origin), rows: u32, bytes: &[u8]) -> Result<(), Stopped> {
+    /// Admits one block, and waits until the buffer has capacity.
+    fn admit_when_room(
+        &self,
+        (segment, origin): (u64, RefillOrigin),
+        rows: u32,
+        bytes: &[u8],
+    ) -> Result<(), RefillStopped> {
         let mut since: Option<Moment> = None;
         loop {
-            if self.is_over(origin) {
-                return Err(Stopped);
+            if self.must_stop(origin) {
+                return Err(RefillStopped);
             }
-            let note = || self.journal.note(Note::Replayed { segment, blocks: 1 });
+            let count_block = || self.journal.push_update(SegmentUpdate::Replayed { segment, blocks: 1 });
             let now = self.clock.now();
-            match self.buffer.admit_read_back(0, rows, bytes, (segment, origin), now, note) {
+            match self.buffer.admit_refill(0, rows, bytes, (segment, origin), now, count_block) {
                 Ok(()) => {
-                    self.journal.figures.stalled.store(false, Ordering::Release);
+                    self.journal.metrics.refill_stalled.store(false, Ordering::Release);
                     return Ok(());
                 }
-                Err(Full::Now | Full::Closed) => {
+                Err(AdmitError::Full | AdmitError::Closed) => {
                     let waited = now.since(*since.get_or_insert(now));
-                    self.journal.figures.stalled.store(waited >= STALLED, Ordering::Release);
-                    self.sleep(LOOK_EVERY);
+                    self.journal.metrics.refill_stalled.store(waited >= STALL_THRESHOLD, Ordering::Release);
+                    self.sleep(POLL_INTERVAL);
                 }
-                Err(Full::Always) => unreachable!("BUG: a piece fits the buffer"),
+                Err(AdmitError::TooLarge) => unreachable!("BUG: a part fits the buffer"),
             }
         }
     }
 
-    /// Whether nothing more is to be brought back. A backlog stays in the journal when the server stops; what was spilled is
-    /// still drained.
-    fn is_over(&self, origin: Origin) -> bool {
+    /// Whether no more rows of `origin` are to be read. When the server drains, the backlog of
+    /// earlier processes remains in the journal, and spilled events are still read.
+    fn must_stop(&self, origin: RefillOrigin) -> bool {
         let phase = self.lifecycle.phase();
-        phase == Phase::Poisoned
+        phase == LifecyclePhase::Poisoned
             || self.journal.is_finishing()
-            || (phase == Phase::Draining
-                && (origin == Origin::EarlierProcess || self.buffer.spill().events() == 0))
+            || (phase == LifecyclePhase::Draining
+                && (origin == RefillOrigin::PreviousProcess || self.buffer.spill().events() == 0))
     }
 }

@@ -1,58 +1,61 @@
-//! The segment that is being written. It only grows; whoever meets an error abandons it.
+//! A segment that is written: creation, append, preallocation and sync bookkeeping, and the names
+//! of segment files. The caller abandons the segment after an error.
+//!
+//! It must not depend on lanes, waiters or time.
 
 use std::io;
 use std::ops::Range;
 use std::sync::Arc;
 
-use super::disk::{Disk, File};
-use super::record::{HEADER_BYTES, Header, RECORD_HEADER_BYTES, RecordHeader};
-use super::sync::Job;
+use super::filesystem::{File, Filesystem};
+use super::record::{HEADER_BYTES, RECORD_HEADER_BYTES, RecordHeader, SegmentHeader};
+use super::sync::SyncJob;
 use crate::buffer::RowBlock;
 
-/// A segment that holds less is not worth reserving for: few syncs go by before it is ended or forgotten.
-const RESERVE_FROM: u64 = 64 * 1024;
-/// The most that is reserved at a time, so that no sync takes long for it.
-const RESERVE_BYTES_MAX: u64 = 1024 * 1024;
+/// A smaller segment is not preallocated: it gets few syncs before it is sealed or removed.
+const PREALLOCATE_BYTES_MIN: u64 = 64 * 1024;
+/// Maximum bytes of one preallocation, to bound the duration of the sync that follows.
+const PREALLOCATE_BYTES_MAX: u64 = 1024 * 1024;
 static ZEROS: [u8; 64 * 1024] = [0; 64 * 1024];
 
-/// The name of a segment's file.
-pub fn name(number: u64) -> String {
+/// Returns the file name of a segment.
+pub fn file_name(number: u64) -> String {
     format!("{number:010}.seg")
 }
 
-/// The number of the segment that a file of this name holds, if it is one.
-pub fn number(name: &str) -> Option<u64> {
+/// Returns the segment number of a file name, or `None` if it is not that of a segment.
+pub fn parse_file_name(name: &str) -> Option<u64> {
     let digits = name.strip_suffix(".seg")?;
     let number = digits.parse().ok()?;
-    (self::name(number) == name).then_some(number)
+    (file_name(number) == name).then_some(number)
 }
 
-/// Records for one write. The blocks' bytes are copied here and no longer than until they are written.
+/// The records of one write. The bytes of the blocks are copied and dropped after the write.
 #[derive(Debug, Default)]
-pub struct Group {
+pub struct WriteGroup {
     bytes: Vec<u8>,
     pub rows: u64,
 }
 
-impl Group {
+impl WriteGroup {
     pub fn bytes(&self) -> usize {
         self.bytes.len()
     }
 
-    /// What one block takes.
-    pub fn bytes_of(block: &RowBlock) -> usize {
+    /// The bytes of the record of a block.
+    pub fn record_bytes(block: &RowBlock) -> usize {
         RECORD_HEADER_BYTES + block.bytes().len()
     }
 
     pub fn push(&mut self, segment: &Segment, block: &RowBlock) {
         let header =
-            RecordHeader::of(segment.number, segment.tag, block.rows(), block.is_overflow(), block.bytes());
+            RecordHeader::new(segment.number, segment.tag, block.rows(), block.is_spilled(), block.bytes());
         self.bytes.extend_from_slice(&header.encode());
         self.bytes.extend_from_slice(block.bytes());
         self.rows += u64::from(block.rows());
     }
 
-    /// Makes it empty, and gives back what a large block took beyond `bytes_kept`.
+    /// Clears the group, and frees capacity beyond `bytes_kept`.
     pub fn clear(&mut self, bytes_kept: usize) {
         self.bytes.clear();
         self.bytes.shrink_to(bytes_kept);
@@ -60,97 +63,101 @@ impl Group {
     }
 }
 
-/// Invariant: the file holds the header and whole records, `bytes` of them, and zeros from there on, unless a write
-/// has failed.
+/// A segment file that is being written.
+///
+/// Invariant: unless a write failed, the first `bytes` of the file are the header and complete
+/// records, and the rest are zeros.
 #[derive(Debug)]
 pub struct Segment {
     pub number: u64,
     pub tag: [u8; 8],
     file: Arc<dyn File>,
-    /// Whether the file's name survives the power.
-    named: bool,
+    /// Whether the directory was synced since the file was created, so that its name survives a
+    /// power cut.
+    dir_synced: bool,
     pub bytes: u64,
-    /// How much of it is on disk, or is being synced.
-    begun: u64,
-    synced: u64,
-    /// How long the file is, with what is reserved.
-    length: u64,
+    /// Bytes that are synced or covered by the sync in flight.
+    sync_started_bytes: u64,
+    synced_bytes: u64,
+    /// Length of the file, preallocated bytes included.
+    file_bytes: u64,
 }
 
 impl Segment {
-    /// Makes the file. It has its final name from the start: a file without a whole header is one whose first sync
-    /// never came, so there is nothing in it that was promised.
-    pub fn create(disk: &dyn Disk, header: Header) -> io::Result<Self> {
-        let file = disk.create(&name(header.segment))?;
+    /// Creates the file under its final name and writes the header. A file whose header is
+    /// incomplete after a crash was never synced, so that no event in it was acknowledged as
+    /// synced.
+    pub fn create(disk: &dyn Filesystem, header: SegmentHeader) -> io::Result<Self> {
+        let file = disk.create(&file_name(header.segment))?;
         file.write(0, &header.encode())?;
         let bytes = HEADER_BYTES as u64;
         Ok(Self {
             number: header.segment,
             tag: header.tag,
             file: file.into(),
-            named: false,
+            dir_synced: false,
             bytes,
-            begun: 0,
-            synced: 0,
-            length: bytes,
+            sync_started_bytes: 0,
+            synced_bytes: 0,
+            file_bytes: bytes,
         })
     }
 
-    pub fn append(&mut self, group: &Group) -> io::Result<()> {
+    pub fn append(&mut self, group: &WriteGroup) -> io::Result<()> {
         self.file.write(self.bytes, &group.bytes)?;
         self.bytes += group.bytes.len() as u64;
-        self.length = self.length.max(self.bytes);
+        self.file_bytes = self.file_bytes.max(self.bytes);
         Ok(())
     }
 
-    /// Bytes of the file.
-    pub fn length(&self) -> u64 {
-        self.length
+    /// Length of the file, preallocated bytes included.
+    pub fn file_bytes(&self) -> u64 {
+        self.file_bytes
     }
 
-    /// Whether its name is on disk.
-    pub fn is_named(&self) -> bool {
-        self.named
+    /// Whether the name of the file survives a power cut.
+    pub fn is_dir_synced(&self) -> bool {
+        self.dir_synced
     }
 
-    /// Whether there is something in it that no sync has begun with.
+    /// Whether there are bytes that no sync covers, not even the one in flight.
     pub fn is_dirty(&self) -> bool {
-        self.bytes > self.begun
+        self.bytes > self.sync_started_bytes
     }
 
-    /// Whether all of it is on disk.
+    /// Whether all bytes are synced.
     pub fn is_synced(&self) -> bool {
-        self.bytes == self.synced
+        self.bytes == self.synced_bytes
     }
 
-    /// Makes the file longer than it need be, with zeros, since a sync of bytes that lie within a file takes half the
-    /// time of one that has to make it longer. As much again as there is, so that a segment that stays small stays
-    /// so. That it fails is no harm: the next write does without.
-    pub fn reserve(&mut self, bytes_max: u64) {
-        if self.bytes < RESERVE_FROM || self.length - self.bytes >= RESERVE_FROM / 2 {
+    /// Extends the file with zeros, since a sync of bytes within the file takes half the time of
+    /// one that extends the file. It adds at most the bytes that the segment has, so that a small
+    /// segment remains small. A failure is ignored: the next write extends the file itself.
+    pub fn preallocate(&mut self, bytes_max: u64) {
+        if self.bytes < PREALLOCATE_BYTES_MIN || self.file_bytes - self.bytes >= PREALLOCATE_BYTES_MIN / 2 {
             return;
         }
-        let to = (self.bytes + self.bytes.min(RESERVE_BYTES_MAX)).min(bytes_max);
-        while self.length < to {
-            let some = usize::try_from(to - self.length).unwrap_or(usize::MAX).min(ZEROS.len());
-            if self.file.write(self.length, &ZEROS[..some]).is_err() {
+        let to = (self.bytes + self.bytes.min(PREALLOCATE_BYTES_MAX)).min(bytes_max);
+        while self.file_bytes < to {
+            let some = usize::try_from(to - self.file_bytes).unwrap_or(usize::MAX).min(ZEROS.len());
+            if self.file.write(self.file_bytes, &ZEROS[..some]).is_err() {
                 return;
             }
-            self.length += some as u64;
+            self.file_bytes += some as u64;
         }
     }
 
-    /// Begins a sync of everything that is there, and tells what of it no sync has begun with before. The next must
-    /// not begin before this one has ended.
-    pub fn begin_sync(&mut self) -> (Range<u64>, Job) {
-        let from = std::mem::replace(&mut self.begun, self.bytes).max(HEADER_BYTES as u64);
-        (from..self.bytes, Job::new(self.number, Arc::clone(&self.file), !self.named))
+    /// Begins a sync of all bytes, and returns the range that no earlier sync covers. It must not
+    /// be called again before this sync has ended.
+    pub fn begin_sync(&mut self) -> (Range<u64>, SyncJob) {
+        let from = std::mem::replace(&mut self.sync_started_bytes, self.bytes).max(HEADER_BYTES as u64);
+        (from..self.bytes, SyncJob::new(self.number, Arc::clone(&self.file), !self.dir_synced))
     }
 
-    /// The sync that was begun has succeeded.
-    pub fn synced(&mut self) {
-        self.named = true;
-        self.synced = self.begun;
+    /// Records that the sync in flight succeeded.
+    pub fn mark_synced(&mut self) {
+        self.dir_synced = true;
+        self.synced_bytes = self.sync_started_bytes;
     }
 }
 
@@ -159,13 +166,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_names_that_segments_have_are_segments() {
-        assert_eq!(name(7), "0000000007.seg");
+    fn parse_file_name_accepts_only_canonical_segment_names() {
+        assert_eq!(file_name(7), "0000000007.seg");
         for number in [0, 7, 9_999_999_999, 10_000_000_000] {
-            assert_eq!(self::number(&name(number)), Some(number));
+            assert_eq!(self::parse_file_name(&file_name(number)), Some(number));
         }
         for other in ["7.seg", "0000000007.tmp", "0000000007.seg.damaged", "+000000007.seg", ".seg", "x"] {
-            assert_eq!(number(other), None, "{other}");
+            assert_eq!(parse_file_name(other), None, "{other}");
         }
     }
 }

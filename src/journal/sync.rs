@@ -1,7 +1,7 @@
-//! The sync thread: makes durable what the checkpoint thread has written, one job at a time, so that writing goes on
-//! meanwhile.
+//! The sync thread: runs syncs for the journal thread, one at a time, so that writes continue
+//! during a sync.
 //!
-//! Knows files and nothing of what is in them.
+//! It must not depend on the contents of files.
 
 use std::io;
 use std::sync::Arc;
@@ -9,66 +9,70 @@ use std::sync::Arc;
 use crossbeam::channel::{Receiver, Sender, bounded};
 
 use super::Journal;
-use super::disk::{Disk, File};
+use super::filesystem::{File, Filesystem};
 
 /// A sync of one segment.
 #[derive(Debug)]
 #[must_use]
-pub struct Job {
+pub struct SyncJob {
     segment: u64,
     file: Arc<dyn File>,
-    /// Whether the directory has to be synced too, for the file to be found.
-    name: bool,
+    /// Whether the directory is synced too, so that the file name is durable.
+    sync_dir: bool,
 }
 
-/// What came of a job.
+/// The result of a [`SyncJob`].
 #[derive(Debug)]
-pub struct Done {
+pub struct SyncCompletion {
     pub segment: u64,
     pub result: io::Result<()>,
 }
 
-impl Job {
+impl SyncJob {
     pub(super) fn new(segment: u64, file: Arc<dyn File>, name: bool) -> Self {
-        Self { segment, file, name }
+        Self { segment, file, sync_dir: name }
     }
 
-    /// Everything that was written before the job was given out is on disk afterwards, and found there. After an
-    /// error it must not be tried again on this file.
-    pub fn run(self, disk: &dyn Disk) -> Done {
+    /// Syncs the segment. On success, all bytes written before the job was created survive a power
+    /// cut. After an error, the file must not be synced again.
+    pub fn run(self, disk: &dyn Filesystem) -> SyncCompletion {
         let synced = self.file.sync();
-        let result = if self.name { synced.and_then(|()| disk.sync()) } else { synced };
-        Done { segment: self.segment, result }
+        let result = if self.sync_dir { synced.and_then(|()| disk.sync_dir()) } else { synced };
+        SyncCompletion { segment: self.segment, result }
     }
 }
 
-/// The checkpoint thread's end: jobs out, what came of them in. Of neither is there ever more than one.
+/// The journal thread's end of the channels to and from the sync thread. Each holds at most one
+/// message.
 #[derive(Debug)]
-pub struct Link {
-    pub(super) jobs: Sender<Job>,
-    pub(super) done: Receiver<Done>,
+pub struct SyncLink {
+    pub(super) jobs: Sender<SyncJob>,
+    pub(super) results: Receiver<SyncCompletion>,
 }
 
-/// The sync thread's end.
+/// The state of the sync thread.
 #[derive(Debug)]
 pub struct Syncer {
     journal: Arc<Journal>,
-    disk: Arc<dyn Disk>,
-    jobs: Receiver<Job>,
-    done: Sender<Done>,
+    disk: Arc<dyn Filesystem>,
+    jobs: Receiver<SyncJob>,
+    results: Sender<SyncCompletion>,
 }
 
 impl Syncer {
-    pub fn new(journal: Arc<Journal>, disk: Arc<dyn Disk>) -> (Self, Link) {
-        let (jobs, taken) = bounded(1);
-        let (told, done) = bounded(1);
-        (Self { journal, disk, jobs: taken, done: told }, Link { jobs, done })
+    pub fn new(journal: Arc<Journal>, disk: Arc<dyn Filesystem>) -> (Self, SyncLink) {
+        let (job_sender, job_receiver) = bounded(1);
+        let (result_sender, result_receiver) = bounded(1);
+        (
+            Self { journal, disk, jobs: job_receiver, results: result_sender },
+            SyncLink { jobs: job_sender, results: result_receiver },
+        )
     }
 
-    /// Runs until the checkpoint thread has ended.
+    /// Runs until the journal thread has ended.
     pub fn run(&self) {
         while let Ok(job) = self.jobs.recv() {
-            if self.done.send(job.run(&*self.disk)).is_err() {
+            if self.results.send(job.run(&*self.disk)).is_err() {
                 return;
             }
             self.journal.wake();

@@ -1,9 +1,12 @@
-//! The JSON scanner: one pass over the bytes, no recursion, no allocation, linear time on any input.
+//! The JSON scanner: one pass over the bytes, no recursion, no allocation, linear time on any
+//! input.
 //!
-//! It tells where strings, numbers and containers lie and what PostgreSQL would refuse in them; it builds no
-//! tree. Grammar errors ([`Syntax`]) end the scan. What the grammar allows and PostgreSQL does not (a [`Fault`])
-//! is noted and the scan goes on, so that one bad event does not cost its batch.
-//! The bytes must be UTF-8, which the caller has checked. Knows nothing of events.
+//! It reports the positions of strings and values, and builds no tree. A syntax error
+//! ([`ParseJsonError`]) ends the scan. A construct that is valid JSON but that PostgreSQL refuses
+//! (a [`JsonViolation`]) is recorded and the scan continues, so that one invalid event does not
+//! reject its batch. The caller must have validated the bytes as UTF-8.
+//!
+//! It must not depend on the meaning of the fields of an event.
 
 mod number;
 pub(crate) mod scan;
@@ -13,29 +16,29 @@ use crate::event::METADATA_DEPTH_MAX;
 use scan::find_special;
 use text::Escape;
 
-/// The bytes are not JSON.
+/// The bytes are not valid JSON.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{what} at byte {at}")]
-pub(crate) struct Syntax {
+pub(crate) struct ParseJsonError {
     pub(crate) at: usize,
     pub(crate) what: &'static str,
 }
 
-/// JSON that PostgreSQL would refuse.
+/// Valid JSON that PostgreSQL refuses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub(crate) enum Fault {
-    #[error("holds the character U+0000 (\\u0000), which PostgreSQL cannot store")]
+pub(crate) enum JsonViolation {
+    #[error("contains the character U+0000 (\\u0000), which PostgreSQL cannot store")]
     Nul,
-    #[error("holds half of a surrogate pair (\\ud800 to \\udfff), which is no character")]
+    #[error("contains an unpaired surrogate (\\ud800 to \\udfff)")]
     LoneSurrogate,
     #[error(
-        "holds a number out of range: at most {} digits before the decimal point and {} after it",
+        "contains a number out of range: at most {} digits before the decimal point and {} after it",
         number::DIGITS_BEFORE_POINT_MAX,
         number::DIGITS_AFTER_POINT_MAX
     )]
     NumberRange,
     #[error(
-        "holds numbers whose exponents stand for more than {} digits together",
+        "contains numbers whose exponents expand to more than {} digits in total",
         number::EXPANSION_DIGITS_MAX
     )]
     NumberExpansion,
@@ -43,39 +46,39 @@ pub(crate) enum Fault {
     Depth,
 }
 
-/// A string, without its quotes.
+/// The position of a string, without its quotes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Text {
+pub(crate) struct JsonString {
     pub(crate) start: usize,
     pub(crate) end: usize,
-    /// Bytes once unescaped. Without escapes this is `end - start`.
+    /// Bytes after unescaping. Without escapes this is `end - start`.
     pub(crate) bytes: usize,
-    pub(crate) fault: Option<Fault>,
+    pub(crate) violation: Option<JsonViolation>,
 }
 
-impl Text {
+impl JsonString {
     #[inline]
-    pub(crate) fn escaped(&self) -> bool {
+    pub(crate) fn has_escapes(&self) -> bool {
         self.bytes != self.end - self.start
     }
 }
 
-/// A value of any kind, from its first byte to after its last.
+/// The position of a value of any type.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Value {
+pub(crate) struct JsonValue {
     pub(crate) start: usize,
     pub(crate) end: usize,
-    pub(crate) fault: Option<Fault>,
+    pub(crate) violation: Option<JsonViolation>,
 }
 
-/// Where the scan stands.
+/// A scan of `bytes`; `at` is the next byte.
 #[derive(Debug)]
 pub(crate) struct Scanner<'a> {
     bytes: &'a [u8],
     at: usize,
 }
 
-/// Stands for the end of the bytes. Where it could be mistaken for a raw NUL, both are errors.
+/// Represents the end of the bytes. Wherever a raw NUL could be mistaken for it, both are errors.
 const END: u8 = 0;
 
 impl<'a> Scanner<'a> {
@@ -83,7 +86,7 @@ impl<'a> Scanner<'a> {
         Self { bytes, at: 0 }
     }
 
-    /// Goes on where another scan of the same bytes stood.
+    /// Continues another scan of the same bytes at its position.
     pub(super) fn resume(bytes: &'a [u8], at: usize) -> Self {
         Self { bytes, at }
     }
@@ -102,13 +105,13 @@ impl<'a> Scanner<'a> {
         self.bytes
     }
 
-    /// The byte here; 0 at the end.
+    /// The next byte; 0 at the end.
     #[inline]
     pub(crate) fn peek(&self) -> u8 {
         self.bytes.get(self.at).copied().unwrap_or(END)
     }
 
-    /// Skips white space and gives the byte after it; 0 at the end.
+    /// Skips white space and returns the byte after it; 0 at the end.
     #[inline]
     pub(crate) fn next_token(&mut self) -> u8 {
         loop {
@@ -120,27 +123,28 @@ impl<'a> Scanner<'a> {
         }
     }
 
-    /// Steps over the byte that [`Self::peek`] or [`Self::next_token`] gave, which was not the end.
+    /// Skips the byte that [`Self::peek`] or [`Self::next_token`] returned. Must not be called at
+    /// the end.
     #[inline]
-    pub(crate) fn step(&mut self) {
-        debug_assert!(self.at < self.bytes.len(), "BUG: a step past the end");
+    pub(crate) fn advance(&mut self) {
+        debug_assert!(self.at < self.bytes.len(), "BUG: advanced past the end");
         self.at += 1;
     }
 
     #[inline]
-    pub(crate) fn done(&self) -> bool {
+    pub(crate) fn is_at_end(&self) -> bool {
         self.at >= self.bytes.len()
     }
 
     #[cold]
-    pub(crate) fn error(&self, what: &'static str) -> Syntax {
-        Syntax { at: self.at, what: if self.done() { "the JSON ends too early," } else { what } }
+    pub(crate) fn error(&self, what: &'static str) -> ParseJsonError {
+        ParseJsonError { at: self.at, what: if self.is_at_end() { "unexpected end of JSON" } else { what } }
     }
 
-    /// Steps over white space and `wanted`.
+    /// Skips white space and `expected`.
     #[inline]
-    pub(crate) fn expect(&mut self, wanted: u8, what: &'static str) -> Result<(), Syntax> {
-        if self.next_token() == wanted && wanted != END {
+    pub(crate) fn expect(&mut self, expected: u8, what: &'static str) -> Result<(), ParseJsonError> {
+        if self.next_token() == expected && expected != END {
             self.at += 1;
             Ok(())
         } else {
@@ -148,116 +152,119 @@ impl<'a> Scanner<'a> {
         }
     }
 
-    /// The string whose opening quote is here.
+    /// Scans the string whose opening quote is the next byte.
     #[inline]
-    pub(crate) fn string(&mut self) -> Result<Text, Syntax> {
-        debug_assert_eq!(self.peek(), b'"', "BUG: no string here");
+    pub(crate) fn string(&mut self) -> Result<JsonString, ParseJsonError> {
+        debug_assert_eq!(self.peek(), b'"', "BUG: the next byte is not a quote");
         let start = self.at + 1;
         self.at = find_special(self.bytes, start);
         if self.peek() == b'"' {
             let end = self.at;
             self.at += 1;
-            return Ok(Text { start, end, bytes: end - start, fault: None });
+            return Ok(JsonString { start, end, bytes: end - start, violation: None });
         }
         self.string_with_escapes(start)
     }
 
     #[cold]
-    fn string_with_escapes(&mut self, start: usize) -> Result<Text, Syntax> {
+    fn string_with_escapes(&mut self, start: usize) -> Result<JsonString, ParseJsonError> {
         let mut saved = 0;
-        let mut fault = None;
+        let mut violation = None;
         loop {
             match self.peek() {
                 b'"' => {
                     let end = self.at;
                     self.at += 1;
-                    return Ok(Text { start, end, bytes: end - start - saved, fault });
+                    return Ok(JsonString { start, end, bytes: end - start - saved, violation });
                 }
                 b'\\' => {
                     let escape = Escape::read(&self.bytes[self.at..])
-                        .ok_or_else(|| self.error("a bad escape in a string"))?;
-                    fault = fault.or(escape.fault);
+                        .ok_or_else(|| self.error("invalid escape in a string"))?;
+                    violation = violation.or(escape.violation);
                     saved += escape.length - escape.char.len_utf8();
                     self.at += escape.length;
                 }
-                _ if self.done() => return Err(self.error("")),
-                _ => return Err(self.error("a control character in a string, which must be escaped,")),
+                _ if self.is_at_end() => return Err(self.error("")),
+                _ => return Err(self.error("unescaped control character in a string")),
             }
             self.at = find_special(self.bytes, self.at);
         }
     }
 
-    /// The value that begins here, of any kind and depth.
+    /// Scans a value of any type and depth that begins with the next byte.
     #[inline]
-    pub(crate) fn value(&mut self) -> Result<Value, Syntax> {
+    pub(crate) fn value(&mut self) -> Result<JsonValue, ParseJsonError> {
         let start = self.at;
-        let mut findings = Findings::default();
-        let mut open = Open::default();
+        let mut findings = ValueFindings::default();
+        let mut containers = ContainerStack::default();
         'value: loop {
             match self.peek() {
-                b'"' => findings.note(self.string()?.fault),
+                b'"' => findings.record(self.string()?.violation),
                 b'-' | b'0'..=b'9' => self.number(&mut findings)?,
                 b'{' => {
-                    open.push(true, &mut findings);
+                    containers.push(true, &mut findings);
                     self.at += 1;
                     if self.next_token() != b'}' {
                         self.key(&mut findings)?;
                         continue 'value;
                     }
-                    open.pop();
+                    containers.pop();
                     self.at += 1;
                 }
                 b'[' => {
-                    open.push(false, &mut findings);
+                    containers.push(false, &mut findings);
                     self.at += 1;
                     if self.next_token() != b']' {
                         continue 'value;
                     }
-                    open.pop();
+                    containers.pop();
                     self.at += 1;
                 }
-                b't' => self.word(b"true")?,
-                b'f' => self.word(b"false")?,
-                b'n' => self.word(b"null")?,
+                b't' => self.literal(b"true")?,
+                b'f' => self.literal(b"false")?,
+                b'n' => self.literal(b"null")?,
                 _ => return Err(self.error("a value was expected")),
             }
-            // After a value: close what ends here, until another value must follow.
-            while open.depth > 0 {
+            // After a value: close containers until another value must follow.
+            while containers.depth > 0 {
                 let token = self.next_token();
                 if token == b',' {
                     self.at += 1;
                     self.next_token();
-                    if open.in_object() {
+                    if containers.in_object() {
                         self.key(&mut findings)?;
                     }
                     continue 'value;
                 }
-                if token != if open.in_object() { b'}' } else { b']' } {
-                    let what =
-                        if open.in_object() { "',' or '}' was expected" } else { "',' or ']' was expected" };
+                if token != if containers.in_object() { b'}' } else { b']' } {
+                    let what = if containers.in_object() {
+                        "',' or '}' was expected"
+                    } else {
+                        "',' or ']' was expected"
+                    };
                     return Err(self.error(what));
                 }
-                open.pop();
+                containers.pop();
                 self.at += 1;
             }
-            return Ok(Value { start, end: self.at, fault: findings.fault });
+            return Ok(JsonValue { start, end: self.at, violation: findings.violation });
         }
     }
 
-    /// A key with its colon, up to the value.
+    /// Scans a key, its colon and the white space before the value.
     #[inline]
-    fn key(&mut self, findings: &mut Findings) -> Result<(), Syntax> {
+    fn key(&mut self, findings: &mut ValueFindings) -> Result<(), ParseJsonError> {
         if self.peek() != b'"' {
             return Err(self.error("a key in double quotes was expected"));
         }
-        findings.note(self.string()?.fault);
+        findings.record(self.string()?.violation);
         self.expect(b':', "':' was expected")?;
         self.next_token();
         Ok(())
     }
 
     #[inline]
-    fn word(&mut self, word: &'static [u8]) -> Result<(), Syntax> {
+    fn literal(&mut self, word: &'static [u8]) -> Result<(), ParseJsonError> {
         if self.bytes[self.at..].starts_with(word) {
             self.at += word.len();
             return Ok(());
@@ -266,7 +273,7 @@ impl<'a> Scanner<'a> {
     }
 
     #[inline]
-    fn number(&mut self, findings: &mut Findings) -> Result<(), Syntax> {
+    fn number(&mut self, findings: &mut ValueFindings) -> Result<(), ParseJsonError> {
         let start = self.at;
         if self.peek() == b'-' {
             self.at += 1;
@@ -277,16 +284,20 @@ impl<'a> Scanner<'a> {
             self.at = whole.0;
             return Err(self.error("a number with a leading zero"));
         }
-        // Plain integers of sane size are done; the rest is measured.
-        if !matches!(self.peek(), b'.' | b'e' | b'E') && self.at - start <= number::DIGITS_PLAIN_MAX {
+        // An integer without exponent and of at most this length is in range.
+        if !matches!(self.peek(), b'.' | b'e' | b'E') && self.at - start <= number::DIGITS_UNCHECKED_MAX {
             return Ok(());
         }
-        self.number_measured(whole, findings)
+        self.number_checked(whole, findings)
     }
 
     #[cold]
-    fn number_measured(&mut self, whole: (usize, usize), findings: &mut Findings) -> Result<(), Syntax> {
-        let mut number = number::Number { whole: self.slice(whole.0, whole.1), ..Default::default() };
+    fn number_checked(
+        &mut self,
+        whole: (usize, usize),
+        findings: &mut ValueFindings,
+    ) -> Result<(), ParseJsonError> {
+        let mut number = number::JsonNumber { whole: self.slice(whole.0, whole.1), ..Default::default() };
         if self.peek() == b'.' {
             self.at += 1;
             let (from, to) = self.digits()?;
@@ -301,21 +312,21 @@ impl<'a> Scanner<'a> {
             let (from, to) = self.digits()?;
             number.exponent = self.slice(from, to);
         }
-        match number.expansion() {
-            None => findings.note(Some(Fault::NumberRange)),
+        match number.expansion_digits() {
+            None => findings.record(Some(JsonViolation::NumberRange)),
             Some(digits) => {
                 findings.expansion = findings.expansion.saturating_add(digits);
                 if findings.expansion > number::EXPANSION_DIGITS_MAX {
-                    findings.note(Some(Fault::NumberExpansion));
+                    findings.record(Some(JsonViolation::NumberExpansion));
                 }
             }
         }
         Ok(())
     }
 
-    /// One digit or more: from where to where.
+    /// Scans one or more digits; returns their start and end.
     #[inline]
-    fn digits(&mut self) -> Result<(usize, usize), Syntax> {
+    fn digits(&mut self) -> Result<(usize, usize), ParseJsonError> {
         let start = self.at;
         while self.peek().is_ascii_digit() {
             self.at += 1;
@@ -324,36 +335,36 @@ impl<'a> Scanner<'a> {
     }
 }
 
-/// What was found in a value so far: the first fault counts.
+/// Findings in a value so far. Only the first violation is kept.
 #[derive(Default)]
-struct Findings {
-    fault: Option<Fault>,
+struct ValueFindings {
+    violation: Option<JsonViolation>,
     expansion: u64,
 }
 
-impl Findings {
+impl ValueFindings {
     #[inline]
-    fn note(&mut self, fault: Option<Fault>) {
-        if fault.is_some() && self.fault.is_none() {
-            self.fault = fault;
+    fn record(&mut self, violation: Option<JsonViolation>) {
+        if violation.is_some() && self.violation.is_none() {
+            self.violation = violation;
         }
     }
 }
 
-/// The containers that are open, a bit each, objects 1: the innermost 64 in a word, those further out in a
-/// vector, which only documents that will be refused ever fill.
+/// The stack of open containers, one bit each, 1 for an object. `kinds` holds the innermost 64;
+/// `outer` holds the others, and only documents that exceed the depth bound use it.
 #[derive(Default)]
-struct Open {
+struct ContainerStack {
     kinds: u64,
     depth: u32,
     outer: Vec<u64>,
 }
 
-impl Open {
+impl ContainerStack {
     #[inline]
-    fn push(&mut self, object: bool, findings: &mut Findings) {
+    fn push(&mut self, object: bool, findings: &mut ValueFindings) {
         if self.depth >= METADATA_DEPTH_MAX {
-            findings.note(Some(Fault::Depth));
+            findings.record(Some(JsonViolation::Depth));
             if self.depth.is_multiple_of(u64::BITS) {
                 self.outer.push(self.kinds);
             }
@@ -367,7 +378,7 @@ impl Open {
         self.depth -= 1;
         self.kinds >>= 1;
         if self.depth >= METADATA_DEPTH_MAX && self.depth.is_multiple_of(u64::BITS) {
-            self.kinds = self.outer.pop().expect("BUG: a word was put aside at this depth");
+            self.kinds = self.outer.pop().expect("BUG: push saved a word at this depth");
         }
     }
 
@@ -377,5 +388,5 @@ impl Open {
     }
 }
 
-// The words of `Open` are put aside at multiples of 64 from the bound on.
+// `ContainerStack` moves words to `outer` at multiples of 64, beginning at the depth bound.
 const _: () = assert!(METADATA_DEPTH_MAX == u64::BITS);

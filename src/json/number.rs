@@ -1,31 +1,34 @@
-//! Whether PostgreSQL's `numeric` takes a number, which is what `jsonb` keeps numbers as. Decided from the digits
-//! alone, in linear time, as its `set_var_from_str` and `make_result` decide it (measured against PostgreSQL 15).
+//! Checks whether a number is in the range of PostgreSQL's `numeric`, the type in which `jsonb`
+//! stores numbers. The check uses only the digits, takes linear time and follows PostgreSQL's
+//! `set_var_from_str` and `make_result` (verified against PostgreSQL 15).
 
-/// Digits of a number that are beyond doubt: it needs no measuring.
-pub(super) const DIGITS_PLAIN_MAX: usize = 16_383;
+/// An integer of at most this many digits is in range; it needs no further check.
+pub(super) const DIGITS_UNCHECKED_MAX: usize = 16_383;
 /// 4 x 32,768 digits: the weight of a `numeric` is 16 bits of base 10,000.
 pub(super) const DIGITS_BEFORE_POINT_MAX: i64 = 131_072;
 /// The scale of a `numeric` is 14 bits.
 pub(super) const DIGITS_AFTER_POINT_MAX: i64 = 16_383;
-/// PostgreSQL refuses an exponent of this size whatever the digits are, even on zero.
+/// PostgreSQL refuses an exponent of this size for any digits, even for zero.
 const EXPONENT_END: i64 = i32::MAX as i64 / 2;
 
-/// Digits that exponents may add to the numbers of one value. `1e131071` takes 8 bytes and reads back as 131,072;
-/// unbounded, 64 KiB of them would come back as a gigabyte. Two of the largest pass.
+/// Maximum digits that exponents may add to the numbers of one value. `1e131071` takes 8 bytes, but
+/// PostgreSQL returns it as 131,072 digits; without a bound, 64 KiB of such numbers would be read
+/// back as a gigabyte. Two of the largest numbers are allowed.
 pub(super) const EXPANSION_DIGITS_MAX: u64 = 2 * (131_072 + 16_383);
 
-/// A number by its parts, all digits, the sign left out.
+/// The parts of a number as digits, without the sign.
 #[derive(Clone, Copy, Debug, Default)]
-pub(super) struct Number<'a> {
+pub(super) struct JsonNumber<'a> {
     pub(super) whole: &'a [u8],
     pub(super) fraction: &'a [u8],
     pub(super) exponent: &'a [u8],
     pub(super) exponent_negative: bool,
 }
 
-impl Number<'_> {
-    /// The digits it has in full beyond those written. None when it is out of range.
-    pub(super) fn expansion(&self) -> Option<u64> {
+impl JsonNumber<'_> {
+    /// The number of digits that the exponent adds to those written. None if the number is out of
+    /// range.
+    pub(super) fn expansion_digits(&self) -> Option<u64> {
         let exponent = self.exponent();
         if exponent.abs() >= EXPONENT_END {
             return None;
@@ -42,7 +45,7 @@ impl Number<'_> {
         Some(u64::try_from(before.max(0) + after - whole - fraction).unwrap_or(0))
     }
 
-    /// Saturates far above what is in range.
+    /// The exponent's value. Saturates far outside the range.
     fn exponent(&self) -> i64 {
         let size = self
             .exponent

@@ -1,16 +1,17 @@
-//! JSON strings to text and back. Knows nothing of what the text means.
+//! Escapes and unescapes JSON strings.
 
-use super::Fault;
+use super::JsonViolation;
 use super::scan::find_special;
 
-/// Appends what stands between the quotes of a JSON string that the scanner has accepted, unescaped.
+/// Unescapes `raw`, the bytes between the quotes of a JSON string, and appends them. The scanner
+/// must have accepted the string.
 pub fn unescape(out: &mut Vec<u8>, mut raw: &[u8]) {
     loop {
         let at = find_special(raw, 0);
         out.extend_from_slice(&raw[..at]);
         raw = &raw[at..];
         let Some(escape) = Escape::read(raw) else {
-            debug_assert!(raw.is_empty(), "BUG: the scanner accepted a bad escape");
+            debug_assert!(raw.is_empty(), "BUG: the scanner accepted an invalid escape");
             return;
         };
         out.extend_from_slice(escape.char.encode_utf8(&mut [0; 4]).as_bytes());
@@ -18,7 +19,7 @@ pub fn unescape(out: &mut Vec<u8>, mut raw: &[u8]) {
     }
 }
 
-/// Appends `text` as a JSON string, quotes and all.
+/// Appends `text` as a JSON string with quotes.
 pub fn quote(out: &mut Vec<u8>, text: &str) {
     const HEX: &[u8; 16] = b"0123456789abcdef";
     let mut rest = text.as_bytes();
@@ -42,8 +43,9 @@ pub fn quote(out: &mut Vec<u8>, text: &str) {
     out.push(b'"');
 }
 
-/// The beginning of `text`, for an echo that never holds a whole value of any size.
-pub fn shorten(text: &str, bytes_max: usize) -> String {
+/// `text`, truncated to `bytes_max` bytes at a character boundary and marked with `...`. Bounds the
+/// size of values echoed in error messages.
+pub fn truncate(text: &str, bytes_max: usize) -> String {
     if text.len() <= bytes_max {
         return text.to_owned();
     }
@@ -53,14 +55,14 @@ pub fn shorten(text: &str, bytes_max: usize) -> String {
 
 /// One escape sequence.
 pub(super) struct Escape {
-    /// Bytes it takes, backslash and all; twelve for a surrogate pair.
+    /// Bytes of the sequence, including the backslash; twelve for a surrogate pair.
     pub(super) length: usize,
     pub(super) char: char,
-    pub(super) fault: Option<Fault>,
+    pub(super) violation: Option<JsonViolation>,
 }
 
 impl Escape {
-    /// The escape that `bytes` begin with. None when it is none that JSON knows.
+    /// Parses the escape sequence at the start of `bytes`. None if it is not valid JSON.
     pub(super) fn read(bytes: &[u8]) -> Option<Self> {
         let char = match bytes.get(1)? {
             b'u' => return Self::unicode(bytes),
@@ -72,19 +74,23 @@ impl Escape {
             byte @ (b'"' | b'\\' | b'/') => char::from(*byte),
             _ => return None,
         };
-        Some(Self { length: 2, char, fault: None })
+        Some(Self { length: 2, char, violation: None })
     }
 
     fn unicode(bytes: &[u8]) -> Option<Self> {
         let unit = unit(bytes)?;
         if let Some(char) = char::from_u32(unit) {
-            return Some(Self { length: 6, char, fault: (unit == 0).then_some(Fault::Nul) });
+            return Some(Self { length: 6, char, violation: (unit == 0).then_some(JsonViolation::Nul) });
         }
         let low =
             if unit < 0xdc00 { self::unit(&bytes[6..]).filter(|low| low & 0xfc00 == 0xdc00) } else { None };
         Some(match low.and_then(|low| char::from_u32(0x1_0000 + ((unit & 0x3ff) << 10 | (low & 0x3ff)))) {
-            Some(char) => Self { length: 12, char, fault: None },
-            None => Self { length: 6, char: char::REPLACEMENT_CHARACTER, fault: Some(Fault::LoneSurrogate) },
+            Some(char) => Self { length: 12, char, violation: None },
+            None => Self {
+                length: 6,
+                char: char::REPLACEMENT_CHARACTER,
+                violation: Some(JsonViolation::LoneSurrogate),
+            },
         })
     }
 }
@@ -101,17 +107,17 @@ mod tests {
     use proptest::prelude::*;
 
     #[test]
-    fn an_echo_is_cut_between_characters() {
-        assert_eq!(shorten("abc", 3), "abc");
-        assert_eq!(shorten("abcd", 3), "abc...");
-        assert_eq!(shorten("ab\u{e9}", 3), "ab...");
-        assert_eq!(shorten("\u{1f600}", 3), "...");
-        assert_eq!(shorten("", 0), "");
+    fn truncate_cuts_at_a_character_boundary() {
+        assert_eq!(truncate("abc", 3), "abc");
+        assert_eq!(truncate("abcd", 3), "abc...");
+        assert_eq!(truncate("ab\u{e9}", 3), "ab...");
+        assert_eq!(truncate("\u{1f600}", 3), "...");
+        assert_eq!(truncate("", 0), "");
     }
 
     proptest! {
         #[test]
-        fn any_text_is_quoted_and_reads_back(text in any::<String>()) {
+        fn quoted_text_unescapes_to_the_original(text in any::<String>()) {
             let mut quoted = Vec::new();
             quote(&mut quoted, &text);
             prop_assert_eq!(sonic_rs::from_slice::<String>(&quoted).unwrap(), text.clone());

@@ -1,58 +1,57 @@
-//! What is stored, by service and hour, as it was a few seconds ago. A thread of its own asks for it, so that a scrape
-//! never does.
+//! Stored events by service and hour, at most a few seconds old. A background thread reads them
+//! from the database, so that a scrape does not.
 
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use crossbeam::channel::{Receiver, RecvTimeoutError};
 
-use super::rates::float;
+use super::rates::to_f64;
 use crate::clock::Clock;
-use crate::event::Timestamp;
-use crate::lifecycle::{Lifecycle, Phase};
-use crate::storage::breaker::State;
+use crate::event::{HOUR_MICROS, Timestamp};
+use crate::lifecycle::{Lifecycle, LifecyclePhase};
+use crate::storage::breaker::BreakerState;
 use crate::storage::{Breaker, EventRepository, Totals};
 
-/// Services that have a figure of their own; the others share one.
+/// Services with a series of their own; all others share one.
 const SERVICES_MAX: u16 = 50;
-/// The name that the others share.
+/// The label of the shared series.
 const OTHER: &str = "other";
-const EVERY: Duration = Duration::from_secs(5);
-/// How soon to look again while the server starts.
-const EARLY: Duration = Duration::from_millis(200);
-/// With very many services and hours the counts take a while to add up: it may take a twentieth of the time, no more.
-const PAUSE_PER_WORK: u32 = 20;
-const HOUR_MICROS: i64 = 3_600_000_000;
-
-/// The figures, once there are any.
+const REFRESH_INTERVAL: Duration = Duration::from_secs(5);
+/// Interval while the server starts.
+const STARTUP_INTERVAL: Duration = Duration::from_millis(200);
+/// Minimum ratio of idle time to query time: with very many services and hours the query is slow
+/// and must not take more than a twentieth of the time.
+const IDLE_PER_BUSY: u32 = 20;
+/// The latest business metrics.
 #[derive(Debug, Default)]
-pub struct Business {
-    latest: Mutex<Option<Arc<BusinessFigures>>>,
+pub struct BusinessCache {
+    latest: Mutex<Option<Arc<BusinessMetrics>>>,
 }
 
-/// Of all events in the table, whichever server stored them.
+/// Counts of all events in the table, stored by any server.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub struct BusinessFigures {
+pub struct BusinessMetrics {
     pub as_of: Timestamp,
-    /// Grows with the table and, unlike it, does not shrink when old days are dropped.
-    pub counted: u64,
+    /// Monotonic: grows with the table and does not shrink when partitions are dropped.
+    pub cumulative: u64,
     pub total: u64,
-    /// Most first. What is called "other" comes last and holds what the largest leave.
+    /// Largest first; the shared series "other" is last.
     pub services: Vec<(String, u64)>,
     pub last_24h: u64,
     pub last_hour: u64,
-    /// The last 24 hours that have begun, oldest first, those without events left out.
+    /// The current hour and the 23 before it, oldest first, without hours that have no events.
     pub hours: Vec<(Timestamp, u64)>,
 }
 
-impl BusinessFigures {
+impl BusinessMetrics {
     fn new(totals: Totals, now: Timestamp, before: Option<&Self>) -> Self {
         let counted = before
-            .map_or(totals.events, |before| before.counted + totals.events.saturating_sub(before.total));
+            .map_or(totals.events, |before| before.cumulative + totals.events.saturating_sub(before.total));
         let named: u64 = totals.services.iter().map(|(_, events)| events).sum();
         let mut services = totals.services;
         let mut other = totals.events.saturating_sub(named);
-        // A service of that very name must not make a second series of the same labels.
+        // A service named "other" must not create a second series with the same labels.
         services.retain(|(service, events)| {
             let keep = service != OTHER;
             if !keep {
@@ -63,22 +62,23 @@ impl BusinessFigures {
         if other > 0 {
             services.push((OTHER.to_owned(), other));
         }
-        let (last_hour, last_24h) = (within(&totals.hours, now, 1), within(&totals.hours, now, 24));
+        let (last_hour, last_24h) =
+            (events_within(&totals.hours, now, 1), events_within(&totals.hours, now, 24));
         let mut hours = totals.hours;
         let first = now.micros().div_euclid(HOUR_MICROS) * HOUR_MICROS - 23 * HOUR_MICROS;
         hours.retain(|(hour, _)| (first..=now.micros()).contains(&hour.micros()));
-        Self { as_of: now, counted, total: totals.events, services, last_24h, last_hour, hours }
+        Self { as_of: now, cumulative: counted, total: totals.events, services, last_24h, last_hour, hours }
     }
 
-    /// Events a minute, over the last hour.
+    /// Events per minute over the last hour.
     pub fn per_minute(&self) -> f64 {
-        float(self.last_hour) / 60.0
+        to_f64(self.last_hour) / 60.0
     }
 }
 
-/// Events of the last `span` hours. Counts are kept by the hour, so the hour that lies only partly within counts by
-/// the part that does.
-fn within(hours: &[(Timestamp, u64)], now: Timestamp, span: i64) -> u64 {
+/// Events of the last `span` hours. The counters have a resolution of one hour, so an hour partly
+/// within the span counts in proportion.
+fn events_within(hours: &[(Timestamp, u64)], now: Timestamp, span: i64) -> u64 {
     let edge = now.micros() - span * HOUR_MICROS;
     let sum: f64 = hours
         .iter()
@@ -87,7 +87,7 @@ fn within(hours: &[(Timestamp, u64)], now: Timestamp, span: i64) -> u64 {
             let inside = (hour.micros() + HOUR_MICROS - edge).clamp(0, HOUR_MICROS);
             #[expect(clippy::cast_precision_loss, reason = "an hour has far fewer than 2^52 microseconds")]
             let share = inside as f64 / HOUR_MICROS as f64;
-            float(*events) * share
+            to_f64(*events) * share
         })
         .sum();
     #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a sum of counts")]
@@ -95,35 +95,35 @@ fn within(hours: &[(Timestamp, u64)], now: Timestamp, span: i64) -> u64 {
     rounded
 }
 
-impl Business {
-    /// None until the database has been asked once.
-    pub fn latest(&self) -> Option<Arc<BusinessFigures>> {
+impl BusinessCache {
+    /// None before the first successful read.
+    pub fn latest(&self) -> Option<Arc<BusinessMetrics>> {
         self.lock().clone()
     }
 
-    fn put(&self, totals: Totals, now: Timestamp) {
+    fn update(&self, totals: Totals, now: Timestamp) {
         let before = self.latest();
-        let figures = Arc::new(BusinessFigures::new(totals, now, before.as_deref()));
-        *self.lock() = Some(figures);
+        let metrics = Arc::new(BusinessMetrics::new(totals, now, before.as_deref()));
+        *self.lock() = Some(metrics);
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, Option<Arc<BusinessFigures>>> {
-        self.latest.lock().expect("BUG: nothing panics while it holds the figures")
+    fn lock(&self) -> std::sync::MutexGuard<'_, Option<Arc<BusinessMetrics>>> {
+        self.latest.lock().expect("BUG: nothing panics while it holds the metrics")
     }
 }
 
-/// Keeps the figures fresh.
+/// Refreshes the business metrics.
 #[derive(Debug)]
-pub struct Counting {
-    pub business: Arc<Business>,
+pub struct BusinessCollector {
+    pub business: Arc<BusinessCache>,
     pub repository: Arc<dyn EventRepository>,
     pub breaker: Arc<Breaker>,
     pub lifecycle: Lifecycle,
     pub clock: Clock,
 }
 
-impl Counting {
-    /// Runs until the other end of `stop` is dropped.
+impl BusinessCollector {
+    /// Runs until the sender of `stop` is dropped.
     pub fn run(&self, stop: &Receiver<()>) {
         loop {
             let wait = self.tick();
@@ -133,22 +133,23 @@ impl Counting {
         }
     }
 
-    /// Asks once, and says how long to wait. It only looks: whether the database is well is for others to judge.
+    /// Reads once and returns the time to wait. Reads the breaker's state but does not report to
+    /// it.
     fn tick(&self) -> Duration {
-        if self.lifecycle.phase() == Phase::Starting {
-            return EARLY;
+        if self.lifecycle.phase() == LifecyclePhase::Starting {
+            return STARTUP_INTERVAL;
         }
-        if self.breaker.state() != State::Closed {
-            return EVERY;
+        if self.breaker.state() != BreakerState::Closed {
+            return REFRESH_INTERVAL;
         }
         let started = self.clock.now();
         let now = self.clock.wall();
         let since = Timestamp::from_micros(now.micros() - 25 * HOUR_MICROS);
         match self.repository.totals(since, SERVICES_MAX) {
-            Ok(totals) => self.business.put(totals, now),
-            Err(error) => log::debug!("business figures stay as they are: {error}"),
+            Ok(totals) => self.business.update(totals, now),
+            Err(error) => log::debug!("business metrics not refreshed: {error}"),
         }
-        EVERY.max(self.clock.now().since(started) * PAUSE_PER_WORK)
+        REFRESH_INTERVAL.max(self.clock.now().since(started) * IDLE_PER_BUSY)
     }
 }
 
@@ -157,7 +158,7 @@ mod tests {
     use super::*;
 
     const HOUR: i64 = 100 * HOUR_MICROS;
-    /// A quarter past.
+    /// 15 minutes past the hour.
     const NOW: Timestamp = Timestamp::from_micros(HOUR + HOUR_MICROS / 4);
 
     fn totals(events: u64, services: &[(&str, u64)], hours: &[(i64, u64)]) -> Totals {
@@ -172,31 +173,31 @@ mod tests {
     }
 
     #[test]
-    fn the_hour_that_is_partly_within_counts_by_its_part() {
+    fn partly_covered_hour_counts_in_proportion() {
         let hours = [(25, 1000), (24, 100), (23, 7), (2, 1000), (1, 100), (0, 10), (-1, 5)];
-        let figures = BusinessFigures::new(totals(2222, &[], &hours), NOW, None);
-        assert_eq!(figures.last_hour, 75 + 10);
-        assert_eq!(figures.last_24h, 75 + 7 + 1000 + 100 + 10);
-        assert_eq!(figures.hours.len(), 4, "{:?}", figures.hours);
+        let metrics = BusinessMetrics::new(totals(2222, &[], &hours), NOW, None);
+        assert_eq!(metrics.last_hour, 75 + 10);
+        assert_eq!(metrics.last_24h, 75 + 7 + 1000 + 100 + 10);
+        assert_eq!(metrics.hours.len(), 4, "{:?}", metrics.hours);
     }
 
     #[test]
-    fn services_beyond_the_largest_share_a_figure_with_one_of_their_name() {
-        let figures =
-            BusinessFigures::new(totals(100, &[("a", 50), ("other", 20), ("b", 10)], &[]), NOW, None);
-        let services: Vec<_> = figures.services.iter().map(|(name, n)| (name.as_str(), *n)).collect();
+    fn services_beyond_the_largest_share_one_series_with_a_service_named_other() {
+        let metrics =
+            BusinessMetrics::new(totals(100, &[("a", 50), ("other", 20), ("b", 10)], &[]), NOW, None);
+        let services: Vec<_> = metrics.services.iter().map(|(name, n)| (name.as_str(), *n)).collect();
         assert_eq!(services, [("a", 50), ("b", 10), ("other", 40)]);
-        let few = BusinessFigures::new(totals(50, &[("a", 50)], &[]), NOW, None);
+        let few = BusinessMetrics::new(totals(50, &[("a", 50)], &[]), NOW, None);
         assert_eq!(few.services.len(), 1);
     }
 
     #[test]
-    fn the_counter_never_goes_back() {
-        let business = Business::default();
+    fn cumulative_count_never_decreases() {
+        let business = BusinessCache::default();
         for (total, counted) in [(100, 100), (150, 150), (40, 150), (45, 155)] {
-            business.put(totals(total, &[], &[]), NOW);
-            let figures = business.latest().unwrap();
-            assert_eq!((figures.total, figures.counted), (total, counted));
+            business.update(totals(total, &[], &[]), NOW);
+            let metrics = business.latest().unwrap();
+            assert_eq!((metrics.total, metrics.cumulative), (total, counted));
         }
     }
 }

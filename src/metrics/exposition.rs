@@ -1,6 +1,6 @@
-//! The figures as Prometheus reads them (text format 0.0.4) and as JSON.
+//! Encodes a snapshot of all metrics as Prometheus text (0.0.4), OpenMetrics or JSON.
 //!
-//! The names are a contract with dashboards and alerts; `View` says where each figure comes from.
+//! Metric names are a contract with dashboards and alerts.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -10,51 +10,51 @@ use prometheus::proto::MetricFamily;
 use prometheus::{Encoder, TextEncoder};
 use serde::Serialize;
 
-use super::business::BusinessFigures;
-use super::family::{Value, family};
-use super::history::Entry;
-use super::http::{HttpFigures, Requests};
-use super::ledger::{Balance, Reason};
+use super::business::BusinessMetrics;
+use super::family::{MetricValue, family};
+use super::gateway::GatewayMetrics;
+use super::history::HistoryEntry;
+use super::http::{HttpMetrics, RequestCounts};
+use super::journal::{JournalMetrics, JournalOp};
+use super::ledger::{Balance, DropReason};
 use super::openmetrics;
-use super::rates::{Rates, float};
-use super::retention::RetentionFigures;
-use super::writer::WriterFigures;
+use super::rates::{WindowRates, to_f64};
+use super::retention::RetentionMetrics;
+use super::writer::WriterMetrics;
 use crate::event::Timestamp;
-use crate::gateway::Gateway;
-use crate::http::Shared;
-use crate::journal::{Figures as JournalFigures, Op};
+use crate::http::ConnectionStats;
 
-/// How the figures are written.
+/// Encoding of the metrics.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Form {
+pub enum MetricsFormat {
     /// Prometheus text format 0.0.4.
     Text,
     /// `OpenMetrics` 1.0.
     OpenMetrics,
-    /// The buffer's and the writer's alone.
+    /// The metrics of buffer, writer and ledger only.
     Json,
 }
 
-/// What lies in the journal only.
+/// Events that are in the journal only.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct Spilled {
+pub struct SpillMetrics {
     pub events: u64,
     pub bytes: u64,
     pub bytes_max: u64,
     pub events_total: u64,
 }
 
-/// All figures at one moment.
+/// All metrics at one point in time.
 #[derive(Clone, Copy, Debug)]
-pub struct View<'a> {
+pub struct MetricsSnapshot<'a> {
     pub wall: Timestamp,
     pub balance: Balance,
-    /// Events the buffer holds at most.
+    /// Maximum number of events in the buffer.
     pub capacity: usize,
     pub bytes: usize,
     pub bytes_max: usize,
     pub utilization_percent: f64,
-    pub rates: Rates,
+    pub rates: WindowRates,
     /// 2 healthy, 1 degraded, 0 critical.
     pub buffer_health: u8,
     pub health: u8,
@@ -62,29 +62,32 @@ pub struct View<'a> {
     /// 0 closed, 1 half-open, 2 open.
     pub breaker: u8,
     pub breaker_transitions: u64,
-    /// What the buffer holds by its own count, with what is spilled: it must be what the ledger has not settled.
+    /// Buffered and spilled events by the buffer's own count. Must equal the ledger's `buffered`.
     pub occupied: u64,
-    pub spill: Spilled,
-    /// Free, and in all, on the disk of the data directory; zeros when not known.
+    pub spill: SpillMetrics,
+    /// Free and total bytes of the data directory's file system; zeros if unknown.
     pub disk_bytes: (u64, u64),
-    pub business: Option<&'a BusinessFigures>,
-    pub connections: &'a Shared,
+    pub business: Option<&'a BusinessMetrics>,
+    pub connections: &'a ConnectionStats,
     pub since_enqueue: Option<Duration>,
     pub since_drain: Option<Duration>,
-    pub writer: &'a WriterFigures,
-    pub http: &'a HttpFigures,
-    pub retention: &'a RetentionFigures,
+    pub writer: &'a WriterMetrics,
+    pub http: &'a HttpMetrics,
+    pub retention: &'a RetentionMetrics,
     pub cluster_restarts: u64,
-    pub journal: &'a JournalFigures,
-    pub gateway: &'a Gateway,
+    pub journal: &'a JournalMetrics,
+    pub gateway: &'a GatewayMetrics,
+    /// Whether pushes are forwarded to a Pushgateway; only then the metrics of forwarding are
+    /// shown.
+    pub is_forwarding: bool,
 }
 
-impl View<'_> {
-    pub fn written(&self, form: Form) -> Vec<u8> {
+impl MetricsSnapshot<'_> {
+    pub fn encode(&self, form: MetricsFormat) -> Vec<u8> {
         match form {
-            Form::Text => self.text(),
-            Form::OpenMetrics => openmetrics::encode(&self.families()).into_bytes(),
-            Form::Json => self.json(),
+            MetricsFormat::Text => self.text(),
+            MetricsFormat::OpenMetrics => openmetrics::encode(&self.families()).into_bytes(),
+            MetricsFormat::Json => self.json(),
         }
     }
 
@@ -97,43 +100,48 @@ impl View<'_> {
     }
 
     fn families(&self) -> Vec<MetricFamily> {
-        let mut families = self.plain();
-        families.extend(self.retention());
-        families.push(self.dropped());
-        families.extend(journal(self.journal));
-        families.extend(self.spilled());
-        families.extend(self.gateway.figures.families(self.gateway.forwards()));
+        let mut families = self.ledger_families();
+        families.extend(self.operational_families());
+        families.extend(self.retention_families());
+        families.push(self.dropped_family());
+        families.extend(journal_families(self.journal));
+        families.extend(self.spill_families());
+        families.extend(self.gateway.families(self.is_forwarding));
         families.extend(self.writer.processing_ms.collect());
         families.extend(self.writer.insert_ms.collect());
-        families.extend(self.business.map(business).into_iter().flatten());
-        families.extend(self.connections());
-        families.extend(self.disk());
-        families.extend(self.requests());
+        families.extend(self.business.map(business_families).into_iter().flatten());
+        families.extend(self.connection_families());
+        families.extend(self.disk_families());
+        families.extend(self.request_families());
         families
     }
 
-    fn plain(&self) -> Vec<MetricFamily> {
+    /// The buffer and the ledger.
+    fn ledger_families(&self) -> Vec<MetricFamily> {
         let balance = self.balance;
-        let count = |count: u64| Value::Counter(float(count));
-        let loaded = |count: &AtomicU64| Value::Counter(float(count.load(Ordering::Relaxed)));
-        let gauge = Value::Gauge;
+        let count = |count: u64| MetricValue::Counter(to_f64(count));
+        let gauge = MetricValue::Gauge;
         [
-            ("buffer_size", "Events in the buffer and not yet committed.", gauge(float(self.size()))),
+            ("buffer_size", "Events in the buffer and not yet committed.", gauge(to_f64(self.size()))),
             (
                 "events_buffered",
                 "Events admitted and not yet committed, in the buffer or spilled to the journal.",
-                gauge(float(balance.buffered())),
+                gauge(to_f64(balance.buffered())),
             ),
-            ("buffer_capacity", "Events the buffer holds at most.", gauge(float(self.capacity as u64))),
+            (
+                "buffer_capacity",
+                "Maximum number of events in the buffer.",
+                gauge(to_f64(self.capacity as u64)),
+            ),
             (
                 "buffer_bytes",
                 "Bytes of the events admitted and not yet committed.",
-                gauge(float(self.bytes as u64)),
+                gauge(to_f64(self.bytes as u64)),
             ),
-            ("buffer_bytes_capacity", "Bytes the buffer holds at most.", gauge(float(self.bytes_max as u64))),
+            ("buffer_bytes_capacity", "Maximum bytes in the buffer.", gauge(to_f64(self.bytes_max as u64))),
             (
                 "buffer_utilization_percent",
-                "How full the buffer is, by events or by bytes, whichever is more.",
+                "Buffer utilization by events or by bytes, whichever is higher.",
                 gauge(self.utilization_percent),
             ),
             (
@@ -148,16 +156,20 @@ impl View<'_> {
                 count(balance.received),
             ),
             ("events_stored_total", "Events committed to the table.", count(balance.stored)),
-            ("events_duplicate_total", "Events that were stored already.", count(balance.duplicate)),
+            ("events_duplicate_total", "Events found stored already.", count(balance.duplicate)),
             (
                 "events_dead_total",
-                "Events that PostgreSQL refused, kept as dead letters.",
+                "Events that PostgreSQL rejected, stored as dead letters.",
                 count(balance.dead),
             ),
-            ("events_lost_total", "Spilled events that the disk has not kept.", count(balance.lost)),
+            (
+                "events_lost_total",
+                "Spilled events that could not be read back from the journal.",
+                count(balance.lost),
+            ),
             (
                 "events_drop_rate_percent",
-                "Valid events refused for want of room, of all valid ones, over the last 10 s.",
+                "Percentage of valid events rejected by a full buffer, over the last 10 s.",
                 gauge(self.rates.drop_percent),
             ),
             (
@@ -165,80 +177,97 @@ impl View<'_> {
                 "Events admitted per second, over the last 10 s.",
                 gauge(self.rates.received),
             ),
+        ]
+        .into_iter()
+        .map(|(name, help, value)| family(name, help, vec![(Vec::new(), value)]))
+        .collect()
+    }
+
+    /// The writer, the database and the process.
+    fn operational_families(&self) -> Vec<MetricFamily> {
+        let count = |count: u64| MetricValue::Counter(to_f64(count));
+        let loaded = |count: &AtomicU64| MetricValue::Counter(to_f64(count.load(Ordering::Relaxed)));
+        let gauge = MetricValue::Gauge;
+        [
             ("batches_processed_total", "Batches settled.", loaded(&self.writer.batches)),
             ("events_processed_total", "Events settled in batches.", loaded(&self.writer.events)),
             (
                 "batch_retries_total",
-                "Tries at the database that failed and were made again.",
+                "Database calls of the writer that failed and were retried.",
                 loaded(&self.writer.retries),
             ),
             (
                 "health_status",
-                "The server: 2 healthy, 1 degraded, 0 critical.",
+                "Health of the server: 2 healthy, 1 degraded, 0 critical.",
                 gauge(f64::from(self.health)),
             ),
             (
                 "database_connection_status",
-                "Whether the database answered when it was last asked: 1 yes, 0 no.",
+                "Whether the last health probe reached the database: 1 yes, 0 no.",
                 gauge(f64::from(u8::from(self.database_up))),
             ),
             (
                 "embedded_postgres_restarts_total",
-                "Starts of the private cluster after somebody else had ended it.",
+                "Restarts of the private cluster after it ended unexpectedly.",
                 count(self.cluster_restarts),
             ),
             ("circuit_breaker_state", "0 closed, 1 half-open, 2 open.", gauge(f64::from(self.breaker))),
             (
                 "circuit_breaker_transitions_total",
-                "Changes of the circuit breaker's state.",
+                "State transitions of the circuit breaker.",
                 count(self.breaker_transitions),
             ),
             (
                 "ledger_imbalance_events",
-                "Events by which ledger and buffer disagree. For a moment, under load, a few do.",
-                gauge(float(balance.buffered().abs_diff(self.occupied))),
+                "Difference between ledger and buffer in events. Briefly nonzero under load.",
+                gauge(to_f64(self.balance.buffered().abs_diff(self.occupied))),
             ),
             (
                 "process_cpu_usage_percent",
                 "CPU time over the last 10 s, in percent of one core.",
                 gauge(self.rates.cpu_percent),
             ),
-            ("process_memory_usage_bytes", "Resident memory.", gauge(float(self.rates.memory_bytes))),
+            ("process_memory_usage_bytes", "Resident memory.", gauge(to_f64(self.rates.memory_bytes))),
         ]
         .into_iter()
         .map(|(name, help, value)| family(name, help, vec![(Vec::new(), value)]))
         .collect()
     }
 
-    /// Of what is not committed, what is in memory.
+    /// Uncommitted events in memory.
     fn size(&self) -> u64 {
         self.balance.buffered() - self.spilled_events()
     }
 
-    /// The rest. Counts are read one after the other: they are made to add up.
+    /// Uncommitted events in the journal only. The counts are read one after the other, so the
+    /// result is bounded to add up with `size`.
     fn spilled_events(&self) -> u64 {
         let (buffered, spilled) = (self.balance.buffered(), self.spill.events);
         let beyond = buffered.saturating_sub(self.capacity as u64);
         if spilled == 0 { 0 } else { spilled.max(beyond).min(buffered) }
     }
 
-    fn spilled(&self) -> Vec<MetricFamily> {
+    fn spill_families(&self) -> Vec<MetricFamily> {
         [
             (
                 "journal_spilled_events",
-                "Events that lie in the journal only, since the buffer had no room.",
-                Value::Gauge(float(self.spilled_events())),
+                "Events in the journal only, spilled by a full buffer.",
+                MetricValue::Gauge(to_f64(self.spilled_events())),
             ),
-            ("journal_spilled_bytes", "Their bytes.", Value::Gauge(float(self.spill.bytes))),
+            (
+                "journal_spilled_bytes",
+                "Bytes of the events in the journal only.",
+                MetricValue::Gauge(to_f64(self.spill.bytes)),
+            ),
             (
                 "journal_spill_capacity_bytes",
-                "Bytes that may be spilled: SPILL_MAX_BYTES.",
-                Value::Gauge(float(self.spill.bytes_max)),
+                "Maximum bytes of spilled events: SPILL_MAX_BYTES.",
+                MetricValue::Gauge(to_f64(self.spill.bytes_max)),
             ),
             (
                 "journal_spill_events_total",
-                "Events ever spilled.",
-                Value::Counter(float(self.spill.events_total)),
+                "Events spilled.",
+                MetricValue::Counter(to_f64(self.spill.events_total)),
             ),
         ]
         .into_iter()
@@ -246,35 +275,34 @@ impl View<'_> {
         .collect()
     }
 
-    fn retention(&self) -> Vec<MetricFamily> {
-        let figures = self.retention;
-        let count =
-            |count: &std::sync::atomic::AtomicU64| Value::Counter(float(count.load(Ordering::Relaxed)));
-        let last = u64::try_from(figures.last_run_s.load(Ordering::Relaxed)).unwrap_or(0);
+    fn retention_families(&self) -> Vec<MetricFamily> {
+        let metrics = self.retention;
+        let count = |count: &AtomicU64| MetricValue::Counter(to_f64(count.load(Ordering::Relaxed)));
+        let last = u64::try_from(metrics.last_run_s.load(Ordering::Relaxed)).unwrap_or(0);
         [
-            ("retention_runs_total", "Sweeps that came to their end.", count(&figures.runs)),
-            ("retention_failures_total", "Sweeps that failed.", count(&figures.failures)),
+            ("retention_runs_total", "Sweeps completed.", count(&metrics.runs)),
+            ("retention_failures_total", "Sweeps that failed.", count(&metrics.failures)),
             (
                 "retention_events_deleted_total",
-                "Events removed as too old, with their partition or row by row.",
-                count(&figures.events),
+                "Expired events removed, with their partition or row by row.",
+                count(&metrics.events),
             ),
-            ("retention_dead_deleted_total", "Dead letters removed as too old.", count(&figures.dead)),
-            ("retention_partitions_dropped_total", "Partitions dropped.", count(&figures.partitions)),
+            ("retention_dead_deleted_total", "Expired dead letters removed.", count(&metrics.dead)),
+            ("retention_partitions_dropped_total", "Partitions dropped.", count(&metrics.partitions)),
             (
                 "events_default_moved_total",
-                "Events moved out of the default partition into those of their days.",
-                count(&figures.default_moved),
+                "Events moved from the default partition to the partitions of their days.",
+                count(&metrics.default_moved),
             ),
             (
                 "events_default_partition_rows",
-                "Events in the default partition, counted up to 10000; it is looked at every minute.",
-                Value::Gauge(float(figures.default_rows.load(Ordering::Relaxed))),
+                "Events in the default partition, counted up to 10000 once a minute.",
+                MetricValue::Gauge(to_f64(metrics.default_rows.load(Ordering::Relaxed))),
             ),
             (
                 "retention_last_run_timestamp_seconds",
-                "When the last sweep came to its end; 0 when none has.",
-                Value::Gauge(float(last)),
+                "End of the last completed sweep; 0: none.",
+                MetricValue::Gauge(to_f64(last)),
             ),
         ]
         .into_iter()
@@ -282,59 +310,57 @@ impl View<'_> {
         .collect()
     }
 
-    fn dropped(&self) -> MetricFamily {
-        let metrics = Reason::ALL
+    fn dropped_family(&self) -> MetricFamily {
+        let metrics = DropReason::ALL
             .into_iter()
             .zip(self.balance.dropped)
-            .map(|(reason, events)| (vec![("reason", reason.label())], Value::Counter(float(events))))
+            .map(|(reason, events)| (vec![("reason", reason.label())], MetricValue::Counter(to_f64(events))))
             .collect();
-        family("events_dropped_total", "Events refused at the edge, by reason.", metrics)
+        family("events_dropped_total", "Events rejected before admission, by reason.", metrics)
     }
 
-    fn connections(&self) -> Vec<MetricFamily> {
-        let count = |name, help, count| family(name, help, vec![(Vec::new(), Value::Counter(float(count)))]);
+    fn connection_families(&self) -> Vec<MetricFamily> {
+        let count =
+            |name, help, count| family(name, help, vec![(Vec::new(), MetricValue::Counter(to_f64(count)))]);
         let http = self.connections;
         vec![
             family(
                 "http_connections",
                 "Connections open now.",
-                vec![(Vec::new(), Value::Gauge(float(http.connections() as u64)))],
+                vec![(Vec::new(), MetricValue::Gauge(to_f64(http.connections() as u64)))],
             ),
             count("http_connections_accepted_total", "Connections accepted.", http.accepted()),
             count(
                 "http_connections_rejected_total",
-                "Connections closed at once because there were too many.",
-                http.turned_away(),
+                "Connections closed at once, above the maximum.",
+                http.rejected(),
             ),
             count("http_accept_errors_total", "Failures to accept a connection.", http.accept_errors()),
-            count(
-                "http_timeouts_total",
-                "Connections closed because their client was too slow.",
-                http.timeouts(),
-            ),
+            count("http_timeouts_total", "Connections closed by a timeout of the client.", http.timeouts()),
             count("http_panics_total", "Requests whose handler panicked.", http.panics()),
         ]
     }
 
-    fn disk(&self) -> Vec<MetricFamily> {
+    fn disk_families(&self) -> Vec<MetricFamily> {
         let (free, all) = self.disk_bytes;
         if all == 0 {
             return Vec::new();
         }
-        let gauge = |name, help, bytes| family(name, help, vec![(Vec::new(), Value::Gauge(float(bytes)))]);
+        let gauge =
+            |name, help, bytes| family(name, help, vec![(Vec::new(), MetricValue::Gauge(to_f64(bytes)))]);
         vec![
-            gauge("data_dir_free_bytes", "Bytes free on the disk of DATA_DIR.", free),
-            gauge("data_dir_capacity_bytes", "Bytes of the disk of DATA_DIR.", all),
+            gauge("data_dir_free_bytes", "Free bytes on the file system of DATA_DIR.", free),
+            gauge("data_dir_capacity_bytes", "Total bytes of the file system of DATA_DIR.", all),
         ]
     }
 
-    fn requests(&self) -> Vec<MetricFamily> {
+    fn request_families(&self) -> Vec<MetricFamily> {
         let all = self.http.collect();
         if all.is_empty() {
             return Vec::new();
         }
         let statuses: Vec<_> = all.iter().map(|(.., status, _)| status_label(*status)).collect();
-        let labelled = |value: fn(&Requests) -> Value| {
+        let labelled = |value: fn(&RequestCounts) -> MetricValue| {
             all.iter()
                 .zip(&statuses)
                 .map(|((method, route, _, requests), status)| {
@@ -347,20 +373,20 @@ impl View<'_> {
         vec![
             family(
                 "http_request_duration_ms",
-                "Milliseconds from a whole request to its answer.",
-                labelled(Value::histogram),
+                "Milliseconds from the complete request to its response.",
+                labelled(MetricValue::histogram),
             ),
             family(
                 "http_request_total",
-                "Requests answered.",
-                labelled(|requests| Value::Counter(float(requests.count()))),
+                "Responses sent.",
+                labelled(|requests| MetricValue::Counter(to_f64(requests.count()))),
             ),
         ]
     }
 
-    /// A line of the history.
-    pub fn entry(&self) -> Entry {
-        Entry {
+    /// The history line of this snapshot.
+    pub fn history_entry(&self) -> HistoryEntry {
+        HistoryEntry {
             ts: self.wall.to_string(),
             received: self.balance.received,
             stored: self.balance.stored,
@@ -379,17 +405,17 @@ impl View<'_> {
         }
     }
 
-    /// The buffer's and the writer's figures for `GET /metrics`.
+    /// The JSON form of `GET /metrics`.
     fn json(&self) -> Vec<u8> {
         let (insert_ms, total_ms) = self.writer.totals_ms();
         let batches = self.writer.batches.load(Ordering::Relaxed);
-        let mean = |sum: f64| if batches == 0 { 0.0 } else { sum / float(batches) };
+        let mean = |sum: f64| if batches == 0 { 0.0 } else { sum / to_f64(batches) };
         let ms = |since: Option<Duration>| since.map(|since| since.as_secs_f64() * 1e3);
         let time = |since: Option<Duration>| {
             let micros = i64::try_from(since?.as_micros()).ok()?;
             Some(Timestamp::from_micros(self.wall.micros() - micros).to_string())
         };
-        let figures = FiguresJson {
+        let metrics = MetricsJson {
             size: self.size(),
             capacity: self.capacity,
             bytes: self.bytes,
@@ -423,14 +449,14 @@ impl View<'_> {
                 buffered: self.balance.buffered(),
             },
         };
-        sonic_rs::to_vec(&figures).expect("numbers and words can be written as JSON")
+        sonic_rs::to_vec(&metrics).expect("BUG: numbers and strings are serializable")
     }
 }
 
-/// `GET /metrics` as JSON. Times of day are RFC 3339 in UTC, null before the first event.
+/// `GET /metrics` as JSON. Timestamps are RFC 3339 in UTC, null before the first event.
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
-struct FiguresJson {
+struct MetricsJson {
     size: u64,
     capacity: usize,
     bytes: usize,
@@ -468,83 +494,89 @@ struct LedgerJson {
     buffered: u64,
 }
 
-/// Of all events in the table, whichever server stored them.
-fn business(figures: &BusinessFigures) -> Vec<MetricFamily> {
-    let gauge = |name, help, events| family(name, help, vec![(Vec::new(), Value::Gauge(float(events)))]);
+/// Families of all events in the table, stored by any server.
+fn business_families(metrics: &BusinessMetrics) -> Vec<MetricFamily> {
+    let gauge =
+        |name, help, events| family(name, help, vec![(Vec::new(), MetricValue::Gauge(to_f64(events)))]);
     let mut families = vec![
         family(
             "business_events_total",
-            "Events stored by all servers on this database. It does not shrink when old ones are dropped.",
-            vec![(Vec::new(), Value::Counter(float(figures.counted)))],
+            "Events stored by all servers on this database. Does not decrease when events expire.",
+            vec![(Vec::new(), MetricValue::Counter(to_f64(metrics.cumulative)))],
         ),
         gauge(
             "business_events_last_24h",
-            "Stored events of the last 24 hours, by their timestamps.",
-            figures.last_24h,
+            "Stored events of the last 24 hours, by timestamp.",
+            metrics.last_24h,
         ),
         gauge(
             "business_events_last_hour",
-            "Stored events of the last hour, by their timestamps.",
-            figures.last_hour,
+            "Stored events of the last hour, by timestamp.",
+            metrics.last_hour,
         ),
     ];
-    if !figures.services.is_empty() {
-        let services = figures.services.iter();
-        let metrics = services
-            .map(|(service, events)| (vec![("service", service.as_str())], Value::Gauge(float(*events))));
+    if !metrics.services.is_empty() {
+        let services = metrics.services.iter();
+        let metrics = services.map(|(service, events)| {
+            (vec![("service", service.as_str())], MetricValue::Gauge(to_f64(*events)))
+        });
         families.push(family(
             "business_events_by_service",
-            "Events in the table, by service: the 50 largest, and all others together.",
+            "Events in the table by service: the 50 largest, all others together.",
             metrics.collect(),
         ));
     }
     families
 }
 
-fn journal(figures: &JournalFigures) -> Vec<MetricFamily> {
-    let load = |figure: &AtomicU64| float(figure.load(Ordering::Relaxed));
-    let failures = Op::ALL.into_iter().zip(&figures.failures);
+fn journal_families(metrics: &JournalMetrics) -> Vec<MetricFamily> {
+    let load = |counter: &AtomicU64| to_f64(counter.load(Ordering::Relaxed));
+    let failures = JournalOp::ALL.into_iter().zip(&metrics.failures);
     let failures =
-        failures.map(|(op, count)| (vec![("op", op.label())], Value::Counter(load(count)))).collect();
+        failures.map(|(op, count)| (vec![("op", op.label())], MetricValue::Counter(load(count)))).collect();
     let mut families: Vec<_> = [
-        ("journal_segments", "Files of the journal.", Value::Gauge(load(&figures.segments))),
-        ("journal_bytes", "Bytes in them.", Value::Gauge(load(&figures.bytes))),
+        ("journal_segments", "Journal segments.", MetricValue::Gauge(load(&metrics.segments))),
+        ("journal_bytes", "Bytes of the journal segments.", MetricValue::Gauge(load(&metrics.bytes))),
         (
             "journal_segments_pending",
-            "Files from before the start that are still to be replayed.",
-            Value::Gauge(load(&figures.unread)),
+            "Segments from before the start that are not replayed yet.",
+            MetricValue::Gauge(load(&metrics.segments_pending)),
         ),
-        ("journal_written_total", "Events written to the journal.", Value::Counter(load(&figures.written))),
+        (
+            "journal_written_total",
+            "Events written to the journal.",
+            MetricValue::Counter(load(&metrics.events_written)),
+        ),
         (
             "journal_synced_total",
-            "Events synced to disk. Those committed before that need it no more and are not counted.",
-            Value::Counter(load(&figures.synced)),
+            "Events synced to disk, without those committed to PostgreSQL before the sync.",
+            MetricValue::Counter(load(&metrics.events_synced)),
         ),
         (
             "journal_recovered_total",
-            "Events brought back from the journal after the start.",
-            Value::Counter(load(&figures.recovered)),
+            "Events replayed from the journal after the start.",
+            MetricValue::Counter(load(&metrics.events_recovered)),
         ),
         (
             "journal_corrupt_ranges_total",
-            "Damaged stretches of the journal that were skipped.",
-            Value::Counter(load(&figures.skipped)),
+            "Corrupt ranges of the journal that were skipped.",
+            MetricValue::Counter(load(&metrics.corrupt_ranges)),
         ),
         (
             "journal_torn_bytes_total",
-            "Bytes cut off at the end of segments: what was being written when the process went.",
-            Value::Counter(load(&figures.torn_bytes)),
+            "Bytes truncated at the end of segments: records torn when the process ended.",
+            MetricValue::Counter(load(&metrics.torn_bytes)),
         ),
         (
             "journal_lag_ms",
-            "How long the oldest event waited when the journal was last written.",
-            Value::Gauge(load(&figures.lag_nanos) / 1e6),
+            "Wait of the oldest event at the last write to the journal.",
+            MetricValue::Gauge(load(&metrics.lag_nanos) / 1e6),
         ),
     ]
     .into_iter()
     .map(|(name, help, value)| family(name, help, vec![(Vec::new(), value)]))
     .collect();
-    families.push(family("journal_failures_total", "Failures of the journal's files.", failures));
+    families.push(family("journal_failures_total", "Failed file operations of the journal.", failures));
     families
 }
 

@@ -1,19 +1,19 @@
-//! Metric families made by hand, for figures that are worked out when they are asked for. Whoever adds figures to the
-//! exposition makes its families here.
+//! Builds metric families for values computed at scrape time. Every module that adds metrics to the
+//! exposition builds its families here.
 
 use prometheus::proto::{Bucket, Counter, Gauge, Histogram, LabelPair, Metric, MetricFamily, MetricType};
 
-use super::http::{BUCKETS_MS, Requests};
-use super::rates::float;
+use super::http::{BUCKETS_MS, RequestCounts};
+use super::rates::to_f64;
 
-pub(crate) enum Value {
+pub(crate) enum MetricValue {
     Counter(f64),
     Gauge(f64),
     Histogram(Histogram),
 }
 
-impl Value {
-    pub(super) fn histogram(requests: &Requests) -> Self {
+impl MetricValue {
+    pub(super) fn histogram(requests: &RequestCounts) -> Self {
         let mut histogram = Histogram::default();
         let mut cumulative = 0;
         let buckets = BUCKETS_MS.iter().zip(requests.buckets).map(|(bound, count)| {
@@ -25,17 +25,17 @@ impl Value {
         });
         histogram.set_bucket(buckets.collect());
         histogram.set_sample_count(requests.count());
-        histogram.set_sample_sum(float(requests.sum_nanos) / 1e6);
+        histogram.set_sample_sum(to_f64(requests.sum_nanos) / 1e6);
         Self::Histogram(histogram)
     }
 }
 
-/// All values of a family are of one kind.
-pub(crate) fn family(name: &str, help: &str, metrics: Vec<(Vec<(&str, &str)>, Value)>) -> MetricFamily {
+/// Builds a family; all of its values must be of the same type.
+pub(crate) fn family(name: &str, help: &str, metrics: Vec<(Vec<(&str, &str)>, MetricValue)>) -> MetricFamily {
     let kind = match metrics.first() {
-        Some((_, Value::Counter(_))) => MetricType::COUNTER,
-        Some((_, Value::Histogram(_))) => MetricType::HISTOGRAM,
-        Some((_, Value::Gauge(_))) | None => MetricType::GAUGE,
+        Some((_, MetricValue::Counter(_))) => MetricType::COUNTER,
+        Some((_, MetricValue::Histogram(_))) => MetricType::HISTOGRAM,
+        Some((_, MetricValue::Gauge(_))) | None => MetricType::GAUGE,
     };
     let metrics = metrics.into_iter().map(|(labels, value)| {
         let pairs = labels.into_iter().map(|(name, value)| {
@@ -46,17 +46,17 @@ pub(crate) fn family(name: &str, help: &str, metrics: Vec<(Vec<(&str, &str)>, Va
         });
         let mut metric = Metric::from_label(pairs.collect());
         match value {
-            Value::Counter(value) => {
+            MetricValue::Counter(value) => {
                 let mut counter = Counter::default();
                 counter.set_value(value);
                 metric.set_counter(counter);
             }
-            Value::Gauge(value) => {
+            MetricValue::Gauge(value) => {
                 let mut gauge = Gauge::default();
                 gauge.set_value(value);
                 metric.set_gauge(gauge);
             }
-            Value::Histogram(histogram) => metric.set_histogram(histogram),
+            MetricValue::Histogram(histogram) => metric.set_histogram(histogram),
         }
         metric
     });

@@ -1,5 +1,5 @@
-//! A line of figures every minute in a file, for when no Prometheus was there to ask. The file is bounded: when it is
-//! full it takes the place of the one before it.
+//! The metrics history: one JSON line per interval in a file, for installations without Prometheus.
+//! The file is bounded: a full file is rotated and replaces the previous one.
 
 use std::fs::{self, File};
 use std::io::{self, Read, Seek, SeekFrom, Write};
@@ -7,12 +7,12 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-const NAME: &str = "metrics-history.jsonl";
-const BEFORE: &str = "metrics-history.1.jsonl";
+const CURRENT_FILE: &str = "metrics-history.jsonl";
+const PREVIOUS_FILE: &str = "metrics-history.1.jsonl";
 
-/// One line. Times are RFC 3339 in UTC.
+/// A line of the history. `ts` is RFC 3339 in UTC.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-pub struct Entry {
+pub struct HistoryEntry {
     pub ts: String,
     pub received: u64,
     pub stored: u64,
@@ -31,7 +31,7 @@ pub struct Entry {
     pub memory_bytes: u64,
 }
 
-/// The files. **Invariant:** together they never hold more than twice `bytes_max` and a line each.
+/// The history files. Invariant: each file holds at most `bytes_max` and one line.
 #[derive(Clone, Debug)]
 pub struct History {
     directory: PathBuf,
@@ -43,16 +43,16 @@ impl History {
         Self { directory: data_dir.join("metrics"), bytes_max }
     }
 
-    pub fn append(&self, entry: &Entry) -> io::Result<()> {
+    pub fn append(&self, entry: &HistoryEntry) -> io::Result<()> {
         fs::create_dir_all(&self.directory)?;
-        let path = self.directory.join(NAME);
+        let path = self.directory.join(CURRENT_FILE);
         if fs::metadata(&path).is_ok_and(|found| found.len() >= self.bytes_max) {
-            fs::rename(&path, self.directory.join(BEFORE))?;
+            fs::rename(&path, self.directory.join(PREVIOUS_FILE))?;
         }
         let mut file = File::options().create(true).read(true).append(true).open(&path)?;
         let mut line = Vec::with_capacity(400);
         if file.seek(SeekFrom::End(-1)).is_ok() {
-            // Cut off in the middle when the process was killed: the new line must not be lost with it.
+            // A line torn by a kill of the process must not corrupt the new line.
             let mut last = [0];
             file.read_exact(&mut last)?;
             if last != *b"\n" {
@@ -64,10 +64,10 @@ impl History {
         file.write_all(&line)
     }
 
-    /// All lines that can be read, oldest first, and how many cannot.
-    pub fn read(&self) -> io::Result<(Vec<Entry>, usize)> {
+    /// All readable lines, oldest first, and the number of unreadable ones.
+    pub fn read(&self) -> io::Result<(Vec<HistoryEntry>, usize)> {
         let (mut entries, mut unreadable) = (Vec::new(), 0);
-        for name in [BEFORE, NAME] {
+        for name in [PREVIOUS_FILE, CURRENT_FILE] {
             let bytes = match fs::read(self.directory.join(name)) {
                 Ok(bytes) => bytes,
                 Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
@@ -84,8 +84,8 @@ impl History {
     }
 }
 
-/// `aurore-events history`: a row a line.
-pub fn table(entries: &[Entry]) -> String {
+/// The output of `aurore-events history`: a header and one row per line of the history.
+pub fn format_table(entries: &[HistoryEntry]) -> String {
     use std::fmt::Write;
     let mut out = format!(
         "{:<27} {:>12} {:>12} {:>9} {:>7} {:>9} {:>9} {:>6} {:>10} {:>6} {:>4} {:>9} {:>6} {:>8}\n",
@@ -123,7 +123,7 @@ pub fn table(entries: &[Entry]) -> String {
             entry.cpu_percent,
             entry.memory_bytes >> 20,
         )
-        .expect("a string takes all that is written");
+        .expect("a write to a String does not fail");
     }
     out
 }
@@ -132,12 +132,12 @@ pub fn table(entries: &[Entry]) -> String {
 mod tests {
     use super::*;
 
-    fn entry(received: u64) -> Entry {
-        Entry { ts: "2026-01-01T00:00:00Z".into(), received, breaker: 2, ..Entry::default() }
+    fn entry(received: u64) -> HistoryEntry {
+        HistoryEntry { ts: "2026-01-01T00:00:00Z".into(), received, breaker: 2, ..HistoryEntry::default() }
     }
 
     #[test]
-    fn lines_are_kept_in_order_within_bounds_and_a_torn_one_costs_only_itself() {
+    fn history_keeps_its_bound_and_skips_a_torn_line() {
         let directory = std::env::temp_dir().join(format!("aurore-history-{}", std::process::id()));
         let line = sonic_rs::to_string(&entry(10)).unwrap().len() as u64 + 1;
         let history = History::new(&directory, 3 * line);
@@ -149,12 +149,12 @@ mod tests {
         let received: Vec<_> = entries.iter().map(|entry| entry.received).collect();
         assert_eq!((received, unreadable), (vec![13, 14, 15, 16, 17], 0));
 
-        let path = directory.join("metrics").join(NAME);
+        let path = directory.join("metrics").join(CURRENT_FILE);
         File::options().append(true).open(&path).unwrap().write_all(b"{\"ts\":\"20").unwrap();
         history.append(&entry(18)).unwrap();
         let (entries, unreadable) = history.read().unwrap();
         assert_eq!((entries.last().unwrap().received, unreadable), (18, 1));
-        let table = table(&entries);
+        let table = format_table(&entries);
         assert_eq!(table.lines().count(), entries.len() + 1);
         assert!(table.lines().all(|line| line.len() == table.lines().next().unwrap().len()), "{table}");
         fs::remove_dir_all(directory).unwrap();

@@ -1,7 +1,7 @@
-//! What the acceptors count of their requests: how many and how long, by method, route and status.
+//! Request counts and durations by method, route and status.
 //!
-//! Each acceptor writes cells of its own and never waits; a scrape adds them up. A cell comes into being with the
-//! first request that needs it.
+//! Each acceptor writes its own cells without waiting; a scrape sums them. A cell is allocated by
+//! its first request.
 
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -9,7 +9,8 @@ use std::time::Duration;
 
 use crate::http::Method;
 
-/// Upper bounds of the buckets in milliseconds: from what a POST takes to the longest a query may.
+/// Upper bounds of the buckets in milliseconds: from the duration of a POST to the timeout of a
+/// query.
 pub(super) const BUCKETS_MS: [f64; 16] =
     [0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 50.0, 100.0, 500.0, 1000.0, 5000.0];
 const BUCKETS_NANOS: [u64; 16] = [
@@ -42,44 +43,44 @@ const METHODS: [Method; 8] = [
     Method::Other,
 ];
 
-/// The statuses that have a cell; the last stands for all others.
+/// The statuses with a cell of their own; the last entry counts all others.
 const STATUSES: [u16; 25] = [
     200, 202, 204, 304, 400, 401, 403, 404, 405, 406, 408, 409, 411, 413, 414, 415, 417, 421, 429, 431, 500,
     501, 503, 505, 0,
 ];
 
-/// What was counted under one method, route and status.
+/// Counts of one method, route and status.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub struct Requests {
-    /// Not cumulative; the last is beyond the highest bound.
+pub struct RequestCounts {
+    /// Not cumulative; the last bucket is above the highest bound.
     pub buckets: [u64; BUCKETS_NANOS.len() + 1],
     pub sum_nanos: u64,
 }
 
-impl Requests {
+impl RequestCounts {
     pub fn count(&self) -> u64 {
         self.buckets.iter().sum()
     }
 }
 
 #[derive(Debug, Default)]
-struct Cell {
+struct RequestCell {
     buckets: [AtomicU64; BUCKETS_NANOS.len() + 1],
     sum_nanos: AtomicU64,
 }
 
 /// One acceptor's cells, by method, route and status.
-type Cells = Box<[OnceLock<Box<Cell>>]>;
+type Cells = Box<[OnceLock<Box<RequestCell>>]>;
 
 /// The cells of all acceptors.
 #[derive(Debug)]
-pub struct HttpFigures {
+pub struct HttpMetrics {
     routes: &'static [&'static str],
     acceptors: Box<[Cells]>,
 }
 
-impl HttpFigures {
-    /// `routes` are the values of the label, which callers name by their place.
+impl HttpMetrics {
+    /// `routes` are the label values; callers pass an index into them.
     pub fn new(acceptors: usize, routes: &'static [&'static str]) -> Self {
         let cells = METHODS.len() * routes.len() * STATUSES.len();
         let acceptors = (0..acceptors).map(|_| (0..cells).map(|_| OnceLock::new()).collect()).collect();
@@ -97,14 +98,14 @@ impl HttpFigures {
         cell.sum_nanos.fetch_add(nanos, Ordering::Relaxed);
     }
 
-    /// Everything counted, summed over the acceptors, in a fixed order.
-    pub fn collect(&self) -> Vec<(Method, &'static str, u16, Requests)> {
+    /// All nonzero counts, summed over the acceptors, in a fixed order.
+    pub fn collect(&self) -> Vec<(Method, &'static str, u16, RequestCounts)> {
         let mut all = Vec::new();
         for (m, method) in METHODS.into_iter().enumerate() {
             for (r, route) in self.routes.iter().enumerate() {
                 for (s, status) in STATUSES.into_iter().enumerate() {
                     let at = (m * self.routes.len() + r) * STATUSES.len() + s;
-                    let mut sum = Requests::default();
+                    let mut sum = RequestCounts::default();
                     for cell in self.acceptors.iter().filter_map(|cells| cells[at].get()) {
                         for (total, bucket) in sum.buckets.iter_mut().zip(&cell.buckets) {
                             *total += bucket.load(Ordering::Relaxed);
@@ -126,12 +127,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn requests_are_summed_over_acceptors_and_fall_into_inclusive_buckets() {
-        let figures = HttpFigures::new(2, &["/a", "/b"]);
-        figures.record(0, Method::Post, 1, 202, Duration::from_micros(5));
-        figures.record(1, Method::Post, 1, 202, Duration::from_nanos(5_001));
-        figures.record(1, Method::Get, 0, 599, Duration::from_mins(1));
-        let all = figures.collect();
+    fn requests_are_summed_over_acceptors_into_buckets_with_inclusive_bounds() {
+        let metrics = HttpMetrics::new(2, &["/a", "/b"]);
+        metrics.record(0, Method::Post, 1, 202, Duration::from_micros(5));
+        metrics.record(1, Method::Post, 1, 202, Duration::from_nanos(5_001));
+        metrics.record(1, Method::Get, 0, 599, Duration::from_mins(1));
+        let all = metrics.collect();
         assert_eq!(all.len(), 2);
         let (method, route, status, requests) = all[0];
         assert_eq!((method, route, status, requests.count()), (Method::Get, "/a", 0, 1));
@@ -142,7 +143,7 @@ mod tests {
     }
 
     #[test]
-    fn the_two_tables_of_bounds_say_the_same() {
+    fn bucket_bounds_in_ms_and_nanos_agree() {
         for (ms, nanos) in BUCKETS_MS.iter().zip(BUCKETS_NANOS) {
             #[expect(clippy::cast_precision_loss, reason = "far below 2^52")]
             let wanted = nanos as f64;

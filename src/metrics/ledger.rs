@@ -1,6 +1,7 @@
-//! The sum that must balance: `received = stored + duplicate + dead + buffered`, at every moment.
+//! The event ledger. Invariant: `received = stored + duplicate + dead + lost + buffered`, at any
+//! time.
 //!
-//! What was refused at the edge was never received; it is counted by its reason.
+//! Events rejected before admission are not received; they are counted as dropped, by reason.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -8,19 +9,19 @@ use crossbeam::utils::CachePadded;
 
 use crate::storage::Stored;
 
-/// Why events were refused.
+/// Why events were rejected.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Reason {
+pub enum DropReason {
     BufferFull,
-    /// More than the whole buffer holds.
+    /// Larger than the whole buffer.
     TooLarge,
     Invalid,
     ShuttingDown,
-    /// The journal cannot be written, or not with the durability asked for.
+    /// The journal cannot be written, or not with the requested durability.
     JournalUnavailable,
 }
 
-impl Reason {
+impl DropReason {
     pub const ALL: [Self; 5] =
         [Self::BufferFull, Self::TooLarge, Self::Invalid, Self::ShuttingDown, Self::JournalUnavailable];
 
@@ -35,8 +36,8 @@ impl Reason {
     }
 }
 
-/// Invariant: events are counted as received before the writer can see them, and as stored, duplicate or dead only
-/// once that is committed. So the three never exceed the first.
+/// Invariant: events are counted as received before the writer can take them, and as stored,
+/// duplicate or dead only after the commit. So the sum of the three never exceeds `received`.
 #[derive(Debug)]
 pub struct Ledger {
     /// One per acceptor, so that acceptors do not share a cache line.
@@ -45,36 +46,36 @@ pub struct Ledger {
     duplicate: AtomicU64,
     dead: AtomicU64,
     lost: AtomicU64,
-    dropped: [AtomicU64; Reason::ALL.len()],
+    dropped: [AtomicU64; DropReason::ALL.len()],
 }
 
-/// The ledger at one moment.
+/// The ledger at one point in time.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Balance {
     pub received: u64,
     pub stored: u64,
     pub duplicate: u64,
     pub dead: u64,
-    /// Spilled to a disk that has not kept them. Nothing else loses an event.
+    /// Spilled events whose journal records could not be read back.
     pub lost: u64,
-    /// By reason, in the order of [`Reason::ALL`].
-    pub dropped: [u64; Reason::ALL.len()],
+    /// By reason, in the order of [`DropReason::ALL`].
+    pub dropped: [u64; DropReason::ALL.len()],
 }
 
 impl Balance {
-    /// Admitted and not yet committed: in the buffer, or spilled.
+    /// Admitted and not yet committed, in the buffer or spilled.
     pub fn buffered(&self) -> u64 {
         self.received - self.settled() - self.lost
     }
 
-    /// Committed one way or another.
+    /// Committed: stored, duplicate or dead.
     pub fn settled(&self) -> u64 {
         self.stored + self.duplicate + self.dead
     }
 
-    /// Refused for want of room, of what could have been admitted.
-    pub fn turned_away(&self) -> u64 {
-        self.dropped[Reason::BufferFull as usize]
+    /// Valid events rejected by a full buffer.
+    pub fn rejected(&self) -> u64 {
+        self.dropped[DropReason::BufferFull as usize]
     }
 }
 
@@ -86,32 +87,32 @@ impl Ledger {
             duplicate: AtomicU64::new(0),
             dead: AtomicU64::new(0),
             lost: AtomicU64::new(0),
-            dropped: [const { AtomicU64::new(0) }; Reason::ALL.len()],
+            dropped: [const { AtomicU64::new(0) }; DropReason::ALL.len()],
         }
     }
 
     #[inline]
-    pub fn received(&self, acceptor: usize, events: u64) {
+    pub fn record_received(&self, acceptor: usize, events: u64) {
         self.received[acceptor].fetch_add(events, Ordering::Relaxed);
     }
 
-    pub fn settled(&self, outcome: Stored) {
-        // Release: whoever sees these also sees what was received before them.
+    pub fn record_settled(&self, outcome: Stored) {
+        // Release: a thread that reads these counts also reads the earlier `received` counts.
         self.stored.fetch_add(outcome.stored, Ordering::Release);
         self.duplicate.fetch_add(outcome.duplicate, Ordering::Release);
         self.dead.fetch_add(outcome.dead, Ordering::Release);
     }
 
-    pub fn lost(&self, events: u64) {
+    pub fn record_lost(&self, events: u64) {
         self.lost.fetch_add(events, Ordering::Release);
     }
 
-    pub fn dropped(&self, reason: Reason, events: u64) {
+    pub fn record_dropped(&self, reason: DropReason, events: u64) {
         self.dropped[reason as usize].fetch_add(events, Ordering::Relaxed);
     }
 
     pub fn balance(&self) -> Balance {
-        // What is settled is read first, so that it cannot exceed what is read as received after it.
+        // The settled counts are read before `received`, so that they cannot exceed it.
         let stored = self.stored.load(Ordering::Acquire);
         let duplicate = self.duplicate.load(Ordering::Acquire);
         let dead = self.dead.load(Ordering::Acquire);

@@ -1,12 +1,14 @@
-//! What the server knows of itself in numbers. Counting costs the hot path a few uncontended additions; everything
-//! else is worked out by whoever asks.
+//! The server's metrics. The hot path only does a few uncontended additions; rates, sums and
+//! encodings are computed by the sampler thread or the scrape.
 
 mod business;
 mod disk;
 mod exposition;
 pub(crate) mod family;
+pub mod gateway;
 pub mod history;
 mod http;
+pub mod journal;
 mod ledger;
 mod openmetrics;
 mod process;
@@ -14,13 +16,13 @@ pub(crate) mod rates;
 mod retention;
 mod writer;
 
-pub use business::{Business, BusinessFigures, Counting};
-pub use disk::DiskRoom;
-pub use exposition::{Form, Spilled, View};
+pub use business::{BusinessCache, BusinessCollector, BusinessMetrics};
+pub use disk::DiskSpace;
+pub use exposition::{MetricsFormat, MetricsSnapshot, SpillMetrics};
 pub use history::History;
-pub use http::HttpFigures;
-pub use ledger::{Balance, Ledger, Reason};
+pub use http::HttpMetrics;
+pub use ledger::{Balance, DropReason, Ledger};
 pub use process::Process;
-pub use rates::{Rates, Sampler, retry_after};
-pub use retention::RetentionFigures;
-pub use writer::{BatchTimes, WriterFigures};
+pub use rates::{Sampler, WindowRates, retry_after};
+pub use retention::RetentionMetrics;
+pub use writer::{BatchTimes, WriterMetrics};

@@ -1,16 +1,18 @@
-//! Metric families as OpenMetrics 1.0 text: counters are named without their suffix, bounds are floats, and the end is
-//! marked.
+//! Encodes metric families as OpenMetrics 1.0 text. Differences to the Prometheus text format:
+//! counter families are named without `_total`, bucket bounds are floats, and the text ends with `#
+//! EOF`.
 
 use std::fmt::Write as _;
 
 use prometheus::proto::{LabelPair, MetricFamily, MetricType};
 
 /// # Panics
-/// On a family that is neither counter, gauge nor histogram, or a counter whose name does not end in `_total`.
+/// If a family is neither counter, gauge nor histogram, or a counter's name does not end in
+/// `_total`.
 pub(super) fn encode(families: &[MetricFamily]) -> String {
     let mut out = String::with_capacity(16 * 1024);
     for family in families {
-        write_family(&mut out, family).expect("a string takes all that is written");
+        write_family(&mut out, family).expect("a write to a String does not fail");
     }
     out.push_str("# EOF\n");
     out
@@ -20,11 +22,11 @@ fn write_family(out: &mut String, family: &MetricFamily) -> std::fmt::Result {
     let name = family.name();
     let (kind, base) = match family.get_field_type() {
         MetricType::COUNTER => {
-            ("counter", name.strip_suffix("_total").expect("BUG: a counter whose name has no suffix"))
+            ("counter", name.strip_suffix("_total").expect("BUG: a counter without the suffix _total"))
         }
         MetricType::GAUGE => ("gauge", name),
         MetricType::HISTOGRAM => ("histogram", name),
-        MetricType::SUMMARY | MetricType::UNTYPED => unreachable!("BUG: we have no metrics of that type"),
+        MetricType::SUMMARY | MetricType::UNTYPED => unreachable!("BUG: no metric has this type"),
     };
     writeln!(out, "# TYPE {base} {kind}")?;
     writeln!(out, "# HELP {base} {}", escaped(family.help()))?;
@@ -81,10 +83,10 @@ fn escaped(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::metrics::family::{Value, family};
+    use crate::metrics::family::{MetricValue, family};
 
     #[test]
-    fn counters_lose_their_suffix_bounds_are_floats_and_the_end_is_marked() {
+    fn encode_writes_openmetrics_names_bounds_and_eof() {
         let mut histogram = prometheus::proto::Histogram::default();
         let mut bucket = prometheus::proto::Bucket::default();
         bucket.set_upper_bound(1.0);
@@ -93,9 +95,9 @@ mod tests {
         histogram.set_sample_count(3);
         histogram.set_sample_sum(7.5);
         let families = [
-            family("a_total", "A \"b\"\\", vec![(vec![("s", "x\n\"")], Value::Counter(3.0))]),
-            family("g", "G", vec![(vec![], Value::Gauge(0.5))]),
-            family("h", "H", vec![(vec![], Value::Histogram(histogram))]),
+            family("a_total", "A \"b\"\\", vec![(vec![("s", "x\n\"")], MetricValue::Counter(3.0))]),
+            family("g", "G", vec![(vec![], MetricValue::Gauge(0.5))]),
+            family("h", "H", vec![(vec![], MetricValue::Histogram(histogram))]),
         ];
         assert_eq!(
             encode(&families),

@@ -1,39 +1,40 @@
-//! What the writer counts of its batches.
+//! Metrics of the writer's batches.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use prometheus::{Histogram, HistogramOpts};
 
-/// Upper bounds in milliseconds: from one row on a quick disk to a batch behind a slow one.
+/// Upper bounds of the buckets in milliseconds: from one row on a fast disk to a batch on a slow
+/// one.
 const BUCKETS_MS: [f64; 14] =
     [1.0, 2.5, 5.0, 10.0, 20.0, 35.0, 50.0, 75.0, 100.0, 250.0, 500.0, 1000.0, 5000.0, 30_000.0];
 
 #[derive(Debug)]
-pub struct WriterFigures {
+pub struct WriterMetrics {
     pub batches: AtomicU64,
     pub events: AtomicU64,
     insert_nanos: AtomicU64,
     total_nanos: AtomicU64,
-    /// From taking the batch out of the buffer to its commit, retries and waits included.
+    /// Time from the batch's removal from the buffer to its commit, including retries and waits.
     pub processing_ms: Histogram,
-    /// Within the database, of attempts that succeeded.
+    /// Database time of successful attempts.
     pub insert_ms: Histogram,
     pub retries: AtomicU64,
 }
 
-/// The times of a batch.
+/// Durations of a batch.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct BatchTimes {
     pub insert: Duration,
     pub total: Duration,
 }
 
-impl Default for WriterFigures {
+impl Default for WriterMetrics {
     fn default() -> Self {
         let histogram = |name: &str, help: &str| {
             Histogram::with_opts(HistogramOpts::new(name, help).buckets(BUCKETS_MS.to_vec()))
-                .expect("the name is valid and the buckets are sorted")
+                .expect("BUG: the name is valid and the buckets are sorted")
         };
         Self {
             batches: AtomicU64::new(0),
@@ -50,8 +51,8 @@ impl Default for WriterFigures {
     }
 }
 
-impl WriterFigures {
-    pub fn batch(&self, events: u64, times: BatchTimes) {
+impl WriterMetrics {
+    pub fn record_batch(&self, events: u64, times: BatchTimes) {
         self.batches.fetch_add(1, Ordering::Relaxed);
         self.events.fetch_add(events, Ordering::Relaxed);
         for (total, time) in [(&self.insert_nanos, times.insert), (&self.total_nanos, times.total)] {
@@ -61,9 +62,9 @@ impl WriterFigures {
         self.insert_ms.observe(times.insert.as_secs_f64() * 1e3);
     }
 
-    /// Sums over all batches, in milliseconds: insert, total.
+    /// Insert time and total time over all batches, in milliseconds.
     pub fn totals_ms(&self) -> (f64, f64) {
-        let ms = |nanos: &AtomicU64| super::rates::float(nanos.load(Ordering::Relaxed)) / 1e6;
+        let ms = |nanos: &AtomicU64| super::rates::to_f64(nanos.load(Ordering::Relaxed)) / 1e6;
         (ms(&self.insert_nanos), ms(&self.total_nanos))
     }
 }

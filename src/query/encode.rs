@@ -1,5 +1,5 @@
-//! Events as NDJSON and as CSV, plain or compressed: bytes for one block after the other. Knows nothing of where they
-//! come from or go.
+//! Encodes events as NDJSON or CSV, plain or gzipped, into a sequence of blocks. Must not depend on
+//! storage or HTTP.
 
 use std::io::Write as _;
 
@@ -9,12 +9,12 @@ use flate2::write::GzEncoder;
 use super::page::{write_id, write_members};
 use crate::event::Event;
 
-/// What an export is written in.
+/// Format of an export.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Format {
-    /// An event a line, as it stands on a page.
+    /// One event per line, with the members of a page's event.
     Ndjson,
-    /// RFC 4180 with a header line. Nothing is altered, not even what a spreadsheet would take for a formula.
+    /// RFC 4180 with a header line. Values are not altered; spreadsheet formulas are not escaped.
     Csv,
 }
 
@@ -29,15 +29,15 @@ impl Format {
 
 const CSV_HEADER: &[u8] = b"event_id,timestamp,service,message,metadata,ingested_at\r\n";
 
-/// Writes events, one after the other, and gives them out in blocks.
+/// Encodes events one by one and returns the output in blocks.
 #[derive(Debug)]
 pub(super) struct Encoder {
     format: Format,
-    sink: Sink,
+    output: EncoderOutput,
 }
 
 #[derive(Debug)]
-enum Sink {
+enum EncoderOutput {
     Plain(Vec<u8>),
     Gzip { plain: Vec<u8>, encoder: Box<GzEncoder<Vec<u8>>> },
 }
@@ -49,15 +49,15 @@ impl Encoder {
             plain.extend_from_slice(CSV_HEADER);
         }
         let sink = if gzipped {
-            Sink::Gzip { plain, encoder: Box::new(GzEncoder::new(Vec::new(), Compression::fast())) }
+            EncoderOutput::Gzip { plain, encoder: Box::new(GzEncoder::new(Vec::new(), Compression::fast())) }
         } else {
-            Sink::Plain(plain)
+            EncoderOutput::Plain(plain)
         };
-        Self { format, sink }
+        Self { format, output: sink }
     }
 
     pub(super) fn write(&mut self, event: &Event) {
-        let (Sink::Plain(out) | Sink::Gzip { plain: out, .. }) = &mut self.sink;
+        let (EncoderOutput::Plain(out) | EncoderOutput::Gzip { plain: out, .. }) = &mut self.output;
         match self.format {
             Format::Ndjson => {
                 out.push(b'{');
@@ -68,26 +68,25 @@ impl Encoder {
             Format::Csv => {
                 out.extend_from_slice(&event.event_id.text());
                 out.extend_from_slice(format!(",{},", event.timestamp).as_bytes());
-                field(out, &event.service);
+                csv_field(out, &event.service);
                 out.push(b',');
-                field(out, &event.message);
+                csv_field(out, &event.message);
                 out.push(b',');
-                field(out, event.metadata.as_deref().unwrap_or_default());
+                csv_field(out, event.metadata.as_deref().unwrap_or_default());
                 out.extend_from_slice(format!(",{}\r\n", event.ingested_at).as_bytes());
             }
         }
     }
 
-    /// What there is for the next block; everything when it is the last one.
+    /// Takes the output available for the next block; the whole rest if `last`.
     pub(super) fn block(&mut self, last: bool) -> Vec<u8> {
-        match &mut self.sink {
-            Sink::Plain(out) => std::mem::take(out),
-            Sink::Gzip { plain, encoder } => {
-                // A vector takes all that is written.
-                encoder.write_all(plain).expect("a vector takes all that is written");
+        match &mut self.output {
+            EncoderOutput::Plain(out) => std::mem::take(out),
+            EncoderOutput::Gzip { plain, encoder } => {
+                encoder.write_all(plain).expect("a write to a Vec does not fail");
                 plain.clear();
                 if last {
-                    encoder.try_finish().expect("a vector takes all that is written");
+                    encoder.try_finish().expect("a write to a Vec does not fail");
                 }
                 std::mem::take(encoder.get_mut())
             }
@@ -95,8 +94,8 @@ impl Encoder {
     }
 }
 
-/// A field of CSV: in quotes when it holds what would end it.
-fn field(out: &mut Vec<u8>, text: &str) {
+/// Writes a CSV field, quoted if it contains a quote, a comma or a line break.
+fn csv_field(out: &mut Vec<u8>, text: &str) {
     if !text.bytes().any(|byte| matches!(byte, b'"' | b',' | b'\r' | b'\n')) {
         out.extend_from_slice(text.as_bytes());
         return;
@@ -142,13 +141,13 @@ mod tests {
         all
     }
 
-    /// A reader of RFC 4180 that knows nothing of how it was written.
+    /// An independent reader of RFC 4180.
     fn records(csv: &str) -> Vec<Vec<String>> {
         let mut records = vec![vec![String::new()]];
         let (mut quoted, mut chars) = (false, csv.chars().peekable());
         while let Some(char) = chars.next() {
-            let record = records.last_mut().expect("there is one from the start");
-            let field = record.last_mut().expect("there is one from the start");
+            let record = records.last_mut().expect("records starts with one field");
+            let field = record.last_mut().expect("records starts with one field");
             match char {
                 '"' if quoted && chars.next_if_eq(&'"').is_some() => field.push('"'),
                 '"' => quoted = !quoted,
@@ -165,7 +164,7 @@ mod tests {
     }
 
     #[test]
-    fn events_are_lines_of_json_or_of_csv() {
+    fn encoder_writes_one_event_per_ndjson_or_csv_line() {
         let events = [event("s", "a \"b\"\n", Some(r#"{"k": 1}"#)), event("=1+1", "x,y", None)];
         assert_eq!(
             String::from_utf8(written(Format::Ndjson, false, &events[..1])).unwrap(),
@@ -186,7 +185,7 @@ mod tests {
     }
 
     #[test]
-    fn compressed_blocks_are_one_stream() {
+    fn gzipped_blocks_form_one_stream() {
         let events = vec![event("s", "m", None); 1000];
         for format in [Format::Ndjson, Format::Csv] {
             let small = written(format, true, &events);
@@ -198,7 +197,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn any_text_reads_back_from_csv(texts in prop::collection::vec("[\"',;\r\n\\PC]{1,12}", 1..8)) {
+        fn csv_fields_round_trip_any_text(texts in prop::collection::vec("[\"',;\r\n\\PC]{1,12}", 1..8)) {
             let events: Vec<_> = texts.iter().map(|text| event(text, text, Some(text))).collect();
             let read = records(&String::from_utf8(written(Format::Csv, false, &events)).unwrap());
             prop_assert_eq!(read.len(), texts.len() + 1);

@@ -1,12 +1,13 @@
-//! Exports: all events of a query, streamed while they are read, page after page.
+//! Exports: all events of a query, read page by page and streamed.
 //!
-//! A page is a transaction of its own, so that an export of any length and to a client of any patience holds neither a
-//! snapshot nor a lock: the sweep and VACUUM do not wait for it. An export is no thread either. A thread makes one block
-//! of it and puts it aside until the client has taken an earlier one; so a few threads serve many exports, and slow
-//! clients keep none busy.
+//! Every page is read in its own transaction, so an export holds neither a snapshot nor a lock
+//! between pages, however long it runs: the retention sweep and VACUUM do not wait for it. An
+//! export does not occupy a thread either. A thread produces one block and requeues the export
+//! until the client has taken an earlier block; so a few threads serve many exports, and slow
+//! clients block none of them.
 //!
-//! What no index knows (metadata, text) is looked for in windows of time that grow and shrink with what a query may
-//! take, so that no timeout ends an export that would only have been long.
+//! Filters without an index (metadata, text) are evaluated in time windows. The window grows after
+//! a fast page and shrinks after a statement timeout, so that a slow export does not fail.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -14,122 +15,126 @@ use std::time::Duration;
 
 use crossbeam::channel::{Receiver, Sender, bounded};
 
-use super::asking::{Asking, Failure};
+use super::breaker_guard::{BreakerGuard, RunQueryError};
 use super::encode::{Encoder, Format};
-use super::join::fulfil;
+use super::page_and_total::fulfil;
 use super::params::{self, Query};
+use super::request::QueryRequest;
 use crate::clock::Clock;
 use crate::event::{EventId, Timestamp};
-use crate::http::problem::{self, Kind};
-use crate::http::{Answer, Feed, Promise, Response, stream};
-use crate::storage::{Breaker, Chunk, EventRepository, Filter, Order, Page};
+use crate::http::problem::{self, ProblemKind};
+use crate::http::{BodySender, HandlerResult, Promise, Response, body_channel};
+use crate::storage::{Breaker, Chunk, EventPage, EventRepository, Filter, SortOrder};
 
-/// Text of one block. With the two that lie in its stream and the one that is being sent, an export holds some four.
+/// Target size of a block. An export holds about four: one in the making, two in its stream, one
+/// being sent.
 const BLOCK_BYTES: usize = 256 * 1024;
-/// Events asked for at first, and at most. In between as many as should fill a block.
-const ROWS_FIRST: u16 = 500;
+/// Rows of the first page, and the maximum. Other pages have the number of rows that fills a block.
+const ROWS_INITIAL: u16 = 500;
 const ROWS_MAX: u16 = 5000;
-/// The first window of time, the shortest, and how quick a look into one must be for the next to be longer.
-const WINDOW_FIRST: Duration = Duration::from_hours(1);
+/// The first time window, the shortest one, and the page time below which the next window is
+/// doubled.
+const WINDOW_INITIAL: Duration = Duration::from_hours(1);
 const WINDOW_MIN: Duration = Duration::from_secs(1);
-const WINDOW_QUICK: Duration = Duration::from_millis(500);
-/// When a client may come again that found too many exports running: they take seconds.
+const WINDOW_GROW_BELOW: Duration = Duration::from_millis(500);
+/// `Retry-After` of an export rejected because too many are running: exports take seconds.
 const RETRY_S: u64 = 5;
 
-/// The entrance: shared by all acceptors.
+/// Starts exports. Shared by all acceptors.
 #[derive(Clone, Debug)]
 pub struct Exports {
-    jobs: Sender<Export>,
+    jobs: Sender<ExportJob>,
     running: Arc<AtomicUsize>,
     running_max: usize,
-    asking: Asking,
+    guard: BreakerGuard,
 }
 
-/// The threads' end.
+/// Runs exports. Shared by all exporter threads.
 #[derive(Clone, Debug)]
 pub struct Exporters {
-    jobs: Receiver<Export>,
-    /// Exports that go on when there is room.
-    again: Sender<Export>,
+    jobs: Receiver<ExportJob>,
+    /// Requeues an export when its stream has room.
+    requeue: Sender<ExportJob>,
     repository: Arc<dyn EventRepository>,
-    asking: Asking,
+    guard: BreakerGuard,
 }
 
-/// Makes both. `running_max` exports may run at once. Each thread runs [`Exporters::run`] of its own clone, for ever.
+/// Creates both ends. At most `running_max` exports run at once. Each exporter thread runs
+/// [`Exporters::run`] on its own clone and never ends.
 pub fn exports(
     running_max: usize,
     repository: Arc<dyn EventRepository>,
     breaker: Arc<Breaker>,
     clock: Clock,
 ) -> (Exports, Exporters) {
-    // Each is in the line once at most.
+    // An export is in the queue at most once.
     let (sender, receiver) = bounded(running_max);
-    let asking = Asking::new(breaker, clock);
-    let exporters = Exporters { jobs: receiver, again: sender.clone(), repository, asking: asking.clone() };
-    (Exports { jobs: sender, running: Arc::default(), running_max, asking }, exporters)
+    let guard = BreakerGuard::new(breaker, clock);
+    let exporters = Exporters { jobs: receiver, requeue: sender.clone(), repository, guard: guard.clone() };
+    (Exports { jobs: sender, running: Arc::default(), running_max, guard }, exporters)
 }
 
 impl Exports {
-    /// Answers `GET /events?query` in `format`. `promise` is called only when the answer comes later.
+    /// Handles `GET /events?query` as an export. Calls `promise` only for a pending response.
     pub fn start(
         &self,
-        query: &str,
-        now: Timestamp,
-        how: How,
+        request: QueryRequest<'_>,
+        options: ExportOptions,
         promise: impl FnOnce() -> Promise,
         response: &mut Response,
-    ) -> Answer {
-        let query = match Query::parse_export(query, now) {
-            Ok(query) => query,
-            Err(errors) => {
-                problem::answer_invalid(response, "the query is not valid", &errors);
-                return Answer::Ready;
-            }
+    ) -> HandlerResult {
+        let Some(query) = request.parse(Query::parse_export, |query| &query.filter, response) else {
+            return HandlerResult::Done;
         };
-        if self.asking.refuses(response) {
-            return Answer::Ready;
+        if self.guard.reject_if_open(response) {
+            return HandlerResult::Done;
         }
-        if how.head_only {
-            begin(response, how).finish();
-            return Answer::Ready;
+        if options.head_only {
+            start_response(response, options).finish();
+            return HandlerResult::Done;
         }
-        let Some(place) = Place::take(&self.running, self.running_max) else {
-            problem::answer_later(response, Kind::QueriesFull, "too many exports are running", RETRY_S);
-            return Answer::Ready;
+        let Some(permit) = Permit::try_acquire(&self.running, self.running_max) else {
+            problem::write_retryable(
+                response,
+                ProblemKind::QueriesFull,
+                "too many exports are running",
+                RETRY_S,
+            );
+            return HandlerResult::Done;
         };
-        let export = Export {
-            walk: Walk::new(query),
-            encoder: Encoder::new(how.format, how.gzipped),
-            way: Way::Promised(promise(), how),
-            place,
+        let export = ExportJob {
+            cursor: ExportCursor::new(query),
+            encoder: Encoder::new(options.format, options.gzipped),
+            state: ExportState::Pending(promise(), options),
+            permit,
         };
         enqueue(&self.jobs, export);
-        Answer::Later
+        HandlerResult::Pending
     }
 }
 
-/// How the client wants it.
+/// Options of an export that the request headers select.
 #[derive(Clone, Copy, Debug)]
-pub struct How {
+pub struct ExportOptions {
     pub format: Format,
     pub gzipped: bool,
-    /// It asks for the head of the answer alone.
+    /// HEAD: respond with the header fields only.
     pub head_only: bool,
 }
 
-/// One of the places for exports; given back when dropped.
+/// One of the `running_max` permits; released on drop.
 #[derive(Debug)]
-struct Place(Arc<AtomicUsize>);
+struct Permit(Arc<AtomicUsize>);
 
-impl Place {
-    fn take(running: &Arc<AtomicUsize>, most: usize) -> Option<Self> {
+impl Permit {
+    fn try_acquire(running: &Arc<AtomicUsize>, most: usize) -> Option<Self> {
         let room = |running: usize| (running < most).then_some(running + 1);
         running.fetch_update(Ordering::AcqRel, Ordering::Acquire, room).ok()?;
         Some(Self(Arc::clone(running)))
     }
 }
 
-impl Drop for Place {
+impl Drop for Permit {
     fn drop(&mut self) {
         self.0.fetch_sub(1, Ordering::AcqRel);
     }
@@ -137,103 +142,107 @@ impl Drop for Place {
 
 /// An export between two blocks.
 #[derive(Debug)]
-struct Export {
-    walk: Walk,
+struct ExportJob {
+    cursor: ExportCursor,
     encoder: Encoder,
-    way: Way,
-    place: Place,
+    state: ExportState,
+    permit: Permit,
 }
 
-/// Where its blocks go.
+/// Whether the response has begun.
 #[derive(Debug)]
-enum Way {
-    /// Nothing is said yet: the first page decides on the status.
-    Promised(Promise, How),
-    Begun(Feed),
+enum ExportState {
+    /// Not begun: the first page decides the status.
+    Pending(Promise, ExportOptions),
+    Streaming(BodySender),
 }
 
-/// Never blocks: there is a place in the line for each export.
-fn enqueue(jobs: &Sender<Export>, export: Export) {
+/// Never blocks: the queue has a slot for every permit.
+fn enqueue(jobs: &Sender<ExportJob>, export: ExportJob) {
     if jobs.try_send(export).is_err() {
-        log::error!("BUG: an export found no place in its line, and is broken off");
+        log::error!("BUG: the export queue is full; the export is aborted");
     }
 }
 
-/// Writes the head of the answer, whose body comes from the feed.
-fn begin(response: &mut Response, how: How) -> Feed {
+/// Writes the response head and returns the sender of its streaming body.
+fn start_response(response: &mut Response, options: ExportOptions) -> BodySender {
     response.status = 200;
-    response.content_type = how.format.content_type();
+    response.content_type = options.format.content_type();
     response.header("Vary", "Accept, Accept-Encoding");
-    if how.gzipped {
+    if options.gzipped {
         response.header("Content-Encoding", "gzip");
     }
-    let (feed, body) = stream();
+    let (feed, body) = body_channel();
     response.stream = Some(body);
     feed
 }
 
 impl Exporters {
-    /// The life of a thread.
+    /// The body of an exporter thread.
     pub fn run(&self) {
         while let Ok(export) = self.jobs.recv() {
             self.tick(export);
         }
     }
 
-    /// Makes one block.
-    fn tick(&self, mut export: Export) {
-        if matches!(&export.way, Way::Begun(feed) if feed.is_gone()) {
+    /// Produces one block.
+    fn tick(&self, mut export: ExportJob) {
+        if matches!(&export.state, ExportState::Streaming(feed) if feed.is_closed()) {
             return;
         }
-        let begin = self.asking.clock.now();
-        let page = export.walk.page();
-        match self.asking.ask("export", || self.repository.chunk(&page, BLOCK_BYTES)) {
+        let begin = self.guard.clock.now();
+        let page = export.cursor.next_page();
+        match self.guard.call("export", || self.repository.chunk(&page, BLOCK_BYTES)) {
             Ok(chunk) => {
-                export.walk.took(&page, &chunk, self.asking.clock.now().since(begin));
+                export.cursor.advance(&page, &chunk, self.guard.clock.now().since(begin));
                 for event in &chunk.events {
                     export.encoder.write(event);
                 }
-                self.hand_over(export);
+                self.send(export);
             }
-            Err(Failure::TooSlow) if export.walk.narrow() => self.go_on(export, Vec::new()),
-            Err(failure) => match export.way {
-                Way::Promised(promise, _) => fulfil(promise, |response| failure.answer(response)),
-                Way::Begun(_feed) => log::warn!("an export is broken off, since its query failed"),
+            Err(RunQueryError::TimedOut) if export.cursor.shrink_window() => {
+                self.send_and_requeue(export, Vec::new());
+            }
+            Err(failure) => match export.state {
+                ExportState::Pending(promise, _) => fulfil(promise, |response| failure.write(response)),
+                ExportState::Streaming(_feed) => log::warn!("an export was aborted: its query failed"),
             },
         }
     }
 
-    fn hand_over(&self, mut export: Export) {
-        let over = export.walk.is_over();
-        let block = export.encoder.block(over);
-        if !over {
-            return self.go_on(export, block);
+    fn send(&self, mut export: ExportJob) {
+        let done = export.cursor.is_done();
+        let block = export.encoder.block(done);
+        if !done {
+            return self.send_and_requeue(export, block);
         }
-        let feed = export.way.begin();
-        feed.push(block);
-        // Before the client can see the end and ask for another.
-        drop(export.place);
+        let feed = export.state.into_feed();
+        feed.send(block);
+        // Release the permit before the client sees the end and may start another export.
+        drop(export.permit);
         feed.finish();
     }
 
-    /// Sends `block`, and puts the export aside until there is room for the next.
-    fn go_on(&self, export: Export, block: Vec<u8>) {
-        let Export { walk, encoder, way, place } = export;
-        let feed = way.begin();
-        feed.push(block);
-        let again = self.again.clone();
-        feed.when_room(move |feed| enqueue(&again, Export { walk, encoder, way: Way::Begun(feed), place }));
+    /// Sends `block` and requeues the export when the stream has room for the next block.
+    fn send_and_requeue(&self, export: ExportJob, block: Vec<u8>) {
+        let ExportJob { cursor, encoder, state, permit } = export;
+        let feed = state.into_feed();
+        feed.send(block);
+        let requeue = self.requeue.clone();
+        feed.on_capacity(move |feed| {
+            enqueue(&requeue, ExportJob { cursor, encoder, state: ExportState::Streaming(feed), permit });
+        });
     }
 }
 
-impl Way {
-    /// Begins the answer if it has not begun.
-    fn begin(self) -> Feed {
+impl ExportState {
+    /// Begins the response if it has not begun.
+    fn into_feed(self) -> BodySender {
         match self {
-            Self::Begun(feed) => feed,
-            Self::Promised(promise, how) => {
+            Self::Streaming(feed) => feed,
+            Self::Pending(promise, options) => {
                 let mut response = Response::default();
-                let feed = begin(&mut response, how);
+                let feed = start_response(&mut response, options);
                 promise.fulfil(response);
                 feed
             }
@@ -241,82 +250,83 @@ impl Way {
     }
 }
 
-/// The way through the events: where it is, and how far the next step goes.
+/// Position of an export within its query, and the size of its next page.
 #[derive(Debug)]
-struct Walk {
-    /// Its time is what is left.
+struct ExportCursor {
+    /// Its time range is the part not yet read.
     filter: Filter,
-    order: Order,
+    order: SortOrder,
     after: Option<(Timestamp, EventId)>,
-    left: u64,
+    remaining: u64,
     rows: u16,
-    /// None where an index leads from event to event.
+    /// None if an index serves the filter.
     window: Option<Duration>,
-    over: bool,
+    done: bool,
 }
 
-impl Walk {
-    fn new(query: params::Export) -> Self {
-        let params::Export { filter, order, after, limit } = query;
+impl ExportCursor {
+    fn new(query: params::ExportQuery) -> Self {
+        let params::ExportQuery { filter, order, after, limit } = query;
         let searches = !filter.metadata.is_empty() || filter.text.is_some();
         Self {
             filter,
             order,
             after,
-            left: limit,
-            rows: ROWS_FIRST,
-            window: searches.then_some(WINDOW_FIRST),
-            over: false,
+            remaining: limit,
+            rows: ROWS_INITIAL,
+            window: searches.then_some(WINDOW_INITIAL),
+            done: false,
         }
     }
 
-    fn is_over(&self) -> bool {
-        self.over
+    fn is_done(&self) -> bool {
+        self.done
     }
 
-    /// What to ask for next.
-    fn page(&self) -> Page {
+    /// The next page to read.
+    fn next_page(&self) -> EventPage {
         let mut filter = self.filter.clone();
         if let Some(window) = self.window {
             let micros = i64::try_from(window.as_micros()).unwrap_or(i64::MAX);
             match self.order {
-                Order::Asc => {
+                SortOrder::Asc => {
                     let end = filter.from.micros().saturating_add(micros);
                     filter.to = filter.to.min(Timestamp::from_micros(end));
                 }
-                Order::Desc => {
+                SortOrder::Desc => {
                     let begin = filter.to.micros().saturating_sub(micros);
                     filter.from = filter.from.max(Timestamp::from_micros(begin));
                 }
             }
         }
-        let limit = u16::try_from(self.left.min(u64::from(self.rows))).unwrap_or(self.rows);
-        Page { filter, order: self.order, limit, after: self.after }
+        let limit = u16::try_from(self.remaining.min(u64::from(self.rows))).unwrap_or(self.rows);
+        EventPage { filter, order: self.order, limit, after: self.after }
     }
 
-    /// Goes past what was read.
-    fn took(&mut self, page: &Page, chunk: &Chunk, time: Duration) {
-        self.left -= chunk.events.len() as u64;
+    /// Advances the position past `chunk`, and adapts page size and window.
+    fn advance(&mut self, page: &EventPage, chunk: &Chunk, time: Duration) {
+        self.remaining -= chunk.events.len() as u64;
         if let Some(last) = chunk.events.last() {
             self.after = Some((last.timestamp, last.event_id));
             let bytes: usize = chunk.events.iter().map(|event| event.bytes() + 1).sum();
             let fitting = BLOCK_BYTES * chunk.events.len() / bytes;
             self.rows = u16::try_from(fitting).unwrap_or(ROWS_MAX).clamp(1, ROWS_MAX);
         }
-        if !chunk.more {
-            // The window is done with.
+        if !chunk.has_more {
+            // The window is exhausted.
             match self.order {
-                Order::Asc => self.filter.from = page.filter.to,
-                Order::Desc => self.filter.to = page.filter.from,
+                SortOrder::Asc => self.filter.from = page.filter.to,
+                SortOrder::Desc => self.filter.to = page.filter.from,
             }
-            self.window =
-                self.window.map(|window| if time < WINDOW_QUICK { window.saturating_mul(2) } else { window });
+            self.window = self
+                .window
+                .map(|window| if time < WINDOW_GROW_BELOW { window.saturating_mul(2) } else { window });
         }
-        self.over = self.left == 0 || self.filter.from >= self.filter.to;
+        self.done = self.remaining == 0 || self.filter.from >= self.filter.to;
     }
 
-    /// Whether less can be asked for at a time.
-    fn narrow(&mut self) -> bool {
+    /// Shrinks the window. Returns false if there is none or it is the shortest already.
+    fn shrink_window(&mut self) -> bool {
         let Some(window) = self.window.filter(|window| *window > WINDOW_MIN) else { return false };
         self.window = Some((window / 4).max(WINDOW_MIN));
         true

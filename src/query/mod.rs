@@ -1,29 +1,31 @@
-//! Questions about stored events: parameters to a query, a page or a receipt to JSON, and the threads between that
-//! may wait for the database, so that no acceptor does.
+//! Queries for stored events: parses query parameters, runs queries on reader threads that may wait
+//! for the database (acceptors must not), and encodes the results.
 //!
-//! Knows storage only as its trait, and nothing of sockets or SQL.
+//! Depends on storage through `EventRepository`; must not depend on sockets or SQL.
 
-mod asking;
+mod breaker_guard;
 pub mod cursor;
 pub mod export;
 pub mod page;
 pub mod params;
 pub mod readers;
 pub mod receipt;
+mod request;
 pub mod stats;
 
 mod encode;
-mod join;
-mod member;
+mod metadata_filter;
+mod page_and_total;
 
 pub use encode::Format;
-pub use export::{Exporters, Exports, How};
+pub use export::{ExportOptions, Exporters, Exports};
 pub use params::{Count, Query};
-pub use readers::{Line, ReaderLimits, Readers, line};
+pub use readers::{QueryQueue, ReaderLimits, Readers, query_queue};
+pub use request::QueryRequest;
 
-/// Where queries come in: shared by all acceptors.
+/// Submits queries and exports. Shared by all acceptors.
 #[derive(Clone, Debug)]
-pub struct Entrance {
-    pub line: Line,
+pub struct QueryService {
+    pub queue: QueryQueue,
     pub exports: Exports,
 }

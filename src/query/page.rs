@@ -1,27 +1,28 @@
-//! Events as JSON, alone and by the page.
+//! Encodes events as JSON: single events and pages.
 
 use super::cursor::Cursor;
 use crate::event::{Event, EventId};
 use crate::http::Response;
 use crate::json::text::quote;
-use crate::storage::Order;
+use crate::storage::SortOrder;
 
-/// What the answer needs to know of the query beside the events.
+/// The parameters of the query that the page encoding depends on.
 #[derive(Clone, Copy, Debug)]
-pub struct Shown {
+pub struct PageOptions {
     pub limit: u16,
-    pub order: Order,
+    pub order: SortOrder,
 }
 
-/// Writes `{"events":[…],"page":{…}}`. An event beyond the limit is not shown: it says that there is a next page.
-pub fn answer(response: &mut Response, shown: Shown, events: &[Event], total: Option<u64>) {
+/// Writes `{"events":[…],"page":{…}}`. `events` holds one event more than the limit if there is a
+/// next page; that event is not written.
+pub fn write_page(response: &mut Response, options: PageOptions, events: &[Event], total: Option<u64>) {
     response.status = 200;
     response.content_type = "application/json";
     let out = &mut response.body;
-    let limit = usize::from(shown.limit);
+    let limit = usize::from(options.limit);
     let on_page = &events[..events.len().min(limit)];
     out.clear();
-    out.reserve(on_page.iter().map(|event| 256 + event.message.len() + metadata(event).len()).sum());
+    out.reserve(on_page.iter().map(|event| 256 + event.message.len() + metadata_json(event).len()).sum());
     out.extend_from_slice(b"{\"events\":[");
     for (nth, event) in on_page.iter().enumerate() {
         out.extend_from_slice(if nth == 0 { b"{" } else { b",{" });
@@ -30,7 +31,7 @@ pub fn answer(response: &mut Response, shown: Shown, events: &[Event], total: Op
         out.push(b'}');
     }
     let next = on_page.last().filter(|_last| events.len() > limit).map(|last| {
-        Cursor { order: shown.order, timestamp: last.timestamp, event_id: last.event_id }.encode()
+        Cursor { order: options.order, timestamp: last.timestamp, event_id: last.event_id }.encode()
     });
     out.extend_from_slice(format!("],\"page\":{{\"limit\":{limit},\"next_cursor\":").as_bytes());
     match next {
@@ -51,17 +52,17 @@ pub(super) fn write_id(out: &mut Vec<u8>, id: EventId) {
     out.push(b'"');
 }
 
-/// The members of an event after its id.
+/// Writes the members of an event that follow its id.
 pub(super) fn write_members(out: &mut Vec<u8>, event: &Event) {
     out.extend_from_slice(format!(",\"timestamp\":\"{}\",\"service\":", event.timestamp).as_bytes());
     quote(out, &event.service);
     out.extend_from_slice(b",\"message\":");
     quote(out, &event.message);
     out.extend_from_slice(b",\"metadata\":");
-    out.extend_from_slice(metadata(event).as_bytes());
+    out.extend_from_slice(metadata_json(event).as_bytes());
     out.extend_from_slice(format!(",\"ingested_at\":\"{}\"", event.ingested_at).as_bytes());
 }
 
-fn metadata(event: &Event) -> &str {
+fn metadata_json(event: &Event) -> &str {
     event.metadata.as_deref().unwrap_or("null")
 }

@@ -1,26 +1,25 @@
-//! The query string of `GET /events`. All mistakes are reported together, each with its parameter's name; a
-//! parameter that is not known or stands twice is a mistake, since a filter that is ignored shows the wrong events.
+//! Parses the query strings of `GET /events` and `GET /stats`. All errors are reported together,
+//! each with the name of its parameter. An unknown or repeated parameter is an error, since
+//! ignoring a filter would return the wrong events.
 
 use std::time::Duration;
 
 use super::cursor::Cursor;
-use super::member;
-use crate::event::timestamp::{self, TimestampFault};
-use crate::event::{EventId, SERVICE_BYTES_MAX, Timestamp};
-use crate::http::problem::{ECHO_BYTES_MAX, Errors, FieldError};
+use super::metadata_filter;
+use crate::event::timestamp::{self, ParseTimestampError};
+use crate::event::{EventId, MILLIS_END, SERVICE_BYTES_MAX, Timestamp};
+use crate::http::problem::{ECHO_BYTES_MAX, FieldError, FieldErrors};
 use crate::json::text;
-use crate::storage::{Filter, Order, Page};
+use crate::storage::{EventPage, Filter, SortOrder};
 
 pub const LIMIT_MAX: u16 = 1000;
-/// Events of one export, where it is told how many: more than a table holds.
+/// Maximum `limit` of an export: more events than a table holds.
 const EXPORT_LIMIT_MAX: u64 = 1_000_000_000_000;
 pub const LIMIT_DEFAULT: u16 = 100;
-/// How far back a query goes that does not say.
+/// Time range of a query without `from`.
 const SPAN_DEFAULT: Duration = Duration::from_hours(24);
-/// Ids keep 48 bits of milliseconds, so no event is later.
-pub(super) const MILLIS_END: i64 = 1 << 48;
 
-/// Whether the answer tells how many events match in all.
+/// Whether the response contains the total number of matching events.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Count {
     Exact,
@@ -31,7 +30,7 @@ pub enum Count {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Query {
     pub filter: Filter,
-    pub order: Order,
+    pub order: SortOrder,
     /// 1 to [`LIMIT_MAX`].
     pub limit: u16,
     pub after: Option<(Timestamp, EventId)>,
@@ -39,21 +38,21 @@ pub struct Query {
 }
 
 impl Query {
-    /// Reads what follows the `?`.
-    pub fn parse(query: &str, now: Timestamp) -> Result<Self, Errors> {
-        Params::read(query, NAMES).finish(now)
+    /// Parses the query string of `GET /events`.
+    pub fn parse(query: &str, now: Timestamp) -> Result<Self, FieldErrors> {
+        Params::read(query, NAMES).into_query(now)
     }
 
-    /// Reads what follows the `?` of `GET /stats`: service and time.
-    pub fn parse_stats(query: &str, now: Timestamp) -> Result<Filter, Errors> {
-        Params::read(query, NAMES_OF_STATS).finish(now).map(|query| query.filter)
+    /// Parses the query string of `GET /stats`: service and time range.
+    pub fn parse_stats(query: &str, now: Timestamp) -> Result<Filter, FieldErrors> {
+        Params::read(query, STATS_NAMES).into_query(now).map(|query| query.filter)
     }
 
-    /// Reads what follows the `?` of an export: all events of the time, unless a limit is given.
-    pub fn parse_export(query: &str, now: Timestamp) -> Result<Export, Errors> {
-        let mut params = Params::read_up_to(query, NAMES_OF_EXPORT, EXPORT_LIMIT_MAX);
+    /// Parses the query string of an export: all events of the time range, unless a limit is given.
+    pub fn parse_export(query: &str, now: Timestamp) -> Result<ExportQuery, FieldErrors> {
+        let mut params = Params::read_up_to(query, EXPORT_NAMES, EXPORT_LIMIT_MAX);
         let limit = params.limit.take();
-        params.finish(now).map(|query| Export {
+        params.into_query(now).map(|query| ExportQuery {
             filter: query.filter,
             order: query.order,
             after: query.after,
@@ -61,25 +60,25 @@ impl Query {
         })
     }
 
-    /// What to ask storage for: one event more than is shown tells whether there is a next page.
-    pub fn page(&self) -> Page {
-        Page { filter: self.filter.clone(), order: self.order, limit: self.limit + 1, after: self.after }
+    /// The page to read: one event more than the limit, to detect a next page.
+    pub fn page(&self) -> EventPage {
+        EventPage { filter: self.filter.clone(), order: self.order, limit: self.limit + 1, after: self.after }
     }
 }
 
 /// A query for all events that match.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Export {
+pub struct ExportQuery {
     pub filter: Filter,
-    pub order: Order,
+    pub order: SortOrder,
     pub after: Option<(Timestamp, EventId)>,
     pub limit: u64,
 }
 
-/// The parameters as far as they have been read.
+/// The parameters parsed so far.
 #[derive(Default)]
 struct Params {
-    errors: Errors,
+    errors: FieldErrors,
     seen: Vec<&'static str>,
     service: Option<String>,
     from: Option<Timestamp>,
@@ -87,25 +86,25 @@ struct Params {
     limit_max: u64,
     limit: Option<u64>,
     cursor: Option<Cursor>,
-    order: Option<Order>,
+    order: Option<SortOrder>,
     count: Option<Count>,
     metadata: Vec<Vec<String>>,
     text: Option<String>,
 }
 
 const NAMES: &[&str] = &["service", "from", "to", "limit", "cursor", "order", "count", "q", "metadata.KEY"];
-/// Those of `GET /stats`.
-const NAMES_OF_STATS: &[&str] = &["service", "from", "to"];
-/// Those of an export: nothing is counted there.
-const NAMES_OF_EXPORT: &[&str] = &["service", "from", "to", "limit", "cursor", "order", "q", "metadata.KEY"];
-/// What a filter by metadata begins with; its key follows.
-const METADATA: &str = "metadata.";
+/// Parameters of `GET /stats`.
+const STATS_NAMES: &[&str] = &["service", "from", "to"];
+/// Parameters of an export: all but `count`.
+const EXPORT_NAMES: &[&str] = &["service", "from", "to", "limit", "cursor", "order", "q", "metadata.KEY"];
+/// Prefix of a metadata filter's name; the key follows.
+const METADATA_PREFIX: &str = "metadata.";
 
-/// Filters by metadata in one query.
+/// Maximum metadata filters of a query.
 const METADATA_MAX: usize = 8;
-/// Bytes of a key of metadata, and of its value.
-const MEMBER_BYTES_MAX: usize = 256;
-/// Bytes of the text that a message is searched for.
+/// Maximum bytes of a metadata filter's key, and of its value.
+const METADATA_BYTES_MAX: usize = 256;
+/// Maximum bytes of `q`, the text searched for in messages.
 const TEXT_BYTES_MAX: usize = 256;
 
 impl Params {
@@ -124,87 +123,87 @@ impl Params {
     fn pair(&mut self, pair: &str, names: &[&'static str]) {
         let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
         let decoded = percent_decode(name);
-        let key = decoded.as_deref().and_then(|name| name.strip_prefix(METADATA));
+        let key = decoded.as_deref().and_then(|name| name.strip_prefix(METADATA_PREFIX));
         if let Some(key) = key.filter(|_| names.contains(&"metadata.KEY")) {
-            return self.member(key, value);
+            return self.metadata_filter(key, value);
         }
         let Some(&name) = names.iter().find(|known| decoded.as_deref() == Some(**known)) else {
-            let shown = text::shorten(decoded.as_deref().unwrap_or(name), ECHO_BYTES_MAX);
-            let detail = format!("{shown} is not a parameter; there are {}", names.join(", "));
+            let shown = text::truncate(decoded.as_deref().unwrap_or(name), ECHO_BYTES_MAX);
+            let detail = format!("{shown} is not a parameter; the parameters are {}", names.join(", "));
             self.errors.push(|| FieldError { index: None, field: shown.into(), detail });
             return;
         };
         if self.seen.contains(&name) {
-            self.wrong(name, "stands more than once");
+            self.push_error(name, "is given more than once");
             return;
         }
         self.seen.push(name);
         let Some(value) = percent_decode(value) else {
-            self.wrong(name, "is not percent-encoded UTF-8");
+            self.push_error(name, "is not percent-encoded UTF-8");
             return;
         };
         if let Err(detail) = self.set(name, value) {
-            self.wrong(name, &detail);
+            self.push_error(name, &detail);
         }
     }
 
     fn set(&mut self, name: &'static str, value: String) -> Result<(), String> {
         match name {
-            "service" => self.service = Some(service(value)?),
-            "from" => self.from = Some(time(value)?),
-            "to" => self.to = Some(time(value)?),
-            "limit" => self.limit = Some(limit(&value, self.limit_max)?),
+            "service" => self.service = Some(parse_service(value)?),
+            "from" => self.from = Some(parse_time(value)?),
+            "to" => self.to = Some(parse_time(value)?),
+            "limit" => self.limit = Some(parse_limit(&value, self.limit_max)?),
             "cursor" => self.cursor = Some(Cursor::decode(&value).map_err(|error| error.to_string())?),
-            "order" => self.order = Some(one_of(&value, ("desc", Order::Desc), ("asc", Order::Asc))?),
-            "q" => self.text = Some(text_searched(value)?),
+            "order" => self.order = Some(one_of(&value, ("desc", SortOrder::Desc), ("asc", SortOrder::Asc))?),
+            "q" => self.text = Some(parse_text(value)?),
             "count" => self.count = Some(one_of(&value, ("exact", Count::Exact), ("none", Count::None))?),
-            _ => unreachable!("BUG: {name} is in NAMES and nowhere else"),
+            _ => unreachable!("BUG: {name} is in NAMES and has no parser"),
         }
         Ok(())
     }
 
-    /// `metadata.KEY=VALUE`. Each of several has to hold.
-    fn member(&mut self, key: &str, value: &str) {
-        let fits = |text: &str| text.len() <= MEMBER_BYTES_MAX && !text.contains('\0');
+    /// `metadata.KEY=VALUE`. Several filters must all match.
+    fn metadata_filter(&mut self, key: &str, value: &str) {
+        let fits = |text: &str| text.len() <= METADATA_BYTES_MAX && !text.contains('\0');
         let value = percent_decode(value).filter(|value| fits(value));
         let detail = match value {
             _ if self.metadata.len() == METADATA_MAX => {
-                format!("{METADATA}KEY stands more than {METADATA_MAX} times")
+                format!("{METADATA_PREFIX}KEY is given more than {METADATA_MAX} times")
             }
             Some(value) if !key.is_empty() && fits(key) => {
-                self.metadata.push(member::objects(key, &value));
+                self.metadata.push(metadata_filter::containment_objects(key, &value));
                 return;
             }
             Some(_) | None => format!(
-                "{METADATA}KEY=VALUE has a key of 1 to {MEMBER_BYTES_MAX} bytes and a value of up to \
-                 {MEMBER_BYTES_MAX}, percent-encoded UTF-8 without NUL"
+                "{METADATA_PREFIX}KEY=VALUE has a key of 1 to {METADATA_BYTES_MAX} bytes and a value of up to \
+                 {METADATA_BYTES_MAX}, percent-encoded UTF-8 without NUL"
             ),
         };
-        let field = format!("{METADATA}{}", text::shorten(key, ECHO_BYTES_MAX));
+        let field = format!("{METADATA_PREFIX}{}", text::truncate(key, ECHO_BYTES_MAX));
         self.errors.push(|| FieldError { index: None, field: field.into(), detail });
     }
 
-    fn wrong(&mut self, name: &'static str, detail: &str) {
+    fn push_error(&mut self, name: &'static str, detail: &str) {
         let detail = format!("{name} {detail}");
         self.errors.push(|| FieldError { index: None, field: name.into(), detail });
     }
 
-    fn finish(mut self, now: Timestamp) -> Result<Query, Errors> {
+    fn into_query(mut self, now: Timestamp) -> Result<Query, FieldErrors> {
         let span = i64::try_from(SPAN_DEFAULT.as_micros()).unwrap_or(i64::MAX);
         let to = self.to.unwrap_or(now);
-        // The last day before `to`, which is now unless it was given.
+        // The day before `to`, which defaults to now.
         let from = self.from.unwrap_or_else(|| Timestamp::from_micros((to.micros() - span).max(0)));
-        if from >= to && !["from", "to"].iter().any(|name| self.failed(name)) {
-            self.wrong("from", &format!("must be before to, which is {to}"));
+        if from >= to && !["from", "to"].iter().any(|name| self.has_error(name)) {
+            self.push_error("from", &format!("must be before to, which is {to}"));
         }
         let order = match (self.order, self.cursor) {
             (Some(order), Some(cursor)) if order != cursor.order => {
-                self.wrong("cursor", "belongs to a query in the other order");
+                self.push_error("cursor", "belongs to a query in the other order");
                 order
             }
             (Some(order), _) => order,
             (None, Some(cursor)) => cursor.order,
-            (None, None) => Order::Desc,
+            (None, None) => SortOrder::Desc,
         };
         if !self.errors.is_empty() {
             return Err(self.errors);
@@ -218,40 +217,41 @@ impl Params {
         })
     }
 
-    fn failed(&self, name: &str) -> bool {
+    fn has_error(&self, name: &str) -> bool {
         self.errors.listed().iter().any(|error| error.field == name)
     }
 }
 
-fn service(value: String) -> Result<String, String> {
+fn parse_service(value: String) -> Result<String, String> {
     if value.is_empty() || value.len() > SERVICE_BYTES_MAX || value.contains('\0') {
         return Err(format!("must be 1 to {SERVICE_BYTES_MAX} bytes without NUL"));
     }
     Ok(value)
 }
 
-fn text_searched(value: String) -> Result<String, String> {
+fn parse_text(value: String) -> Result<String, String> {
     if value.is_empty() || value.len() > TEXT_BYTES_MAX || value.contains('\0') {
         return Err(format!("must be 1 to {TEXT_BYTES_MAX} bytes without NUL"));
     }
     Ok(value)
 }
 
-fn time(value: String) -> Result<Timestamp, String> {
+fn parse_time(value: String) -> Result<Timestamp, String> {
     let mut bytes = value.into_bytes();
     let number =
         bytes.iter().all(|byte| byte.is_ascii_digit() || *byte == b'-') && bytes.first() != Some(&b'0');
     let read = if number || bytes == b"0" {
-        timestamp::epoch_millis(&bytes).map_err(|_fault| TimestampFault::NotATime)
+        timestamp::parse_epoch_millis(&bytes).map_err(|_fault| ParseTimestampError::InvalidFormat)
     } else {
-        // A `+` that was not encoded as %2B arrives as a space. Before an offset there is no other.
+        // A `+` not encoded as %2B arrives as a space. RFC 3339 has no other space before the
+        // offset.
         if let Some(sign) = bytes.len().checked_sub(6)
             && sign > 10
             && bytes[sign] == b' '
         {
             bytes[sign] = b'+';
         }
-        timestamp::rfc3339(&bytes)
+        timestamp::parse_rfc3339(&bytes)
     };
     match read {
         Ok(time) if time.micros() < 0 => Err("is before 1970".to_owned()),
@@ -261,7 +261,7 @@ fn time(value: String) -> Result<Timestamp, String> {
     }
 }
 
-fn limit(value: &str, most: u64) -> Result<u64, String> {
+fn parse_limit(value: &str, most: u64) -> Result<u64, String> {
     let digits = !value.is_empty() && value.bytes().all(|byte| byte.is_ascii_digit());
     value
         .parse()
@@ -280,7 +280,7 @@ fn one_of<T>(value: &str, one: (&str, T), other: (&str, T)) -> Result<T, String>
     }
 }
 
-/// Undoes `%XX` and `+`. None when an escape is cut off or wrong, or the bytes are not UTF-8.
+/// Decodes `%XX` and `+`. None if an escape is truncated or invalid, or the bytes are not UTF-8.
 fn percent_decode(value: &str) -> Option<String> {
     let mut out = Vec::with_capacity(value.len());
     let mut bytes = value.bytes();
@@ -310,7 +310,7 @@ mod tests {
         let day = Timestamp::from_micros(NOW.micros() - 86_400_000_000);
         let mut wanted = Query {
             filter: Filter::between(day, NOW),
-            order: Order::Desc,
+            order: SortOrder::Desc,
             limit: 100,
             after: None,
             count: Count::Exact,
@@ -335,7 +335,7 @@ mod tests {
     }
 
     #[test]
-    fn every_parameter_is_read() {
+    fn parse_reads_every_parameter() {
         let hour = Timestamp::from_millis(1_795_435_200_000 - 3_600_000);
         check("", |_| {});
         check("&&", |_| {});
@@ -357,7 +357,7 @@ mod tests {
         check("limit=1", |q| q.limit = 1);
         check("limit=1000", |q| q.limit = 1000);
         check("order=asc&count=none", |q| {
-            q.order = Order::Asc;
+            q.order = SortOrder::Asc;
             q.count = Count::None;
         });
         check("q=100%25+Sure", |q| q.filter.text = Some("100% Sure".to_owned()));
@@ -366,10 +366,10 @@ mod tests {
             q.filter.metadata =
                 vec![any(&[r#"{"region":"eu"}"#]), any(&[r#"{"a.b=":"1"}"#, r#"{"a.b=":1}"#])];
         });
-        let cursor = Cursor { order: Order::Asc, timestamp: hour, event_id: EventId::floor(5) };
+        let cursor = Cursor { order: SortOrder::Asc, timestamp: hour, event_id: EventId::floor(5) };
         for order in ["", "&order=asc"] {
             check(&format!("cursor={}{order}", cursor.encode()), |q| {
-                q.order = Order::Asc;
+                q.order = SortOrder::Asc;
                 q.after = Some((hour, EventId::floor(5)));
             });
         }
@@ -377,7 +377,7 @@ mod tests {
     }
 
     #[test]
-    fn all_mistakes_are_told_together() {
+    fn parse_reports_all_errors_together() {
         check_refused("limit=0", &[("limit", "from 1 to 1000")]);
         for limit in ["", "1001", "-1", "%2B5", "1.0", "99999999999", "ten"] {
             check_refused(&format!("limit={limit}"), &[("limit", "from 1 to 1000")]);
@@ -419,7 +419,7 @@ mod tests {
     }
 
     #[test]
-    fn stats_take_service_and_time_alone() {
+    fn parse_stats_accepts_service_and_time_only() {
         let filter = Query::parse_stats("service=a&from=0", NOW).unwrap();
         assert_eq!(
             (filter.service.as_deref(), filter.from, filter.to),
@@ -431,10 +431,10 @@ mod tests {
     }
 
     #[test]
-    fn an_export_is_of_all_events_unless_it_is_told_how_many() {
+    fn parse_export_has_no_limit_by_default() {
         assert_eq!(Query::parse_export("", NOW).unwrap().limit, u64::MAX);
         let query = Query::parse_export("limit=1000000&order=asc&q=a&metadata.k=1&service=s", NOW).unwrap();
-        assert_eq!((query.limit, query.order), (1_000_000, Order::Asc));
+        assert_eq!((query.limit, query.order), (1_000_000, SortOrder::Asc));
         for query in ["count=none", "limit=0", "limit=1000000000001", "limit=-1"] {
             assert!(Query::parse_export(query, NOW).is_err(), "{query}");
         }
@@ -442,7 +442,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn no_query_makes_it_panic(query in "((service|from|to|limit|cursor|order|count)?[=&%+0-9A-Fa-f:TZ.-]{0,30}){0,4}\\PC{0,9}") {
+        fn parse_does_not_panic(query in "((service|from|to|limit|cursor|order|count)?[=&%+0-9A-Fa-f:TZ.-]{0,30}){0,4}\\PC{0,9}") {
             if let Ok(query) = Query::parse(&query, NOW) {
                 prop_assert!(query.filter.from < query.filter.to && (1..=1000).contains(&query.limit));
             }

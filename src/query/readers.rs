@@ -1,7 +1,7 @@
-//! The threads that wait for the database on behalf of queries, and the bounded line before them. An acceptor only
-//! ever puts a job in the line, or refuses at once when the line is full or the breaker is open.
+//! The reader threads, which run queries, and their bounded queue. An acceptor enqueues a job, or
+//! rejects the request at once when the queue is full or the breaker is open; it never blocks.
 //!
-//! Knows storage as its trait and the breaker before it.
+//! Depends on storage through `EventRepository` and the breaker.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -9,172 +9,172 @@ use std::time::Duration;
 
 use crossbeam::channel::{Receiver, Sender, bounded};
 
-use super::asking::{Asking, Failure, LINE_RETRY_S};
-use super::join::{Join, fulfil};
-use super::page::Shown;
+use super::breaker_guard::{BreakerGuard, QUEUE_RETRY_S, RunQueryError};
+use super::page::PageOptions;
+use super::page_and_total::{PageAndTotal, fulfil};
 use super::params::{Count, Query};
+use super::request::QueryRequest;
 use super::{receipt, stats};
+use crate::access::Services;
 use crate::clock::{Clock, Moment};
-use crate::event::{EventId, Timestamp};
-use crate::http::problem::{self, Errors, FieldError, Kind};
-use crate::http::{Answer, Promise, Response};
+use crate::event::EventId;
+use crate::http::problem::{self, FieldError, FieldErrors, ProblemKind};
+use crate::http::{HandlerResult, Promise, Response};
 use crate::journal::lookup::{self, Lookup};
-use crate::storage::{Breaker, EventRepository, Filter, Found, Page};
+use crate::storage::{Breaker, EventPage, EventRepository, EventStatus, Filter};
 
 #[derive(Clone, Copy, Debug)]
 pub struct ReaderLimits {
-    /// Jobs that may wait; a query with a count is two.
+    /// Maximum jobs in the queue; a query with a count is two jobs.
     pub jobs_max: usize,
-    /// A job that has waited longer is refused: its client has most likely gone.
+    /// A job that has waited longer is rejected: its client has most likely disconnected.
     pub wait_max: Duration,
 }
 
-/// What all acceptors share: the entrance to the line.
+/// The sending side of the queue, shared by all acceptors.
 #[derive(Clone, Debug)]
-pub struct Line {
-    jobs: Sender<Job>,
+pub struct QueryQueue {
+    jobs: Sender<QueryJob>,
     waiting: Arc<AtomicUsize>,
     limits: ReaderLimits,
-    asking: Asking,
+    guard: BreakerGuard,
 }
 
-/// What all reader threads share: the other end of the line.
+/// The receiving side of the queue, shared by all reader threads.
 #[derive(Clone, Debug)]
 pub struct Readers {
-    jobs: Receiver<Job>,
+    jobs: Receiver<QueryJob>,
     waiting: Arc<AtomicUsize>,
     wait_max: Duration,
     repository: Arc<dyn EventRepository>,
-    asking: Asking,
+    guard: BreakerGuard,
     lookup: Option<Arc<Lookup>>,
 }
 
 #[derive(Debug)]
-struct Job {
-    since: Moment,
-    task: Task,
+struct QueryJob {
+    enqueued_at: Moment,
+    task: QueryTask,
 }
 
 #[derive(Debug)]
-enum Task {
-    Page(Arc<Join>, Page),
-    Count(Arc<Join>, Filter),
-    Find(Promise, EventId),
+enum QueryTask {
+    Page(Arc<PageAndTotal>, EventPage),
+    Count(Arc<PageAndTotal>, Filter),
+    Find(Promise, EventId, Option<Services>),
     Hours(Promise, Filter),
 }
 
-/// Makes the line. Each reader thread runs [`Readers::run`] of its own clone; when every [`Line`] is gone and the
-/// jobs are done, the threads end.
-pub fn line(
+/// Creates the queue. Each reader thread runs [`Readers::run`] on its own clone and ends when every
+/// [`QueryQueue`] is dropped and the jobs are done.
+pub fn query_queue(
     limits: ReaderLimits,
     repository: Arc<dyn EventRepository>,
     breaker: Arc<Breaker>,
     clock: Clock,
-) -> (Line, Readers) {
+) -> (QueryQueue, Readers) {
     let (sender, receiver) = bounded(limits.jobs_max);
     let waiting = Arc::new(AtomicUsize::new(0));
-    let asking = Asking::new(breaker, clock);
+    let guard = BreakerGuard::new(breaker, clock);
     let readers = Readers {
         jobs: receiver,
         waiting: Arc::clone(&waiting),
         wait_max: limits.wait_max,
         repository,
-        asking: asking.clone(),
+        guard: guard.clone(),
         lookup: None,
     };
-    (Line { jobs: sender, waiting, limits, asking }, readers)
+    (QueryQueue { jobs: sender, waiting, limits, guard }, readers)
 }
 
-impl Line {
-    /// Answers `GET /events?query`. `promise` is called only when the answer comes later.
+impl QueryQueue {
+    /// Handles `GET /events?query`. Calls `promise` only for a pending response.
     pub fn list(
         &self,
-        query: &str,
-        now: Timestamp,
+        request: QueryRequest<'_>,
         promise: impl FnOnce() -> Promise,
         response: &mut Response,
-    ) -> Answer {
-        let query = match Query::parse(query, now) {
-            Ok(query) => query,
-            Err(errors) => {
-                problem::answer_invalid(response, "the query is not valid", &errors);
-                return Answer::Ready;
-            }
-        };
+    ) -> HandlerResult {
+        let Some(query) = request.parse_list(response) else { return HandlerResult::Done };
         let counted = query.count == Count::Exact;
-        let Some(since) = self.enter(if counted { 2 } else { 1 }, response) else { return Answer::Ready };
-        let shown = Shown { limit: query.limit, order: query.order };
-        let join = Arc::new(Join::new(promise(), shown, counted));
+        let Some(enqueued_at) = self.reserve(if counted { 2 } else { 1 }, response) else {
+            return HandlerResult::Done;
+        };
+        let options = PageOptions { limit: query.limit, order: query.order };
+        let combined = Arc::new(PageAndTotal::new(promise(), options, counted));
         let page = query.page();
         if counted {
-            self.put(since, Task::Count(Arc::clone(&join), query.filter));
+            self.enqueue(enqueued_at, QueryTask::Count(Arc::clone(&combined), query.filter));
         }
-        self.put(since, Task::Page(join, page));
-        Answer::Later
+        self.enqueue(enqueued_at, QueryTask::Page(combined, page));
+        HandlerResult::Pending
     }
 
-    /// Answers `GET /events/{id}`. `promise` is called only when the answer comes later.
-    pub fn find(&self, id: &str, promise: impl FnOnce() -> Promise, response: &mut Response) -> Answer {
+    /// Handles `GET /events/{id}`. Calls `promise` only for a pending response.
+    pub fn find(
+        &self,
+        id: &str,
+        services: Option<Services>,
+        promise: impl FnOnce() -> Promise,
+        response: &mut Response,
+    ) -> HandlerResult {
         let id = match id.parse() {
             Ok(id) => id,
-            Err(error @ crate::event::NotAnEventId) => {
-                let mut errors = Errors::default();
+            Err(error @ crate::event::ParseEventIdError) => {
+                let mut errors = FieldErrors::default();
                 errors.push(|| FieldError {
                     index: None,
                     field: "event_id".into(),
                     detail: format!("event_id is {error}"),
                 });
-                problem::answer_invalid(response, "the event id is not valid", &errors);
-                return Answer::Ready;
+                problem::write_invalid(response, "the event id is not valid", &errors);
+                return HandlerResult::Done;
             }
         };
-        let Some(since) = self.enter(1, response) else { return Answer::Ready };
-        self.put(since, Task::Find(promise(), id));
-        Answer::Later
+        let Some(enqueued_at) = self.reserve(1, response) else { return HandlerResult::Done };
+        self.enqueue(enqueued_at, QueryTask::Find(promise(), id, services));
+        HandlerResult::Pending
     }
 
-    /// Answers `GET /stats?query`. `promise` is called only when the answer comes later.
+    /// Handles `GET /stats?query`. Calls `promise` only for a pending response.
     pub fn stats(
         &self,
-        query: &str,
-        now: Timestamp,
+        request: QueryRequest<'_>,
         promise: impl FnOnce() -> Promise,
         response: &mut Response,
-    ) -> Answer {
-        let filter = match Query::parse_stats(query, now) {
-            Ok(filter) => stats::whole_hours(filter),
-            Err(errors) => {
-                problem::answer_invalid(response, "the query is not valid", &errors);
-                return Answer::Ready;
-            }
+    ) -> HandlerResult {
+        let Some(filter) = request.parse(Query::parse_stats, |filter| filter, response) else {
+            return HandlerResult::Done;
         };
-        let Some(since) = self.enter(1, response) else { return Answer::Ready };
-        self.put(since, Task::Hours(promise(), filter));
-        Answer::Later
+        let filter = stats::whole_hours(filter);
+        let Some(enqueued_at) = self.reserve(1, response) else { return HandlerResult::Done };
+        self.enqueue(enqueued_at, QueryTask::Hours(promise(), filter));
+        HandlerResult::Pending
     }
 
-    /// Jobs that wait.
+    /// Jobs in the queue.
     pub fn waiting(&self) -> usize {
         self.waiting.load(Ordering::Relaxed)
     }
 
-    /// Takes places in the line for all jobs of a request or for none, and says since when they wait; or writes
-    /// the refusal.
-    fn enter(&self, jobs: usize, response: &mut Response) -> Option<Moment> {
-        if self.asking.refuses(response) {
+    /// Reserves queue slots for all jobs of a request or for none. Returns the enqueue time;
+    /// without room, or with an open breaker, writes a 503 and returns None.
+    fn reserve(&self, jobs: usize, response: &mut Response) -> Option<Moment> {
+        if self.guard.reject_if_open(response) {
             return None;
         }
         let room = |waiting: usize| Some(waiting + jobs).filter(|&total| total <= self.limits.jobs_max);
         if self.waiting.fetch_update(Ordering::AcqRel, Ordering::Acquire, room).is_err() {
-            queries_full(response);
+            write_queue_full(response);
             return None;
         }
-        Some(self.asking.clock.now())
+        Some(self.guard.clock.now())
     }
 
-    fn put(&self, since: Moment, task: Task) {
-        // The place was taken above. When every reader has ended, the promise in the job answers 500 as it drops.
-        if self.jobs.try_send(Job { since, task }).is_err() {
+    fn enqueue(&self, enqueued_at: Moment, task: QueryTask) {
+        // `reserve` guarantees a slot, so the send fails only if every reader has ended; then the
+        // dropped promise responds with 500.
+        if self.jobs.try_send(QueryJob { enqueued_at, task }).is_err() {
             self.waiting.fetch_sub(1, Ordering::AcqRel);
             log::error!("the query threads have ended; a query cannot be answered");
         }
@@ -182,47 +182,57 @@ impl Line {
 }
 
 impl Readers {
-    /// Also finds what is not stored yet.
+    /// Also finds events that are buffered and not stored yet.
     #[must_use]
     pub fn with_lookup(self, lookup: Arc<Lookup>) -> Self {
         Self { lookup: Some(lookup), ..self }
     }
 
-    /// The life of a reader thread.
+    /// The body of a reader thread.
     pub fn run(&self) {
         while let Ok(job) = self.jobs.recv() {
             self.tick(job);
         }
     }
 
-    fn tick(&self, job: Job) {
+    fn tick(&self, job: QueryJob) {
         self.waiting.fetch_sub(1, Ordering::AcqRel);
-        let late = self.asking.clock.now().since(job.since) > self.wait_max;
+        let expired = self.guard.clock.now().since(job.enqueued_at) > self.wait_max;
         match job.task {
-            Task::Page(join, _) | Task::Count(join, _) if late => join.fail(queries_full),
-            Task::Find(promise, _) | Task::Hours(promise, _) if late => fulfil(promise, queries_full),
-            Task::Page(join, _) | Task::Count(join, _) if join.over() => {}
-            Task::Page(join, page) => match self.asking.ask("page", || self.repository.page(&page)) {
-                Ok(events) => join.events(events),
-                Err(failure) => join.fail(|response| failure.answer(response)),
-            },
-            Task::Count(join, filter) => match self.asking.ask("count", || self.repository.count(&filter)) {
-                Ok(total) => join.total(total),
-                Err(failure) => join.fail(|response| failure.answer(response)),
-            },
-            Task::Hours(promise, filter) => {
-                // One more than is shown tells that there are too many.
-                let hours = self.asking.ask("stats", || self.repository.hours(&filter, stats::ROWS_MAX + 1));
+            QueryTask::Page(combined, _) | QueryTask::Count(combined, _) if expired => {
+                combined.fail(write_queue_full);
+            }
+            QueryTask::Find(promise, ..) | QueryTask::Hours(promise, _) if expired => {
+                fulfil(promise, write_queue_full);
+            }
+            QueryTask::Page(combined, _) | QueryTask::Count(combined, _) if combined.is_answered() => {}
+            QueryTask::Page(combined, page) => {
+                match self.guard.call("page", || self.repository.page(&page)) {
+                    Ok(events) => combined.set_events(events),
+                    Err(failure) => combined.fail(|response| failure.write(response)),
+                }
+            }
+            QueryTask::Count(combined, filter) => {
+                match self.guard.call("count", || self.repository.count(&filter)) {
+                    Ok(total) => combined.set_total(total),
+                    Err(failure) => combined.fail(|response| failure.write(response)),
+                }
+            }
+            QueryTask::Hours(promise, filter) => {
+                // One row above the maximum detects a result that is too large.
+                let hours =
+                    self.guard.call("stats", || self.repository.hourly_counts(&filter, stats::ROWS_MAX + 1));
                 fulfil(promise, |response| match hours {
-                    Ok(hours) => stats::answer(response, &filter, &hours),
-                    Err(failure) => failure.answer(response),
+                    Ok(hours) => stats::write_stats(response, &filter, &hours),
+                    Err(failure) => failure.write(response),
                 });
             }
-            Task::Find(promise, id) => {
+            QueryTask::Find(promise, id, services) => {
                 let found = self.find(id);
-                fulfil(promise, |response| match found {
-                    Ok(found) => receipt::answer(response, id, found.as_ref()),
-                    Err(failure) => failure.answer(response),
+                let readable = |status: &EventStatus| receipt::is_readable(status, services.as_deref());
+                fulfil(promise, |response| match found.map(|found| found.filter(readable)) {
+                    Ok(found) => receipt::write_receipt(response, id, found.as_ref()),
+                    Err(failure) => failure.write(response),
                 });
             }
         }
@@ -230,10 +240,10 @@ impl Readers {
 }
 
 impl Readers {
-    /// Stored, dead, or waiting in the journal. What left the journal between two looks is stored, so that whoever is
-    /// not found there is asked for once more.
-    fn find(&self, id: EventId) -> Result<Option<Found>, Failure> {
-        let find = || self.asking.ask("find", || self.repository.find(id));
+    /// Finds a stored, dead or buffered event. An event may be stored and leave the journal between
+    /// the two lookups, so the database is read again after the journal.
+    fn find(&self, id: EventId) -> Result<Option<EventStatus>, RunQueryError> {
+        let find = || self.guard.call("find", || self.repository.find(id));
         let found = find()?;
         let Some(lookup) = self.lookup.as_ref().filter(|_| found.is_none()) else { return Ok(found) };
         let waiting = lookup.find(id);
@@ -241,14 +251,19 @@ impl Readers {
             return Ok(Some(found));
         }
         match waiting {
-            Ok(event) => Ok(event.map(Found::Buffered)),
-            Err(lookup::Unknown) => Err(Failure::Unavailable { retry_in: Duration::ZERO }),
+            Ok(event) => Ok(event.map(EventStatus::Buffered)),
+            Err(lookup::FindEventError) => Err(RunQueryError::Unavailable { retry_in: Duration::ZERO }),
         }
     }
 }
 
-fn queries_full(response: &mut Response) {
-    problem::answer_later(response, Kind::QueriesFull, "too many queries are waiting", LINE_RETRY_S);
+fn write_queue_full(response: &mut Response) {
+    problem::write_retryable(
+        response,
+        ProblemKind::QueriesFull,
+        "too many queries are waiting",
+        QUEUE_RETRY_S,
+    );
 }
 
 #[cfg(test)]

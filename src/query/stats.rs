@@ -1,28 +1,27 @@
-//! The answer of `GET /stats`: events by hour and service. They come from what is counted as events are stored, so no
-//! event is looked at, and only whole hours can be told.
+//! The response of `GET /stats`: events by hour and service, from the counters maintained as events
+//! are stored. No event row is read, so the resolution is one hour.
 
-use crate::event::Timestamp;
+use crate::event::{HOUR_MICROS, Timestamp};
 use crate::http::Response;
-use crate::http::problem::{self, Kind};
+use crate::http::problem::{self, ProblemKind};
 use crate::json::text::quote;
 use crate::storage::{Filter, HourCount};
 
-/// Rows of one answer: a week of 59 services.
+/// Maximum rows of a response: a week of 59 services.
 pub const ROWS_MAX: u32 = 10_000;
 
-const HOUR_MICROS: i64 = 3_600_000_000;
-
-/// The hours that a time touches.
+/// Extends the time range of `filter` to whole hours.
 pub(super) fn whole_hours(filter: Filter) -> Filter {
     let hour = |micros: i64| Timestamp::from_micros(micros.div_euclid(HOUR_MICROS) * HOUR_MICROS);
     let to = hour(filter.to.micros().saturating_add(HOUR_MICROS - 1));
     Filter { from: hour(filter.from.micros()), to, ..filter }
 }
 
-pub(super) fn answer(response: &mut Response, filter: &Filter, hours: &[HourCount]) {
+pub(super) fn write_stats(response: &mut Response, filter: &Filter, hours: &[HourCount]) {
     if hours.len() > ROWS_MAX as usize {
-        let detail = format!("there are more than {ROWS_MAX} counts; ask for less time, or for one service");
-        return problem::answer(response, Kind::Invalid, &detail);
+        let detail =
+            format!("there are more than {ROWS_MAX} counts; request a shorter time range or one service");
+        return problem::write(response, ProblemKind::Invalid, &detail);
     }
     response.status = 200;
     response.content_type = "application/json";
@@ -46,7 +45,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn hours_are_those_that_the_time_touches() {
+    fn whole_hours_extends_the_range_to_hour_boundaries() {
         #[track_caller]
         fn check(from: i64, to: i64, expected: (i64, i64)) {
             let filter = Filter::between(Timestamp::from_micros(from), Timestamp::from_micros(to));
@@ -59,15 +58,15 @@ mod tests {
     }
 
     #[test]
-    fn more_than_an_answer_holds_is_no_answer() {
+    fn stats_response_rejects_more_than_the_maximum_rows() {
         let hour = HourCount { hour: Timestamp::default(), service: "s\"".into(), count: 2 };
         let filter = Filter::between(Timestamp::default(), Timestamp::from_micros(HOUR_MICROS));
         let mut response = Response::default();
-        answer(&mut response, &filter, &[hour.clone(), hour.clone()]);
+        write_stats(&mut response, &filter, &[hour.clone(), hour.clone()]);
         let wanted = r#"{"from":"1970-01-01T00:00:00.000000Z","to":"1970-01-01T01:00:00.000000Z","total":4,"hours":[{"hour":"1970-01-01T00:00:00.000000Z","service":"s\"","count":2},{"hour":"1970-01-01T00:00:00.000000Z","service":"s\"","count":2}]}"#;
         assert_eq!(String::from_utf8(response.body).unwrap(), wanted);
         let mut response = Response::default();
-        answer(&mut response, &filter, &vec![hour; ROWS_MAX as usize + 1]);
+        write_stats(&mut response, &filter, &vec![hour; ROWS_MAX as usize + 1]);
         assert_eq!(response.status, 400);
     }
 }

@@ -1,6 +1,7 @@
-//! Events past their time: when to look (`schedule`), what goes and how (`plan`), and the doing of it (`sweep`).
+//! Retention: deletes expired events. `schedule` parses the cron expression, `plan` selects
+//! partitions and rows, `sweep` deletes them.
 //!
-//! Knows storage as its trait and the breaker before it, and nothing of SQL.
+//! Depends on storage through `EventRepository` and the breaker; must not depend on SQL.
 
 pub mod plan;
 pub mod schedule;
@@ -8,4 +9,4 @@ pub mod sweep;
 
 pub use plan::Plan;
 pub use schedule::Schedule;
-pub use sweep::{Retention, SweepEnd, Swept};
+pub use sweep::{RetentionSweeper, SweepCounts, SweepOutcome};

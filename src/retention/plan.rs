@@ -1,32 +1,32 @@
-//! What a sweep has to do: pure, told the time and what there is.
+//! Computes what a sweep deletes. Pure: time and partitions are arguments.
 
-use crate::event::{EventId, Timestamp};
+use crate::event::{DAY_MICROS, EventId, Timestamp};
 use crate::storage::Day;
 
-const DAY_MICROS: i64 = 24 * 60 * 60 * 1_000_000;
-
-/// What goes: whole days with their partitions, and of the rest every event before the edge.
+/// What a sweep deletes: the partitions of whole days, and single rows before the cutoff.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Plan {
-    /// Events of this time and later stay.
-    pub edge: Timestamp,
-    /// Days whose partitions lie wholly before the edge, oldest first.
+    /// Events at or after this time are kept.
+    pub cutoff: Timestamp,
+    /// Days that end at or before the cutoff, oldest first. Their partitions are dropped.
     pub days: Vec<Day>,
-    /// What is left before this id goes row by row: the day that the edge lies in, and the default partition.
-    pub rest: EventId,
+    /// Rows with a smaller id are deleted one by one: from the partition of the cutoff's day and
+    /// the default partition.
+    pub row_cutoff: EventId,
 }
 
 impl Plan {
-    pub fn new(partitions: &[Day], edge: Timestamp) -> Self {
-        let mut days: Vec<_> = partitions.iter().copied().filter(|day| day.end() <= edge).collect();
+    pub fn new(partitions: &[Day], cutoff: Timestamp) -> Self {
+        let mut days: Vec<_> = partitions.iter().copied().filter(|day| day.end() <= cutoff).collect();
         days.sort_unstable();
-        // An id tells milliseconds: the edge's own stays, so nothing goes before its time.
-        Self { edge, days, rest: EventId::floor(u64::try_from(edge.millis()).unwrap_or(0)) }
+        // Ids have a resolution of milliseconds. Events of the cutoff's own millisecond are kept,
+        // so none is deleted early.
+        Self { cutoff, days, row_cutoff: EventId::floor(u64::try_from(cutoff.millis()).unwrap_or(0)) }
     }
 }
 
-/// Where the time of events ends that are kept for `days`.
-pub fn edge(now: Timestamp, days: u32) -> Timestamp {
+/// The cutoff of a retention of `days`.
+pub fn cutoff(now: Timestamp, days: u32) -> Timestamp {
     Timestamp::from_micros(now.micros().saturating_sub(i64::from(days) * DAY_MICROS).max(0))
 }
 
@@ -35,14 +35,14 @@ mod tests {
     use super::*;
 
     #[track_caller]
-    fn check(edge_micros: i64, partitions: &[i64], expected: &[i64]) {
-        let days = |numbers: &[i64]| numbers.iter().map(|day| Day::numbered(*day)).collect::<Vec<_>>();
-        let plan = Plan::new(&days(partitions), Timestamp::from_micros(edge_micros));
-        assert_eq!(plan.days, days(expected), "{edge_micros}");
+    fn check(cutoff_micros: i64, partitions: &[i64], expected: &[i64]) {
+        let days = |numbers: &[i64]| numbers.iter().map(|day| Day::from_number(*day)).collect::<Vec<_>>();
+        let plan = Plan::new(&days(partitions), Timestamp::from_micros(cutoff_micros));
+        assert_eq!(plan.days, days(expected), "{cutoff_micros}");
     }
 
     #[test]
-    fn a_day_goes_whole_only_when_its_last_moment_is_past() {
+    fn plan_drops_a_day_only_when_all_of_it_is_before_the_cutoff() {
         check(10 * DAY_MICROS, &[12, 9, 8, 10], &[8, 9]);
         check(10 * DAY_MICROS - 1, &[8, 9, 10], &[8]);
         check(10 * DAY_MICROS + 1, &[8, 9, 10], &[8, 9]);
@@ -52,15 +52,15 @@ mod tests {
     }
 
     #[test]
-    fn the_rest_goes_up_to_the_edges_millisecond() {
+    fn row_cutoff_is_the_floor_id_of_the_cutoff_millisecond() {
         let plan = Plan::new(&[], Timestamp::from_micros(1_999));
-        assert_eq!(plan.rest, EventId::floor(1));
+        assert_eq!(plan.row_cutoff, EventId::floor(1));
     }
 
     #[test]
-    fn the_edge_is_days_back_and_never_before_time_began() {
+    fn cutoff_is_days_before_now_and_never_before_the_epoch() {
         let now = Timestamp::from_millis(1_767_268_800_000);
-        assert_eq!(edge(now, 30).to_string(), "2025-12-02T12:00:00.000000Z");
-        assert_eq!(edge(now, 36_500), Timestamp::default());
+        assert_eq!(cutoff(now, 30).to_string(), "2025-12-02T12:00:00.000000Z");
+        assert_eq!(cutoff(now, 36_500), Timestamp::default());
     }
 }

@@ -1,23 +1,24 @@
-//! When a sweep is due: a cron expression of five fields, or six with seconds first, in UTC. It is told the time.
+//! The schedule of the sweep: a cron expression of five fields, or six with seconds first, in UTC.
+//! Pure: the time is an argument.
 
 use std::str::FromStr;
 
 use crate::event::Timestamp;
 
-/// Two in the night, when there is least to do.
+/// 02:00 UTC, a time of low load.
 pub const DEFAULT: &str = "0 2 * * *";
 
-/// A cron expression that comes to pass.
+/// A cron expression that matches at least one time.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Schedule(cron::Schedule);
 
-/// The text is no schedule.
+/// The text is not a valid schedule.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("not a cron expression of 5 or 6 fields that ever comes to pass")]
-pub struct NotASchedule;
+#[error("not a cron expression of 5 or 6 fields that matches any time")]
+pub struct ParseScheduleError;
 
 impl Schedule {
-    /// The first time after `now`. None when it never comes again.
+    /// The first matching time after `now`, if there is one.
     pub fn after(&self, now: Timestamp) -> Option<Timestamp> {
         let now = chrono::DateTime::from_timestamp_micros(now.micros())?;
         let next = self.0.after(&now).next()?;
@@ -27,30 +28,31 @@ impl Schedule {
 
 impl Default for Schedule {
     fn default() -> Self {
-        DEFAULT.parse().expect("BUG: the default is a schedule")
+        DEFAULT.parse().expect("BUG: the default schedule is valid")
     }
 }
 
 impl FromStr for Schedule {
-    type Err = NotASchedule;
+    type Err = ParseScheduleError;
 
-    fn from_str(text: &str) -> Result<Self, NotASchedule> {
+    fn from_str(text: &str) -> Result<Self, ParseScheduleError> {
         let mut fields: Vec<_> = text.split_whitespace().map(str::to_owned).collect();
         match fields.len() {
             5 => fields.insert(0, "0".to_owned()),
             6 => {}
-            _ => return Err(NotASchedule),
+            _ => return Err(ParseScheduleError),
         }
-        fields[5] = days_of_week(&fields[5]).ok_or(NotASchedule)?;
-        let schedule = Self(fields.join(" ").parse().map_err(|_why: cron::error::Error| NotASchedule)?);
-        // The 30th of February parses.
-        schedule.after(Timestamp::default()).ok_or(NotASchedule)?;
+        fields[5] = days_of_week(&fields[5]).ok_or(ParseScheduleError)?;
+        let schedule = Self(fields.join(" ").parse().map_err(|_why: cron::error::Error| ParseScheduleError)?);
+        // The parser accepts 30 February.
+        schedule.after(Timestamp::default()).ok_or(ParseScheduleError)?;
         Ok(schedule)
     }
 }
 
-/// Days of the week as the crate counts them (1 is Sunday), from what cron has always meant (0 and 7 are Sunday).
-/// Ranges become lists, since one that ends on a Sunday would run backwards. Names and `*` mean the same to both.
+/// Converts days of the week from cron's numbers (0 and 7 are Sunday) to the crate's (1 is Sunday).
+/// Ranges become lists, since a range that ends on Sunday would run backwards. Names and `*` need
+/// no conversion.
 fn days_of_week(field: &str) -> Option<String> {
     let parts = field.split(',').map(|part| {
         let (days, step) = part.split_once('/').unwrap_or((part, "1"));
@@ -59,7 +61,7 @@ fn days_of_week(field: &str) -> Option<String> {
         if first > last || last > 7 {
             return None;
         }
-        // As in cron, a step after a single day goes on to the end of the week.
+        // As in cron, a step after a single day extends to the end of the week.
         let last = if part.contains('/') && !days.contains('-') { 6.max(last) } else { last };
         let days: Vec<_> = (first..=last).step_by(step).map(|day| (day % 7 + 1).to_string()).collect();
         Some(days.join(","))
@@ -67,7 +69,7 @@ fn days_of_week(field: &str) -> Option<String> {
     Some(parts.collect::<Option<Vec<_>>>()?.join(","))
 }
 
-/// `5` or `1-5`; None for what is not made of numbers.
+/// Parses `5` or `1-5`; None if it is not numeric.
 fn range(days: &str) -> Option<(u8, u8)> {
     let (first, last) = days.split_once('-').unwrap_or((days, days));
     Some((first.parse().ok()?, last.parse().ok()?))
@@ -87,7 +89,7 @@ mod tests {
     }
 
     #[test]
-    fn five_fields_are_minutes_first_and_six_seconds_first_in_utc() {
+    fn schedule_has_five_fields_or_six_with_seconds_first() {
         check(DEFAULT, "2026-01-02T02:00:00");
         check("0 0 2 * * *", "2026-01-02T02:00:00");
         check("30 0 2 * * *", "2026-01-02T02:00:30");
@@ -97,7 +99,7 @@ mod tests {
     }
 
     #[test]
-    fn days_of_the_week_are_those_of_cron() {
+    fn schedule_numbers_days_of_the_week_as_cron_does() {
         check("0 2 * * 0", "2026-01-04T02:00:00");
         check("0 2 * * 7", "2026-01-04T02:00:00");
         check("0 2 * * 1", "2026-01-05T02:00:00");
@@ -109,7 +111,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_schedule_or_never_comes_is_refused() {
+    fn parse_rejects_invalid_and_never_matching_schedules() {
         for text in [
             "",
             "x",
@@ -123,7 +125,7 @@ mod tests {
             "0 2 * * 1/0",
             "@daily",
         ] {
-            assert_eq!(text.parse::<Schedule>(), Err(NotASchedule), "{text}");
+            assert_eq!(text.parse::<Schedule>(), Err(ParseScheduleError), "{text}");
         }
     }
 }

@@ -1,8 +1,8 @@
-//! The sweep: finishes what an earlier one left, drops whole days, deletes the rest in chunks. And the thread that does
-//! it when it is due, and which keeps the default partition empty in between.
+//! The sweep: deletes expired rows and drops expired partitions, one transaction per step. Its
+//! thread runs the sweep on schedule and drains the default partition in between.
 //!
-//! Every step asks the breaker first. A failure ends the sweep and nothing else: what it removed is noted, and the next
-//! one goes on from there.
+//! Every step passes the breaker. A failed step ends the sweep; completed steps stay committed and
+//! recorded, and the next sweep continues from there.
 
 use std::fmt;
 use std::sync::Arc;
@@ -15,85 +15,89 @@ use super::plan::{self, Plan};
 use super::schedule::Schedule;
 use crate::clock::{Clock, Moment};
 use crate::event::{EventId, Timestamp};
-use crate::metrics::RetentionFigures;
-use crate::storage::{Breaker, Day, EventRepository, Filter, StoreError, Sweeping};
+use crate::metrics::RetentionMetrics;
+use crate::storage::{Breaker, Day, EventRepository, Filter, RetentionSweep, StoreError};
 
-/// Rows deleted in one transaction: as many as a batch stores, so that a batch waits for one no longer than for another.
+/// Rows deleted in one transaction. The default batch size, so that a batch waits for a chunk no
+/// longer than for another batch.
 const CHUNK_ROWS: u32 = 5000;
-/// A partition cannot be detached while a query reads it: tries, and the shortest and longest wait between them. Most
-/// queries and batches are over within milliseconds; together it is more than twice the longest query.
+/// Attempts to detach a partition, which fails while a query reads it, and the minimum and maximum
+/// delay between attempts. Most queries and batches take milliseconds; all attempts together take
+/// more than twice the longest query.
 const DETACH_TRIES: u32 = 25;
 const DETACH_PAUSE: Duration = Duration::from_millis(20);
 const DETACH_PAUSE_MAX: Duration = Duration::from_millis(500);
-/// Chunks alternate with pauses of their own length, up to this: half of the time the disk is the writer's.
+/// After each chunk the sweep pauses for the chunk's own duration, up to this maximum, which leaves
+/// half of the disk time to the writer.
 const CHUNK_PAUSE_MAX: Duration = Duration::from_secs(1);
-/// When a sweep that failed is tried again, unless the next is due before.
-const RETRY: Duration = Duration::from_mins(5);
-/// How often the last sweep is asked for until the database says: at a first start its tables are still being made.
-const ASK_EVERY: Duration = Duration::from_secs(2);
-/// How often the default partition is looked into.
-const TIDY_EVERY: Duration = Duration::from_mins(1);
-/// The time of day may jump: it is looked at this often.
-const LOOK_EVERY: Duration = Duration::from_secs(30);
+/// Retry delay of a failed sweep, unless the next scheduled sweep is earlier.
+const FAILED_SWEEP_RETRY: Duration = Duration::from_mins(5);
+/// Retry interval for reading the time of the last sweep: on the first start its table does not
+/// exist yet.
+const LAST_SWEEP_RETRY: Duration = Duration::from_secs(2);
+/// Interval of draining the default partition.
+const DRAIN_DEFAULT_INTERVAL: Duration = Duration::from_mins(1);
+/// Maximum sleep between two reads of the wall clock, which may jump.
+const CLOCK_CHECK_INTERVAL: Duration = Duration::from_secs(30);
 
-/// What it takes to sweep.
+/// Runs sweeps: the dependencies and the retention settings.
 #[derive(Debug)]
-pub struct Retention {
+pub struct RetentionSweeper {
     pub repository: Arc<dyn EventRepository>,
     pub breaker: Arc<Breaker>,
-    pub figures: Arc<RetentionFigures>,
+    pub metrics: Arc<RetentionMetrics>,
     pub clock: Clock,
     pub schedule: Schedule,
-    /// How long events are kept.
+    /// `RETENTION_DAYS`.
     pub days: u32,
 }
 
-/// What a sweep removed.
+/// Counts of a sweep's deletions.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Swept {
+pub struct SweepCounts {
     pub partitions: u64,
-    /// With their partition.
+    /// Events dropped with their partition.
     pub dropped: u64,
-    /// Row by row.
+    /// Events deleted row by row.
     pub deleted: u64,
     pub dead: u64,
 }
 
-/// How a sweep ended that did not fail.
+/// Outcome of a sweep that did not fail.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum SweepEnd {
-    Done(Swept),
-    /// Another server is at it.
-    Elsewhere,
-    /// Told to stop: the next sweep goes on.
-    Stopped(Swept),
+pub enum SweepOutcome {
+    Completed(SweepCounts),
+    /// Another server holds the sweep lock.
+    AlreadyRunning,
+    /// Stopped by the shutdown; the next sweep continues.
+    Stopped(SweepCounts),
 }
 
-/// What a sweep would remove.
+/// What a sweep would delete.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Preview {
-    pub edge: Timestamp,
-    /// Whole days, with the events that the counts know of.
+pub struct SweepPreview {
+    pub cutoff: Timestamp,
+    /// Partitions to drop, with their number of events from the counters.
     pub days: Vec<(Day, u64)>,
-    /// Events that would go row by row.
-    pub rest: u64,
+    /// Events to delete row by row.
+    pub rows: u64,
 }
 
-/// Why a sweep did not come to its end.
-enum Halt {
+/// Why a sweep did not complete.
+enum RunSweepError {
     Stopped,
-    Failed(StoreError),
+    Store(StoreError),
 }
 
-impl Retention {
-    /// The life of the thread: until the other end of `stop` is dropped.
+impl RetentionSweeper {
+    /// The body of the thread. Runs until the sender of `stop` is dropped.
     pub fn run(&self, stop: &Receiver<()>) {
         let mut due = None;
         let mut tidy_at = Moment::ZERO;
         loop {
             due = due.or_else(|| self.first_due());
-            let until_due = due.map_or(ASK_EVERY, |due| between(self.clock.wall(), due));
-            match stop.recv_timeout(until_due.min(LOOK_EVERY)) {
+            let until_due = due.map_or(LAST_SWEEP_RETRY, |due| duration_until(self.clock.wall(), due));
+            match stop.recv_timeout(until_due.min(CLOCK_CHECK_INTERVAL)) {
                 Ok(()) | Err(RecvTimeoutError::Timeout) => {}
                 Err(RecvTimeoutError::Disconnected) => return,
             }
@@ -101,177 +105,188 @@ impl Retention {
                 due = self.tick(due, stop);
             }
             if self.clock.now() >= tidy_at {
-                self.tidy();
-                tidy_at = self.clock.now().plus(TIDY_EVERY);
+                self.drain_default_partition();
+                tidy_at = self.clock.now().plus(DRAIN_DEFAULT_INTERVAL);
             }
         }
     }
 
-    /// A sweep that was due while no server ran is made up for. Where there never was one, the schedule begins. None
-    /// while the database cannot be asked.
+    /// The first sweep is due one schedule step after the last recorded sweep, so a sweep missed
+    /// while no server ran is made up for; without a recorded sweep, one step after now. None if
+    /// the database is unavailable.
     fn first_due(&self) -> Option<Timestamp> {
-        let last = self.ask(|| self.repository.last_sweep()).ok()?;
+        let last = self.call(|| self.repository.last_sweep()).ok()?;
         let due = self.schedule.after(last.unwrap_or_else(|| self.clock.wall()));
         if due.is_some_and(|due| due < self.clock.wall()) {
-            log::info!("retention: a sweep was due while no server ran");
+            log::info!("retention: a scheduled sweep was missed while no server ran");
         }
         due
     }
 
-    /// Empties the default partition and tells what is in it.
-    fn tidy(&self) {
-        match self.ask(|| self.repository.tidy()) {
+    /// Moves rows out of the default partition and records the number of rows left in it.
+    fn drain_default_partition(&self) {
+        match self.call(|| self.repository.drain_default_partition()) {
             Ok(tidied) => {
-                self.figures.default_moved.fetch_add(tidied.moved, Ordering::Relaxed);
-                self.figures.default_rows.store(tidied.left, Ordering::Relaxed);
+                self.metrics.default_moved.fetch_add(tidied.moved, Ordering::Relaxed);
+                self.metrics.default_rows.store(tidied.remaining, Ordering::Relaxed);
             }
-            Err(Halt::Stopped) => {}
-            Err(Halt::Failed(error)) => {
+            Err(RunSweepError::Stopped) => {}
+            Err(RunSweepError::Store(error)) => {
                 let sqlstate = error.sqlstate.as_deref().unwrap_or("none");
-                log::warn!(sqlstate; "the default partition could not be emptied, and is tried again: {error}");
+                log::warn!(sqlstate; "draining the default partition failed; retrying: {error}");
             }
         }
     }
 
-    /// Sweeps if it is due, and says when it will be next.
+    /// Sweeps if due. Returns when the next sweep is due.
     fn tick(&self, due: Option<Timestamp>, stop: &Receiver<()>) -> Option<Timestamp> {
         let wall = self.clock.wall();
         if due.is_none_or(|due| wall < due) {
-            // After a jump back of the clock, what was due is too far away.
+            // After the wall clock was set back, `due` is too late.
             return earlier(due, self.schedule.after(wall));
         }
-        let swept = self.sweep(stop);
+        let result = self.sweep(stop);
         let wall = self.clock.wall();
         let next = self.schedule.after(wall);
-        match swept {
+        match result {
             Ok(_) => next,
-            Err(_) => earlier(next, Some(plus(wall, RETRY))),
+            Err(_) => earlier(next, Some(plus(wall, FAILED_SWEEP_RETRY))),
         }
     }
 
-    /// Sweeps now. What comes of it is logged and counted here.
-    pub fn sweep(&self, stop: &Receiver<()>) -> Result<SweepEnd, StoreError> {
+    /// Sweeps now; logs and counts the outcome.
+    pub fn sweep(&self, stop: &Receiver<()>) -> Result<SweepOutcome, StoreError> {
         let begin = self.clock.now();
-        let edge = plan::edge(self.clock.wall(), self.days);
-        let mut swept = Swept::default();
-        let end = match self.steps(edge, &mut swept, stop) {
-            Ok(true) => SweepEnd::Done(swept),
-            Ok(false) => SweepEnd::Elsewhere,
-            Err(Halt::Stopped) => SweepEnd::Stopped(swept),
-            Err(Halt::Failed(error)) => {
-                self.figures.failures.fetch_add(1, Ordering::Relaxed);
+        let cutoff = plan::cutoff(self.clock.wall(), self.days);
+        let mut counts = SweepCounts::default();
+        let end = match self.sweep_exclusively(cutoff, &mut counts, stop) {
+            Ok(true) => SweepOutcome::Completed(counts),
+            Ok(false) => SweepOutcome::AlreadyRunning,
+            Err(RunSweepError::Stopped) => SweepOutcome::Stopped(counts),
+            Err(RunSweepError::Store(error)) => {
+                self.metrics.failures.fetch_add(1, Ordering::Relaxed);
                 let sqlstate = error.sqlstate.as_deref().unwrap_or("none");
                 log::error!(
-                    sqlstate, partitions = swept.partitions, events = swept.dropped + swept.deleted;
-                    "retention failed, and goes on later: {error}"
+                    sqlstate, partitions = counts.partitions, events = counts.dropped + counts.deleted;
+                    "retention failed; the next sweep continues: {error}"
                 );
                 return Err(error);
             }
         };
         match end {
-            SweepEnd::Elsewhere => log::info!("retention: another server is at it"),
-            SweepEnd::Done(_) | SweepEnd::Stopped(_) => {
-                if matches!(end, SweepEnd::Done(_)) {
-                    self.figures.runs.fetch_add(1, Ordering::Relaxed);
+            SweepOutcome::AlreadyRunning => log::info!("retention: another server holds the sweep lock"),
+            SweepOutcome::Completed(_) | SweepOutcome::Stopped(_) => {
+                if matches!(end, SweepOutcome::Completed(_)) {
+                    self.metrics.runs.fetch_add(1, Ordering::Relaxed);
                     let now_s = self.clock.wall().millis() / 1000;
-                    self.figures.last_run_s.store(now_s, Ordering::Relaxed);
+                    self.metrics.last_run_s.store(now_s, Ordering::Relaxed);
                 }
                 log::info!(
-                    edge = edge.to_string().as_str(), partitions = swept.partitions, dropped = swept.dropped,
-                    deleted = swept.deleted, dead = swept.dead, finished = matches!(end, SweepEnd::Done(_)),
+                    cutoff = cutoff.to_string().as_str(), partitions = counts.partitions, dropped = counts.dropped,
+                    deleted = counts.deleted, dead = counts.dead, finished = matches!(end, SweepOutcome::Completed(_)),
                     ms:? = self.clock.now().since(begin).as_millis();
-                    "retention: old events removed"
+                    "retention: expired events removed"
                 );
             }
         }
         Ok(end)
     }
 
-    /// What a sweep would remove, by the counts. Changes nothing.
-    pub fn preview(&self) -> Result<Preview, StoreError> {
-        let edge = plan::edge(self.clock.wall(), self.days);
-        let plan = Plan::new(&self.repository.days()?, edge);
-        let mut all = self.repository.count(&Filter::between(Timestamp::default(), edge))?;
+    /// Reports what a sweep would delete, from the counters. Read-only.
+    pub fn preview(&self) -> Result<SweepPreview, StoreError> {
+        let cutoff = plan::cutoff(self.clock.wall(), self.days);
+        let plan = Plan::new(&self.repository.partition_days()?, cutoff);
+        let mut all = self.repository.count(&Filter::between(Timestamp::default(), cutoff))?;
         let mut days = Vec::with_capacity(plan.days.len());
         for day in plan.days {
-            let events = self.repository.count(&Filter::between(day.begin(), day.end()))?;
+            let events = self.repository.count(&Filter::between(day.start(), day.end()))?;
             all = all.saturating_sub(events);
             days.push((day, events));
         }
-        Ok(Preview { edge, days, rest: all })
+        Ok(SweepPreview { cutoff, days, rows: all })
     }
 
-    /// False when another server sweeps.
-    fn steps(&self, edge: Timestamp, swept: &mut Swept, stop: &Receiver<()>) -> Result<bool, Halt> {
-        let Some(mut sweeping) = self.ask(|| self.repository.sweep(edge))? else { return Ok(false) };
-        let result = self.remove(&mut *sweeping, edge, swept, stop);
+    /// Sweeps under the sweep lock. Returns false if another server holds it.
+    fn sweep_exclusively(
+        &self,
+        cutoff: Timestamp,
+        counts: &mut SweepCounts,
+        stop: &Receiver<()>,
+    ) -> Result<bool, RunSweepError> {
+        let Some(mut sweeping) = self.call(|| self.repository.begin_sweep(cutoff))? else { return Ok(false) };
+        let result = self.delete_expired(&mut *sweeping, cutoff, counts, stop);
         let error = match &result {
             Ok(()) => None,
-            Err(Halt::Stopped) => Some("told to stop".to_owned()),
-            Err(Halt::Failed(error)) => Some(error.to_string()),
+            Err(RunSweepError::Stopped) => Some("stopped".to_owned()),
+            Err(RunSweepError::Store(error)) => Some(error.to_string()),
         };
-        let noted = sweeping.end(error.as_deref());
+        let noted = sweeping.finish(error.as_deref());
         if let (Ok(()), Err(error)) = (&result, noted) {
-            return Err(Halt::Failed(error));
+            return Err(RunSweepError::Store(error));
         }
         result.map(|()| true)
     }
 
-    fn remove(
+    fn delete_expired(
         &self,
-        sweeping: &mut dyn Sweeping,
-        edge: Timestamp,
-        swept: &mut Swept,
+        sweeping: &mut dyn RetentionSweep,
+        cutoff: Timestamp,
+        counts: &mut SweepCounts,
         stop: &Receiver<()>,
-    ) -> Result<(), Halt> {
-        self.ask(|| sweeping.finish_drops())?;
-        let plan = Plan::new(&self.ask(|| self.repository.days())?, edge);
+    ) -> Result<(), RunSweepError> {
+        self.call(|| sweeping.drop_detached_partitions())?;
+        let plan = Plan::new(&self.call(|| self.repository.partition_days())?, cutoff);
         for day in plan.days {
             let begin = self.clock.now();
             let events = self.drop_day(sweeping, day, stop)?;
-            let date = day.begin().to_string();
+            let date = day.start().to_string();
             log::info!(
                 day = &date[..10], events, ms:? = self.clock.now().since(begin).as_millis();
-                "retention: a day was dropped"
+                "retention: partition dropped"
             );
-            swept.partitions += 1;
-            swept.dropped += events;
-            self.figures.partitions.fetch_add(1, Ordering::Relaxed);
-            self.figures.events.fetch_add(events, Ordering::Relaxed);
+            counts.partitions += 1;
+            counts.dropped += events;
+            self.metrics.partitions.fetch_add(1, Ordering::Relaxed);
+            self.metrics.events.fetch_add(events, Ordering::Relaxed);
             pause(stop, Duration::ZERO)?;
         }
         let mut after = EventId::floor(0);
         loop {
             let begin = self.clock.now();
-            let chunk = self.ask(|| sweeping.delete_events(after, plan.rest, CHUNK_ROWS))?;
-            swept.deleted += chunk.rows;
-            self.figures.events.fetch_add(chunk.rows, Ordering::Relaxed);
+            let chunk = self.call(|| sweeping.delete_events(after, plan.row_cutoff, CHUNK_ROWS))?;
+            counts.deleted += chunk.rows;
+            self.metrics.events.fetch_add(chunk.rows, Ordering::Relaxed);
             let Some(next) = chunk.next else { break };
             after = next;
             pause(stop, self.clock.now().since(begin).min(CHUNK_PAUSE_MAX))?;
         }
         loop {
             let begin = self.clock.now();
-            let rows = self.ask(|| sweeping.delete_dead(CHUNK_ROWS))?;
-            swept.dead += rows;
-            self.figures.dead.fetch_add(rows, Ordering::Relaxed);
+            let rows = self.call(|| sweeping.delete_dead_letters(CHUNK_ROWS))?;
+            counts.dead += rows;
+            self.metrics.dead.fetch_add(rows, Ordering::Relaxed);
             if rows < u64::from(CHUNK_ROWS) {
                 break;
             }
             pause(stop, self.clock.now().since(begin).min(CHUNK_PAUSE_MAX))?;
         }
-        while self.ask(|| sweeping.delete_minutes())? {
+        while self.call(|| sweeping.delete_minute_counts())? {
             pause(stop, Duration::ZERO)?;
         }
         Ok(())
     }
 
-    /// Tries again while a query is in the way.
-    fn drop_day(&self, sweeping: &mut dyn Sweeping, day: Day, stop: &Receiver<()>) -> Result<u64, Halt> {
+    /// Drops the partition of `day`; retries lock conflicts with running queries.
+    fn drop_day(
+        &self,
+        sweeping: &mut dyn RetentionSweep,
+        day: Day,
+        stop: &Receiver<()>,
+    ) -> Result<u64, RunSweepError> {
         let (mut tries, mut wait) = (1, DETACH_PAUSE);
         loop {
-            match self.ask(|| sweeping.drop_day(day)) {
-                Err(Halt::Failed(error)) if tries < DETACH_TRIES && in_the_way(&error) => {
+            match self.call(|| sweeping.drop_partition(day)) {
+                Err(RunSweepError::Store(error)) if tries < DETACH_TRIES && is_lock_conflict(&error) => {
                     tries += 1;
                     log::debug!("retention: {error}; trying again");
                     pause(stop, wait)?;
@@ -282,23 +297,23 @@ impl Retention {
         }
     }
 
-    /// Asks the database, unless the breaker is open, and tells the breaker what came of it.
-    fn ask<T>(&self, call: impl FnOnce() -> Result<T, StoreError>) -> Result<T, Halt> {
+    /// Runs `call` unless the breaker is open, and reports the outcome to the breaker.
+    fn call<T>(&self, call: impl FnOnce() -> Result<T, StoreError>) -> Result<T, RunSweepError> {
         if let Err(open) = self.breaker.admit(self.clock.now()) {
-            return Err(Halt::Failed(StoreError::unreachable(open.to_string())));
+            return Err(RunSweepError::Store(StoreError::client_side(open.to_string())));
         }
         let result = call();
         let now = self.clock.now();
         match &result {
-            Err(error) if is_away(error) => self.breaker.failed(now),
-            Ok(_) | Err(_) => self.breaker.answered(now),
+            Err(error) if is_outage(error) => self.breaker.record_failure(now),
+            Ok(_) | Err(_) => self.breaker.record_success(now),
         }
-        result.map_err(Halt::Failed)
+        result.map_err(RunSweepError::Store)
     }
 }
 
-/// The breaker's one question about an error: is the database away? Locks and slow steps are no sign of it.
-fn is_away(error: &StoreError) -> bool {
+/// Whether the error is an outage of the database. Lock conflicts and statement timeouts are not.
+fn is_outage(error: &StoreError) -> bool {
     match error.sqlstate.as_deref() {
         None => true,
         Some("57014") => false,
@@ -306,20 +321,20 @@ fn is_away(error: &StoreError) -> bool {
     }
 }
 
-/// Somebody held the lock for too long, or wanted one of ours.
-fn in_the_way(error: &StoreError) -> bool {
+/// Whether the error is a lock timeout or a deadlock.
+fn is_lock_conflict(error: &StoreError) -> bool {
     matches!(error.sqlstate.as_deref(), Some("55P03" | "40P01"))
 }
 
-/// Waits, unless it is time to stop.
-fn pause(stop: &Receiver<()>, time: Duration) -> Result<(), Halt> {
+/// Waits for `time`; fails if the sender of `stop` is dropped.
+fn pause(stop: &Receiver<()>, time: Duration) -> Result<(), RunSweepError> {
     match stop.recv_timeout(time) {
         Ok(()) | Err(RecvTimeoutError::Timeout) => Ok(()),
-        Err(RecvTimeoutError::Disconnected) => Err(Halt::Stopped),
+        Err(RecvTimeoutError::Disconnected) => Err(RunSweepError::Stopped),
     }
 }
 
-fn between(now: Timestamp, then: Timestamp) -> Duration {
+fn duration_until(now: Timestamp, then: Timestamp) -> Duration {
     Duration::from_micros(u64::try_from(then.micros().saturating_sub(now.micros())).unwrap_or(0))
 }
 
@@ -331,14 +346,14 @@ fn earlier(one: Option<Timestamp>, other: Option<Timestamp>) -> Option<Timestamp
     [one, other].into_iter().flatten().min()
 }
 
-impl fmt::Display for Preview {
+impl fmt::Display for SweepPreview {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        writeln!(f, "events before {} would go", self.edge)?;
+        writeln!(f, "events before {} would be deleted", self.cutoff)?;
         for (day, events) in &self.days {
-            let date = day.begin().to_string();
+            let date = day.start().to_string();
             writeln!(f, "partition of {}: {events} events", &date[..date.find('T').unwrap_or(date.len())])?;
         }
-        write!(f, "row by row: {} events", self.rest)
+        write!(f, "row by row: {} events", self.rows)
     }
 }
 

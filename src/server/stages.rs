@@ -1,4 +1,4 @@
-//! Starts the threads of each stage, with the bounds that the settings give it.
+//! Starts the threads of each stage with the limits of the settings.
 
 use std::net::TcpListener;
 use std::sync::Arc;
@@ -8,42 +8,45 @@ use std::time::Duration;
 use crossbeam::channel::{Receiver, RecvTimeoutError, Sender, bounded};
 use crossbeam::sync::Parker;
 
-use super::Failed;
-use crate::access::tokens::Mistakes;
+use super::RunServerError;
+use crate::access::tokens::LoadTokensError;
 use crate::access::{Limiter, Policy, TokenFile, limiter};
-use crate::api::Api;
+use crate::api::ApiHandler;
 use crate::buffer;
 use crate::clock::Clock;
-use crate::gateway::changelog::{Changelog, LogLimits};
 use crate::gateway::compare::Comparer;
-use crate::gateway::forward::{Forwarder, Queue};
-use crate::gateway::keys::{KeyLimits, Keys};
-use crate::gateway::state::{self, State};
-use crate::gateway::{self, Gateway, names, scrape};
-use crate::health::Probe;
+use crate::gateway::forward::{ForwardQueue, Forwarder};
+use crate::gateway::idempotency::{IdempotencyKeys, KeyLimits};
+use crate::gateway::state::{self, GatewayState};
+use crate::gateway::wal::{WalOptions, WalWriter};
+use crate::gateway::{self, Gateway, reserved_names, scrape};
+use crate::health::DatabaseProbe;
 use crate::health::status::Status;
-use crate::http::tls::{Identity, IdentityError};
-use crate::http::{self, Acceptor, Remote, Shared, engine_minihttp, pin_to_core};
+use crate::http::tls::{LoadIdentityError, TlsIdentity};
+use crate::http::{self, Acceptor, AcceptorHandle, ConnectionStats, engine_minihttp, pin_to_core};
 use crate::ingest;
-use crate::journal::disk::{Directory, Disk};
-use crate::journal::sync::Link;
-use crate::journal::{Checkpoint, Lookup, Syncer};
+use crate::journal::filesystem::{Filesystem, OsDirectory};
+use crate::journal::sync::SyncLink;
+use crate::journal::{JournalWriter, Lookup, Syncer};
 use crate::lifecycle::Lifecycle;
-use crate::metrics::{Counting, History, Process, RetentionFigures};
-use crate::query::{self, Entrance, ReaderLimits};
-use crate::retention::Retention;
+use crate::metrics::{BusinessCollector, History, Process, RetentionMetrics};
+use crate::query::{self, QueryService, ReaderLimits};
+use crate::retention::RetentionSweeper;
 use crate::settings::{HttpEngine, Settings};
 use crate::storage::{Breaker, EventRepository};
 use crate::writer::Writer;
 
-/// How long a query may wait for a reader.
+/// Maximum time of a query in the queue.
 const QUERY_WAIT_MAX: Duration = Duration::from_secs(10);
-/// Threads that exports share: one that searches does not hold up one that streams.
-const EXPORTERS: usize = 2;
-const SAMPLE_EVERY: Duration = Duration::from_secs(1);
+/// Threads stats by all exports. Two, so that a slow search does not block all others.
+const EXPORTER_THREADS: usize = 2;
+const SAMPLE_INTERVAL: Duration = Duration::from_secs(1);
 
-/// Starts the writer. The channel is closed when it has ended.
-pub(super) fn start_writer(mut writer: Writer, lifecycle: &Lifecycle) -> Result<Receiver<()>, Failed> {
+/// Starts the writer. The returned channel is closed when the writer has ended.
+pub(super) fn start_writer(
+    mut writer: Writer,
+    lifecycle: &Lifecycle,
+) -> Result<Receiver<()>, RunServerError> {
     let (running, ended) = bounded::<()>(0);
     spawn(lifecycle, "writer", move || {
         writer.run();
@@ -52,46 +55,48 @@ pub(super) fn start_writer(mut writer: Writer, lifecycle: &Lifecycle) -> Result<
     Ok(ended)
 }
 
-/// Starts the checkpoint thread and the one that syncs for it. The channel is closed when the first has ended.
-pub(super) fn start_checkpoint(
-    mut checkpoint: Checkpoint,
-    (syncer, syncs): (Syncer, Link),
+/// Starts the journal thread and its sync thread. The returned channel is closed when the journal
+/// thread has ended.
+pub(super) fn start_journal(
+    mut writer: JournalWriter,
+    (syncer, syncs): (Syncer, SyncLink),
     lifecycle: &Lifecycle,
-) -> Result<Receiver<()>, Failed> {
+) -> Result<Receiver<()>, RunServerError> {
     let (running, ended) = bounded::<()>(0);
     spawn(lifecycle, "sync", move || syncer.run())?;
-    spawn(lifecycle, "checkpoint", move || {
-        checkpoint.run(&syncs);
+    spawn(lifecycle, "journal", move || {
+        writer.run(&syncs);
         drop(running);
     })?;
     Ok(ended)
 }
 
-/// Starts what watches the stages and is in no event's way. They end when the other end is dropped.
+/// Starts the background threads: sampler, history, retention, business metrics, health probe. They
+/// end when the returned sender is dropped.
 pub(super) fn start_helpers(
     settings: &Settings,
     status: &Arc<Status>,
     repository: &Arc<dyn EventRepository>,
-) -> Result<Sender<()>, Failed> {
+) -> Result<Sender<()>, RunServerError> {
     let (stop, stopped) = bounded::<()>(0);
     let lifecycle = &status.lifecycle;
     start_sampler(settings, lifecycle, status.clone(), stopped.clone())?;
     start_history(settings, lifecycle, status.clone(), stopped.clone())?;
-    let counting = Counting {
+    let collector = BusinessCollector {
         business: status.business.clone(),
         repository: repository.clone(),
         breaker: status.breaker.clone(),
         lifecycle: lifecycle.clone(),
         clock: status.clock.clone(),
     };
-    let (breaker, figures) = (status.breaker.clone(), status.retention.clone());
-    let retention = retention(settings, repository.clone(), breaker, figures, &status.clock);
-    let when = stopped.clone();
-    spawn(lifecycle, "retention", move || retention.run(&when))?;
-    let when = stopped.clone();
-    spawn(lifecycle, "business", move || counting.run(&when))?;
-    let probe = Probe {
-        database: status.database.clone(),
+    let (breaker, metrics) = (status.breaker.clone(), status.retention.clone());
+    let retention = retention(settings, repository.clone(), breaker, metrics, &status.clock);
+    let sweeper_stop = stopped.clone();
+    spawn(lifecycle, "retention", move || retention.run(&sweeper_stop))?;
+    let collector_stop = stopped.clone();
+    spawn(lifecycle, "business", move || collector.run(&collector_stop))?;
+    let probe = DatabaseProbe {
+        state: status.database.clone(),
         repository: repository.clone(),
         breaker: status.breaker.clone(),
         clock: status.clock.clone(),
@@ -101,41 +106,49 @@ pub(super) fn start_helpers(
 }
 
 /// The gateway's directory within `DATA_DIR`.
-const GATEWAY: &str = "gateway";
-/// Pushes whose keys are remembered, about 150 bytes each, and for how long: longer than anybody tries again.
-const KEYS: KeyLimits = KeyLimits { count_max: 100_000, age_max: Duration::from_hours(1) };
-/// A log shorter than this is read back at once, so that no snapshot is worth its while.
+const GATEWAY_DIR: &str = "gateway";
+/// Idempotency keys that are kept, about 150 bytes each, and for how long: longer than clients
+/// retry.
+const IDEMPOTENCY_LIMITS: KeyLimits = KeyLimits { count_max: 100_000, age_max: Duration::from_hours(1) };
+/// A log shorter than this replays fast, so it is not worth a snapshot.
 const SNAPSHOT_BYTES_MIN: u64 = 8 << 20;
 
-/// What the gateway's threads are made of.
+/// State of the gateway between recovery and the start of its threads.
 pub(super) struct GatewayParts {
-    disk: Arc<dyn Disk>,
+    disk: Arc<dyn Filesystem>,
     parker: Parker,
-    found: gateway::recovery::Found,
-    queue: Option<Arc<Queue>>,
+    found: gateway::recovery::GatewayRecovery,
+    queue: Option<Arc<ForwardQueue>>,
 }
 
-/// The gateway, and what tells of its log's end. Its other threads end when this is dropped.
-pub(super) struct GatewayRunning {
+/// The running gateway. `ended` is closed when the log thread has ended; the other threads end when
+/// this value is dropped.
+pub(super) struct GatewayThreads {
     pub(super) ended: Receiver<()>,
     _stop: Sender<()>,
 }
 
-/// Reads back what was pushed before.
-pub(super) fn gateway(settings: &Settings, clock: &Clock) -> Result<(Arc<Gateway>, GatewayParts), Failed> {
-    let path = settings.data_dir.join(GATEWAY);
-    let disk = Directory::open(path.clone()).map_err(|error| Failed::DataDir { path, error })?;
-    let mut state = State::new(Keys::new(KEYS));
-    let found = gateway::recovery::read(&disk, &mut state, clock.now())?;
-    let of = &settings.gateway;
-    state.bound(state::Limits { series_max: of.series_max, bytes_max: of.bytes_max }, names::OWN);
+/// Recovers the gateway's state from its log.
+pub(super) fn gateway(
+    settings: &Settings,
+    clock: &Clock,
+) -> Result<(Arc<Gateway>, GatewayParts), RunServerError> {
+    let path = settings.data_dir.join(GATEWAY_DIR);
+    let disk = OsDirectory::open(path.clone()).map_err(|error| RunServerError::DataDir { path, error })?;
+    let mut state = GatewayState::new(IdempotencyKeys::new(IDEMPOTENCY_LIMITS));
+    let found = gateway::recovery::recover(&disk, &mut state, clock.now())?;
+    let limits = &settings.gateway;
+    state.set_limits(
+        state::GatewayLimits { series_max: limits.series_max, bytes_max: limits.bytes_max },
+        reserved_names::RESERVED_NAMES,
+    );
     if found.records > 0 {
-        log::info!(series = state.samples(), groups = state.groups(); "what was pushed before is back");
+        log::info!(series = state.samples(), groups = state.groups(); "the gateway's state was recovered");
     }
-    let queue = of.pushgateway_url.as_ref().map(|_| Arc::new(Queue::default()));
-    let (gateway, parker) = Gateway::new(state, of.lifetimes, queue.clone(), clock.clone());
-    gateway.figures.damaged.store(found.damage.skipped, Ordering::Relaxed);
-    gateway.figures.torn_bytes.store(found.damage.torn_bytes, Ordering::Relaxed);
+    let queue = limits.pushgateway_url.as_ref().map(|_| Arc::new(ForwardQueue::default()));
+    let (gateway, parker) = Gateway::new(state, limits.lifetimes, queue.clone(), clock.clone());
+    gateway.metrics.corrupt_ranges.store(found.damage.corrupt_ranges, Ordering::Relaxed);
+    gateway.metrics.torn_bytes.store(found.damage.torn_bytes, Ordering::Relaxed);
     Ok((gateway, GatewayParts { disk: Arc::new(disk), parker, found, queue }))
 }
 
@@ -146,26 +159,26 @@ pub(super) fn start_gateway(
     parts: GatewayParts,
     lifecycle: &Lifecycle,
     clock: &Clock,
-) -> Result<(scrape::Line, GatewayRunning), Failed> {
-    let limits = LogLimits {
-        write_every: settings.journal_write,
-        sync_every: settings.journal_sync,
+) -> Result<(scrape::ScrapeQueue, GatewayThreads), RunServerError> {
+    let limits = WalOptions {
+        write_interval: settings.journal_write,
+        sync_interval: settings.journal_sync,
         snapshot_bytes_min: SNAPSHOT_BYTES_MIN,
     };
     let GatewayParts { disk, parker, found, queue } = parts;
-    let mut log = Changelog::new(gateway.clone(), disk, limits, clock.clone(), parker, &found);
+    let mut log = WalWriter::new(gateway.clone(), disk, limits, clock.clone(), parker, &found);
     let (running, ended) = bounded::<()>(0);
     spawn(lifecycle, "gateway-log", move || {
         log.run();
         drop(running);
     })?;
-    let (line, scraper) = scrape::line(gateway.clone(), settings.http_engine == HttpEngine::Guarded);
+    let (scrape_queue, scraper) = scrape::queue(gateway.clone(), settings.http_engine == HttpEngine::Guarded);
     spawn(lifecycle, "gateway-scrape", move || scraper.run())?;
     let (stop, stopped) = bounded::<()>(0);
-    if let Some(every) = gateway.expire_every() {
+    if let Some(interval) = gateway.expire_interval() {
         let (gateway, stopped) = (gateway.clone(), stopped.clone());
         spawn(lifecycle, "gateway-expire", move || {
-            while stopped.recv_timeout(every) != Err(RecvTimeoutError::Disconnected) {
+            while stopped.recv_timeout(interval) != Err(RecvTimeoutError::Disconnected) {
                 gateway.expire();
             }
         })?;
@@ -173,27 +186,28 @@ pub(super) fn start_gateway(
     if let (Some(queue), Some(url)) = (queue, settings.gateway.pushgateway_url.clone()) {
         let comparer = Comparer { gateway: gateway.clone(), url: url.clone() };
         let forwarder = Forwarder { gateway: gateway.clone(), queue, url, clock: clock.clone() };
-        let when = stopped.clone();
-        spawn(lifecycle, "gateway-forward", move || forwarder.run(&when))?;
+        let forwarder_stop = stopped.clone();
+        spawn(lifecycle, "gateway-forward", move || forwarder.run(&forwarder_stop))?;
         spawn(lifecycle, "gateway-compare", move || comparer.run(&stopped))?;
     }
-    Ok((line, GatewayRunning { ended, _stop: stop }))
+    Ok((scrape_queue, GatewayThreads { ended, _stop: stop }))
 }
 
-/// Takes a sample of the figures every second, until the other end of `stop` is dropped.
+/// Starts the sampler, which samples the metrics every second until the sender of `stop` is
+/// dropped.
 fn start_sampler(
     settings: &Settings,
     lifecycle: &Lifecycle,
     status: Arc<Status>,
     stop: Receiver<()>,
-) -> Result<(), Failed> {
+) -> Result<(), RunServerError> {
     let data_dir = settings.data_dir.clone();
     spawn(lifecycle, "sampler", move || {
         let process = Process::new();
         loop {
-            status.disk.look(&data_dir);
+            status.disk.refresh(&data_dir);
             status.sampler.sample(status.clock.now(), status.ledger.balance(), &process);
-            if stop.recv_timeout(SAMPLE_EVERY) == Err(RecvTimeoutError::Disconnected) {
+            if stop.recv_timeout(SAMPLE_INTERVAL) == Err(RecvTimeoutError::Disconnected) {
                 return;
             }
         }
@@ -204,38 +218,39 @@ pub(super) fn retention(
     settings: &Settings,
     repository: Arc<dyn EventRepository>,
     breaker: Arc<Breaker>,
-    figures: Arc<RetentionFigures>,
+    metrics: Arc<RetentionMetrics>,
     clock: &Clock,
-) -> Retention {
-    Retention {
+) -> RetentionSweeper {
+    RetentionSweeper {
         repository,
         breaker,
-        figures,
+        metrics,
         clock: clock.clone(),
         schedule: settings.retention_schedule.clone(),
         days: settings.retention_days,
     }
 }
 
-/// Writes a line of figures every interval, until the other end of `stop` is dropped.
+/// Starts the history thread, which appends a line of metrics per interval until the sender of
+/// `stop` is dropped.
 fn start_history(
     settings: &Settings,
     lifecycle: &Lifecycle,
     status: Arc<Status>,
     stop: Receiver<()>,
-) -> Result<(), Failed> {
-    let every = settings.history_interval;
-    if every.is_zero() {
+) -> Result<(), RunServerError> {
+    let interval = settings.history_interval;
+    if interval.is_zero() {
         return Ok(());
     }
     let history = History::new(&settings.data_dir, settings.history_bytes_max);
     spawn(lifecycle, "history", move || {
         let mut failing = false;
-        while stop.recv_timeout(every) != Err(RecvTimeoutError::Disconnected) {
-            let written = history.append(&status.entry());
-            // Said once, not every minute.
+        while stop.recv_timeout(interval) != Err(RecvTimeoutError::Disconnected) {
+            let written = history.append(&status.history_entry());
+            // Log the first of consecutive failures only.
             if let (Err(error), false) = (&written, failing) {
-                log::warn!("the metrics history cannot be written: {error}");
+                log::warn!("writing the metrics history failed: {error}");
             }
             failing = written.is_err();
         }
@@ -249,9 +264,9 @@ pub(super) fn start_readers(
     lookup: Lookup,
     lifecycle: &Lifecycle,
     clock: &Clock,
-) -> Result<Entrance, Failed> {
-    let limits = ReaderLimits { jobs_max: settings.query_line_max, wait_max: QUERY_WAIT_MAX };
-    let (line, readers) = query::line(limits, repository.clone(), breaker.clone(), clock.clone());
+) -> Result<QueryService, RunServerError> {
+    let limits = ReaderLimits { jobs_max: settings.query_queue_max, wait_max: QUERY_WAIT_MAX };
+    let (queue, readers) = query::query_queue(limits, repository.clone(), breaker.clone(), clock.clone());
     let readers = readers.with_lookup(Arc::new(lookup));
     for nth in 0..settings.query_threads {
         let readers = readers.clone();
@@ -259,55 +274,57 @@ pub(super) fn start_readers(
     }
     let (exports, exporters) =
         query::export::exports(settings.exports_max, repository, breaker, clock.clone());
-    for nth in 0..settings.exports_max.min(EXPORTERS) {
+    for nth in 0..settings.exports_max.min(EXPORTER_THREADS) {
         let exporters = exporters.clone();
         spawn(lifecycle, &format!("exporter-{nth}"), move || exporters.run())?;
     }
-    Ok(Entrance { line, exports })
+    Ok(QueryService { queue, exports })
 }
 
-/// Starts an acceptor a listener, each pinned to a core. The channel is closed when all have ended.
+/// Starts an acceptor per listener, each pinned to a core. The returned channel is closed when all
+/// have ended.
 pub(super) fn start_acceptors(
     settings: &Settings,
     listeners: Vec<TcpListener>,
-    shared: &Arc<Shared>,
-    identity: Option<&Arc<Identity>>,
-    api: &impl Fn(usize) -> Api,
+    stats: &Arc<ConnectionStats>,
+    identity: Option<&Arc<TlsIdentity>>,
+    api: &impl Fn(usize) -> ApiHandler,
     lifecycle: &Lifecycle,
     clock: &Clock,
-) -> Result<(Vec<Remote>, Receiver<()>), Failed> {
+) -> Result<(Vec<AcceptorHandle>, Receiver<()>), RunServerError> {
     let (running, ended) = bounded::<()>(0);
-    let mut remotes = Vec::with_capacity(listeners.len());
+    let mut handles = Vec::with_capacity(listeners.len());
     for (nth, listener) in listeners.into_iter().enumerate() {
         let limits = http_limits(settings);
-        let mut acceptor = Acceptor::new(listener, limits, clock.clone(), shared.clone(), |_| api(nth))
-            .map_err(Failed::Acceptor)?
+        let mut acceptor = Acceptor::new(listener, limits, clock.clone(), stats.clone(), |_| api(nth))
+            .map_err(RunServerError::Acceptor)?
             .with_tls(identity.cloned());
-        remotes.push(acceptor.remote());
+        handles.push(acceptor.handle());
         let running = running.clone();
         spawn(lifecycle, &format!("acceptor-{nth}"), move || {
             if !pin_to_core(nth) {
                 log::debug!("acceptor {nth} could not be pinned to a core");
             }
             if let Err(error) = acceptor.run() {
-                panic!("the readiness loop of acceptor {nth} failed: {error}");
+                panic!("the event loop of acceptor {nth} failed: {error}");
             }
             drop(running);
         })?;
     }
-    Ok((remotes, ended))
+    Ok((handles, ended))
 }
 
-/// Starts the engine for trusted networks. It cannot be drained: the buffer, once closed, refuses in its place.
+/// Starts the minihttp engine, for trusted networks. The engine cannot be drained; at shutdown the
+/// closed buffer rejects its requests.
 pub(super) fn start_minihttp(
     settings: &Settings,
     listeners: Vec<TcpListener>,
-    api: impl Fn(usize) -> Api + Send + 'static,
-) -> Result<(Vec<Remote>, Receiver<()>), Failed> {
-    let failed = |error| Failed::Listen { address: settings.address(), error };
+    api: impl Fn(usize) -> ApiHandler + Send + 'static,
+) -> Result<(Vec<AcceptorHandle>, Receiver<()>), RunServerError> {
+    let failed = |error| RunServerError::Listen { address: settings.address(), error };
     let address = listeners[0].local_addr().map_err(failed)?;
     let acceptors = listeners.len();
-    // The library binds for itself.
+    // The library binds its own listener.
     drop(listeners);
     let connections = AtomicUsize::new(0);
     let make = move || api(connections.fetch_add(1, Ordering::Relaxed) % acceptors);
@@ -319,14 +336,14 @@ pub(super) fn start_minihttp(
     Ok((Vec::new(), ended))
 }
 
-/// Who may ask for what, and how often; the tokens are read again on SIGHUP.
-pub fn policy(settings: &Settings, lifecycle: &Lifecycle) -> Result<Arc<Policy>, Mistakes> {
+/// The access policy. The tokens are reloaded on SIGHUP.
+pub fn policy(settings: &Settings, lifecycle: &Lifecycle) -> Result<Arc<Policy>, LoadTokensError> {
     let tokens = settings.auth_tokens_file.as_deref().map(TokenFile::open).transpose()?.map(Arc::new);
     if let Some(tokens) = tokens.clone() {
         lifecycle.on_reload("the tokens", move || tokens.reload());
     } else if !settings.host.to_canonical().is_loopback() {
         log::warn!(
-            "whoever reaches {} may post, read and scrape: no AUTH_TOKENS_FILE is set",
+            "AUTH_TOKENS_FILE is not set: interval client that can connect to {} may post, read and scrape",
             settings.address()
         );
     }
@@ -339,23 +356,23 @@ pub fn policy(settings: &Settings, lifecycle: &Lifecycle) -> Result<Arc<Policy>,
     }))
 }
 
-/// The certificate, if TLS is to be spoken; read again on SIGHUP.
+/// The TLS certificate, if TLS is on. Reloaded on SIGHUP.
 pub(super) fn identity(
     settings: &Settings,
     lifecycle: &Lifecycle,
-) -> Result<Option<Arc<Identity>>, IdentityError> {
+) -> Result<Option<Arc<TlsIdentity>>, LoadIdentityError> {
     let Some(tls) = &settings.edge.tls else { return Ok(None) };
-    let identity = Arc::new(Identity::read(&tls.certificate, &tls.key)?);
+    let identity = Arc::new(TlsIdentity::read(&tls.certificate, &tls.key)?);
     let again = Arc::clone(&identity);
     lifecycle.on_reload("the certificate", move || match again.reload() {
-        Ok(()) => log::info!("the certificate was read again; new connections get it"),
-        Err(error) => log::error!("the certificate stays as it was: {error}"),
+        Ok(()) => log::info!("the certificate was reloaded; new connections use it"),
+        Err(error) => log::error!("reloading the certificate failed; the old one stays in use: {error}"),
     });
     Ok(Some(identity))
 }
 
-pub(super) fn buffer_limits(settings: &Settings) -> buffer::Limits {
-    buffer::Limits {
+pub(super) fn buffer_limits(settings: &Settings) -> buffer::BufferLimits {
+    buffer::BufferLimits {
         rows_max: settings.buffer_rows_max,
         bytes_max: settings.buffer_bytes_max,
         batch_rows_max: settings.batch_rows_max,
@@ -364,34 +381,34 @@ pub(super) fn buffer_limits(settings: &Settings) -> buffer::Limits {
     }
 }
 
-pub(super) fn ingest_limits(settings: &Settings) -> ingest::Limits {
-    ingest::Limits {
+pub(super) fn ingest_limits(settings: &Settings) -> ingest::IngestLimits {
+    ingest::IngestLimits {
         clock_skew: settings.clock_skew_max,
         retention: Duration::from_hours(24 * u64::from(settings.retention_days)),
         rows_per_block_max: u32::try_from(settings.batch_rows_max).unwrap_or(u32::MAX),
-        plain_bytes_max: settings.decompressed_bytes_max,
+        decompressed_bytes_max: settings.decompressed_bytes_max,
     }
 }
 
-fn http_limits(settings: &Settings) -> http::Limits {
+fn http_limits(settings: &Settings) -> http::HttpLimits {
     let edge = &settings.edge;
-    http::Limits {
+    http::HttpLimits {
         body_bytes_max: settings.body_bytes_max,
         connections_max: settings.connections_max,
         header_timeout: settings.header_timeout,
         body_timeout: settings.body_timeout,
         idle_timeout: settings.idle_timeout,
-        slow_reader_timeout: settings.slow_reader_timeout,
+        write_timeout: settings.write_timeout,
         header_bytes_max: edge.header_bytes_max,
         headers_max: edge.headers_max,
         connections_per_address_max: edge.connections_per_address_max,
-        body_grace: edge.body_grace,
+        body_rate_grace: edge.body_rate_grace,
         body_rate_min: edge.body_rate_min,
-        answer_timeout: edge.answer_timeout,
+        response_timeout: edge.response_timeout,
         pipelined_max: edge.pipelined_max,
-        output_bytes_max: edge.output_bytes_max,
-        // Each acceptor has its share: it knows nothing of what the others hold.
-        held_bytes_max: edge.held_bytes_max / settings.acceptors,
+        response_buffer_bytes_max: edge.response_buffer_bytes_max,
+        // An equal share per acceptor, since acceptors do not share this limit.
+        connection_memory_bytes_max: edge.connection_memory_bytes_max / settings.acceptors,
         linger_timeout: edge.linger_timeout,
         linger_bytes_max: edge.linger_bytes_max,
     }
@@ -401,7 +418,7 @@ pub(super) fn spawn(
     lifecycle: &Lifecycle,
     name: &str,
     body: impl FnOnce() + Send + 'static,
-) -> Result<(), Failed> {
-    // The lifecycle tells when it dies; nobody joins it.
-    lifecycle.spawn(name, body).map(drop).map_err(Failed::Thread)
+) -> Result<(), RunServerError> {
+    // The lifecycle reports the death of the thread; the thread is never joined.
+    lifecycle.spawn(name, body).map(drop).map_err(RunServerError::Thread)
 }

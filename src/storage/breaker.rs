@@ -1,23 +1,25 @@
-//! The circuit breaker around the database: after failures in a row nobody asks it any more, until it has had time.
+//! The circuit breaker of the database: consecutive failures open it, and while it is open no call
+//! reaches the database.
 //!
-//! `Machine` is pure and told the time; `Breaker` shares one between the writer and the query threads and says each
-//! change once. What counts as a failure is the caller's judgement: a refused row is none.
+//! `BreakerMachine` is a pure state machine that takes the time as an argument. `Breaker` shares
+//! one machine between the writer, the query threads and the probe, and logs each transition. The
+//! caller decides which errors are failures: a rejected row is not one.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use crate::clock::Moment;
 
-/// How soon to ask again while somebody else's probe is on its way.
+/// The retry delay while another caller's probe is in flight.
 const PROBE_POLL: Duration = Duration::from_millis(100);
 
 #[derive(Clone, Copy, Debug)]
 pub struct BreakerLimits {
-    /// Failures in a row that open it.
+    /// Consecutive failures that open the breaker.
     pub failure_threshold: u32,
-    /// Successes in a row, half-open, that close it.
+    /// Consecutive successes that close the half-open breaker.
     pub success_threshold: u32,
-    /// How long it stays open before a probe is let through; also how long a probe may take to report.
+    /// The time from opening to the first probe, and the time limit of a probe.
     pub timeout: Duration,
 }
 
@@ -28,13 +30,13 @@ impl Default for BreakerLimits {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum State {
+pub enum BreakerState {
     Closed,
     HalfOpen,
     Open,
 }
 
-impl State {
+impl BreakerState {
     pub fn name(self) -> &'static str {
         match self {
             Self::Closed => "closed",
@@ -44,59 +46,61 @@ impl State {
     }
 }
 
-/// Nobody may ask the database before `retry_at`.
+/// The breaker rejects calls until `retry_at`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("the circuit breaker is open")]
-pub struct Open {
+pub struct BreakerOpenError {
     pub retry_at: Moment,
 }
 
-/// What the breaker is about, without a lock. **Invariant:** half-open, at most one probe is on its way.
+/// The state machine of the breaker, without a lock. **Invariant:** when half-open, at most one
+/// probe is in flight.
 #[derive(Debug)]
-pub struct Machine {
+pub struct BreakerMachine {
     limits: BreakerLimits,
-    phase: Phase,
-    /// A fault of the configuration opened it, and whoever met that has not succeeded since.
+    phase: MachinePhase,
+    /// [`Self::trip`] opened the breaker, and the writer has not succeeded since.
     tripped: bool,
-    /// The writer has failed, and not succeeded since.
-    writer_fails: bool,
+    /// The writer has failed and not succeeded since.
+    writer_failing: bool,
     transitions: u64,
 }
 
 #[derive(Clone, Copy, Debug)]
-enum Phase {
+enum MachinePhase {
     Closed { failures: u32 },
     Open { since: Moment },
     HalfOpen { successes: u32, probe_since: Option<Moment> },
 }
 
-impl Machine {
+impl BreakerMachine {
     pub fn new(limits: BreakerLimits) -> Self {
         Self {
             limits,
-            phase: Phase::Closed { failures: 0 },
+            phase: MachinePhase::Closed { failures: 0 },
             tripped: false,
-            writer_fails: false,
+            writer_failing: false,
             transitions: 0,
         }
     }
 
-    /// Whether one may ask the database now. Who is let through must report with [`Self::succeeded`],
-    /// [`Self::answered`] or [`Self::failed`]; a probe that never does is given up after the timeout.
-    pub fn admit(&mut self, now: Moment) -> Result<(), Open> {
+    /// Admits or rejects a call to the database. An admitted caller must report the result with one
+    /// of the `record_*` methods or [`Self::trip`]; a probe without a result expires after the
+    /// timeout.
+    pub fn admit(&mut self, now: Moment) -> Result<(), BreakerOpenError> {
         match &mut self.phase {
-            Phase::Closed { .. } => Ok(()),
-            Phase::Open { since } => {
+            MachinePhase::Closed { .. } => Ok(()),
+            MachinePhase::Open { since } => {
                 let retry_at = since.plus(self.limits.timeout);
                 if now < retry_at {
-                    return Err(Open { retry_at });
+                    return Err(BreakerOpenError { retry_at });
                 }
-                self.turn(Phase::HalfOpen { successes: 0, probe_since: Some(now) });
+                self.transition_to(MachinePhase::HalfOpen { successes: 0, probe_since: Some(now) });
                 Ok(())
             }
-            Phase::HalfOpen { probe_since, .. } => match probe_since {
+            MachinePhase::HalfOpen { probe_since, .. } => match probe_since {
                 Some(since) if now < since.plus(self.limits.timeout) => {
-                    Err(Open { retry_at: now.plus(PROBE_POLL) })
+                    Err(BreakerOpenError { retry_at: now.plus(PROBE_POLL) })
                 }
                 Some(_) | None => {
                     *probe_since = Some(now);
@@ -106,77 +110,79 @@ impl Machine {
         }
     }
 
-    /// The writer's work was done.
-    pub fn succeeded(&mut self, now: Moment) {
-        if !matches!(self.phase, Phase::Open { .. }) {
+    /// Records that the writer stored a batch.
+    pub fn record_writer_success(&mut self, now: Moment) {
+        if !matches!(self.phase, MachinePhase::Open { .. }) {
             self.tripped = false;
         }
-        self.writer_fails = false;
-        self.answered(now);
+        self.writer_failing = false;
+        self.record_success(now);
     }
 
-    /// The database answered a query or a ping. After [`Self::trip`] that says nothing of what is wrong with it: it goes
-    /// on being half-open until the writer has succeeded.
-    pub fn answered(&mut self, _now: Moment) {
+    /// Records that the database answered a query or a ping. After [`Self::trip`] the breaker stays
+    /// half-open until the writer succeeds, since an answered query does not prove that the
+    /// configuration was fixed.
+    pub fn record_success(&mut self, _now: Moment) {
         match &mut self.phase {
-            Phase::HalfOpen { probe_since, .. } if self.tripped => *probe_since = None,
-            // Pings that are answered must not hide that no batch gets through.
-            Phase::Closed { .. } if self.writer_fails => {}
-            Phase::Closed { failures } => *failures = 0,
-            Phase::HalfOpen { successes, probe_since } => {
+            MachinePhase::HalfOpen { probe_since, .. } if self.tripped => *probe_since = None,
+            // Answered pings must not reset the failures of the writer.
+            MachinePhase::Closed { .. } if self.writer_failing => {}
+            MachinePhase::Closed { failures } => *failures = 0,
+            MachinePhase::HalfOpen { successes, probe_since } => {
                 *successes += 1;
                 *probe_since = None;
                 if *successes >= self.limits.success_threshold {
-                    self.turn(Phase::Closed { failures: 0 });
+                    self.transition_to(MachinePhase::Closed { failures: 0 });
                 }
             }
-            // Let through before it opened. It says nothing about now.
-            Phase::Open { .. } => {}
+            // The call was admitted before the breaker opened; its result is stale.
+            MachinePhase::Open { .. } => {}
         }
     }
 
-    /// The writer's work was not done.
-    pub fn writer_failed(&mut self, now: Moment) {
-        self.writer_fails = true;
-        self.failed(now);
+    /// Records that the writer could not store a batch.
+    pub fn record_writer_failure(&mut self, now: Moment) {
+        self.writer_failing = true;
+        self.record_failure(now);
     }
 
-    pub fn failed(&mut self, now: Moment) {
+    pub fn record_failure(&mut self, now: Moment) {
         match &mut self.phase {
-            Phase::Closed { failures } => {
+            MachinePhase::Closed { failures } => {
                 *failures += 1;
                 if *failures >= self.limits.failure_threshold {
-                    self.turn(Phase::Open { since: now });
+                    self.transition_to(MachinePhase::Open { since: now });
                 }
             }
-            Phase::HalfOpen { .. } => self.turn(Phase::Open { since: now }),
-            Phase::Open { .. } => {}
+            MachinePhase::HalfOpen { .. } => self.transition_to(MachinePhase::Open { since: now }),
+            MachinePhase::Open { .. } => {}
         }
     }
 
-    /// Opens at once, for what no retry in a row will mend: a wrong password, a missing table.
+    /// Opens the breaker at once, for faults that a retry does not fix: a wrong password, a missing
+    /// table.
     pub fn trip(&mut self, now: Moment) {
         self.tripped = true;
-        if let Phase::Open { since } = &mut self.phase {
+        if let MachinePhase::Open { since } = &mut self.phase {
             *since = now;
         } else {
-            self.turn(Phase::Open { since: now });
+            self.transition_to(MachinePhase::Open { since: now });
         }
     }
 
-    pub fn state(&self) -> State {
+    pub fn state(&self) -> BreakerState {
         match self.phase {
-            Phase::Closed { .. } => State::Closed,
-            Phase::Open { .. } => State::Open,
-            Phase::HalfOpen { .. } => State::HalfOpen,
+            MachinePhase::Closed { .. } => BreakerState::Closed,
+            MachinePhase::Open { .. } => BreakerState::Open,
+            MachinePhase::HalfOpen { .. } => BreakerState::HalfOpen,
         }
     }
 
-    /// When the next probe is let through; None unless it is open.
+    /// The time of the next probe; None unless the breaker is open.
     pub fn retry_at(&self) -> Option<Moment> {
         match self.phase {
-            Phase::Open { since } => Some(since.plus(self.limits.timeout)),
-            Phase::Closed { .. } | Phase::HalfOpen { .. } => None,
+            MachinePhase::Open { since } => Some(since.plus(self.limits.timeout)),
+            MachinePhase::Closed { .. } | MachinePhase::HalfOpen { .. } => None,
         }
     }
 
@@ -184,60 +190,60 @@ impl Machine {
         self.transitions
     }
 
-    fn turn(&mut self, phase: Phase) {
+    fn transition_to(&mut self, phase: MachinePhase) {
         self.phase = phase;
         self.transitions += 1;
     }
 }
 
-/// One breaker for all who ask the database.
+/// The breaker that all callers of the database share.
 #[derive(Debug)]
-pub struct Breaker(Mutex<Machine>);
+pub struct Breaker(Mutex<BreakerMachine>);
 
 impl Breaker {
     pub fn new(limits: BreakerLimits) -> Self {
-        Self(Mutex::new(Machine::new(limits)))
+        Self(Mutex::new(BreakerMachine::new(limits)))
     }
 
-    pub fn admit(&self, now: Moment) -> Result<(), Open> {
+    pub fn admit(&self, now: Moment) -> Result<(), BreakerOpenError> {
         self.change(|machine| machine.admit(now))
     }
 
-    pub fn succeeded(&self, now: Moment) {
-        self.change(|machine| machine.succeeded(now));
+    pub fn record_writer_success(&self, now: Moment) {
+        self.change(|machine| machine.record_writer_success(now));
     }
 
-    pub fn answered(&self, now: Moment) {
-        self.change(|machine| machine.answered(now));
+    pub fn record_success(&self, now: Moment) {
+        self.change(|machine| machine.record_success(now));
     }
 
-    pub fn writer_failed(&self, now: Moment) {
-        self.change(|machine| machine.writer_failed(now));
+    pub fn record_writer_failure(&self, now: Moment) {
+        self.change(|machine| machine.record_writer_failure(now));
     }
 
-    pub fn failed(&self, now: Moment) {
-        self.change(|machine| machine.failed(now));
+    pub fn record_failure(&self, now: Moment) {
+        self.change(|machine| machine.record_failure(now));
     }
 
     pub fn trip(&self, now: Moment) {
         self.change(|machine| machine.trip(now));
     }
 
-    pub fn state(&self) -> State {
+    pub fn state(&self) -> BreakerState {
         self.lock().state()
     }
 
-    /// When the next probe is let through; None unless it is open.
+    /// The time of the next probe; None unless the breaker is open.
     pub fn retry_at(&self) -> Option<Moment> {
         self.lock().retry_at()
     }
 
-    /// How often it has changed its state.
+    /// The number of state transitions.
     pub fn transitions(&self) -> u64 {
         self.lock().transitions()
     }
 
-    fn change<T>(&self, work: impl FnOnce(&mut Machine) -> T) -> T {
+    fn change<T>(&self, work: impl FnOnce(&mut BreakerMachine) -> T) -> T {
         let mut machine = self.lock();
         let before = machine.state();
         let result = work(&mut machine);
@@ -245,8 +251,8 @@ impl Breaker {
         drop(machine);
         if before != after {
             match after {
-                State::Open => log::error!("circuit breaker {} -> open", before.name()),
-                State::HalfOpen | State::Closed => {
+                BreakerState::Open => log::error!("circuit breaker {} -> open", before.name()),
+                BreakerState::HalfOpen | BreakerState::Closed => {
                     log::info!("circuit breaker {} -> {}", before.name(), after.name());
                 }
             }
@@ -254,8 +260,8 @@ impl Breaker {
         result
     }
 
-    /// No method of the machine can leave it half changed.
-    fn lock(&self) -> MutexGuard<'_, Machine> {
+    /// No method of the machine panics between two writes, so a poisoned lock holds a valid state.
+    fn lock(&self) -> MutexGuard<'_, BreakerMachine> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -273,151 +279,155 @@ mod tests {
         Moment::ZERO.plus(Duration::from_secs(seconds))
     }
 
-    fn opened() -> Machine {
-        let mut machine = Machine::new(LIMITS);
+    fn opened() -> BreakerMachine {
+        let mut machine = BreakerMachine::new(LIMITS);
         for _ in 0..3 {
-            assert_eq!(machine.state(), State::Closed);
-            machine.failed(at(0));
+            assert_eq!(machine.state(), BreakerState::Closed);
+            machine.record_failure(at(0));
         }
-        assert_eq!(machine.state(), State::Open);
+        assert_eq!(machine.state(), BreakerState::Open);
         machine
     }
 
     #[test]
-    fn it_opens_after_failures_in_a_row_only() {
-        let mut machine = Machine::new(LIMITS);
+    fn breaker_opens_only_after_consecutive_failures() {
+        let mut machine = BreakerMachine::new(LIMITS);
         for _ in 0..10 {
-            machine.failed(at(0));
-            machine.failed(at(0));
-            machine.succeeded(at(0));
+            machine.record_failure(at(0));
+            machine.record_failure(at(0));
+            machine.record_writer_success(at(0));
         }
-        assert_eq!((machine.state(), machine.transitions()), (State::Closed, 0));
+        assert_eq!((machine.state(), machine.transitions()), (BreakerState::Closed, 0));
     }
 
     #[test]
-    fn answered_pings_do_not_hide_that_the_writer_gets_nothing_through() {
-        let mut machine = Machine::new(LIMITS);
+    fn breaker_ping_successes_do_not_reset_writer_failures() {
+        let mut machine = BreakerMachine::new(LIMITS);
         for _ in 0..3 {
-            machine.writer_failed(at(0));
-            machine.answered(at(0));
+            machine.record_writer_failure(at(0));
+            machine.record_success(at(0));
         }
-        assert_eq!(machine.state(), State::Open);
-        let mut machine = Machine::new(LIMITS);
-        machine.writer_failed(at(0));
-        machine.writer_failed(at(0));
-        machine.succeeded(at(0));
-        machine.failed(at(0));
-        machine.answered(at(0));
-        machine.writer_failed(at(0));
-        assert_eq!(machine.state(), State::Closed);
+        assert_eq!(machine.state(), BreakerState::Open);
+        let mut machine = BreakerMachine::new(LIMITS);
+        machine.record_writer_failure(at(0));
+        machine.record_writer_failure(at(0));
+        machine.record_writer_success(at(0));
+        machine.record_failure(at(0));
+        machine.record_success(at(0));
+        machine.record_writer_failure(at(0));
+        assert_eq!(machine.state(), BreakerState::Closed);
     }
 
     #[test]
-    fn open_it_refuses_until_the_timeout_and_then_lets_one_probe_through() {
+    fn breaker_open_rejects_until_the_timeout_and_then_admits_one_probe() {
         let mut machine = opened();
-        assert_eq!(machine.admit(at(9)), Err(Open { retry_at: at(10) }));
+        assert_eq!(machine.admit(at(9)), Err(BreakerOpenError { retry_at: at(10) }));
         assert_eq!(machine.admit(at(10)), Ok(()));
-        assert_eq!(machine.state(), State::HalfOpen);
-        assert_eq!(machine.admit(at(11)), Err(Open { retry_at: at(11).plus(PROBE_POLL) }));
-        machine.succeeded(at(11));
+        assert_eq!(machine.state(), BreakerState::HalfOpen);
+        assert_eq!(machine.admit(at(11)), Err(BreakerOpenError { retry_at: at(11).plus(PROBE_POLL) }));
+        machine.record_writer_success(at(11));
         assert_eq!(machine.admit(at(11)), Ok(()));
-        machine.succeeded(at(12));
-        assert_eq!((machine.state(), machine.transitions()), (State::Closed, 3));
+        machine.record_writer_success(at(12));
+        assert_eq!((machine.state(), machine.transitions()), (BreakerState::Closed, 3));
     }
 
     #[test]
-    fn a_probe_that_fails_opens_it_again_and_one_that_is_lost_is_given_up() {
+    fn breaker_reopens_after_a_failed_probe_and_expires_a_lost_probe() {
         let mut machine = opened();
         assert_eq!(machine.admit(at(10)), Ok(()));
-        machine.failed(at(12));
-        assert_eq!(machine.admit(at(21)), Err(Open { retry_at: at(22) }));
+        machine.record_failure(at(12));
+        assert_eq!(machine.admit(at(21)), Err(BreakerOpenError { retry_at: at(22) }));
         assert_eq!(machine.admit(at(22)), Ok(()));
         assert!(machine.admit(at(31)).is_err());
-        assert_eq!(machine.admit(at(32)), Ok(()), "the probe of second 22 never reported");
+        assert_eq!(machine.admit(at(32)), Ok(()), "the probe of second 22 expired");
     }
 
     #[test]
-    fn a_trip_opens_at_once_and_lasts_from_the_latest() {
+    fn breaker_trip_opens_at_once_and_restarts_the_timeout() {
         let breaker = Breaker::new(LIMITS);
         breaker.trip(at(1));
         breaker.trip(at(5));
-        assert_eq!(breaker.admit(at(14)), Err(Open { retry_at: at(15) }));
-        assert_eq!((breaker.state(), breaker.transitions()), (State::Open, 1));
+        assert_eq!(breaker.admit(at(14)), Err(BreakerOpenError { retry_at: at(15) }));
+        assert_eq!((breaker.state(), breaker.transitions()), (BreakerState::Open, 1));
     }
 
     #[test]
-    fn after_a_trip_only_who_met_it_closes_the_breaker() {
-        let mut machine = Machine::new(LIMITS);
+    fn breaker_after_a_trip_closes_only_after_a_writer_success() {
+        let mut machine = BreakerMachine::new(LIMITS);
         machine.trip(at(0));
         for second in [10, 11, 12] {
             assert_eq!(machine.admit(at(second)), Ok(()));
-            machine.answered(at(second));
-            assert_eq!(machine.state(), State::HalfOpen);
+            machine.record_success(at(second));
+            assert_eq!(machine.state(), BreakerState::HalfOpen);
         }
-        machine.succeeded(at(13));
-        machine.answered(at(14));
-        assert_eq!(machine.state(), State::Closed);
+        machine.record_writer_success(at(13));
+        machine.record_success(at(14));
+        assert_eq!(machine.state(), BreakerState::Closed);
     }
 
-    /// The rules once more, as a reading of the whole history instead of a state kept from step to step.
+    /// Operations for the reference model, which derives the state from the whole history.
     #[derive(Clone, Copy, Debug)]
-    enum Step {
+    enum BreakerOp {
         Admit,
-        Succeed,
-        Answer,
-        Fail,
+        WriterSuccess,
+        Success,
+        Failure,
         Trip,
         Wait(u64),
     }
 
-    fn reference(history: &[Step]) -> (State, Option<bool>) {
-        let (mut state, mut now, mut entered, mut admitted) = (State::Closed, 0, 0, None);
-        let mut recent: Vec<Step> = Vec::new();
+    fn reference(history: &[BreakerOp]) -> (BreakerState, Option<bool>) {
+        let (mut state, mut now, mut entered, mut admitted) = (BreakerState::Closed, 0, 0, None);
+        let mut recent: Vec<BreakerOp> = Vec::new();
         let mut probe: Option<u64> = None;
         let mut tripped = false;
         for step in history {
             admitted = None;
             let before = state;
             match (state, *step) {
-                (_, Step::Trip) => tripped = true,
-                (State::Closed | State::HalfOpen, Step::Succeed) => tripped = false,
+                (_, BreakerOp::Trip) => tripped = true,
+                (BreakerState::Closed | BreakerState::HalfOpen, BreakerOp::WriterSuccess) => tripped = false,
                 _ => {}
             }
             match (state, *step) {
-                (_, Step::Wait(seconds)) => now += seconds,
-                (State::Closed, Step::Admit) => admitted = Some(true),
-                (State::Open, Step::Admit) => {
+                (_, BreakerOp::Wait(seconds)) => now += seconds,
+                (BreakerState::Closed, BreakerOp::Admit) => admitted = Some(true),
+                (BreakerState::Open, BreakerOp::Admit) => {
                     admitted = Some(now >= entered + 10);
                     if admitted == Some(true) {
-                        state = State::HalfOpen;
+                        state = BreakerState::HalfOpen;
                         probe = Some(now);
                     }
                 }
-                (State::HalfOpen, Step::Admit) => {
+                (BreakerState::HalfOpen, BreakerOp::Admit) => {
                     admitted = Some(probe.is_none_or(|since| now >= since + 10));
                     if admitted == Some(true) {
                         probe = Some(now);
                     }
                 }
-                (State::Open, Step::Succeed | Step::Answer | Step::Fail) => {}
-                (State::Closed, Step::Succeed | Step::Answer | Step::Fail) => {
+                (BreakerState::Open, BreakerOp::WriterSuccess | BreakerOp::Success | BreakerOp::Failure) => {}
+                (
+                    BreakerState::Closed,
+                    BreakerOp::WriterSuccess | BreakerOp::Success | BreakerOp::Failure,
+                ) => {
                     recent.push(*step);
-                    let tail = recent.iter().rev().take_while(|step| matches!(step, Step::Fail)).count();
+                    let tail =
+                        recent.iter().rev().take_while(|step| matches!(step, BreakerOp::Failure)).count();
                     if tail >= 3 {
-                        state = State::Open;
+                        state = BreakerState::Open;
                         entered = now;
                     }
                 }
-                (_, Step::Trip) | (State::HalfOpen, Step::Fail) => {
-                    state = State::Open;
+                (_, BreakerOp::Trip) | (BreakerState::HalfOpen, BreakerOp::Failure) => {
+                    state = BreakerState::Open;
                     entered = now;
                 }
-                (State::HalfOpen, Step::Answer) if tripped => probe = None,
-                (State::HalfOpen, Step::Succeed | Step::Answer) => {
+                (BreakerState::HalfOpen, BreakerOp::Success) if tripped => probe = None,
+                (BreakerState::HalfOpen, BreakerOp::WriterSuccess | BreakerOp::Success) => {
                     recent.push(*step);
                     probe = None;
                     if recent.len() >= 2 {
-                        state = State::Closed;
+                        state = BreakerState::Closed;
                     }
                 }
             }
@@ -430,24 +440,24 @@ mod tests {
 
     proptest! {
         #[test]
-        fn it_does_what_the_rules_say(history in prop::collection::vec(prop_oneof![
-            4 => Just(Step::Admit),
-            3 => Just(Step::Succeed),
-            3 => Just(Step::Answer),
-            4 => Just(Step::Fail),
-            1 => Just(Step::Trip),
-            3 => (1_u64..15).prop_map(Step::Wait),
+        fn breaker_matches_the_reference_model(history in prop::collection::vec(prop_oneof![
+            4 => Just(BreakerOp::Admit),
+            3 => Just(BreakerOp::WriterSuccess),
+            3 => Just(BreakerOp::Success),
+            4 => Just(BreakerOp::Failure),
+            1 => Just(BreakerOp::Trip),
+            3 => (1_u64..15).prop_map(BreakerOp::Wait),
         ], 0..80)) {
-            let mut machine = Machine::new(LIMITS);
+            let mut machine = BreakerMachine::new(LIMITS);
             let mut now = 0;
             for (index, step) in history.iter().enumerate() {
                 let admitted = match step {
-                    Step::Admit => Some(machine.admit(at(now)).is_ok()),
-                    Step::Succeed => { machine.succeeded(at(now)); None }
-                    Step::Answer => { machine.answered(at(now)); None }
-                    Step::Fail => { machine.failed(at(now)); None }
-                    Step::Trip => { machine.trip(at(now)); None }
-                    Step::Wait(seconds) => { now += seconds; None }
+                    BreakerOp::Admit => Some(machine.admit(at(now)).is_ok()),
+                    BreakerOp::WriterSuccess => { machine.record_writer_success(at(now)); None }
+                    BreakerOp::Success => { machine.record_success(at(now)); None }
+                    BreakerOp::Failure => { machine.record_failure(at(now)); None }
+                    BreakerOp::Trip => { machine.trip(at(now)); None }
+                    BreakerOp::Wait(seconds) => { now += seconds; None }
                 };
                 prop_assert_eq!((machine.state(), admitted), reference(&history[..=index]), "step {}", index);
             }

@@ -1,4 +1,4 @@
-//! A day of events: what a partition holds.
+//! A UTC day: the unit of partitioning.
 
 use crate::event::{EventId, Timestamp};
 
@@ -6,23 +6,23 @@ const DAY_MILLIS: i64 = 24 * 60 * 60 * 1000;
 /// The last day whose milliseconds fit the 48 bits of an id.
 const LAST: i64 = ((1 << 48) - 1) / DAY_MILLIS;
 
-/// A day in UTC, counted from 1970-01-01. Invariant: its milliseconds fit an id.
+/// A day in UTC, counted from 1970-01-01. **Invariant:** its milliseconds fit an id.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Day(i64);
 
 impl Day {
     pub const LAST: Self = Self(LAST);
 
-    pub fn of(time: Timestamp) -> Self {
-        Self::numbered(time.millis().div_euclid(DAY_MILLIS))
+    pub fn from_timestamp(time: Timestamp) -> Self {
+        Self::from_number(time.millis().div_euclid(DAY_MILLIS))
     }
 
-    pub fn of_id(id: EventId) -> Self {
-        Self::numbered(i64::try_from(id.millis()).map_or(LAST, |millis| millis / DAY_MILLIS))
+    pub fn from_id(id: EventId) -> Self {
+        Self::from_number(i64::try_from(id.millis()).map_or(LAST, |millis| millis / DAY_MILLIS))
     }
 
-    /// The day of this number, or the nearest there is.
-    pub fn numbered(number: i64) -> Self {
+    /// The day with this number, clamped to the valid range.
+    pub fn from_number(number: i64) -> Self {
         Self(number.clamp(0, LAST))
     }
 
@@ -30,17 +30,17 @@ impl Day {
         self.0
     }
 
-    pub fn begin(self) -> Timestamp {
+    pub fn start(self) -> Timestamp {
         Timestamp::from_millis(self.0 * DAY_MILLIS)
     }
 
-    /// The first moment that is no longer in it.
+    /// The start of the next day (exclusive end).
     pub fn end(self) -> Timestamp {
         Timestamp::from_millis((self.0 + 1) * DAY_MILLIS)
     }
 
-    /// The lowest id that an event of the day can have.
-    pub fn floor(self) -> EventId {
+    /// The lowest id of the day.
+    pub fn first_id(self) -> EventId {
         EventId::floor(u64::try_from(self.0 * DAY_MILLIS).unwrap_or(0))
     }
 }

@@ -1,6 +1,7 @@
-//! A repository in memory, for the tests of others. It judges rows as PostgreSQL would and fails as it is told to.
+//! An in-memory `EventRepository` for the tests of other modules, with fault injection.
 //!
-//! Not for service: it forgets everything and scans for every query.
+//! It detects duplicates as PostgreSQL does and rejects the rows that a test selects. Not for
+//! production: it persists nothing, and every query scans all events.
 
 use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -9,15 +10,15 @@ use std::ops::Bound;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use crate::event::row::{self, Row};
-use crate::event::{Event, EventId, Timestamp};
+use crate::event::{Event, EventId, HOUR_MICROS, Timestamp};
 use crate::storage::{
-    Chunk, Day, DeadLetter, Deleted, EventRepository, Filter, Found, HourCount, Order, Page, StoreError,
-    StorePath, Stored, Sweeping, Tidied, Totals,
+    Chunk, Day, DeadLetter, DeletedChunk, DrainReport, EventPage, EventRepository, EventStatus, Filter,
+    HourCount, RetentionSweep, SortOrder, StoreError, StorePath, Stored, Totals,
 };
 
-/// What was asked of the repository, in order.
+/// A recorded call of the repository.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Call {
+pub enum RepositoryCall {
     Prepare,
     Store { rows: usize, dead: usize, path: StorePath },
     Page,
@@ -26,48 +27,48 @@ pub enum Call {
     Find,
     Totals,
     Ping,
-    Days,
-    Tidy,
+    PartitionDays,
+    DrainDefaultPartition,
     LastSweep,
     Sweep,
 }
 
-/// What happens to a coming call, instead of what was asked or after it.
+/// A fault that a test injects into a later call.
 #[derive(Clone, Debug)]
-pub enum Fault {
-    /// Nothing is done.
+pub enum InjectedFault {
+    /// Returns the error without running the call.
     Fail(StoreError),
-    /// All is done, and the answer is lost: as when the connection breaks during COMMIT.
+    /// Runs the call and returns the error, as when the connection breaks during COMMIT.
     FailAfter(StoreError),
     Panic,
 }
 
-/// Whether a row is refused, and with which SQLSTATE.
-type Refusal = Box<dyn Fn(&Row<'_>) -> Option<&'static str> + Send>;
+/// Returns the SQLSTATE with which a row is rejected, or None when it is accepted.
+type RejectRule = Box<dyn Fn(&Row<'_>) -> Option<&'static str> + Send>;
 
 #[derive(Default)]
-pub struct MemoryRepository(Mutex<Inner>);
+pub struct MemoryRepository(Mutex<MemoryState>);
 
 #[derive(Default)]
-struct Inner {
+struct MemoryState {
     events: BTreeMap<EventId, Event>,
     dead: BTreeMap<EventId, (String, String)>,
-    faults: VecDeque<Fault>,
-    /// Lasts until it is taken back.
+    faults: VecDeque<InjectedFault>,
+    /// Fails every call until a test clears it.
     outage: Option<StoreError>,
-    refusal: Option<Refusal>,
-    names_the_row: bool,
-    calls: Vec<Call>,
-    swept: Option<Timestamp>,
+    reject_rule: Option<RejectRule>,
+    reports_row_index: bool,
+    calls: Vec<RepositoryCall>,
+    last_sweep: Option<Timestamp>,
 }
 
 impl fmt::Debug for MemoryRepository {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let inner = self.lock();
+        let state = self.lock();
         f.debug_struct("MemoryRepository")
-            .field("events", &inner.events.len())
-            .field("dead", &inner.dead.len())
-            .field("faults", &inner.faults)
+            .field("events", &state.events.len())
+            .field("dead", &state.dead.len())
+            .field("faults", &state.faults)
             .finish_non_exhaustive()
     }
 }
@@ -77,108 +78,112 @@ impl MemoryRepository {
         Self::default()
     }
 
-    /// The coming calls of any kind meet these faults, one each, before all goes well again.
-    pub fn meet(&self, faults: impl IntoIterator<Item = Fault>) {
+    /// Injects these faults into the next calls of any kind, one fault per call.
+    pub fn inject_faults(&self, faults: impl IntoIterator<Item = InjectedFault>) {
         self.lock().faults.extend(faults);
     }
 
-    /// Every call fails with `error`, until this is called with None.
+    /// Fails every call with `error`, until this is called with None.
     pub fn set_outage(&self, error: Option<StoreError>) {
         self.lock().outage = error;
     }
 
-    /// Rows for which `refusal` gives a SQLSTATE are refused, as a whole batch with them. The error names the first
-    /// such row if `names_the_row`.
-    pub fn refuse(
+    /// Rejects every batch that holds a row for which `reject_rule` returns a SQLSTATE. If
+    /// `reports_row_index` is set, the error has the index of the first such row.
+    pub fn reject_rows(
         &self,
-        names_the_row: bool,
-        refusal: impl Fn(&Row<'_>) -> Option<&'static str> + Send + 'static,
+        reports_row_index: bool,
+        reject_rule: impl Fn(&Row<'_>) -> Option<&'static str> + Send + 'static,
     ) {
-        let mut inner = self.lock();
-        inner.names_the_row = names_the_row;
-        inner.refusal = Some(Box::new(refusal));
+        let mut state = self.lock();
+        state.reports_row_index = reports_row_index;
+        state.reject_rule = Some(Box::new(reject_rule));
     }
 
     pub fn events(&self) -> Vec<Event> {
         self.lock().events.values().cloned().collect()
     }
 
-    /// The dead, with SQLSTATE and reason.
+    /// The dead letters, with SQLSTATE and reason.
     pub fn dead(&self) -> Vec<(EventId, String, String)> {
-        self.lock().dead.iter().map(|(id, (state, reason))| (*id, state.clone(), reason.clone())).collect()
+        self.lock()
+            .dead
+            .iter()
+            .map(|(id, (sqlstate, reason))| (*id, sqlstate.clone(), reason.clone()))
+            .collect()
     }
 
-    /// A sweep came to its end that had begun then.
-    pub fn set_swept(&self, at: Timestamp) {
-        self.lock().swept = Some(at);
+    /// Sets the start time of the last finished sweep.
+    pub fn set_last_sweep(&self, at: Timestamp) {
+        self.lock().last_sweep = Some(at);
     }
 
-    pub fn calls(&self) -> Vec<Call> {
+    pub fn calls(&self) -> Vec<RepositoryCall> {
         self.lock().calls.clone()
     }
 
-    /// A panic that was asked for poisons the lock and leaves nothing half done.
-    fn lock(&self) -> MutexGuard<'_, Inner> {
+    /// An injected panic does not interrupt a change, so a poisoned lock holds a valid state.
+    fn lock(&self) -> MutexGuard<'_, MemoryState> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn call<T>(
+    fn run_call<T>(
         &self,
-        call: Call,
-        work: impl FnOnce(&mut Inner) -> Result<T, StoreError>,
+        call: RepositoryCall,
+        work: impl FnOnce(&mut MemoryState) -> Result<T, StoreError>,
     ) -> Result<T, StoreError> {
-        let mut inner = self.lock();
-        inner.calls.push(call);
-        if let Some(error) = &inner.outage {
+        let mut state = self.lock();
+        state.calls.push(call);
+        if let Some(error) = &state.outage {
             return Err(error.clone());
         }
-        match inner.faults.pop_front() {
-            None => work(&mut inner),
-            Some(Fault::Fail(error)) => Err(error),
-            Some(Fault::FailAfter(error)) => work(&mut inner).and(Err(error)),
-            Some(Fault::Panic) => {
-                drop(inner);
-                panic!("a test asked for this panic");
+        match state.faults.pop_front() {
+            None => work(&mut state),
+            Some(InjectedFault::Fail(error)) => Err(error),
+            Some(InjectedFault::FailAfter(error)) => work(&mut state).and(Err(error)),
+            Some(InjectedFault::Panic) => {
+                drop(state);
+                panic!("panic injected by the test");
             }
         }
     }
 }
 
-impl Inner {
+impl MemoryState {
     fn store(
         &mut self,
         runs: &[&[u8]],
         dead: &[DeadLetter<'_>],
         path: StorePath,
     ) -> Result<Stored, StoreError> {
-        let mut fresh = BTreeMap::new();
+        let mut new_events = BTreeMap::new();
         let mut duplicate = 0;
         for (index, row) in runs.iter().flat_map(|run| row::rows(run)).enumerate() {
-            if let Some(state) = self.refusal.as_ref().and_then(|refusal| refusal(&row)) {
-                return Err(refused(state, self.names_the_row.then_some(index), None));
+            if let Some(sqlstate) = self.reject_rule.as_ref().and_then(|reject_rule| reject_rule(&row)) {
+                return Err(rejected_row_error(sqlstate, self.reports_row_index.then_some(index), None));
             }
             let id = row.event_id();
-            let known = self.events.contains_key(&id) || fresh.contains_key(&id);
+            let is_stored = self.events.contains_key(&id) || new_events.contains_key(&id);
             match path {
-                StorePath::Copy if known => {
-                    return Err(refused("23505", Some(index), Some("events_pkey".to_owned())));
+                StorePath::Copy if is_stored => {
+                    return Err(rejected_row_error("23505", Some(index), Some("events_pkey".to_owned())));
                 }
-                StorePath::Stage if known => duplicate += 1,
-                StorePath::Copy | StorePath::Stage => {
-                    fresh.insert(id, row.event());
+                StorePath::Staging if is_stored => duplicate += 1,
+                StorePath::Copy | StorePath::Staging => {
+                    new_events.insert(id, row.to_event());
                 }
             }
         }
-        let stored = fresh.len() as u64;
-        self.events.extend(fresh);
-        let mut buried = 0;
+        let stored = new_events.len() as u64;
+        self.events.extend(new_events);
+        let mut inserted = 0;
         for letter in dead {
-            if let Entry::Vacant(place) = self.dead.entry(letter.row.event_id()) {
-                place.insert((letter.sqlstate.clone(), letter.reason.clone()));
-                buried += 1;
+            if let Entry::Vacant(slot) = self.dead.entry(letter.row.event_id()) {
+                slot.insert((letter.sqlstate.clone(), letter.reason.clone()));
+                inserted += 1;
             }
         }
-        Ok(Stored { stored, duplicate, dead: buried })
+        Ok(Stored { stored, duplicate, dead: inserted })
     }
 
     fn matching(&self, filter: &Filter) -> impl Iterator<Item = &Event> {
@@ -189,21 +194,21 @@ impl Inner {
                     .text
                     .as_ref()
                     .is_none_or(|text| event.message.to_lowercase().contains(&text.to_lowercase()))
-                && filter.metadata.iter().all(|objects| has(event, objects))
+                && filter.metadata.iter().all(|objects| metadata_contains(event, objects))
         })
     }
 
-    fn page(&self, page: &Page) -> Vec<Event> {
+    fn page(&self, page: &EventPage) -> Vec<Event> {
         let key = |event: &Event| (event.timestamp, event.event_id);
         let mut events: Vec<_> = self.matching(&page.filter).cloned().collect();
         events.sort_unstable_by_key(key);
-        if page.order == Order::Desc {
+        if page.order == SortOrder::Desc {
             events.reverse();
         }
         if let Some(after) = page.after {
             events.retain(|event| match page.order {
-                Order::Desc => key(event) < after,
-                Order::Asc => key(event) > after,
+                SortOrder::Desc => key(event) < after,
+                SortOrder::Asc => key(event) > after,
             });
         }
         events.truncate(usize::from(page.limit));
@@ -211,7 +216,6 @@ impl Inner {
     }
 
     fn totals(&self, since: Timestamp, services_max: u16) -> Totals {
-        const HOUR_MICROS: i64 = 3_600_000_000;
         let (mut services, mut hours) = (BTreeMap::new(), BTreeMap::new());
         for event in self.events.values() {
             *services.entry(event.service.clone()).or_default() += 1;
@@ -225,26 +229,26 @@ impl Inner {
         Totals { events: self.events.len() as u64, services, hours: hours.into_iter().collect() }
     }
 
-    fn find(&self, id: EventId) -> Option<Found> {
+    fn find(&self, id: EventId) -> Option<EventStatus> {
         if let Some(event) = self.events.get(&id) {
-            return Some(Found::Stored(event.clone()));
+            return Some(EventStatus::Stored(event.clone()));
         }
         let (sqlstate, reason) = self.dead.get(&id)?.clone();
-        Some(Found::Dead { sqlstate, reason })
+        Some(EventStatus::Dead { sqlstate, reason })
     }
 }
 
-/// Whether the metadata contains one of the objects.
-fn has(event: &Event, objects: &[String]) -> bool {
+/// Checks that the metadata contains one of the objects.
+fn metadata_contains(event: &Event, objects: &[String]) -> bool {
     let parsed = |text: &str| sonic_rs::from_str::<sonic_rs::Object>(text).unwrap_or_default();
     let metadata = parsed(event.metadata.as_deref().unwrap_or("{}"));
     objects.iter().any(|object| parsed(object).iter().all(|(key, value)| metadata.get(&key) == Some(value)))
 }
 
-fn refused(sqlstate: &str, row: Option<usize>, constraint: Option<String>) -> StoreError {
+fn rejected_row_error(sqlstate: &str, row: Option<usize>, constraint: Option<String>) -> StoreError {
     StoreError {
         sqlstate: Some(sqlstate.to_owned()),
-        message: format!("refused as the test asked ({sqlstate})"),
+        message: format!("rejected by the test ({sqlstate})"),
         row,
         constraint,
         column: None,
@@ -255,31 +259,34 @@ fn refused(sqlstate: &str, row: Option<usize>, constraint: Option<String>) -> St
 
 impl EventRepository for MemoryRepository {
     fn prepare(&self, _now: Timestamp) -> Result<(), StoreError> {
-        self.call(Call::Prepare, |_| Ok(()))
+        self.run_call(RepositoryCall::Prepare, |_| Ok(()))
     }
 
     fn store(&self, runs: &[&[u8]], dead: &[DeadLetter<'_>], path: StorePath) -> Result<Stored, StoreError> {
         let rows = runs.iter().flat_map(|run| row::rows(run)).count();
-        self.call(Call::Store { rows, dead: dead.len(), path }, |inner| inner.store(runs, dead, path))
+        self.run_call(RepositoryCall::Store { rows, dead: dead.len(), path }, |state| {
+            state.store(runs, dead, path)
+        })
     }
 
-    fn page(&self, page: &Page) -> Result<Vec<Event>, StoreError> {
-        self.call(Call::Page, |inner| Ok(inner.page(page)))
+    fn page(&self, page: &EventPage) -> Result<Vec<Event>, StoreError> {
+        self.run_call(RepositoryCall::Page, |state| Ok(state.page(page)))
     }
 
-    fn chunk(&self, page: &Page, bytes_max: usize) -> Result<Chunk, StoreError> {
-        self.call(Call::Chunk, |inner| Ok(Chunk::gather(inner.page(page), page.limit, bytes_max)))
+    fn chunk(&self, page: &EventPage, bytes_max: usize) -> Result<Chunk, StoreError> {
+        self.run_call(RepositoryCall::Chunk, |state| {
+            Ok(Chunk::from_events(state.page(page), page.limit, bytes_max))
+        })
     }
 
     fn count(&self, filter: &Filter) -> Result<u64, StoreError> {
-        self.call(Call::Count, |inner| Ok(inner.matching(filter).count() as u64))
+        self.run_call(RepositoryCall::Count, |state| Ok(state.matching(filter).count() as u64))
     }
 
-    fn hours(&self, filter: &Filter, rows_max: u32) -> Result<Vec<HourCount>, StoreError> {
-        const HOUR_MICROS: i64 = 3_600_000_000;
-        self.call(Call::Count, |inner| {
+    fn hourly_counts(&self, filter: &Filter, rows_max: u32) -> Result<Vec<HourCount>, StoreError> {
+        self.run_call(RepositoryCall::Count, |state| {
             let mut counts = BTreeMap::<_, u64>::new();
-            for event in inner.matching(filter) {
+            for event in state.matching(filter) {
                 let hour = event.timestamp.micros().div_euclid(HOUR_MICROS) * HOUR_MICROS;
                 *counts.entry((Timestamp::from_micros(hour), event.service.clone())).or_default() += 1;
             }
@@ -288,52 +295,54 @@ impl EventRepository for MemoryRepository {
         })
     }
 
-    fn find(&self, id: EventId) -> Result<Option<Found>, StoreError> {
-        self.call(Call::Find, |inner| Ok(inner.find(id)))
+    fn find(&self, id: EventId) -> Result<Option<EventStatus>, StoreError> {
+        self.run_call(RepositoryCall::Find, |state| Ok(state.find(id)))
     }
 
     fn totals(&self, since: Timestamp, services_max: u16) -> Result<Totals, StoreError> {
-        self.call(Call::Totals, |inner| Ok(inner.totals(since, services_max)))
+        self.run_call(RepositoryCall::Totals, |state| Ok(state.totals(since, services_max)))
     }
 
     fn ping(&self) -> Result<(), StoreError> {
-        self.call(Call::Ping, |_| Ok(()))
+        self.run_call(RepositoryCall::Ping, |_| Ok(()))
     }
 
-    fn days(&self) -> Result<Vec<Day>, StoreError> {
-        self.call(Call::Days, |inner| {
-            Ok(inner.events.keys().map(|id| Day::of_id(*id)).collect::<BTreeSet<_>>().into_iter().collect())
+    fn partition_days(&self) -> Result<Vec<Day>, StoreError> {
+        self.run_call(RepositoryCall::PartitionDays, |state| {
+            Ok(state.events.keys().map(|id| Day::from_id(*id)).collect::<BTreeSet<_>>().into_iter().collect())
         })
     }
 
-    fn tidy(&self) -> Result<Tidied, StoreError> {
-        self.call(Call::Tidy, |_| Ok(Tidied::default()))
+    fn drain_default_partition(&self) -> Result<DrainReport, StoreError> {
+        self.run_call(RepositoryCall::DrainDefaultPartition, |_| Ok(DrainReport::default()))
     }
 
     fn last_sweep(&self) -> Result<Option<Timestamp>, StoreError> {
-        self.call(Call::LastSweep, |inner| Ok(inner.swept))
+        self.run_call(RepositoryCall::LastSweep, |state| Ok(state.last_sweep))
     }
 
-    fn sweep(&self, _edge: Timestamp) -> Result<Option<Box<dyn Sweeping + '_>>, StoreError> {
-        self.call(Call::Sweep, |_| Ok(Some(Box::new(MemorySweep(self)) as Box<dyn Sweeping>)))
+    fn begin_sweep(&self, _cutoff: Timestamp) -> Result<Option<Box<dyn RetentionSweep + '_>>, StoreError> {
+        self.run_call(RepositoryCall::Sweep, |_| {
+            Ok(Some(Box::new(MemorySweep(self)) as Box<dyn RetentionSweep>))
+        })
     }
 }
 
-/// Every step is a call of its own, and meets the faults of its turn. Nobody else ever sweeps here, and the dead, of
-/// which the time of death is not known, stay.
+/// A sweep of which every step is a recorded call that takes the next injected fault. The sweep
+/// lock is always free. Dead letters have no `died_at` here, so they are never deleted.
 #[derive(Debug)]
 struct MemorySweep<'a>(&'a MemoryRepository);
 
-impl Sweeping for MemorySweep<'_> {
-    fn finish_drops(&mut self) -> Result<(), StoreError> {
-        self.0.call(Call::Sweep, |_| Ok(()))
+impl RetentionSweep for MemorySweep<'_> {
+    fn drop_detached_partitions(&mut self) -> Result<(), StoreError> {
+        self.0.run_call(RepositoryCall::Sweep, |_| Ok(()))
     }
 
-    fn drop_day(&mut self, day: Day) -> Result<u64, StoreError> {
-        self.0.call(Call::Sweep, |inner| {
-            let before = inner.events.len();
-            inner.events.retain(|id, _| Day::of_id(*id) != day);
-            Ok((before - inner.events.len()) as u64)
+    fn drop_partition(&mut self, day: Day) -> Result<u64, StoreError> {
+        self.0.run_call(RepositoryCall::Sweep, |state| {
+            let before = state.events.len();
+            state.events.retain(|id, _| Day::from_id(*id) != day);
+            Ok((before - state.events.len()) as u64)
         })
     }
 
@@ -342,28 +351,28 @@ impl Sweeping for MemorySweep<'_> {
         after: EventId,
         before: EventId,
         rows_max: u32,
-    ) -> Result<Deleted, StoreError> {
-        self.0.call(Call::Sweep, |inner| {
-            let between = inner.events.range((Bound::Excluded(after), Bound::Excluded(before)));
+    ) -> Result<DeletedChunk, StoreError> {
+        self.0.run_call(RepositoryCall::Sweep, |state| {
+            let between = state.events.range((Bound::Excluded(after), Bound::Excluded(before)));
             let ids: Vec<_> = between.map(|(id, _)| *id).take(rows_max as usize).collect();
             for id in &ids {
-                inner.events.remove(id);
+                state.events.remove(id);
             }
             let next = ids.last().copied().filter(|_| ids.len() == rows_max as usize);
-            Ok(Deleted { rows: ids.len() as u64, next })
+            Ok(DeletedChunk { rows: ids.len() as u64, next })
         })
     }
 
-    fn delete_dead(&mut self, _rows_max: u32) -> Result<u64, StoreError> {
-        self.0.call(Call::Sweep, |_| Ok(0))
+    fn delete_dead_letters(&mut self, _rows_max: u32) -> Result<u64, StoreError> {
+        self.0.run_call(RepositoryCall::Sweep, |_| Ok(0))
     }
 
-    fn delete_minutes(&mut self) -> Result<bool, StoreError> {
+    fn delete_minute_counts(&mut self) -> Result<bool, StoreError> {
         Ok(false)
     }
 
-    fn end(&mut self, _error: Option<&str>) -> Result<(), StoreError> {
-        self.0.call(Call::Sweep, |_| Ok(()))
+    fn finish(&mut self, _error: Option<&str>) -> Result<(), StoreError> {
+        self.0.run_call(RepositoryCall::Sweep, |_| Ok(()))
     }
 }
 
@@ -374,35 +383,35 @@ mod tests {
     fn row(id: u64, message: &str) -> Vec<u8> {
         let mut bytes = Vec::new();
         let time = Timestamp::from_millis(i64::try_from(id).unwrap());
-        row::begin(&mut bytes, EventId::floor(id), time, time);
-        row::text(&mut bytes, b"s");
-        row::text(&mut bytes, message.as_bytes());
-        row::metadata(&mut bytes, None);
+        row::append_header(&mut bytes, EventId::floor(id), time, time);
+        row::append_text(&mut bytes, b"s");
+        row::append_text(&mut bytes, message.as_bytes());
+        row::append_metadata(&mut bytes, None);
         bytes
     }
 
     #[test]
-    fn duplicates_fail_a_copy_and_are_counted_by_the_stage() {
+    fn memory_store_rejects_duplicates_by_copy_and_counts_them_by_staging() {
         let repository = MemoryRepository::new();
         let (one, two) = (row(1, "m"), row(2, "m"));
         assert_eq!(repository.store(&[&one], &[], StorePath::Copy).unwrap().stored, 1);
         let error = repository.store(&[&two, &one], &[], StorePath::Copy).unwrap_err();
         assert_eq!((error.sqlstate.as_deref(), error.row), (Some("23505"), Some(1)));
-        let stored = repository.store(&[&two, &one, &two], &[], StorePath::Stage).unwrap();
+        let stored = repository.store(&[&two, &one, &two], &[], StorePath::Staging).unwrap();
         assert_eq!(stored, Stored { stored: 1, duplicate: 2, dead: 0 });
     }
 
     #[test]
-    fn it_fails_as_it_is_told_to_and_then_goes_on() {
+    fn memory_repository_applies_injected_faults_and_then_succeeds() {
         let repository = MemoryRepository::new();
-        let down = StoreError::unreachable("down");
-        repository.meet([Fault::Fail(down.clone()), Fault::FailAfter(down)]);
+        let down = StoreError::client_side("down");
+        repository.inject_faults([InjectedFault::Fail(down.clone()), InjectedFault::FailAfter(down)]);
         assert!(repository.store(&[&row(1, "m")], &[], StorePath::Copy).is_err());
         assert_eq!(repository.events().len(), 0);
         assert!(repository.store(&[&row(1, "m")], &[], StorePath::Copy).is_err());
         assert_eq!(repository.events().len(), 1);
-        repository.refuse(true, |row| (row.message() == b"bad").then_some("22P02"));
-        let error = repository.store(&[&row(2, "m"), &row(3, "bad")], &[], StorePath::Stage).unwrap_err();
+        repository.reject_rows(true, |row| (row.message() == b"bad").then_some("22P02"));
+        let error = repository.store(&[&row(2, "m"), &row(3, "bad")], &[], StorePath::Staging).unwrap_err();
         assert_eq!((error.sqlstate.as_deref(), error.row), (Some("22P02"), Some(1)));
         assert_eq!((repository.events().len(), repository.calls().len()), (1, 3));
     }

@@ -1,7 +1,9 @@
-//! Where events come to rest: the trait the writer and the readers know, and what can be asked of it.
+//! Event storage: the repository trait that the writer, the queries and retention use, and its
+//! types.
 //!
-//! `postgres/` is the one that serves; `memory` stands in for it in tests. What an error means is decided by the
-//! callers: the writer asks for a verdict, a query for a status.
+//! `postgres` is the production implementation, `memory` the test double. The implementations
+//! report errors and do not classify them: the writer maps an error to an error class, a query to
+//! an HTTP status.
 
 pub mod breaker;
 pub mod day;
@@ -15,120 +17,128 @@ use std::ops::ControlFlow;
 
 use crate::event::{Event, EventId, Timestamp};
 
-/// Stores encoded rows and finds events again. Every call may block, for as long as the timeouts of the
-/// implementation allow; none is made on an acceptor.
+/// Stores encoded rows and reads events. Every call may block until a timeout of the
+/// implementation ends it, so no acceptor thread may call the repository.
 pub trait EventRepository: Send + Sync + std::fmt::Debug {
-    /// Brings the database to the state that the other calls need: migrations, and the partitions around `now`.
-    /// Cheap when there is nothing to do; safe when several servers call it at once.
+    /// Applies missing migrations and creates missing partitions around `now`. Cheap when nothing
+    /// is missing; safe when several servers call it concurrently.
     fn prepare(&self, now: Timestamp) -> Result<(), StoreError>;
 
-    /// Stores all rows of `runs` (each a run of whole rows) and buries `dead`, or neither, in one transaction.
+    /// Stores all rows of `runs` (each run holds whole rows) and inserts `dead` into the dead
+    /// letters, in one transaction: all or nothing.
     fn store(&self, runs: &[&[u8]], dead: &[DeadLetter<'_>], path: StorePath) -> Result<Stored, StoreError>;
 
-    /// Up to `page.limit` events in the order asked for.
-    fn page(&self, page: &Page) -> Result<Vec<Event>, StoreError>;
+    /// Returns up to `page.limit` events in `page.order`.
+    fn page(&self, page: &EventPage) -> Result<Vec<Event>, StoreError>;
 
-    /// As many of a page's first events as come to `bytes_max` of text, and one at least: what an export reads at a time.
-    fn chunk(&self, page: &Page, bytes_max: usize) -> Result<Chunk, StoreError>;
+    /// Returns the first events of a page, up to the event that reaches `bytes_max`; at least one
+    /// when the page is not empty. An export reads one chunk at a time.
+    fn chunk(&self, page: &EventPage, bytes_max: usize) -> Result<Chunk, StoreError>;
 
-    /// How many events match.
+    /// Counts the events that match.
     fn count(&self, filter: &Filter) -> Result<u64, StoreError>;
 
-    /// Events by hour and service, for the hours that begin within the filter's time, in that order; `rows_max` at most.
-    /// Nothing else of the filter is looked at but the service.
-    fn hours(&self, filter: &Filter, rows_max: u32) -> Result<Vec<HourCount>, StoreError>;
+    /// Returns at most `rows_max` counts by hour and service, ordered by both, for the hours that
+    /// begin within the filter's time range. Of the filter only time and service apply.
+    fn hourly_counts(&self, filter: &Filter, rows_max: u32) -> Result<Vec<HourCount>, StoreError>;
 
-    /// The event of this id, or the reason it is dead.
-    fn find(&self, id: EventId) -> Result<Option<Found>, StoreError>;
+    /// Returns the event with this id, or the reason why it is a dead letter.
+    fn find(&self, id: EventId) -> Result<Option<EventStatus>, StoreError>;
 
-    /// What the counts per service and hour add up to: in all, by the `services_max` largest services, and hour by hour
-    /// from `since` on. Reads no event.
+    /// Sums the counts per service and hour: overall, for the `services_max` largest services, and
+    /// per hour from `since` on. Reads no events.
     fn totals(&self, since: Timestamp, services_max: u16) -> Result<Totals, StoreError>;
 
-    /// Whether the database answers.
+    /// Checks that the database answers.
     fn ping(&self) -> Result<(), StoreError>;
 
-    /// The days that have a partition of their own.
-    fn days(&self) -> Result<Vec<Day>, StoreError>;
+    /// Lists the days that have a partition.
+    fn partition_days(&self) -> Result<Vec<Day>, StoreError>;
 
-    /// Gives the days of what lies in the default partition partitions of their own.
-    fn tidy(&self) -> Result<Tidied, StoreError>;
+    /// Creates a partition for each day that has rows in the default partition and moves those rows
+    /// into it.
+    fn drain_default_partition(&self) -> Result<DrainReport, StoreError>;
 
-    /// When the latest sweep began that came to its end, as far as any server knows.
+    /// Returns the start time of the latest sweep that finished on any server.
     fn last_sweep(&self) -> Result<Option<Timestamp>, StoreError>;
 
-    /// Begins to remove what is older than `edge`; None while another server does.
-    fn sweep(&self, edge: Timestamp) -> Result<Option<Box<dyn Sweeping + '_>>, StoreError>;
+    /// Starts a retention sweep of rows older than `cutoff`. Returns None while another server
+    /// sweeps.
+    fn begin_sweep(&self, cutoff: Timestamp) -> Result<Option<Box<dyn RetentionSweep + '_>>, StoreError>;
 }
 
-/// A sweep that nobody shares. Every step is a transaction: what a step removes is taken off the counts and noted in
-/// the record of the sweep with it, and a sweep that ends anywhere leaves nothing for the next one but to go on.
-pub trait Sweeping: std::fmt::Debug {
-    /// Drops what an earlier sweep took out of the table and did not get to drop.
-    fn finish_drops(&mut self) -> Result<(), StoreError>;
+/// A retention sweep that holds the sweep lock. Each step is one transaction, which deletes rows,
+/// lowers the counts and updates the sweep's record together. A sweep may stop after any step; the
+/// next sweep continues from there.
+pub trait RetentionSweep: std::fmt::Debug {
+    /// Drops the partitions that an earlier sweep detached and did not drop.
+    fn drop_detached_partitions(&mut self) -> Result<(), StoreError>;
 
-    /// Takes the partition of a day out and drops it. Says how many events were in it, as the counts have it.
-    fn drop_day(&mut self, day: Day) -> Result<u64, StoreError>;
+    /// Detaches and drops the partition of a day. Returns the number of its events according to the
+    /// counts.
+    fn drop_partition(&mut self, day: Day) -> Result<u64, StoreError>;
 
-    /// Deletes up to `rows_max` events with ids after `after` and before `before`, the first of them first.
+    /// Deletes up to `rows_max` events with ids after `after` and before `before`, in id order.
     fn delete_events(
         &mut self,
         after: EventId,
         before: EventId,
         rows_max: u32,
-    ) -> Result<Deleted, StoreError>;
+    ) -> Result<DeletedChunk, StoreError>;
 
-    /// Deletes up to `rows_max` dead letters that died before the edge.
-    fn delete_dead(&mut self, rows_max: u32) -> Result<u64, StoreError>;
+    /// Deletes up to `rows_max` dead letters with `died_at` before the cutoff.
+    fn delete_dead_letters(&mut self, rows_max: u32) -> Result<u64, StoreError>;
 
-    /// Deletes the oldest hour of the counts by minute that lies wholly before the edge. False when there was none.
-    fn delete_minutes(&mut self) -> Result<bool, StoreError>;
+    /// Deletes the oldest hour of minute counts that lies entirely before the cutoff. Returns false
+    /// when there was none.
+    fn delete_minute_counts(&mut self) -> Result<bool, StoreError>;
 
-    /// Notes how it ended.
-    fn end(&mut self, error: Option<&str>) -> Result<(), StoreError>;
+    /// Records the result of the sweep.
+    fn finish(&mut self, error: Option<&str>) -> Result<(), StoreError>;
 }
 
-/// What became of the default partition.
+/// The result of draining the default partition.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Tidied {
-    /// Events that were moved into partitions of their days.
+pub struct DrainReport {
+    /// Events moved into the partitions of their days.
     pub moved: u64,
-    /// Events that are still there, counted up to [`Tidied::LEFT_MAX`].
-    pub left: u64,
+    /// Events still in the default partition, counted up to [`DrainReport::REMAINING_MAX`].
+    pub remaining: u64,
 }
 
-impl Tidied {
-    pub const LEFT_MAX: u64 = 10_000;
+impl DrainReport {
+    pub const REMAINING_MAX: u64 = 10_000;
 }
 
-/// One chunk of rows.
+/// The result of deleting one chunk of rows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Deleted {
+pub struct DeletedChunk {
     pub rows: u64,
-    /// Where to go on. None when nothing is left.
+    /// The last id of the chunk, after which the next one begins. None when no rows remain.
     pub next: Option<EventId>,
 }
 
-/// How rows go in.
+/// The method of inserting rows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum StorePath {
-    /// COPY straight into the table. Fails as a whole when one of the rows is already stored.
+    /// COPY into the table. Fails as a whole when one of the rows is already stored.
     Copy,
-    /// COPY into a temporary stage, then INSERT what is not there yet. For rows of which some may be stored.
-    Stage,
+    /// COPY into a temporary staging table, then INSERT the rows that are not stored yet. For
+    /// batches of which some rows may be stored.
+    Staging,
 }
 
-/// What became of the rows given to [`EventRepository::store`].
+/// The row counts of one [`EventRepository::store`] call.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Stored {
     pub stored: u64,
-    /// Already there, or twice among the rows.
+    /// Rows already stored, or repeated within the call.
     pub duplicate: u64,
-    /// Newly in `dead_events`.
+    /// Rows newly inserted into `dead_events`.
     pub dead: u64,
 }
 
-/// A row that PostgreSQL refuses, and what it said.
+/// A row that PostgreSQL rejects, with the error.
 #[derive(Clone, Debug)]
 pub struct DeadLetter<'a> {
     pub row: crate::event::row::Row<'a>,
@@ -136,85 +146,86 @@ pub struct DeadLetter<'a> {
     pub reason: String,
 }
 
-/// Which events a query means. `from` is inclusive, `to` exclusive.
+/// The predicates of a query. `from` is inclusive, `to` exclusive.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Filter {
     pub service: Option<String>,
     pub from: Timestamp,
     pub to: Timestamp,
-    /// For each of these, JSON objects of which the metadata has to contain one.
+    /// Each element is a list of JSON objects; the metadata must contain at least one of every
+    /// list.
     pub metadata: Vec<Vec<String>>,
-    /// Stands somewhere in the message, in any case.
+    /// A case-insensitive substring of the message.
     pub text: Option<String>,
 }
 
 impl Filter {
-    /// All events of a time.
+    /// Matches all events of a time range.
     pub fn between(from: Timestamp, to: Timestamp) -> Self {
         Self { from, to, ..Self::default() }
     }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Order {
+pub enum SortOrder {
     /// Newest first.
     Desc,
     Asc,
 }
 
-/// How many events of a service lie in an hour.
+/// The number of events of one service in one hour.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct HourCount {
-    /// When it begins.
+    /// The start of the hour.
     pub hour: Timestamp,
     pub service: String,
     pub count: u64,
 }
 
-/// One page of a query.
+/// The request for one page of events.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Page {
+pub struct EventPage {
     pub filter: Filter,
-    pub order: Order,
-    /// 1 to 1,001: a reader asks for one more than it shows, to learn whether there is more.
+    pub order: SortOrder,
+    /// 1 to 1,001: a reader requests one event more than it returns, to detect a next page.
     pub limit: u16,
-    /// The event after which the page begins, in the order asked for.
+    /// The key of the event after which the page begins, in `order`.
     pub after: Option<(Timestamp, EventId)>,
 }
 
-/// The beginning of a page.
+/// The first events of a page.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Chunk {
     pub events: Vec<Event>,
-    /// There may be more on the page, or after it.
-    pub more: bool,
+    /// Further events may exist on the page or after it.
+    pub has_more: bool,
 }
 
 impl Chunk {
-    /// Of events that are all there.
-    pub fn gather(events: Vec<Event>, limit: u16, bytes_max: usize) -> Self {
-        let mut gathering = Gathering::new(bytes_max);
-        // Full or not, it says so itself.
-        _ = events.into_iter().try_for_each(|event| gathering.add(event));
-        gathering.finish(limit)
+    /// Builds a chunk from events that are already in memory.
+    pub fn from_events(events: Vec<Event>, limit: u16, bytes_max: usize) -> Self {
+        let mut builder = ChunkBuilder::new(bytes_max);
+        // `finish` derives `has_more`, so the break value is not needed.
+        _ = events.into_iter().try_for_each(|event| builder.push(event));
+        builder.finish(limit)
     }
 }
 
-/// A chunk that is being read: what the first `bytes_max` bytes hold of the events that come.
+/// Collects events until they reach `bytes_max`.
 #[derive(Debug)]
-pub struct Gathering {
+pub struct ChunkBuilder {
     events: Vec<Event>,
     bytes: usize,
     bytes_max: usize,
 }
 
-impl Gathering {
+impl ChunkBuilder {
     pub fn new(bytes_max: usize) -> Self {
         Self { events: Vec::new(), bytes: 0, bytes_max }
     }
 
-    /// Takes the next event; breaks when it takes no more.
-    pub fn add(&mut self, event: Event) -> ControlFlow<()> {
+    /// Adds the next event. Returns `Break` when the chunk is full.
+    pub fn push(&mut self, event: Event) -> ControlFlow<()> {
         self.bytes += event.bytes();
         self.events.push(event);
         if self.is_full() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
@@ -225,26 +236,26 @@ impl Gathering {
     }
 
     pub fn finish(self, limit: u16) -> Chunk {
-        let more = self.is_full() || self.events.len() == usize::from(limit);
-        Chunk { events: self.events, more }
+        let has_more = self.is_full() || self.events.len() == usize::from(limit);
+        Chunk { events: self.events, has_more }
     }
 }
 
-/// What is stored, in numbers.
+/// Counts of the stored events.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Totals {
     pub events: u64,
-    /// The services with the most events, and how many; most first.
+    /// The services with the most events and their counts, largest first.
     pub services: Vec<(String, u64)>,
-    /// Hours that have events, by their beginning; oldest first.
+    /// The starts of the hours that have events, with their counts; oldest first.
     pub hours: Vec<(Timestamp, u64)>,
 }
 
-/// What is known of an id.
+/// The state of the event with a given id.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Found {
+pub enum EventStatus {
     Stored(Event),
-    /// Acknowledged, and waiting to be stored.
+    /// Acknowledged and not stored yet.
     Buffered(Event),
     Dead {
         sqlstate: String,
@@ -252,30 +263,30 @@ pub enum Found {
     },
 }
 
-/// What went wrong, as far as the database told.
+/// An error of the database or of the connection to it.
 #[derive(Clone, Debug, thiserror::Error)]
 #[error("{message}")]
 pub struct StoreError {
-    /// The five characters of SQLSTATE. None when the database did not get to say: not reached, timed out,
-    /// connection lost, no connection free.
+    /// The five characters of SQLSTATE. None when the database sent no error: it was not reached,
+    /// an I/O timeout expired, the connection was lost, or the pool had no free connection.
     pub sqlstate: Option<String>,
-    /// The whole chain of causes, for a person.
+    /// The text of the error and of its causes.
     pub message: String,
-    /// The row, counted from 0, that COPY was at when it failed. A hint: it has to be confirmed.
+    /// The row, counted from 0, that COPY reported. A hint: the caller must confirm it.
     pub row: Option<usize>,
-    /// The constraint that was violated, when the database named one.
+    /// The violated constraint, when the database named one.
     pub constraint: Option<String>,
-    /// The column at fault, when the database named one.
+    /// The column that caused the error, when the database named one.
     pub column: Option<String>,
-    /// The work itself took longer than it may, once it had begun: less of it may do.
+    /// The work began and exceeded its timeout: a smaller batch may succeed.
     pub timed_out: bool,
-    /// COMMIT was sent and its answer never came: the rows may be stored.
+    /// COMMIT was sent and no result arrived: the rows may be stored.
     pub in_doubt: bool,
 }
 
 impl StoreError {
-    /// An error from this side of the connection.
-    pub fn unreachable(message: impl Into<String>) -> Self {
+    /// An error raised on the client side of the connection.
+    pub fn client_side(message: impl Into<String>) -> Self {
         Self {
             sqlstate: None,
             message: message.into(),

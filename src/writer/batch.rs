@@ -1,4 +1,4 @@
-//! Events that are written together. Knows nothing of threads or databases.
+//! Row blocks that are written together. Must not depend on threads or the database.
 
 use std::time::Duration;
 
@@ -6,16 +6,16 @@ use crate::buffer::RowBlock;
 use crate::clock::Moment;
 use crate::event::row::{Row, rows};
 
-/// The bounds on a batch. Whichever is reached first closes it.
+/// Bounds of a batch. The first one reached closes it.
 #[derive(Clone, Copy, Debug)]
 pub struct BatchLimits {
     pub rows_max: usize,
     pub bytes_max: usize,
-    /// How long the first event may wait for company.
+    /// Maximum time the oldest event waits for the batch to fill.
     pub linger: Duration,
 }
 
-/// Blocks in the order they were taken.
+/// Blocks in the order they were taken out of the buffer.
 #[derive(Debug)]
 pub struct Batch {
     limits: BatchLimits,
@@ -33,8 +33,8 @@ impl Batch {
         self.limits
     }
 
-    /// Whether `block` may join. An empty batch takes any block, however large, since otherwise one above the bounds
-    /// could never be written at all.
+    /// Whether `block` fits. An empty batch admits any block: one above the bounds could otherwise
+    /// never be written.
     pub fn admits(&self, block: &RowBlock) -> bool {
         self.rows == 0
             || (self.rows + block.rows() as usize <= self.limits.rows_max
@@ -55,12 +55,12 @@ impl Batch {
         self.rows
     }
 
-    /// When the first event has waited long enough. None for an empty batch.
+    /// When the oldest event has waited for `linger`. None for an empty batch.
     pub fn due(&self) -> Option<Moment> {
         self.blocks.iter().map(RowBlock::admitted_at).min().map(|first| first.plus(self.limits.linger))
     }
 
-    /// The rows as runs, for one COPY.
+    /// The row bytes of each block, for one COPY.
     pub fn runs(&self) -> Vec<&[u8]> {
         self.blocks.iter().map(RowBlock::bytes).collect()
     }
@@ -69,12 +69,12 @@ impl Batch {
         self.blocks
     }
 
-    /// Whether some of it may be stored already: it comes from the journal.
+    /// Whether a block was replayed from the journal, so that its rows may be stored already.
     pub fn is_replayed(&self) -> bool {
         self.blocks.iter().any(RowBlock::is_replayed)
     }
 
-    /// The rows one by one, for finding the one at fault.
+    /// The single rows, for isolating a row fault.
     pub fn rows(&self) -> Vec<Row<'_>> {
         self.blocks.iter().flat_map(|block| rows(block.bytes())).collect()
     }
@@ -93,7 +93,7 @@ mod tests {
     }
 
     #[test]
-    fn rows_and_bytes_close_a_batch_at_their_bounds() {
+    fn batch_is_full_at_its_row_or_byte_bound() {
         let mut batch = Batch::new(LIMITS);
         batch.push(block(9, 10, 0));
         assert!(!batch.is_full() && batch.admits(&block(1, 90, 0)));
@@ -103,12 +103,12 @@ mod tests {
     }
 
     #[test]
-    fn an_empty_batch_takes_any_block() {
+    fn empty_batch_admits_any_block() {
         assert!(Batch::new(LIMITS).admits(&block(11, 101, 0)));
     }
 
     #[test]
-    fn it_is_due_by_its_oldest_event() {
+    fn batch_is_due_by_its_oldest_event() {
         let mut batch = Batch::new(LIMITS);
         assert_eq!(batch.due(), None);
         batch.push(block(1, 1, 7));

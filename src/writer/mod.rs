@@ -1,13 +1,15 @@
-//! The writer: the one thread that takes events out of the buffer and sees each of them settled - stored, found to
-//! be a duplicate, or set aside as a dead letter - before their room is given back.
+//! The writer thread: takes row blocks out of the buffer, batches them and settles every row.
 //!
-//! It may block; nothing waits for it but the buffer. Knows nothing of requests, and of the database only what the
-//! repository and the verdicts say.
+//! A row is settled when it is committed to the events table, found there already (duplicate), or
+//! committed to `dead_events`. Only then are its buffer space and its journal record released.
+//!
+//! The thread may block; only the buffer depends on its progress. The module must not depend on
+//! requests, and reaches the database through `EventRepository` and `ErrorClass` alone.
 
+mod backoff;
 mod batch;
+mod error_class;
 mod isolate;
-mod retry;
-mod verdict;
 
 #[cfg(test)]
 mod tests;
@@ -20,32 +22,33 @@ use crossbeam::sync::Parker;
 use rand::rngs::StdRng;
 
 pub use batch::{Batch, BatchLimits};
-pub use verdict::Verdict;
+pub use error_class::ErrorClass;
 
 use crate::buffer::{Buffer, RowBlock};
 use crate::clock::{Clock, Moment};
 use crate::event::row;
 use crate::journal::Journal;
-use crate::lifecycle::{Lifecycle, Phase};
-use crate::logging::Thinned;
-use crate::metrics::{BatchTimes, Ledger, WriterFigures};
+use crate::lifecycle::{Lifecycle, LifecyclePhase};
+use crate::logging::RateLimitedLog;
+use crate::metrics::{BatchTimes, Ledger, WriterMetrics};
 use crate::storage::{Breaker, DeadLetter, EventRepository, StoreError, StorePath, Stored};
+use backoff::Backoff;
 use isolate::PIECE_MIN;
-use retry::Backoff;
 
-/// How often the partitions are seen to: those ahead, and the late events that wait for one of their own.
-const PREPARE_EVERY: Duration = Duration::from_mins(1);
+/// Interval of `EventRepository::prepare`: creates the partitions of the next days and drains the
+/// default partition.
+const PREPARE_INTERVAL: Duration = Duration::from_mins(1);
 
-/// Asks the writer to empty the buffer and end, by a deadline.
+/// Request to empty the buffer and stop, with a deadline.
 #[derive(Debug, Default)]
 pub struct Drain {
-    /// Nanoseconds of the deadline's moment, plus one; zero while there is none.
+    /// Nanoseconds of the deadline's moment plus one; zero: no drain is requested.
     deadline: AtomicU64,
 }
 
 impl Drain {
-    /// The caller wakes the writer afterwards, and again when it moves the deadline.
-    pub fn by(&self, deadline: Moment) {
+    /// The caller must wake the writer after each call.
+    pub fn set_deadline(&self, deadline: Moment) {
         self.deadline.store(deadline.nanos().saturating_add(1), Ordering::Release);
     }
 
@@ -54,15 +57,15 @@ impl Drain {
     }
 }
 
-/// What the writer shares with others.
+/// Dependencies that the writer shares with other threads.
 #[derive(Debug)]
-pub struct Links {
+pub struct WriterDeps {
     pub buffer: Arc<Buffer>,
     pub journal: Arc<Journal>,
     pub repository: Arc<dyn EventRepository>,
     pub breaker: Arc<Breaker>,
     pub ledger: Arc<Ledger>,
-    pub figures: Arc<WriterFigures>,
+    pub metrics: Arc<WriterMetrics>,
     pub drain: Arc<Drain>,
     pub lifecycle: Lifecycle,
     pub clock: Clock,
@@ -71,110 +74,110 @@ pub struct Links {
 /// Invariant: every event taken out of the buffer is in `batch` or `carry` until it is settled.
 #[derive(Debug)]
 pub struct Writer {
-    links: Links,
+    deps: WriterDeps,
     parker: Parker,
-    chance: StdRng,
+    rng: StdRng,
     batch: Batch,
-    /// A block that did not fit the batch before it.
+    /// The block that did not fit into `batch`.
     carry: Option<RowBlock>,
-    /// The shard to take from next.
-    turn: usize,
+    /// The buffer shard to take from next.
+    next_shard: usize,
     backoff: Backoff,
-    /// When the database is to be prepared (again).
+    /// When to call `EventRepository::prepare` next.
     prepare_at: Moment,
-    complaint: Thinned,
-    /// Time in the database for the current batch, of attempts that succeeded.
-    insert: Duration,
+    error_log: RateLimitedLog,
+    /// Database time of the current batch, successful attempts only.
+    insert_time: Duration,
 }
 
-/// Whether there is another tick.
+/// Result of a tick.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Next {
-    Tick,
-    /// Nothing may happen before this moment, unless the writer is woken.
-    Sleep(Moment),
-    End,
+pub enum WriterStep {
+    Continue,
+    /// Park until this moment or until woken.
+    SleepUntil(Moment),
+    Stop,
 }
 
-/// Why rows are not settled.
-enum Unsettled {
-    /// The deadline of the drain has passed. The events stay where they are.
-    GaveUp,
-    /// A row among them is refused.
-    Refused(StoreError),
-    /// They took longer than they may: fewer at a time may not.
-    TooMany,
+/// Why rows were not settled.
+enum StoreFailure {
+    /// The drain deadline has passed. The rows stay in the batch.
+    DeadlinePassed,
+    /// PostgreSQL rejects at least one of the rows.
+    RowFault(StoreError),
+    /// The statement timed out; fewer rows at a time may succeed.
+    TimedOut,
 }
 
 impl Writer {
-    pub fn new(links: Links, parker: Parker, limits: BatchLimits) -> Self {
-        let chance = links.clock.rng();
+    pub fn new(deps: WriterDeps, parker: Parker, limits: BatchLimits) -> Self {
+        let rng = deps.clock.rng();
         Self {
-            links,
+            deps,
             parker,
-            chance,
+            rng,
             batch: Batch::new(limits),
             carry: None,
-            turn: 0,
+            next_shard: 0,
             backoff: Backoff::default(),
             prepare_at: Moment::ZERO,
-            complaint: Thinned::new(Duration::from_secs(5)),
-            insert: Duration::ZERO,
+            error_log: RateLimitedLog::new(Duration::from_secs(5)),
+            insert_time: Duration::ZERO,
         }
     }
 
-    /// Runs until the buffer is drained or the deadline of the drain has passed.
+    /// Runs until the buffer is drained or the drain deadline has passed.
     pub fn run(&mut self) {
         loop {
             match self.tick() {
-                Next::Tick => {}
-                Next::Sleep(until) => {
-                    let clock = &self.links.clock;
+                WriterStep::Continue => {}
+                WriterStep::SleepUntil(until) => {
+                    let clock = &self.deps.clock;
                     clock.park(&self.parker, until.since(clock.now()));
                 }
-                Next::End => return,
+                WriterStep::Stop => return,
             }
         }
     }
 
-    /// One step: prepare the database when that is due, gather a batch, write it when it is due.
-    pub fn tick(&mut self) -> Next {
-        let now = self.links.clock.now();
+    /// One step: prepares the database when due, gathers a batch, writes the batch when due.
+    pub fn tick(&mut self) -> WriterStep {
+        let now = self.deps.clock.now();
         if now >= self.prepare_at && self.prepare().is_err() {
-            return Next::End;
+            return WriterStep::Stop;
         }
-        let draining = self.links.drain.deadline().is_some();
+        let draining = self.deps.drain.deadline().is_some();
         self.gather();
         match self.batch.due() {
-            None if draining && self.is_drained(now) => Next::End,
-            // Somebody has reserved room and not pushed yet, or spilled events are on their way back.
-            None if draining => Next::Sleep(now.plus(Duration::from_millis(1))),
-            None => Next::Sleep(self.prepare_at),
+            None if draining && self.is_drained(now) => WriterStep::Stop,
+            // A reservation has not been pushed yet, or spilled events are being refilled.
+            None if draining => WriterStep::SleepUntil(now.plus(Duration::from_millis(1))),
+            None => WriterStep::SleepUntil(self.prepare_at),
             Some(due) if due > now && !draining && !self.is_due_by_size() => {
-                Next::Sleep(due.min(self.prepare_at))
+                WriterStep::SleepUntil(due.min(self.prepare_at))
             }
             Some(_) => match self.write() {
-                Ok(()) => Next::Tick,
-                Err(_gave_up) => Next::End,
+                Ok(()) => WriterStep::Continue,
+                Err(DeadlinePassed) => WriterStep::Stop,
             },
         }
     }
 
-    /// Whether nothing is left, or there is no time left to wait for it.
+    /// Whether buffer and spill are empty or the drain deadline has passed.
     fn is_drained(&self, now: Moment) -> bool {
-        let buffer = &self.links.buffer;
+        let buffer = &self.deps.buffer;
         let is_empty = buffer.occupied().rows == 0 && buffer.spill().events() == 0;
-        is_empty || self.links.drain.deadline().is_some_and(|deadline| now >= deadline)
+        is_empty || self.deps.drain.deadline().is_some_and(|deadline| now >= deadline)
     }
 
-    /// A block that did not fit says that the batch is as full as it gets.
+    /// A carried block means that the batch cannot grow any further.
     fn is_due_by_size(&self) -> bool {
         self.batch.is_full() || self.carry.is_some()
     }
 
     fn gather(&mut self) {
         while !self.is_due_by_size() {
-            let Some(block) = self.links.buffer.take(&mut self.turn) else { return };
+            let Some(block) = self.deps.buffer.pop(&mut self.next_shard) else { return };
             self.add(block);
         }
     }
@@ -187,48 +190,49 @@ impl Writer {
         }
     }
 
-    /// Brings the database into shape, waiting for it as for any batch. The first try decides when the server is
-    /// ready: it takes events in whether or not the database is there.
-    fn prepare(&mut self) -> Result<(), GaveUp> {
+    /// Prepares the database, with the retries of a batch. The first attempt, successful or not,
+    /// makes the server ready: it accepts events without a database too.
+    fn prepare(&mut self) -> Result<(), DeadlinePassed> {
         loop {
-            let tried = self.links.repository.prepare(self.links.clock.wall());
-            self.links.lifecycle.enter(Phase::Serving);
-            self.prepare_at = self.links.clock.now().plus(PREPARE_EVERY);
+            let tried = self.deps.repository.prepare(self.deps.clock.wall());
+            self.deps.lifecycle.advance_to(LifecyclePhase::Serving);
+            self.prepare_at = self.deps.clock.now().plus(PREPARE_INTERVAL);
             match tried {
                 Ok(()) => {
-                    self.succeeded();
+                    self.on_success();
                     return Ok(());
                 }
-                Err(error) => self.failed(&error, "preparing the database")?,
+                Err(error) => self.on_failure(&error, "preparing the database")?,
             }
         }
     }
 
-    /// Writes the batch until all of it is settled.
-    fn write(&mut self) -> Result<(), GaveUp> {
-        let started = self.links.clock.now();
-        self.insert = Duration::ZERO;
+    /// Retries until every row of the batch is settled.
+    fn write(&mut self) -> Result<(), DeadlinePassed> {
+        let started = self.deps.clock.now();
+        self.insert_time = Duration::ZERO;
         let emptied = Batch::new(self.batch.limits());
         let batch = std::mem::replace(&mut self.batch, emptied);
-        // What the journal brought back may be stored already, and COPY would fail on it.
-        let path = if batch.is_replayed() { StorePath::Stage } else { StorePath::Copy };
+        // Replayed rows may be stored already; a plain COPY would fail on the duplicates.
+        let path = if batch.is_replayed() { StorePath::Staging } else { StorePath::Copy };
         let settled = match self.settle(&batch.runs(), &[], path) {
             Ok(()) => Ok(()),
-            Err(Unsettled::GaveUp) => Err(GaveUp),
-            Err(Unsettled::Refused(error)) => self.isolate(&batch.rows(), &error),
-            Err(Unsettled::TooMany) => self.piecemeal(&batch.rows()),
+            Err(StoreFailure::DeadlinePassed) => Err(DeadlinePassed),
+            Err(StoreFailure::RowFault(error)) => self.isolate(&batch.rows(), &error),
+            Err(StoreFailure::TimedOut) => self.retry_in_pieces(&batch.rows()),
         };
         if settled.is_ok() {
-            let total = self.links.clock.now().since(started);
-            let times = BatchTimes { insert: self.insert, total };
-            self.links.figures.batch(batch.count() as u64, times);
+            let total = self.deps.clock.now().since(started);
+            let times = BatchTimes { insert: self.insert_time, total };
+            self.deps.metrics.record_batch(batch.count() as u64, times);
             log::debug!(
                 events = batch.count(), insert_ms = times.insert.as_millis(), total_ms = total.as_millis();
                 "batch written"
             );
-            self.links.journal.settled(batch.into_blocks());
+            self.deps.journal.finalize(batch.into_blocks());
         } else {
-            // They stay counted as held; what settled of them is told apart by their ids, should they be replayed.
+            // The rows stay counted as buffered. If some were committed, their ids make them
+            // duplicates when the journal replays them.
             self.batch = batch;
         }
         if settled.is_ok()
@@ -239,44 +243,46 @@ impl Writer {
         settled
     }
 
-    /// Sees `runs` stored and `dead` buried in one transaction, however often that has to be tried, unless a row is
-    /// refused. Then the ledger knows of it and the room is given back.
+    /// Stores `runs` and inserts the dead letters of `dead` in one transaction, and retries
+    /// transient failures. On success updates the ledger and releases the buffer space. Fails on a
+    /// row fault.
     fn settle(
         &mut self,
         runs: &[&[u8]],
         dead: &[DeadLetter<'_>],
         mut path: StorePath,
-    ) -> Result<(), Unsettled> {
+    ) -> Result<(), StoreFailure> {
         loop {
             self.wait_for_breaker()?;
-            let started = self.links.clock.now();
-            match self.links.repository.store(runs, dead, path) {
+            let started = self.deps.clock.now();
+            match self.deps.repository.store(runs, dead, path) {
                 Ok(stored) => {
-                    self.succeeded();
-                    self.insert += self.links.clock.now().since(started);
-                    self.account(runs, dead, stored);
+                    self.on_success();
+                    self.insert_time += self.deps.clock.now().since(started);
+                    self.record_outcome(runs, dead, stored);
                     return Ok(());
                 }
-                Err(error) => match Verdict::of(&error) {
-                    Verdict::Split => {
-                        self.succeeded();
-                        return Err(Unsettled::Refused(error));
+                Err(error) => match ErrorClass::of(&error) {
+                    ErrorClass::RowFault => {
+                        self.on_success();
+                        return Err(StoreFailure::RowFault(error));
                     }
-                    // A stage cannot meet a duplicate: then it is another unique key, and no row to blame.
-                    Verdict::Duplicates | Verdict::Retry
-                        if path == StorePath::Copy && verdict::is_clearer_from_the_stage(&error) =>
+                    // The staged path skips duplicate ids, so a duplicate key there is another
+                    // unique constraint and no row fault.
+                    ErrorClass::DuplicateKey | ErrorClass::Transient
+                        if path == StorePath::Copy && error_class::should_retry_staged(&error) =>
                     {
-                        self.succeeded();
-                        path = StorePath::Stage;
+                        self.on_success();
+                        path = StorePath::Staging;
                     }
-                    Verdict::Retry | Verdict::Duplicates | Verdict::Halt => {
+                    ErrorClass::Transient | ErrorClass::DuplicateKey | ErrorClass::Misconfigured => {
                         if error.in_doubt {
-                            path = StorePath::Stage;
+                            path = StorePath::Staging;
                         }
-                        self.failed(&error, "storing a batch")?;
+                        self.on_failure(&error, "storing a batch")?;
                         let count = || runs.iter().flat_map(|run| row::rows(run)).count();
                         if error.timed_out && count() > PIECE_MIN {
-                            return Err(Unsettled::TooMany);
+                            return Err(StoreFailure::TimedOut);
                         }
                     }
                 },
@@ -284,57 +290,58 @@ impl Writer {
         }
     }
 
-    fn account(&mut self, runs: &[&[u8]], dead: &[DeadLetter<'_>], stored: Stored) {
-        let buried = dead.len() as u64;
-        // A dead letter that was there already is the duplicate of one.
-        let stored = Stored { duplicate: stored.duplicate + (buried - stored.dead), ..stored };
+    fn record_outcome(&mut self, runs: &[&[u8]], dead: &[DeadLetter<'_>], stored: Stored) {
+        let dead_letters = dead.len() as u64;
+        // A dead letter that exists already counts as a duplicate.
+        let stored = Stored { duplicate: stored.duplicate + (dead_letters - stored.dead), ..stored };
         let bytes = runs.iter().map(|run| run.len()).sum::<usize>()
             + dead.iter().map(|letter| letter.row.bytes().len()).sum::<usize>();
         let rows = stored.stored + stored.duplicate + stored.dead;
         let rows = u32::try_from(rows).expect("BUG: a batch has fewer than 2^32 rows");
-        self.links.ledger.settled(stored);
-        self.links.buffer.settled(rows, bytes, self.links.clock.now());
+        self.deps.ledger.record_settled(stored);
+        self.deps.buffer.record_committed(rows, bytes, self.deps.clock.now());
     }
 
-    fn succeeded(&mut self) {
-        self.backoff.succeeded();
-        self.links.breaker.succeeded(self.links.clock.now());
+    fn on_success(&mut self) {
+        self.backoff.reset();
+        self.deps.breaker.record_writer_success(self.deps.clock.now());
     }
 
-    /// The database failed at `what`: says so, tells the breaker, and waits before the next try.
-    fn failed(&mut self, error: &StoreError, what: &str) -> Result<(), GaveUp> {
-        let now = self.links.clock.now();
-        self.links.figures.retries.fetch_add(1, Ordering::Relaxed);
-        let verdict = Verdict::of(error);
-        if let Some(held_back) = self.complaint.due(now) {
-            let level = if verdict == Verdict::Halt { log::Level::Error } else { log::Level::Warn };
+    /// Logs the failure of `what`, reports it to the breaker and waits for the backoff delay.
+    fn on_failure(&mut self, error: &StoreError, what: &str) -> Result<(), DeadlinePassed> {
+        let now = self.deps.clock.now();
+        self.deps.metrics.retries.fetch_add(1, Ordering::Relaxed);
+        let class = ErrorClass::of(error);
+        if let Some(suppressed) = self.error_log.due(now) {
+            let level = if class == ErrorClass::Misconfigured { log::Level::Error } else { log::Level::Warn };
             log::log!(
                 level,
                 sqlstate = error.sqlstate.as_deref().unwrap_or("none"),
-                verdict:? = verdict,
-                events = self.links.ledger.balance().buffered(),
-                held_back = held_back;
-                "{what} failed, everything is kept: {error}"
+                error_class:? = class,
+                events = self.deps.ledger.balance().buffered(),
+                suppressed;
+                "{what} failed, no event is lost; retrying: {error}"
             );
         }
-        if verdict == Verdict::Halt {
-            self.links.breaker.trip(now);
+        if class == ErrorClass::Misconfigured {
+            self.deps.breaker.trip(now);
         } else {
-            self.links.breaker.writer_failed(now);
+            self.deps.breaker.record_writer_failure(now);
         }
-        let wait = self.backoff.failed(&mut self.chance);
+        let wait = self.backoff.next_delay(&mut self.rng);
         self.wait_until(now.plus(wait))
     }
 
-    /// Waits while the breaker is open. A drain does not: its time is short, and each try tells.
-    fn wait_for_breaker(&mut self) -> Result<(), GaveUp> {
-        while self.links.drain.deadline().is_none() {
-            match self.links.breaker.admit(self.links.clock.now()) {
+    /// Waits while the breaker is open. A drain ignores the breaker: its time is limited, and every
+    /// attempt may succeed.
+    fn wait_for_breaker(&mut self) -> Result<(), DeadlinePassed> {
+        while self.deps.drain.deadline().is_none() {
+            match self.deps.breaker.admit(self.deps.clock.now()) {
                 Ok(()) => return Ok(()),
                 Err(open) => {
-                    let drain = self.links.drain.deadline();
+                    let drain = self.deps.drain.deadline();
                     self.wait(
-                        |writer, now| now >= open.retry_at || writer.links.drain.deadline() != drain,
+                        |writer, now| now >= open.retry_at || writer.deps.drain.deadline() != drain,
                         open.retry_at,
                     )?;
                 }
@@ -343,34 +350,34 @@ impl Writer {
         Ok(())
     }
 
-    fn wait_until(&mut self, until: Moment) -> Result<(), GaveUp> {
+    fn wait_until(&mut self, until: Moment) -> Result<(), DeadlinePassed> {
         self.wait(|_, now| now >= until, until)
     }
 
-    /// Sleeps until `over`, which is asked whenever the writer is woken; that the deadline of a drain passes ends it
-    /// too.
-    fn wait(&self, over: impl Fn(&Self, Moment) -> bool, until: Moment) -> Result<(), GaveUp> {
+    /// Parks until `over` returns true (evaluated at every wake-up and at `until`) or the drain
+    /// deadline has passed.
+    fn wait(&self, over: impl Fn(&Self, Moment) -> bool, until: Moment) -> Result<(), DeadlinePassed> {
         loop {
-            let now = self.links.clock.now();
-            let deadline = self.links.drain.deadline();
+            let now = self.deps.clock.now();
+            let deadline = self.deps.drain.deadline();
             if deadline.is_some_and(|deadline| now >= deadline) {
-                return Err(GaveUp);
+                return Err(DeadlinePassed);
             }
             if over(self, now) {
                 return Ok(());
             }
             let until = deadline.map_or(until, |deadline| until.min(deadline));
-            self.links.clock.park(&self.parker, until.since(now));
+            self.deps.clock.park(&self.parker, until.since(now));
         }
     }
 }
 
-/// The deadline of the drain has passed.
+/// The drain deadline has passed.
 #[derive(Debug)]
-struct GaveUp;
+struct DeadlinePassed;
 
-impl From<GaveUp> for Unsettled {
-    fn from(_: GaveUp) -> Self {
-        Self::GaveUp
+impl From<DeadlinePassed> for StoreFailure {
+    fn from(_: DeadlinePassed) -> Self {
+        Self::DeadlinePassed
     }
 }

@@ -1,4 +1,4 @@
-//! FAULTS 25: the time of day jumps, both ways. Whatever waits goes by the monotonic clock, and ids stay unique.
+//! FAULTS 25: the wall clock jumps, both ways. Timers use the monotonic clock, and ids stay unique.
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -9,28 +9,28 @@ use aurore_events::clock::Clock;
 use aurore_events::event::Timestamp;
 use aurore_events::http::listener;
 use aurore_events::lifecycle::Lifecycle;
-use aurore_events::server::{Outside, open_journal, policy, serve};
+use aurore_events::server::{ServerInputs, open_journal, policy, serve};
 use aurore_events::settings::Settings;
 use aurore_events::storage::memory::MemoryRepository;
 
-use crate::bench::Line;
+use crate::fixture::ReportRow;
 use crate::harness::client::request;
 use crate::harness::events::{event_at, ids_of};
-use crate::harness::temp::TempDir;
+use crate::harness::temp::temp_dir;
 use crate::harness::{Client, now, until};
 
 const HOUR: i64 = 3_600_000_000;
 const DAY: i64 = 24 * HOUR;
 
 #[test]
-fn f25_jumps_of_an_hour_and_a_day_both_ways_stop_nothing_and_repeat_no_id() {
-    let mut line = Line::of("25 clock jumps of an hour and a day, both ways");
+fn f25_wall_clock_jumps_stall_no_timer_and_repeat_no_id() {
+    let mut row = ReportRow::new("25 clock jumps of an hour and a day, both ways");
     let (_, settings) = Settings::load(["aurore-events", "--drain-interval=20"].map(Into::into))
         .expect("the settings are right");
     let listeners = listener::bind(([127, 0, 0, 1], 0).into(), 1).expect("a port is free");
     let address = listeners[0].local_addr().expect("it is bound");
     let (lifecycle, notices) = Lifecycle::new();
-    let data = TempDir::new();
+    let data = temp_dir();
     let journal = open_journal(data.path()).expect("the directory is empty");
     let policy = policy(&settings, &lifecycle).expect("no file is named");
     let repository = Arc::new(MemoryRepository::new());
@@ -38,7 +38,7 @@ fn f25_jumps_of_an_hour_and_a_day_both_ways_stop_nothing_and_repeat_no_id() {
     let clock = Clock::manual(start, 7);
     let serving = {
         let (repository, lifecycle, clock) = (Arc::clone(&repository), lifecycle.clone(), clock.clone());
-        let outside = Outside {
+        let outside = ServerInputs {
             listeners,
             policy,
             identity: None,
@@ -59,16 +59,16 @@ fn f25_jumps_of_an_hour_and_a_day_both_ways_stop_nothing_and_repeat_no_id() {
     for jump in [0, HOUR, DAY, -DAY, -HOUR, -HOUR, 0, DAY] {
         let wall = Timestamp::from_micros(start.micros() + jump);
         clock.set_wall(wall);
-        // The events are of one and the same millisecond in every round.
+        // The events have the same millisecond in every round.
         let events: Vec<String> = (0..100).map(|_| event_at(start, "s", "m")).collect();
         let fits = jump >= -300_000_000;
         let reply = client.post_ndjson(&events);
         if fits {
             ids.extend(ids_of(&reply));
         } else {
-            assert_eq!(reply.status, 400, "they lie too far ahead of this clock");
+            assert_eq!(reply.status, 400, "the timestamps are too far ahead of the clock");
         }
-        // What waits goes on by the monotonic clock alone.
+        // The linger of the batch depends on the monotonic clock only.
         until("the batch is written", || {
             clock.advance(Duration::from_millis(5));
             clock.set_wall(wall);
@@ -76,11 +76,11 @@ fn f25_jumps_of_an_hour_and_a_day_both_ways_stop_nothing_and_repeat_no_id() {
         });
     }
     assert_eq!(ids.len(), 500);
-    lifecycle.stop();
+    lifecycle.request_stop();
     until("it ends", || {
         clock.advance(Duration::from_millis(5));
         serving.is_finished()
     });
     serving.join().expect("no panic").expect("a clean stop");
-    line.passed_after(8, 500);
+    row.passed_after(8, 500);
 }

@@ -1,26 +1,26 @@
-//! FAULTS 6 to 11: what can happen to the disk under the data directory. That the journal survives a cut at every
-//! byte and a flip of every byte (8) is tested where it is read.
+//! FAULTS 6 to 11: faults of the disk of the data directory. Truncation and bit flips at every byte
+//! of the journal (8) are unit tests of `src/journal`.
 
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
-use crate::bench::{Bench, Line, times};
-use crate::harness::producer::Manner;
+use crate::fixture::{Fixture, ReportRow, times};
+use crate::harness::producer::LoadProfile;
 use crate::harness::server::run;
-use crate::harness::temp::TempDir;
+use crate::harness::temp::temp_dir;
 use crate::harness::{Postgres, until};
 
-const LOAD: Manner = Manner::STEADY;
+const LOAD: LoadProfile = LoadProfile::STEADY;
 
-/// A file system of its own, of so many bytes, for as long as this lives. Needs root.
-pub(crate) struct Mounted(TempDir);
+/// A tmpfs that is mounted until drop. Needs root.
+pub(crate) struct TmpfsMount(tempfile::TempDir);
 
-impl Mounted {
+impl TmpfsMount {
     #[track_caller]
-    pub(crate) fn tmpfs(options: &str) -> Self {
-        let dir = TempDir::new();
+    pub(crate) fn mount(options: &str) -> Self {
+        let dir = temp_dir();
         let done =
             Command::new("mount").args(["-t", "tmpfs", "-o", options, "tmpfs"]).arg(dir.path()).status();
         assert!(
@@ -35,24 +35,24 @@ impl Mounted {
     }
 }
 
-impl Drop for Mounted {
+impl Drop for TmpfsMount {
     fn drop(&mut self) {
-        // Lazily: whoever still has a file there may finish.
+        // Lazily, since a process may still have an open file there.
         drop(Command::new("umount").arg("-l").arg(self.0.path()).status());
     }
 }
 
-/// System calls of a process fail, from now until this goes.
-struct Injected(Child);
+/// Makes system calls of a process fail (strace) until drop.
+struct FaultInjection(Child);
 
-impl Injected {
-    /// Into all threads.
+impl FaultInjection {
+    /// In all threads.
     #[track_caller]
     fn into(pid: u32, calls: &str, error: &str) -> Self {
         Self::with(&["-f", "-p", &pid.to_string()], calls, error)
     }
 
-    /// Into the one thread of this name.
+    /// In the thread of this name.
     #[track_caller]
     fn into_thread(pid: u32, name: &str, calls: &str, error: &str) -> Self {
         let tasks = fs::read_dir(format!("/proc/{pid}/task")).expect("it runs");
@@ -65,18 +65,18 @@ impl Injected {
 
     #[track_caller]
     fn with(target: &[&str], calls: &str, error: &str) -> Self {
-        let log = TempDir::new();
-        let said = log.path().join("strace");
+        let log = temp_dir();
+        let output = log.path().join("strace");
         let mut strace = Command::new("strace")
             .args(target)
             .args(["-e", &format!("trace={calls}")])
             .args(["-e", &format!("inject={calls}:error={error}")])
             .stdout(Stdio::null())
-            .stderr(fs::File::create(&said).expect("a file can be made"))
+            .stderr(fs::File::create(&output).expect("a file can be made"))
             .spawn()
             .expect("this test needs strace: apt-get install strace");
         until("strace has attached", || {
-            let text = fs::read_to_string(&said).unwrap_or_default();
+            let text = fs::read_to_string(&output).unwrap_or_default();
             assert_eq!(strace.try_wait().expect("a child can be waited for"), None, "strace ended: {text}");
             text.contains("attached")
         });
@@ -84,164 +84,171 @@ impl Injected {
     }
 }
 
-impl Drop for Injected {
+impl Drop for FaultInjection {
     fn drop(&mut self) {
         crate::harness::process::signal("INT", self.0.id());
         drop(self.0.wait());
     }
 }
 
-fn journal(bench: &Bench) -> PathBuf {
-    bench.server.data_dir().join("journal")
+fn journal(fixture: &Fixture) -> PathBuf {
+    fixture.server.data_dir().join("journal")
 }
 
 #[test]
-fn f06_a_full_disk_refuses_what_it_cannot_keep_and_heals_by_itself() {
+fn f06_a_full_disk_rejects_events_and_recovers_once_freed() {
     const FAULT: &str = "6 disk full, then freed";
-    let disk = Mounted::tmpfs("size=8m,mode=0755");
+    let disk = TmpfsMount::mount("size=8m,mode=0755");
     let directory = disk.path().join("data").display().to_string();
-    let mut bench = Bench::start(FAULT, &[("DURABILITY", "written"), ("DATA_DIR", &directory)]);
-    bench.load(LOAD);
+    let mut fixture = Fixture::start(FAULT, &[("DURABILITY", "written"), ("DATA_DIR", &directory)]);
+    fixture.start_load(LOAD);
     let rounds = times(1, 5);
     for _ in 0..rounds {
-        bench.keeps_taking(500);
-        let refused = bench.server.metric("events_dropped_total");
+        fixture.wait_for_acknowledged(500);
+        let refused = fixture.server.metric("events_dropped_total");
         let ballast = disk.path().join("ballast");
-        // Until the disk says no.
+        // Fills the disk; the write fails with ENOSPC.
         drop(fs::write(&ballast, vec![1; 16 << 20]));
-        until("events are refused", || bench.server.metric("events_dropped_total") > refused);
+        until("events are refused", || fixture.server.metric("events_dropped_total") > refused);
         fs::remove_file(&ballast).expect("it can be removed");
-        bench.keeps_taking(500);
+        fixture.wait_for_acknowledged(500);
     }
-    bench.judge_refusing(rounds, &[202, 429, 503]);
+    fixture.verify_with_statuses(rounds, &[202, 429, 503]);
 }
 
 #[test]
-fn f06_a_disk_that_is_full_while_events_are_spilled_loses_none_of_them() {
+fn f06_a_full_disk_loses_no_spilled_event() {
     const FAULT: &str = "6 disk full while events are spilled";
-    let disk = Mounted::tmpfs("size=8m,mode=0755");
+    let disk = TmpfsMount::mount("size=8m,mode=0755");
     let directory = disk.path().join("data").display().to_string();
     let settings = [("DURABILITY", "written"), ("DATA_DIR", directory.as_str()), ("BUFFER_MAX_SIZE", "1000")];
-    let mut bench = Bench::start(FAULT, &settings);
+    let mut fixture = Fixture::start(FAULT, &settings);
     let rounds = times(1, 5);
     for round in 0..rounds {
-        bench.load(LOAD);
-        bench.postgres.stop_fast();
-        until("events are spilled", || bench.server.metric("journal_spilled_events") > 2_000);
-        let refused = bench.server.metric("events_dropped_total");
+        fixture.start_load(LOAD);
+        fixture.postgres.stop_fast();
+        until("events are spilled", || fixture.server.metric("journal_spilled_events") > 2_000);
+        let refused = fixture.server.metric("events_dropped_total");
         let ballast = disk.path().join("ballast");
         drop(fs::write(&ballast, vec![1; 16 << 20]));
-        until("events are refused", || bench.server.metric("events_dropped_total") > refused);
-        // The database comes back before the disk has room, or after.
+        until("events are refused", || fixture.server.metric("events_dropped_total") > refused);
+        // The database returns before or after space is freed on the disk.
         if round % 2 == 0 {
             fs::remove_file(&ballast).expect("it can be removed");
-            bench.keeps_taking(500);
-            bench.postgres.start_again();
+            fixture.wait_for_acknowledged(500);
+            fixture.postgres.restart();
         } else {
-            bench.postgres.start_again();
-            until("the spilled are stored", || bench.server.metric("journal_spilled_events") == 0);
+            fixture.postgres.restart();
+            until("the spilled events are stored", || fixture.server.metric("journal_spilled_events") == 0);
             fs::remove_file(&ballast).expect("it can be removed");
         }
-        bench.keeps_taking(500);
-        bench.unload();
-        until("all is stored", || bench.server.metric("events_buffered") == 0);
+        fixture.wait_for_acknowledged(500);
+        fixture.stop_load();
+        until("every event is stored", || fixture.server.metric("events_buffered") == 0);
     }
-    bench.judge_refusing(rounds, &[202, 429, 503]);
+    fixture.verify_with_statuses(rounds, &[202, 429, 503]);
 }
 
-/// Killed and started again, the server goes on, and nothing it acknowledged is missing.
+/// Kills and restarts the server, and asserts that no acknowledged event is missing.
 #[track_caller]
-fn killed_it_has_all(mut bench: Bench) {
-    bench.server.kill();
-    bench.unload();
-    bench.server.start_again();
-    bench.load(LOAD);
-    bench.keeps_taking(500);
-    bench.judge_killed(1, |_, _| false);
+fn check_after_kill(mut fixture: Fixture) {
+    fixture.server.kill();
+    fixture.stop_load();
+    fixture.server.restart();
+    fixture.start_load(LOAD);
+    fixture.wait_for_acknowledged(500);
+    fixture.verify_after_kill(1, |_, _| false);
 }
 
 #[test]
-fn f07_a_failed_fsync_withdraws_the_level_and_is_never_taken_for_done() {
+fn f07_a_failed_fsync_withdraws_the_level_until_rewritten_data_is_synced() {
     const FAULT: &str = "7 fsync fails with EIO";
-    let bench = Bench::loaded(FAULT, &[("DURABILITY", "synced")]);
-    let injected = Injected::into(bench.server.pid(), "fsync,fdatasync", "EIO");
-    until("the level is withdrawn", || bench.server.client().get("/ready").status == 503);
-    drop(injected);
-    // What was in doubt is written elsewhere, and a sync of that promises the level again.
-    until("it is promised again", || bench.server.client().get("/ready").status == 200);
-    bench.keeps_taking(500);
-    killed_it_has_all(bench);
+    let fixture = Fixture::start_under_load(FAULT, &[("DURABILITY", "synced")]);
+    let injection = FaultInjection::into(fixture.server.pid(), "fsync,fdatasync", "EIO");
+    until("the level is withdrawn", || fixture.server.client().get("/ready").status == 503);
+    drop(injection);
+    // The data in doubt is rewritten to a new segment, and a sync of it restores the level.
+    until("the level is restored", || fixture.server.client().get("/ready").status == 200);
+    fixture.wait_for_acknowledged(500);
+    check_after_kill(fixture);
 }
 
 #[test]
-fn f07_failing_writes_are_refused_and_nothing_is_lost() {
+fn f07_failing_journal_writes_lose_no_acknowledged_event() {
     const FAULT: &str = "7 write fails with EIO";
-    let bench = Bench::loaded(FAULT, &[("DURABILITY", "written")]);
-    // Other threads write to sockets and pipes.
-    let injected =
-        Injected::into_thread(bench.server.pid(), "checkpoint", "write,pwrite64,rename,renameat2", "EIO");
-    until("it is said", || bench.server.client().get("/ready").status == 503);
-    drop(injected);
-    killed_it_has_all(bench);
+    let fixture = Fixture::start_under_load(FAULT, &[("DURABILITY", "written")]);
+    // Only the thread of the journal: other threads write to sockets and pipes.
+    let injection = FaultInjection::into_thread(
+        fixture.server.pid(),
+        "journal",
+        "write,pwrite64,rename,renameat2",
+        "EIO",
+    );
+    until("readiness fails", || fixture.server.client().get("/ready").status == 503);
+    drop(injection);
+    check_after_kill(fixture);
 }
 
-/// The kernel kills the process as it enters the call for the so-manieth time.
+/// Kills the process as it enters the nth system call of this name.
 #[track_caller]
-fn killed_at(bench: &mut Bench, call: &str, nth: u32) {
+fn kill_at_call(fixture: &mut Fixture, call: &str, nth: u32) {
     let mut strace = Command::new("strace")
-        .args(["-f", "-p", &bench.server.pid().to_string(), "-o", "/dev/null"])
+        .args(["-f", "-p", &fixture.server.pid().to_string(), "-o", "/dev/null"])
         .args(["-e", &format!("trace={call}"), "-e", &format!("inject={call}:signal=KILL:when={nth}")])
         .stderr(Stdio::null())
         .spawn()
         .expect("this test needs strace: apt-get install strace");
-    bench.server.exit_within(Duration::from_mins(1));
+    fixture.server.exit_within(Duration::from_mins(1));
     strace.wait().expect("a child can be waited for");
 }
 
 #[test]
-fn f09_killed_as_it_enters_each_call_of_the_journal_nothing_that_was_promised_is_lost() {
+fn f09_a_kill_at_any_journal_system_call_loses_no_promised_event() {
     const FAULT: &str = "9 killed at write, fdatasync, fsync, unlink, open";
-    // Small segments, so that there is much to make and to remove.
-    let mut bench = Bench::loaded(FAULT, &[("DURABILITY", "synced"), ("JOURNAL_SEGMENT_BYTES", "65536")]);
+    // Small segments, so that many are created and deleted.
+    let mut fixture =
+        Fixture::start_under_load(FAULT, &[("DURABILITY", "synced"), ("JOURNAL_SEGMENT_BYTES", "65536")]);
     let rounds = times(5, 40);
     let chance = &mut aurore_events::clock::Clock::system().rng();
     for round in 0..rounds {
         let call = ["pwrite64", "fdatasync", "fsync", "unlink,unlinkat", "openat"][round as usize % 5];
-        killed_at(&mut bench, call, rand::RngExt::random_range(chance, 1..20));
-        bench.unload();
+        kill_at_call(&mut fixture, call, rand::RngExt::random_range(chance, 1..20));
+        fixture.stop_load();
         let level = if round % 2 == 0 { "written" } else { "synced" };
-        bench.server.start_again();
-        bench.load(Manner { durability: Some(level), ..LOAD });
-        bench.keeps_taking(100);
+        fixture.server.restart();
+        fixture.start_load(LoadProfile { durability: Some(level), ..LOAD });
+        fixture.wait_for_acknowledged(100);
     }
-    bench.judge_killed(rounds, |_, _| false);
+    fixture.verify_after_kill(rounds, |_, _| false);
 }
 
 #[test]
-fn f10_leftovers_in_the_data_directory_are_passed_over() {
-    let mut bench = Bench::loaded("10 left-over temporary files, another format version", &[]);
-    bench.server.stop();
-    bench.unload();
-    let journal = journal(&bench);
+fn f10_leftover_files_in_the_data_directory_are_ignored() {
+    let mut fixture = Fixture::start_under_load("10 left-over temporary files, another format version", &[]);
+    fixture.server.stop();
+    fixture.stop_load();
+    let journal = journal(&fixture);
     fs::create_dir_all(&journal).expect("it can be made");
     fs::write(journal.join("0000000000000001.tmp"), b"half a segment").expect("it can be written");
     fs::write(journal.join("leftover~"), b"").expect("it can be written");
-    bench.server.start_again();
-    bench.load(LOAD);
-    bench.keeps_taking(500);
-    bench.judge_killed(1, |_, _| false);
+    fixture.server.restart();
+    fixture.start_load(LOAD);
+    fixture.wait_for_acknowledged(500);
+    fixture.verify_after_kill(1, |_, _| false);
 }
 
-/// As the release before wrote it: without overflow the records are the same, and the header says 1.
+/// Segments of format version 1: the same records, if none is too large, and version 1 in the
+/// header.
 #[test]
 fn f10_segments_of_an_older_format_are_recovered() {
-    let mut bench = Bench::loaded("10 segments of the older format version", &[("DURABILITY", "written")]);
-    bench.postgres.stop_fast();
-    bench.keeps_taking(1_000);
-    bench.server.kill();
-    bench.unload();
+    let mut fixture =
+        Fixture::start_under_load("10 segments of the older format version", &[("DURABILITY", "written")]);
+    fixture.postgres.stop_fast();
+    fixture.wait_for_acknowledged(1_000);
+    fixture.server.kill();
+    fixture.stop_load();
     let mut changed = 0;
-    for entry in fs::read_dir(journal(&bench)).expect("it is there") {
+    for entry in fs::read_dir(journal(&fixture)).expect("it is there") {
         let path = entry.expect("it can be read").path();
         let mut bytes = fs::read(&path).expect("it can be read");
         if bytes.len() < 40 {
@@ -253,47 +260,47 @@ fn f10_segments_of_an_older_format_are_recovered() {
         fs::write(&path, bytes).expect("it can be written");
         changed += 1;
     }
-    assert!(changed > 0, "there is something to recover");
-    bench.postgres.start_again();
-    bench.server.start_again();
-    assert!(bench.server.metric("journal_recovered_total") >= 1_000);
-    assert_eq!(bench.server.metric("journal_corrupt_ranges_total"), 0);
-    bench.judge_killed(1, |_, _| false);
+    assert!(changed > 0, "there is no segment to recover");
+    fixture.postgres.restart();
+    fixture.server.restart();
+    assert!(fixture.server.metric("journal_recovered_total") >= 1_000);
+    assert_eq!(fixture.server.metric("journal_corrupt_ranges_total"), 0);
+    fixture.verify_after_kill(1, |_, _| false);
 }
 
 #[test]
-fn f10_a_data_directory_that_is_no_use_is_said_at_once() {
-    let mut line = Line::of("10 data directory read-only, a file, or out of reach");
+fn f10_an_unusable_data_directory_fails_the_start_with_a_reason() {
+    let mut row = ReportRow::new("10 data directory read-only, a file, or out of reach");
     let postgres = Postgres::start();
-    let file = TempDir::new();
+    let file = temp_dir();
     fs::write(file.path().join("data"), b"").expect("it can be written");
-    let read_only = Mounted::tmpfs("ro");
+    let read_only = TmpfsMount::mount("ro");
     for path in [read_only.path().to_owned(), file.path().join("data"), PathBuf::from("/proc/none/data")] {
         let path = path.display().to_string();
         let ended = run(&[("DATABASE_URL", &postgres.url()), ("DATA_DIR", &path)], &["serve"]);
         assert!(matches!(ended.code, Some(1 | 2)), "{path}: {:?}: {}", ended.code, ended.stderr);
         assert!(ended.stderr.contains(&path), "{}", ended.stderr);
     }
-    line.passed_after(3, 0);
+    row.passed_after(3, 0);
 }
 
 #[test]
-fn f11_killed_during_recovery_and_recovered_twice_it_stores_once() {
+fn f11_a_kill_during_recovery_duplicates_no_event() {
     const FAULT: &str = "11 killed during recovery; a backlog larger than the buffer";
-    let mut bench = Bench::loaded(FAULT, &[("DURABILITY", "written")]);
-    bench.postgres.stop_fast();
-    bench.keeps_taking(20_000);
-    bench.server.kill();
-    bench.unload();
-    bench.server.set("BUFFER_MAX_SIZE", "5000");
-    bench.postgres.start_again();
-    bench.proxy.throttle(500_000);
+    let mut fixture = Fixture::start_under_load(FAULT, &[("DURABILITY", "written")]);
+    fixture.postgres.stop_fast();
+    fixture.wait_for_acknowledged(20_000);
+    fixture.server.kill();
+    fixture.stop_load();
+    fixture.server.set("BUFFER_MAX_SIZE", "5000");
+    fixture.postgres.restart();
+    fixture.proxy.throttle(500_000);
     for _ in 0..times(2, 10) {
-        bench.server.start_again();
+        fixture.server.restart();
         std::thread::sleep(Duration::from_millis(100));
-        bench.server.kill();
+        fixture.server.kill();
     }
-    bench.proxy.heal();
-    bench.server.start_again();
-    bench.judge_killed(times(2, 10), |_, _| false);
+    fixture.proxy.repair();
+    fixture.server.restart();
+    fixture.verify_after_kill(times(2, 10), |_, _| false);
 }

@@ -1,20 +1,20 @@
-//! The fault bench: what this server survives, a named test for each fault, and one judge for all.
+//! The fault tests: a named test for each fault of `docs/faults.md`, and one checker for all.
 //!
-//! Each test breaks something under load, heals it, and compares what was acknowledged with what lies in the tables.
-//! docs/faults.md lists them. `scripts/test` runs all but the module `slow`; `scripts/faults` runs all of it, at
-//! length, and prints the table of verdicts.
+//! Each test injects a fault under load, repairs it, and compares the acknowledged events with the
+//! tables. `scripts/test` runs all modules but `slow`; `scripts/faults` runs all of them at length
+//! and prints the table of verdicts.
 
 #[path = "../harness/mod.rs"]
 mod harness;
 
-mod bench;
+mod fixture;
 mod proxy;
 
+mod checker;
 mod clock;
 mod database;
 mod disk;
-mod edge;
-mod judge;
 mod model;
+mod overload;
 mod process;
 mod slow;

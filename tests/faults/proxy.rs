@@ -1,4 +1,4 @@
-//! A TCP proxy between server and database that can be told to misbehave.
+//! A TCP proxy between server and database that injects network faults.
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
@@ -6,64 +6,70 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::Duration;
 
-/// How much is passed on at once.
+/// The largest piece that is forwarded at once.
 const PIECE_BYTES: usize = 4096;
-/// A throttled piece is this small, so that what is under way stays little.
+/// The largest piece of a throttled connection; small, so that few bytes are in flight.
 const THROTTLED_PIECE_BYTES: usize = 512;
-/// The simple query that commits, as the client sends it.
+/// The simple query COMMIT in the protocol of PostgreSQL.
 const COMMIT: &[u8] = b"Q\0\0\0\x0bCOMMIT\0";
 const COPY: &[u8] = b"COPY events ";
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Mode {
     Pass,
-    /// Connections are closed, and new ones at once.
+    /// Open connections are closed, and new ones are closed at once.
     Cut,
-    /// Connections are accepted and held, and nothing passes.
+    /// Connections are accepted and kept open, and no byte is forwarded.
     Silent,
-    /// So many bytes a second, each way and connection.
+    /// Bytes per second, for each direction of each connection.
     Throttled(u32),
 }
 
 #[derive(Debug)]
 struct State {
     mode: Mode,
-    /// The answer to the next COMMIT of a batch is swallowed, and its connection cut.
-    swallow: bool,
-    swallowed: u64,
-    /// Raised by each cut.
+    /// The reply to the next COMMIT of a batch is dropped, and its connection closed.
+    drop_next_reply: bool,
+    dropped_replies: u64,
+    /// Incremented by each cut.
     generation: u64,
     ended: bool,
 }
 
 #[derive(Debug)]
-struct Shared {
+struct ProxyShared {
     state: Mutex<State>,
     changed: Condvar,
     database: u16,
 }
 
-/// Ends with its owner, and its connections with it.
+/// The proxy. Drop closes it and its connections.
 #[derive(Debug)]
 pub(crate) struct Proxy {
     port: u16,
-    shared: Arc<Shared>,
+    shared: Arc<ProxyShared>,
 }
 
 impl Proxy {
-    /// In front of the database on this port.
+    /// Starts a proxy in front of the database on this port.
     pub(crate) fn to(database: u16) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").expect("a port is free");
         let port = listener.local_addr().expect("it is bound").port();
-        let state = State { mode: Mode::Pass, swallow: false, swallowed: 0, generation: 0, ended: false };
-        let shared = Arc::new(Shared { state: Mutex::new(state), changed: Condvar::new(), database });
-        let accepting = Arc::clone(&shared);
+        let state = State {
+            mode: Mode::Pass,
+            drop_next_reply: false,
+            dropped_replies: 0,
+            generation: 0,
+            ended: false,
+        };
+        let shared = Arc::new(ProxyShared { state: Mutex::new(state), changed: Condvar::new(), database });
+        let accept_shared = Arc::clone(&shared);
         spawn("proxy", move || {
             for client in listener.incoming().map_while(Result::ok) {
-                if accepting.lock().ended {
+                if accept_shared.lock().ended {
                     return;
                 }
-                Shared::take(&accepting, client);
+                ProxyShared::connect(&accept_shared, client);
             }
         });
         Self { port, shared }
@@ -73,32 +79,32 @@ impl Proxy {
         self.port
     }
 
-    pub(crate) fn heal(&self) {
-        self.turn(Mode::Pass);
+    pub(crate) fn repair(&self) {
+        self.set_mode(Mode::Pass);
     }
 
     pub(crate) fn cut(&self) {
-        self.turn(Mode::Cut);
+        self.set_mode(Mode::Cut);
     }
 
-    pub(crate) fn fall_silent(&self) {
-        self.turn(Mode::Silent);
+    pub(crate) fn stall(&self) {
+        self.set_mode(Mode::Silent);
     }
 
     pub(crate) fn throttle(&self, bytes_per_second: u32) {
-        self.turn(Mode::Throttled(bytes_per_second));
+        self.set_mode(Mode::Throttled(bytes_per_second));
     }
 
-    pub(crate) fn swallow_next_commit(&self) {
-        self.shared.lock().swallow = true;
+    pub(crate) fn drop_next_commit_reply(&self) {
+        self.shared.lock().drop_next_reply = true;
     }
 
-    /// How many answers to COMMIT were swallowed.
-    pub(crate) fn swallowed(&self) -> u64 {
-        self.shared.lock().swallowed
+    /// The number of dropped replies to COMMIT.
+    pub(crate) fn dropped_replies(&self) -> u64 {
+        self.shared.lock().dropped_replies
     }
 
-    fn turn(&self, mode: Mode) {
+    fn set_mode(&self, mode: Mode) {
         let mut state = self.shared.lock();
         state.mode = mode;
         if mode == Mode::Cut {
@@ -115,17 +121,17 @@ impl Drop for Proxy {
         state.generation += 1;
         self.shared.changed.notify_all();
         drop(state);
-        // Wakes the thread that accepts.
+        // Wakes the accepting thread.
         drop(TcpStream::connect(("127.0.0.1", self.port)));
     }
 }
 
-impl Shared {
+impl ProxyShared {
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn take(this: &Arc<Self>, client: TcpStream) {
+    fn connect(this: &Arc<Self>, client: TcpStream) {
         let (mode, generation) = {
             let state = this.lock();
             (state.mode, state.generation)
@@ -136,57 +142,66 @@ impl Shared {
         let Ok(server) = TcpStream::connect(("127.0.0.1", this.database)) else { return };
         for stream in [&client, &server] {
             stream.set_nodelay(true).expect("a socket takes options");
-            // How soon a pump looks up: a cut must reach one that waits for bytes.
+            // A cut must also end a pump that waits for bytes.
             stream.set_read_timeout(Some(Duration::from_millis(20))).expect("a socket takes options");
         }
         let copy = |stream: &TcpStream| stream.try_clone().expect("a socket can be copied");
-        let link = Arc::new(Link { shared: Arc::clone(this), generation, doomed: Mutex::new(false) });
-        let up = Pump { link: Arc::clone(&link), from: copy(&client), to: copy(&server), is_up: true };
-        let down = Pump { link, from: server, to: client, is_up: false };
+        let connection = Arc::new(ProxiedConnection {
+            shared: Arc::clone(this),
+            generation,
+            drop_reply: Mutex::new(false),
+        });
+        let up = Pump {
+            connection: Arc::clone(&connection),
+            from: copy(&client),
+            to: copy(&server),
+            to_database: true,
+        };
+        let down = Pump { connection, from: server, to: client, to_database: false };
         spawn("up", move || up.run());
         spawn("down", move || down.run());
     }
 }
 
-/// One connection.
-struct Link {
-    shared: Arc<Shared>,
+/// One connection of a client to the database.
+struct ProxiedConnection {
+    shared: Arc<ProxyShared>,
     generation: u64,
-    /// Its COMMIT has passed: the next that the database says is swallowed.
-    doomed: Mutex<bool>,
+    /// COMMIT was forwarded: the next bytes of the database are dropped.
+    drop_reply: Mutex<bool>,
 }
 
-impl Link {
+impl ProxiedConnection {
     fn is_cut(&self) -> bool {
         self.shared.lock().generation != self.generation
     }
 
-    fn doomed(&self) -> MutexGuard<'_, bool> {
-        self.doomed.lock().unwrap_or_else(PoisonError::into_inner)
+    fn drop_reply(&self) -> MutexGuard<'_, bool> {
+        self.drop_reply.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 struct Pump {
-    link: Arc<Link>,
+    connection: Arc<ProxiedConnection>,
     from: TcpStream,
     to: TcpStream,
-    is_up: bool,
+    to_database: bool,
 }
 
 impl Pump {
     fn run(mut self) {
-        self.pass();
-        // Whichever way ends ends the other.
+        self.forward();
+        // The end of one direction ends the other.
         for stream in [&self.from, &self.to] {
             drop(stream.shutdown(Shutdown::Both));
         }
     }
 
-    fn pass(&mut self) {
+    fn forward(&mut self) {
         let mut bytes = [0; PIECE_BYTES];
         let mut is_batch = false;
-        while !self.link.is_cut() {
-            let throttled = matches!(self.link.shared.lock().mode, Mode::Throttled(_));
+        while !self.connection.is_cut() {
+            let throttled = matches!(self.connection.shared.lock().mode, Mode::Throttled(_));
             let most = if throttled { THROTTLED_PIECE_BYTES } else { PIECE_BYTES };
             let piece = match self.from.read(&mut bytes[..most]) {
                 Ok(0) => return,
@@ -194,30 +209,30 @@ impl Pump {
                 Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => continue,
                 Err(_reset) => return,
             };
-            if self.is_up {
-                is_batch |= has(piece, COPY);
-                if has(piece, COMMIT) && std::mem::take(&mut is_batch) {
-                    let mut state = self.link.shared.lock();
-                    if std::mem::take(&mut state.swallow) {
-                        *self.link.doomed() = true;
+            if self.to_database {
+                is_batch |= contains(piece, COPY);
+                if contains(piece, COMMIT) && std::mem::take(&mut is_batch) {
+                    let mut state = self.connection.shared.lock();
+                    if std::mem::take(&mut state.drop_next_reply) {
+                        *self.connection.drop_reply() = true;
                     }
                 }
-            } else if *self.link.doomed() {
-                self.link.shared.lock().swallowed += 1;
+            } else if *self.connection.drop_reply() {
+                self.connection.shared.lock().dropped_replies += 1;
                 return;
             }
-            if !self.admitted(piece.len()) || self.to.write_all(piece).is_err() {
+            if !self.wait_to_forward(piece.len()) || self.to.write_all(piece).is_err() {
                 return;
             }
         }
     }
 
-    /// Waits until so many bytes may pass; not when they never may.
-    fn admitted(&self, bytes: usize) -> bool {
-        let shared = &self.link.shared;
+    /// Waits until this many bytes may be forwarded; false if the connection is cut.
+    fn wait_to_forward(&self, bytes: usize) -> bool {
+        let shared = &self.connection.shared;
         let mut state = shared.lock();
         loop {
-            if state.generation != self.link.generation {
+            if state.generation != self.connection.generation {
                 return false;
             }
             match state.mode {
@@ -237,7 +252,7 @@ impl Pump {
     }
 }
 
-fn has(bytes: &[u8], wanted: &[u8]) -> bool {
+fn contains(bytes: &[u8], wanted: &[u8]) -> bool {
     bytes.windows(wanted.len()).any(|window| window == wanted)
 }
 

@@ -1,11 +1,12 @@
-// Holds docker/grafana/dashboards/*.json to the types that Grafana generates from its schema: writes each dashboard, and
-// each panel with the options of its type, as TypeScript, and has the compiler say what does not fit. Misspelt and
-// unknown fields do not fit. Run with node, from a directory where package.json beside this is installed:
+// Checks docker/grafana/dashboards/*.json against the types that Grafana generates from its schema:
+// writes each dashboard, and each panel with the options of its type, as TypeScript, and runs the
+// compiler. Misspelt and unknown fields are errors. Run with node, from a directory where the
+// package.json beside this file is installed:
 //   node check.mjs DASHBOARD.json...
 import { execFileSync } from "node:child_process";
 import { readFileSync, writeFileSync } from "node:fs";
 
-// Panel types in use, and where the package has the types of their options.
+// The panel types in use, and the modules with the types of their options.
 const PANELS = { bargauge: "BarGauge", gauge: "Gauge", stat: "Stat", timeseries: "TimeSeries", table: "Table" };
 const options = Object.entries(PANELS).map(
   ([type, name]) =>
@@ -14,7 +15,7 @@ const options = Object.entries(PANELS).map(
 const lines = [
   'import * as schema from "@grafana/schema/dist/esm/raw/dashboard/x/dashboard_types.gen";',
   ...options,
-  // JSON has no enums, only their values; and what is left out of a panel's options has its default.
+  // JSON has values instead of enums, and omitted options have their defaults.
   "type Plain<T> = T extends string ? `${T}` : T extends number ? T : T extends (infer U)[] ? Plain<U>[]",
   "  : T extends object ? { [K in keyof T]: Plain<T[K]> } : T;",
   "type Some<T> = T extends (infer U)[] ? Some<U>[] : T extends object ? { [K in keyof T]?: Some<T[K]> } : T;",
@@ -25,7 +26,8 @@ const lines = [
   "  fieldConfig: Field & { defaults: Defaults & { custom?: Some<Plain<Custom>> } };",
   "  targets: Target[];",
   "};",
-  // The package has no types for Prometheus' queries; these are the fields that its data source reads.
+  // The package has no types for Prometheus' queries; these are the fields that the data source
+  // reads.
   "interface Target {",
   "  refId: string; datasource: Plain<schema.DataSourceRef>; expr: string; legendFormat: string; instant?: boolean;",
   '  range?: boolean; interval?: string; format?: "time_series" | "table" | "heatmap"; hide?: boolean;',

@@ -1,4 +1,4 @@
-//! A client that sends any bytes and reads what comes back, one answer at a time.
+//! An HTTP client that sends arbitrary bytes and reads one response at a time.
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpStream};
@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use sonic_rs::Value;
 
-/// No answer takes this long: the server never waits for the database.
+/// Longer than any response takes: the server never waits for the database on a POST.
 const READ_MAX: Duration = Duration::from_secs(15);
 pub(crate) const JSON: &str = "application/json";
 pub(crate) const NDJSON: &str = "application/x-ndjson";
@@ -14,11 +14,11 @@ pub(crate) const NDJSON: &str = "application/x-ndjson";
 /// One connection, kept alive.
 pub(crate) struct Client {
     stream: TcpStream,
-    /// Bytes read and not yet part of an answer.
+    /// Bytes read and not yet part of a response.
     buffer: Vec<u8>,
 }
 
-/// One answer.
+/// One response.
 #[derive(Debug)]
 pub(crate) struct Reply {
     pub(crate) status: u16,
@@ -80,36 +80,36 @@ impl Client {
         self.stream.write_all(bytes).expect("the server reads");
     }
 
-    /// The next answer on this connection.
+    /// Reads the next response on this connection.
     #[track_caller]
     pub(crate) fn reply(&mut self) -> Reply {
         self.try_reply(false).expect("the server answers")
     }
 
-    /// The next answer, to a HEAD request: its Content-Length counts what is not sent.
+    /// Reads the response to a HEAD request, which has a Content-Length and no body.
     #[track_caller]
     pub(crate) fn head_reply(&mut self) -> Reply {
         self.try_reply(true).expect("the server answers")
     }
 
-    /// An exchange that may fail: the server is going, or gone.
+    /// An exchange that may fail, since the server may be stopping or down.
     pub(crate) fn try_exchange(&mut self, request: &[u8]) -> std::io::Result<Reply> {
         self.stream.write_all(request)?;
         self.try_reply(false)
     }
 
-    /// Whether the server closes the connection without another word.
+    /// Whether the server closes the connection without sending another byte.
     #[track_caller]
     pub(crate) fn is_closed(&mut self) -> bool {
         assert!(
             self.buffer.is_empty(),
-            "bytes after the answer: {:?}",
+            "bytes after the response: {:?}",
             self.buffer.escape_ascii().to_string()
         );
         let mut byte = [0];
         match self.stream.read(&mut byte) {
             Ok(0) => true,
-            Ok(_) => panic!("bytes after the answer, beginning with {byte:?}"),
+            Ok(_) => panic!("bytes after the response, beginning with {byte:?}"),
             Err(error) => error.kind() == ErrorKind::ConnectionReset,
         }
     }
@@ -178,7 +178,7 @@ impl Client {
 
 impl Reply {
     fn parse(head: &[u8]) -> Self {
-        let text = str::from_utf8(head).expect("an answer's head is ASCII");
+        let text = str::from_utf8(head).expect("a response header is ASCII");
         let mut lines = text.split("\r\n");
         let status_line = lines.next().unwrap_or_default();
         let status = status_line
@@ -213,7 +213,7 @@ impl Reply {
     }
 }
 
-/// The bytes of a request. Its length is stated when it has a body or is a POST.
+/// The bytes of a request. It has a Content-Length when it has a body or is a POST.
 pub(crate) fn request(method: &str, path: &str, headers: &[(&str, &str)], body: &[u8]) -> Vec<u8> {
     let mut bytes = format!("{method} {path} HTTP/1.1\r\nHost: localhost\r\n").into_bytes();
     for (name, value) in headers {

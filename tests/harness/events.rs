@@ -1,4 +1,4 @@
-//! Events as a producer writes them.
+//! JSON events, as a producer sends them.
 
 use aurore_events::clock::Clock;
 use aurore_events::event::Timestamp;
@@ -9,7 +9,7 @@ pub(crate) fn now() -> Timestamp {
     Clock::system().wall()
 }
 
-/// An event of now. Service and message need no escaping.
+/// An event with the current time. Service and message must need no escaping.
 pub(crate) fn event(service: &str, message: &str) -> String {
     event_at(now(), service, message)
 }
@@ -18,12 +18,12 @@ pub(crate) fn event_at(time: Timestamp, service: &str, message: &str) -> String 
     format!(r#"{{"timestamp":"{time}","service":"{service}","message":"{message}"}}"#)
 }
 
-/// An event with a key.
+/// An event with an idempotency key.
 pub(crate) fn keyed(time: Timestamp, service: &str, key: &str) -> String {
     format!(r#"{{"timestamp":"{time}","service":"{service}","message":"m","idempotency_key":"{key}"}}"#)
 }
 
-/// The id in the answer to a single event.
+/// The id in the response to a single event.
 #[track_caller]
 pub(crate) fn id_of(reply: &super::Reply) -> String {
     assert_eq!(reply.status, 202, "{}", reply.text());
@@ -32,21 +32,21 @@ pub(crate) fn id_of(reply: &super::Reply) -> String {
     text(&json["event_id"])
 }
 
-/// The ids in the answer to a batch.
+/// The ids in the response to a batch.
 #[track_caller]
 pub(crate) fn ids_of(reply: &super::Reply) -> Vec<String> {
     assert_eq!(reply.status, 202, "{}", reply.text());
     list(&reply.json()["event_ids"]).iter().map(text).collect()
 }
 
-/// A string that must be there.
+/// The value as a string; panics if it is none.
 #[track_caller]
 pub(crate) fn text(value: &Value) -> String {
-    value.as_str().unwrap_or_else(|| panic!("{value} is no string")).to_owned()
+    value.as_str().unwrap_or_else(|| panic!("{value} is not a string")).to_owned()
 }
 
-/// An array that must be there.
+/// The value as an array; panics if it is none.
 #[track_caller]
 pub(crate) fn list(value: &Value) -> Vec<Value> {
-    value.as_array().unwrap_or_else(|| panic!("{value} is no array")).iter().cloned().collect()
+    value.as_array().unwrap_or_else(|| panic!("{value} is not an array")).iter().cloned().collect()
 }

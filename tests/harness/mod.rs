@@ -1,11 +1,12 @@
-//! What the promises are tried with: a database that can be broken, the real server, a client that sends any
-//! bytes, a producer that remembers what was acknowledged, and the judge. Shared by `tests/it` and `tests/faults`.
+//! The test harness, shared by `tests/it` and `tests/faults`: a private PostgreSQL that a test may
+//! break, the real server, an HTTP client for arbitrary bytes, a producer that records the
+//! acknowledgements, and the checker.
 
 #![allow(dead_code, unused_imports, reason = "each of the two binaries uses a part of it")]
 
+pub(crate) mod checker;
 pub(crate) mod client;
 pub(crate) mod events;
-pub(crate) mod judge;
 pub(crate) mod postgres;
 pub(crate) mod process;
 pub(crate) mod producer;
@@ -13,10 +14,10 @@ pub(crate) mod server;
 pub(crate) mod temp;
 pub(crate) mod wait;
 
+pub(crate) use checker::{check_stored, wait_for_drain};
 pub(crate) use client::{Client, Reply};
 pub(crate) use events::{event, event_at, now};
-pub(crate) use judge::{judge, settle};
 pub(crate) use postgres::Postgres;
 pub(crate) use producer::Producer;
-pub(crate) use server::{Server, World};
+pub(crate) use server::{Server, TestServer};
 pub(crate) use wait::until;

@@ -1,4 +1,4 @@
-//! A private PostgreSQL cluster that a test may stop, crash, restart and break.
+//! A private PostgreSQL cluster that a test may stop, crash and restart.
 
 use std::fs::{self, File};
 use std::net::TcpListener;
@@ -10,24 +10,24 @@ use std::time::Duration;
 use postgres::types::FromSqlOwned;
 use postgres::{Client, NoTls, Row};
 
-use super::process::{bound_command, exit_within, is_root, signal};
-use super::temp::TempDir;
+use super::process::{exit_within, is_root, pdeathsig_command, signal};
+use super::temp::temp_dir;
 use super::wait::until;
 
-const MISSING: &str = "these tests need PostgreSQL 14 or later and found none. On Debian: \
+const MISSING: &str = "these tests need PostgreSQL 14 or later, and none was found. On Debian: \
                        apt-get install postgresql (its programs are enough, no cluster needs to run)";
-/// Below the range the kernel takes the ports of outgoing connections from: while the database is down, nobody
-/// else may get its port, and a client that tries to connect may not meet itself.
+/// Below the kernel's range of ephemeral ports: while the database is down, no other process may
+/// get its port, and a connecting client may not connect to itself.
 const PORTS: std::ops::Range<u16> = 20_000..32_000;
 
-/// The cluster: user `postgres` over a unix socket for the test, user and owner `aurore` of the database `aurore`
-/// over TCP for the server. Nothing is flushed to disk, since no power is cut here.
+/// The cluster: user `postgres` over a unix socket for the test, user and owner `aurore` of the
+/// database `aurore` over TCP for the server. `fsync` is off, since no test cuts the power.
 pub(crate) struct Postgres {
     port: u16,
     process: Option<Child>,
-    dir: TempDir,
-    /// Settings of the server besides, as `name=value`.
-    besides: &'static [&'static str],
+    dir: tempfile::TempDir,
+    /// Additional settings, as `name=value`.
+    extra_settings: &'static [&'static str],
 }
 
 impl Postgres {
@@ -35,16 +35,16 @@ impl Postgres {
         Self::start_with(&[])
     }
 
-    pub(crate) fn start_with(besides: &'static [&'static str]) -> Self {
-        let dir = TempDir::new();
+    pub(crate) fn start_with(extra_settings: &'static [&'static str]) -> Self {
+        let dir = temp_dir();
         if is_root() {
             run(Command::new("chown").arg("postgres").arg(dir.path()), MISSING);
         }
-        let mut initdb = bound_command("KILL", user(), program("initdb"));
+        let mut initdb = pdeathsig_command("KILL", user(), program("initdb"));
         initdb.args(["--no-sync", "--auth=trust", "--username=postgres", "--encoding=UTF8", "--locale=C"]);
         run(initdb.arg("-D").arg(dir.path().join("data")), "initdb failed");
-        let mut this = Self { port: free_port(), process: None, dir, besides };
-        while !this.launched() {
+        let mut this = Self { port: free_port(), process: None, dir, extra_settings };
+        while !this.try_launch() {
             this.port = free_port();
         }
         let mut client = this.connect("postgres");
@@ -53,7 +53,7 @@ impl Postgres {
         this
     }
 
-    /// What the server is told.
+    /// The `DATABASE_URL` of the server.
     pub(crate) fn url(&self) -> String {
         format!("postgresql://aurore@127.0.0.1:{}/aurore", self.port)
     }
@@ -62,12 +62,12 @@ impl Postgres {
         self.port
     }
 
-    /// What a server is told that reaches it through `port`, with this password.
+    /// The `DATABASE_URL` of a server that connects through `port` with this password.
     pub(crate) fn url_through(port: u16, password: &str) -> String {
         format!("postgresql://aurore:{password}@127.0.0.1:{port}/aurore?sslmode=disable")
     }
 
-    /// A directory of the database's own user.
+    /// Creates a directory that belongs to the user of PostgreSQL.
     pub(crate) fn make_directory(path: &Path) {
         fs::create_dir(path).expect("it can be made");
         if is_root() {
@@ -75,15 +75,15 @@ impl Postgres {
         }
     }
 
-    /// From now on the server's user must show a password over TCP.
-    pub(crate) fn demand_password(&self) {
+    /// Requires a password for TCP connections from now on.
+    pub(crate) fn require_password(&self) {
         let rules = "local all postgres trust\nhost all all 127.0.0.1/32 scram-sha-256\n";
         fs::write(self.dir.path().join("data/pg_hba.conf"), rules).expect("the rules can be written");
         self.execute("SELECT pg_reload_conf()");
     }
 
-    /// Ends the server's sessions.
-    pub(crate) fn end_sessions(&self) {
+    /// Terminates the sessions of the server.
+    pub(crate) fn terminate_sessions(&self) {
         self.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = 'aurore'");
     }
 
@@ -91,15 +91,15 @@ impl Postgres {
         self.stop("INT");
     }
 
-    /// As a crash does: no checkpoint, connections cut, recovery at the next start.
+    /// Stops like a crash: no checkpoint, connections closed, recovery at the next start.
     pub(crate) fn stop_immediate(&mut self) {
         self.stop("QUIT");
     }
 
-    /// Up again on the same port. The thread that calls this must outlive the database.
-    pub(crate) fn start_again(&mut self) {
+    /// Starts the database again on the same port. The calling thread must outlive the database.
+    pub(crate) fn restart(&mut self) {
         assert!(self.process.is_none(), "BUG: the database runs already");
-        assert!(self.launched(), "the database does not start again:\n{}", self.log());
+        assert!(self.try_launch(), "the database does not restart:\n{}", self.log());
     }
 
     /// A session of the superuser.
@@ -127,7 +127,7 @@ impl Postgres {
         rows[0].get(0)
     }
 
-    /// How many events lie in the table.
+    /// The number of rows in `events`.
     #[track_caller]
     pub(crate) fn stored(&self) -> i64 {
         self.value("SELECT count(*) FROM events")
@@ -148,11 +148,11 @@ impl Postgres {
             .expect("the test's own session opens")
     }
 
-    /// Whether it came up; not when its port is taken.
-    fn launched(&mut self) -> bool {
+    /// Whether the database came up; false when its port is taken.
+    fn try_launch(&mut self) -> bool {
         let log = File::options().create(true).append(true).open(self.dir.path().join("log"));
         let log = log.expect("the log can be written");
-        let mut command = bound_command("QUIT", user(), program("postgres"));
+        let mut command = pdeathsig_command("QUIT", user(), program("postgres"));
         command.arg("-D").arg(self.dir.path().join("data"));
         for setting in [
             "listen_addresses=127.0.0.1",
@@ -166,7 +166,7 @@ impl Postgres {
         ] {
             command.args(["-c", setting]);
         }
-        for setting in self.besides {
+        for setting in self.extra_settings {
             command.args(["-c", setting]);
         }
         let out = log.try_clone().expect("a file handle can be copied");
@@ -207,7 +207,7 @@ impl Drop for Postgres {
 
 pub(crate) fn free_port() -> u16 {
     static NEXT: AtomicU16 = AtomicU16::new(0);
-    // Tests run as processes of their own: each begins elsewhere.
+    // Tests run in separate processes: each begins at another port.
     let begin = u16::try_from(std::process::id() % 1200).expect("a remainder of 1,200 fits") * 10;
     loop {
         let step = NEXT.fetch_add(1, Ordering::Relaxed);
@@ -222,7 +222,8 @@ fn user() -> Option<&'static str> {
     is_root().then_some("postgres")
 }
 
-/// Finds a program of PostgreSQL: in PATH, where `pg_config` says, or where Debian puts them (the newest).
+/// Finds a program of PostgreSQL: in PATH, in the directory of `pg_config`, or in Debian's
+/// directories (the newest version).
 fn program(name: &str) -> PathBuf {
     let mut dirs: Vec<PathBuf> =
         std::env::split_paths(&std::env::var_os("PATH").unwrap_or_default()).collect();

@@ -1,4 +1,4 @@
-//! Child processes that end with the test, however it ends.
+//! Child processes that end with the test, even when the test is killed.
 
 use std::ffi::OsStr;
 use std::fs;
@@ -7,9 +7,10 @@ use std::time::Duration;
 
 use super::wait::until_within;
 
-/// A command whose process gets `signal` when the thread that spawned it dies, so that not even a killed test
-/// leaves it behind. (setpriv replaces itself by the program: the process id is the program's own.)
-pub(crate) fn bound_command(signal: &str, user: Option<&str>, program: impl AsRef<OsStr>) -> Command {
+/// A command whose process gets `signal` when the spawning thread dies (`PR_SET_PDEATHSIG`), so
+/// that even a killed test leaves no process behind. setpriv replaces itself by `exec`, so the
+/// process id is that of the program.
+pub(crate) fn pdeathsig_command(signal: &str, user: Option<&str>, program: impl AsRef<OsStr>) -> Command {
     let mut command = Command::new("setpriv");
     command.args(["--pdeathsig", signal]);
     if let Some(user) = user {
@@ -19,8 +20,8 @@ pub(crate) fn bound_command(signal: &str, user: Option<&str>, program: impl AsRe
     command
 }
 
-/// Sends a signal. The shell's own `kill` is there on every machine. That the process has just ended is no
-/// failure: whoever sends waits for the end next.
+/// Sends a signal with the built-in `kill` of the shell, which needs no package. A process that has
+/// just ended is not an error, since every caller waits for the end next.
 pub(crate) fn signal(name: &str, pid: u32) {
     Command::new("sh")
         .args(["-c", &format!("kill -{name} {pid}")])
@@ -29,24 +30,24 @@ pub(crate) fn signal(name: &str, pid: u32) {
         .expect("sh runs");
 }
 
-/// Waits for the end of a child.
+/// Waits for a child to end.
 #[track_caller]
-pub(crate) fn exit_within(most: Duration, what: &str, child: &mut Child) -> std::process::ExitStatus {
+pub(crate) fn exit_within(timeout: Duration, what: &str, child: &mut Child) -> std::process::ExitStatus {
     let mut status = None;
-    until_within(most, &format!("{what} ends"), || {
+    until_within(timeout, &format!("{what} ends"), || {
         status = child.try_wait().expect("a child can be waited for");
         status.is_some()
     });
-    status.expect("the wait ended because there is a status")
+    status.expect("the wait ended with a status")
 }
 
-/// Whether a process of this id runs. One that has ended and was not waited for does not.
-pub(crate) fn alive(pid: u32) -> bool {
+/// Whether a process of this id runs. A zombie does not count.
+pub(crate) fn is_alive(pid: u32) -> bool {
     fs::read_to_string(format!("/proc/{pid}/stat"))
         .is_ok_and(|stat| stat.rsplit_once(") ").is_some_and(|(_, rest)| !rest.starts_with('Z')))
 }
 
-/// Whether the tests run as root, which PostgreSQL refuses to do.
+/// Whether the tests run as root. PostgreSQL does not run as root.
 pub(crate) fn is_root() -> bool {
     use std::os::unix::fs::MetadataExt;
     fs::metadata("/proc/self").is_ok_and(|own| own.uid() == 0)

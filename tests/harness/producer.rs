@@ -1,4 +1,4 @@
-//! A producer that posts in the background and remembers what was acknowledged.
+//! A producer that posts in the background and records the acknowledgements.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::net::SocketAddr;
@@ -13,65 +13,65 @@ use super::client::{Client, JSON, NDJSON, request};
 use super::events::{event, id_of, ids_of};
 
 const PACE: Duration = Duration::from_millis(1);
-/// After a refusal or a broken connection.
+/// The delay after a rejection or a broken connection.
 const PAUSE: Duration = Duration::from_millis(10);
 const BATCH: usize = 10;
 
 pub(crate) struct Producer {
     stop: Arc<AtomicBool>,
     acknowledged: Arc<AtomicU64>,
-    threads: Vec<JoinHandle<Tally>>,
+    threads: Vec<JoinHandle<ProducerRecord>>,
     clock: Clock,
 }
 
-/// How it posts.
+/// The load that a producer generates.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Manner {
+pub(crate) struct LoadProfile {
     pub(crate) connections: usize,
-    /// Events a post, on every other connection; the rest post single events.
+    /// Events per post, on every other connection; the rest post single events.
     pub(crate) batch: usize,
-    /// The header `Durability`, when there is to be one.
+    /// The value of the header `Durability`.
     pub(crate) durability: Option<&'static str>,
-    /// Between two posts of a connection.
+    /// The delay between two posts of a connection.
     pub(crate) pace: Duration,
 }
 
-impl Manner {
-    /// Thousands of events a second, and the machine stays usable.
+impl LoadProfile {
+    /// Thousands of events per second, without saturating the machine.
     pub(crate) const STEADY: Self = Self { connections: 4, batch: BATCH, durability: None, pace: PACE };
     /// As fast as the server answers.
     pub(crate) const FULL: Self = Self { connections: 8, batch: 20, durability: None, pace: Duration::ZERO };
 }
 
-/// What a producer knows in the end.
+/// The record of a producer's posts and their responses.
 #[derive(Debug, Default)]
-pub(crate) struct Tally {
+pub(crate) struct ProducerRecord {
     /// Message of each acknowledged event by its id.
     pub(crate) acknowledged: HashMap<String, String>,
-    /// When each of them was, on the clock of its producer.
-    pub(crate) at: HashMap<String, Moment>,
-    /// Messages of all events that were sent, whatever the answer. Each is sent once.
+    /// The time of each acknowledgement by id, on the clock of the producer.
+    pub(crate) acknowledged_at: HashMap<String, Moment>,
+    /// Messages of all events that were sent, whatever the response. Each is sent once.
     pub(crate) sent: HashSet<String>,
-    /// Answers by status.
-    pub(crate) answers: BTreeMap<u16, u64>,
-    /// Posts that got no answer.
-    pub(crate) broken: u64,
-    /// The longest that an answer other than 202 took.
+    /// The number of responses by status.
+    pub(crate) statuses: BTreeMap<u16, u64>,
+    /// Posts that got no response.
+    pub(crate) unanswered: u64,
+    /// The longest latency of a response other than 202.
     pub(crate) slowest_refusal: Duration,
 }
 
-impl Tally {
+impl ProducerRecord {
     #[track_caller]
     pub(crate) fn merge(&mut self, other: Self) {
         let (before, gained) = (self.acknowledged.len(), other.acknowledged.len());
         self.acknowledged.extend(other.acknowledged);
-        assert_eq!(self.acknowledged.len(), before + gained, "an id was given out twice");
-        self.at.extend(other.at);
+        assert_eq!(self.acknowledged.len(), before + gained, "an id was returned twice");
+        self.acknowledged_at.extend(other.acknowledged_at);
         self.sent.extend(other.sent);
-        for (status, count) in other.answers {
-            *self.answers.entry(status).or_default() += count;
+        for (status, count) in other.statuses {
+            *self.statuses.entry(status).or_default() += count;
         }
-        self.broken += other.broken;
+        self.unanswered += other.unanswered;
         self.slowest_refusal = self.slowest_refusal.max(other.slowest_refusal);
     }
 }
@@ -79,11 +79,11 @@ impl Tally {
 impl Producer {
     /// Half of the connections post single events, half batches as NDJSON.
     pub(crate) fn start(address: SocketAddr, connections: usize) -> Self {
-        Self::start_as(address, Manner { connections, ..Manner::STEADY })
+        Self::start_with_profile(address, LoadProfile { connections, ..LoadProfile::STEADY })
     }
 
-    pub(crate) fn start_as(address: SocketAddr, manner: Manner) -> Self {
-        // No two producers of a test send the same message.
+    pub(crate) fn start_with_profile(address: SocketAddr, profile: LoadProfile) -> Self {
+        // The name makes messages unique among the producers of a test.
         static NEXT: AtomicU32 = AtomicU32::new(0);
         let name = NEXT.fetch_add(1, Ordering::Relaxed);
         let clock = Clock::system();
@@ -93,29 +93,29 @@ impl Producer {
             let (stop, acknowledged) = (Arc::clone(&stop), Arc::clone(&acknowledged));
             let clock = clock.clone();
             let body =
-                move || produce(address, manner, &format!("{name}.{number}"), &stop, &acknowledged, &clock);
+                move || produce(address, profile, &format!("{name}.{number}"), &stop, &acknowledged, &clock);
             thread::Builder::new().name(format!("producer {number}")).spawn(body).expect("a thread starts")
         };
-        let threads = (0..manner.connections).map(spawn).collect();
+        let threads = (0..profile.connections).map(spawn).collect();
         Self { stop, acknowledged, threads, clock }
     }
 
-    /// How many events have been acknowledged so far.
+    /// The number of events acknowledged so far.
     pub(crate) fn acknowledged(&self) -> u64 {
         self.acknowledged.load(Ordering::Relaxed)
     }
 
-    /// Now, on the clock of the tally.
+    /// The current time on the clock of `acknowledged_at`.
     pub(crate) fn now(&self) -> Moment {
         self.clock.now()
     }
 
     #[track_caller]
-    pub(crate) fn stop(self) -> Tally {
+    pub(crate) fn stop(self) -> ProducerRecord {
         self.stop.store(true, Ordering::Relaxed);
-        let mut all = Tally::default();
+        let mut all = ProducerRecord::default();
         for thread in self.threads {
-            all.merge(thread.join().expect("a producer sees only answers it knows"));
+            all.merge(thread.join().expect("a producer thread does not panic"));
         }
         all
     }
@@ -123,24 +123,24 @@ impl Producer {
 
 fn produce(
     address: SocketAddr,
-    manner: Manner,
+    profile: LoadProfile,
     name: &str,
     stop: &AtomicBool,
     acknowledged: &AtomicU64,
     clock: &Clock,
-) -> Tally {
-    let mut tally = Tally::default();
+) -> ProducerRecord {
+    let mut record = ProducerRecord::default();
     let mut client = None;
     let is_single = name.ends_with(['0', '2', '4', '6', '8']);
-    let (size, content_type) = if is_single { (1, JSON) } else { (manner.batch, NDJSON) };
+    let (size, content_type) = if is_single { (1, JSON) } else { (profile.batch, NDJSON) };
     let mut headers = vec![("Content-Type", content_type)];
-    headers.extend(manner.durability.map(|level| ("Durability", level)));
+    headers.extend(profile.durability.map(|level| ("Durability", level)));
     for round in 0_u64.. {
         if stop.load(Ordering::Relaxed) {
             break;
         }
         let messages: Vec<String> = (0..size).map(|index| format!("p{name}-{round}-{index}")).collect();
-        // Of a few services, the same for all producers: they meet at the same counts.
+        // All producers use the same few services, so their batches update the same rows of counts.
         let events: Vec<String> = messages
             .iter()
             .zip(round..)
@@ -154,32 +154,32 @@ fn produce(
             }
             continue;
         };
-        tally.sent.extend(messages.iter().cloned());
-        let asked = clock.now();
+        record.sent.extend(messages.iter().cloned());
+        let sent_at = clock.now();
         let Ok(reply) = connection.try_exchange(&bytes) else {
-            tally.broken += 1;
+            record.unanswered += 1;
             client = None;
             thread::sleep(PAUSE);
             continue;
         };
-        *tally.answers.entry(reply.status).or_default() += 1;
+        *record.statuses.entry(reply.status).or_default() += 1;
         if reply.status == 202 {
             let now = clock.now();
             let ids = if is_single { vec![id_of(&reply)] } else { ids_of(&reply) };
             assert_eq!(ids.len(), size, "{}", reply.text());
             acknowledged.fetch_add(size as u64, Ordering::Relaxed);
-            tally.at.extend(ids.iter().map(|id| (id.clone(), now)));
-            tally.acknowledged.extend(ids.into_iter().zip(messages));
-            if !manner.pace.is_zero() {
-                thread::sleep(manner.pace);
+            record.acknowledged_at.extend(ids.iter().map(|id| (id.clone(), now)));
+            record.acknowledged.extend(ids.into_iter().zip(messages));
+            if !profile.pace.is_zero() {
+                thread::sleep(profile.pace);
             }
         } else {
-            tally.slowest_refusal = tally.slowest_refusal.max(clock.now().since(asked));
+            record.slowest_refusal = record.slowest_refusal.max(clock.now().since(sent_at));
             if reply.header("connection").is_some_and(|value| value.eq_ignore_ascii_case("close")) {
                 client = None;
             }
             thread::sleep(PAUSE);
         }
     }
-    tally
+    record
 }

@@ -1,4 +1,4 @@
-//! The real server, started as a user would start it.
+//! Runs the real server binary.
 
 use std::fs;
 use std::io::{BufRead, BufReader, Read};
@@ -12,64 +12,64 @@ use std::time::Duration;
 
 use super::client::Client;
 use super::postgres::Postgres;
-use super::process::{alive, bound_command, exit_within, signal};
-use super::temp::TempDir;
+use super::process::{exit_within, is_alive, pdeathsig_command, signal};
+use super::temp::temp_dir;
 use super::wait::{until, until_within};
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_aurore-events");
-/// What the server says once it takes connections, before the port.
+/// The log message of the listening server, up to the port.
 const LISTENING: &str = "listening on http://127.0.0.1:";
-/// A drain of what a test has sent takes far less.
+/// Longer than the drain of any test takes.
 const EXIT_MAX: Duration = Duration::from_secs(45);
 
-/// A server and its database. The server goes first.
-pub(crate) struct World {
+/// A server and its database. Fields drop in order: the server stops first.
+pub(crate) struct TestServer {
     pub(crate) server: Server,
     pub(crate) postgres: Postgres,
 }
 
-impl World {
-    /// Both up and ready, the server with these settings besides.
+impl TestServer {
+    /// Starts both, the server with these additional settings, and waits until the server is ready.
     pub(crate) fn start(settings: &[(&str, &str)]) -> Self {
         let postgres = Postgres::start();
-        let server = Server::on(&postgres, settings);
+        let server = Server::start_on(&postgres, settings);
         Self { server, postgres }
     }
 }
 
-/// The server on a port and in a data directory of its own, with a clean environment.
+/// A server with its own port and data directory, and a clean environment.
 pub(crate) struct Server {
     settings: Vec<(String, String)>,
     process: Option<Running>,
-    data: TempDir,
+    data: tempfile::TempDir,
 }
 
 struct Running {
     child: Child,
     stderr: Arc<Mutex<String>>,
-    /// None until it listens.
+    /// None until the server listens.
     address: Option<SocketAddr>,
 }
 
 impl Server {
-    /// Started on a database, and ready.
-    pub(crate) fn on(postgres: &Postgres, settings: &[(&str, &str)]) -> Self {
+    /// Starts a server on a database and waits until it is ready.
+    pub(crate) fn start_on(postgres: &Postgres, settings: &[(&str, &str)]) -> Self {
         let url = postgres.url();
         let mut all = vec![("DATABASE_URL", url.as_str())];
         all.extend(settings);
         Self::start(&all)
     }
 
-    /// Started with these settings alone, and ready.
+    /// Starts a server with these settings only and waits until it is ready.
     pub(crate) fn start(settings: &[(&str, &str)]) -> Self {
         let owned = settings.iter().map(|&(name, value)| (name.to_owned(), value.to_owned())).collect();
-        let mut server = Self { settings: owned, process: None, data: TempDir::new() };
-        server.start_again();
+        let mut server = Self { settings: owned, process: None, data: temp_dir() };
+        server.restart();
         server
     }
 
-    /// Starts it where it was, in the same data directory, and waits until it is ready.
-    pub(crate) fn start_again(&mut self) {
+    /// Starts the server again in the same data directory and waits until it is ready.
+    pub(crate) fn restart(&mut self) {
         assert!(self.process.is_none(), "BUG: the server runs already");
         let child = command(&self.settings, self.data.path())
             .stdout(Stdio::null())
@@ -83,10 +83,10 @@ impl Server {
     }
 
     pub(crate) fn address(&self) -> SocketAddr {
-        self.running().address.expect("BUG: it was waited for")
+        self.running().address.expect("BUG: the server does not listen yet")
     }
 
-    /// A connection of its own.
+    /// Opens a new connection.
     pub(crate) fn client(&self) -> Client {
         Client::connect(self.address())
     }
@@ -99,12 +99,12 @@ impl Server {
         self.running().child.id()
     }
 
-    /// What it has said since its start.
+    /// The log since the start of the process.
     pub(crate) fn log(&self) -> String {
         self.running().log()
     }
 
-    /// From its next start on.
+    /// Changes a setting, effective from the next start.
     pub(crate) fn set(&mut self, name: &str, value: &str) {
         self.settings.retain(|(known, _)| known != name);
         self.settings.push((name.to_owned(), value.to_owned()));
@@ -114,19 +114,19 @@ impl Server {
         signal(name, self.running().child.id());
     }
 
-    /// Waits for its end.
+    /// Waits for the process to end.
     #[track_caller]
-    pub(crate) fn exit_within(&mut self, most: Duration) -> ExitStatus {
+    pub(crate) fn exit_within(&mut self, timeout: Duration) -> ExitStatus {
         let process = self.process.as_mut().expect("BUG: the server is stopped");
-        let status = exit_within(most, "the server", &mut process.child);
+        let status = exit_within(timeout, "the server", &mut process.child);
         let process = self.process.take().expect("it was there a line ago");
         if thread::panicking() || !status.success() {
-            eprintln!("the server ended ({status}), having said:\n{}", process.log());
+            eprintln!("the server ended ({status}). Its log:\n{}", process.log());
         }
         status
     }
 
-    /// SIGTERM, and an exit that must say that all went well.
+    /// Sends SIGTERM and asserts exit code 0.
     #[track_caller]
     pub(crate) fn stop(&mut self) {
         self.signal("TERM");
@@ -139,13 +139,13 @@ impl Server {
         self.exit_within(EXIT_MAX);
     }
 
-    /// The sum of a metric over its labels. It must be there.
+    /// The sum of a metric over its labels; panics if the metric is missing.
     #[track_caller]
     pub(crate) fn metric(&self, name: &str) -> u64 {
         metric(&self.metrics(), name)
     }
 
-    /// The whole Prometheus page.
+    /// The Prometheus page.
     #[track_caller]
     pub(crate) fn metrics(&self) -> String {
         let reply = self.client().get("/metrics/prometheus");
@@ -199,25 +199,25 @@ impl Drop for Server {
             process.child.wait().expect("a child can be waited for");
             if let Some(pid) = embedded {
                 signal("QUIT", pid);
-                until_within(EXIT_MAX, "the embedded cluster ends", || !alive(pid));
+                until_within(EXIT_MAX, "the embedded cluster ends", || !is_alive(pid));
             }
             if thread::panicking() {
-                eprintln!("the server said:\n{}", process.log());
+                eprintln!("the log of the server:\n{}", process.log());
             }
         }
     }
 }
 
-/// The process of the cluster that a server keeps in its data directory.
+/// The process id of the embedded cluster in a data directory.
 pub(crate) fn embedded_postmaster(data: &Path) -> Option<u32> {
     let text = fs::read_to_string(data.join("postgres/postmaster.pid")).ok()?;
     text.lines().next()?.trim().parse().ok()
 }
 
-/// Runs the program to its end, with this environment and these arguments.
+/// Runs the program with this environment and these arguments until it ends.
 #[track_caller]
-pub(crate) fn run(settings: &[(&str, &str)], arguments: &[&str]) -> Ended {
-    let data = TempDir::new();
+pub(crate) fn run(settings: &[(&str, &str)], arguments: &[&str]) -> ProgramOutput {
+    let data = temp_dir();
     let owned: Vec<_> = settings.iter().map(|&(name, value)| (name.to_owned(), value.to_owned())).collect();
     let mut child = command(&owned, data.path())
         .args(arguments)
@@ -225,15 +225,15 @@ pub(crate) fn run(settings: &[(&str, &str)], arguments: &[&str]) -> Ended {
         .stderr(Stdio::piped())
         .spawn()
         .expect("setpriv (util-linux) runs");
-    // Read meanwhile: a program that says more than a pipe holds would never end.
-    let stdout = read_aside(child.stdout.take().expect("it is a pipe"));
-    let stderr = read_aside(child.stderr.take().expect("it is a pipe"));
+    // Read concurrently: a program that writes more than the pipe holds would block.
+    let stdout = read_in_background(child.stdout.take().expect("it is a pipe"));
+    let stderr = read_in_background(child.stderr.take().expect("it is a pipe"));
     let status = exit_within(EXIT_MAX, "the program", &mut child);
-    let said = |reader: JoinHandle<String>| reader.join().expect("output is UTF-8");
-    Ended { code: status.code(), stdout: said(stdout), stderr: said(stderr) }
+    let output = |reader: JoinHandle<String>| reader.join().expect("output is UTF-8");
+    ProgramOutput { code: status.code(), stdout: output(stdout), stderr: output(stderr) }
 }
 
-fn read_aside(mut pipe: impl Read + Send + 'static) -> JoinHandle<String> {
+fn read_in_background(mut pipe: impl Read + Send + 'static) -> JoinHandle<String> {
     let reading = std::thread::Builder::new().name("reading".to_owned()).spawn(move || {
         let mut text = String::new();
         pipe.read_to_string(&mut text).expect("output is UTF-8");
@@ -242,18 +242,18 @@ fn read_aside(mut pipe: impl Read + Send + 'static) -> JoinHandle<String> {
     reading.expect("a thread starts")
 }
 
-/// How a run went.
-pub(crate) struct Ended {
+/// Exit code and output of a run.
+pub(crate) struct ProgramOutput {
     pub(crate) code: Option<i32>,
     pub(crate) stdout: String,
     pub(crate) stderr: String,
 }
 
 fn command(settings: &[(String, String)], data: &Path) -> Command {
-    let mut command = bound_command("KILL", None, PROGRAM);
+    let mut command = pdeathsig_command("KILL", None, PROGRAM);
     command.env_clear().env("RUST_BACKTRACE", "1").env("DATA_DIR", data);
     command.env("HOST", "127.0.0.1").env("PORT", "0");
-    // Tests wait by asking again and again, all from one address.
+    // Tests poll, all from one address.
     command.env("RATE_LIMIT_QUERY", "0").env("RATE_LIMIT_HEALTH", "0");
     if let Some(path) = std::env::var_os("PATH") {
         command.env("PATH", path);

@@ -1,37 +1,17 @@
-//! A directory that goes when its owner does.
+//! Temporary directories of test servers.
 
-use std::fs;
-use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::fs::Permissions;
+use std::os::unix::fs::PermissionsExt;
 
-pub(crate) struct TempDir(PathBuf);
+use tempfile::TempDir;
 
-impl TempDir {
-    /// Everybody may pass through it: PostgreSQL runs as another user when the tests run as root. The path stays
-    /// short, since that of a unix socket is bounded at 107 bytes.
-    pub(crate) fn new() -> Self {
-        static NEXT: AtomicU32 = AtomicU32::new(0);
-        loop {
-            let number = NEXT.fetch_add(1, Ordering::Relaxed);
-            let path = std::env::temp_dir().join(format!("aurore-it-{}-{number}", std::process::id()));
-            match fs::create_dir(&path) {
-                Ok(()) => return Self(path),
-                // Left by a killed run whose process had the same number.
-                Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {}
-                Err(error) => panic!("cannot make {}: {error}", path.display()),
-            }
-        }
-    }
-
-    pub(crate) fn path(&self) -> &Path {
-        &self.0
-    }
-}
-
-impl Drop for TempDir {
-    fn drop(&mut self) {
-        if let Err(error) = fs::remove_dir_all(&self.0) {
-            eprintln!("left behind {}: {error}", self.0.display());
-        }
-    }
+/// A directory that is removed on drop. Every user may traverse it: PostgreSQL runs as another user
+/// when the tests run as root. The path is short, since that of a Unix socket is bounded at 107
+/// bytes.
+pub(crate) fn temp_dir() -> TempDir {
+    tempfile::Builder::new()
+        .prefix("aurore-it-")
+        .permissions(Permissions::from_mode(0o755))
+        .tempdir()
+        .expect("the system's directory for temporary files is writable")
 }

@@ -1,4 +1,4 @@
-//! Who may ask for what, and how often: tokens, limits, proxies, web pages.
+//! Access control: tokens, rate limits, proxies, CORS.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -8,24 +8,24 @@ use sonic_rs::{JsonContainerTrait, JsonValueTrait};
 use crate::harness::client::{JSON, request};
 use crate::harness::events::{id_of, ids_of};
 use crate::harness::server::run;
-use crate::harness::temp::TempDir;
-use crate::harness::{Client, Postgres, Reply, Server, event, settle, until};
+use crate::harness::temp::temp_dir;
+use crate::harness::{Client, Postgres, Reply, Server, event, until, wait_for_drain};
 
 /// Tokens and the file that lists them.
 struct Tokens {
     path: PathBuf,
-    _dir: TempDir,
+    _dir: tempfile::TempDir,
 }
 
 impl Tokens {
     fn new() -> Self {
-        let dir = TempDir::new();
+        let dir = temp_dir();
         let path = dir.path().join("tokens");
         fs::write(&path, "# made by a test\n").expect("a temporary file can be written");
         Self { path, _dir: dir }
     }
 
-    /// Makes a token as an operator would, and adds its line.
+    /// Creates a token with the command, and adds its line to the file.
     fn create(&self, name: &str, scopes: &str, services: &[&str]) -> String {
         let services = services.join(",");
         let mut arguments = vec!["token", "create", "--name", name, "--scopes", scopes];
@@ -47,9 +47,9 @@ impl Tokens {
     }
 }
 
-/// Asks with a token; without one when it is empty.
+/// Sends a request with a token; without one if it is empty.
 #[track_caller]
-fn ask(client: &mut Client, token: &str, method: &str, path: &str, body: &str) -> Reply {
+fn send(client: &mut Client, token: &str, method: &str, path: &str, body: &str) -> Reply {
     let bearer = format!("Bearer {token}");
     let mut headers = vec![("Content-Type", JSON)];
     if !token.is_empty() {
@@ -59,7 +59,7 @@ fn ask(client: &mut Client, token: &str, method: &str, path: &str, body: &str) -
 }
 
 #[test]
-fn a_token_is_asked_for_where_it_matters_and_says_what_it_allows() {
+fn protected_routes_require_a_token_with_the_right_scope() {
     let tokens = Tokens::new();
     let writer = tokens.create("writer", "ingest", &[]);
     let shop = tokens.create("shop", "ingest,query", &["shop", "a%2Cb"]);
@@ -67,14 +67,15 @@ fn a_token_is_asked_for_where_it_matters_and_says_what_it_allows() {
     let scraper = tokens.create("scraper", "metrics", &[]);
     let root = tokens.create("root", "admin", &[]);
     let postgres = Postgres::start();
-    let server = Server::on(&postgres, &[("AUTH_TOKENS_FILE", tokens.path()), ("DRAIN_INTERVAL", "20")]);
+    let server =
+        Server::start_on(&postgres, &[("AUTH_TOKENS_FILE", tokens.path()), ("DRAIN_INTERVAL", "20")]);
     let mut client = server.client();
     for path in ["/live", "/ready", "/health", "/"] {
-        assert_eq!(ask(&mut client, "", "GET", path, "").status, 200, "{path}");
+        assert_eq!(send(&mut client, "", "GET", path, "").status, 200, "{path}");
     }
-    let word = ask(&mut client, "", "GET", "/health", "").json();
+    let word = send(&mut client, "", "GET", "/health", "").json();
     assert_eq!(word.as_object().unwrap().len(), 1, "{word}");
-    assert!(ask(&mut client, &scraper, "GET", "/health", "").json()["checks"].is_object());
+    assert!(send(&mut client, &scraper, "GET", "/health", "").json()["checks"].is_object());
 
     let good = event("shop", "m");
     for (method, path, scope, allowed) in [
@@ -86,40 +87,40 @@ fn a_token_is_asked_for_where_it_matters_and_says_what_it_allows() {
         ("GET", "/health/detailed", "metrics", &scraper),
     ] {
         let body = if method == "POST" { good.as_str() } else { "" };
-        let nobody = ask(&mut client, "", method, path, body);
-        assert_eq!(nobody.status, 401, "{path}");
-        assert!(nobody.header("WWW-Authenticate").unwrap().starts_with("Bearer realm="));
-        assert_eq!(ask(&mut client, "aev_0", method, path, body).status, 401, "{path}");
+        let anonymous = send(&mut client, "", method, path, body);
+        assert_eq!(anonymous.status, 401, "{path}");
+        assert!(anonymous.header("WWW-Authenticate").unwrap().starts_with("Bearer realm="));
+        assert_eq!(send(&mut client, "aev_0", method, path, body).status, 401, "{path}");
         for token in [allowed, &root] {
-            let status = ask(&mut client, token, method, path, body).status;
+            let status = send(&mut client, token, method, path, body).status;
             assert!(matches!(status, 200 | 202), "{path}: {status}");
         }
         let wrong = if scope == "ingest" { &reader } else { &writer };
-        let refused = ask(&mut client, wrong, method, path, body);
+        let refused = send(&mut client, wrong, method, path, body);
         assert_eq!(refused.status, 403, "{path}");
         assert!(refused.text().contains(&format!("the scope {scope}")), "{}", refused.text());
     }
 
-    // A token for some services writes and reads those.
-    let id = id_of(&ask(&mut client, &shop, "POST", "/events", &event("a,b", "m")));
+    // A token with services writes and reads these services only.
+    let id = id_of(&send(&mut client, &shop, "POST", "/events", &event("a,b", "m")));
     let mixed = format!("[{good},{}]", event("other", "m"));
-    let mixed = ask(&mut client, &shop, "POST", "/events", &mixed);
+    let mixed = send(&mut client, &shop, "POST", "/events", &mixed);
     assert_eq!(ids_of(&mixed).len(), 1);
     assert_eq!(mixed.json()["errors"][0]["field"].as_str(), Some("service"));
-    let refused = ask(&mut client, &shop, "POST", "/events", &event("other", "m"));
+    let refused = send(&mut client, &shop, "POST", "/events", &event("other", "m"));
     assert_eq!(refused.status, 403);
     assert!(refused.text().contains("other"), "{}", refused.text());
-    let other = id_of(&ask(&mut client, &writer, "POST", "/events", &event("other", "m")));
+    let other = id_of(&send(&mut client, &writer, "POST", "/events", &event("other", "m")));
     until("both are stored", || {
         [&id, &other]
             .iter()
-            .all(|id| ask(&mut client, &root, "GET", &format!("/events/{id}"), "").status == 200)
+            .all(|id| send(&mut client, &root, "GET", &format!("/events/{id}"), "").status == 200)
     });
-    assert_eq!(ask(&mut client, &shop, "GET", &format!("/events/{id}"), "").status, 200);
-    assert_eq!(ask(&mut client, &shop, "GET", &format!("/events/{other}"), "").status, 404);
-    assert_eq!(ask(&mut client, &shop, "GET", "/events?service=a,b", "").status, 200);
+    assert_eq!(send(&mut client, &shop, "GET", &format!("/events/{id}"), "").status, 200);
+    assert_eq!(send(&mut client, &shop, "GET", &format!("/events/{other}"), "").status, 404);
+    assert_eq!(send(&mut client, &shop, "GET", "/events?service=a,b", "").status, 200);
     for query in ["/events", "/events?service=other"] {
-        assert_eq!(ask(&mut client, &shop, "GET", query, "").status, 403, "{query}");
+        assert_eq!(send(&mut client, &shop, "GET", query, "").status, 403, "{query}");
     }
     let log = server.log();
     for token in [writer, shop, reader, scraper, root] {
@@ -128,24 +129,24 @@ fn a_token_is_asked_for_where_it_matters_and_says_what_it_allows() {
 }
 
 #[test]
-fn tokens_are_read_again_on_sighup_and_a_bad_file_keeps_the_old() {
+fn sighup_reloads_tokens_and_an_invalid_file_keeps_the_old_ones() {
     let tokens = Tokens::new();
     let old = tokens.create("old", "ingest", &[]);
     let postgres = Postgres::start();
-    let server = Server::on(&postgres, &[("AUTH_TOKENS_FILE", tokens.path())]);
+    let server = Server::start_on(&postgres, &[("AUTH_TOKENS_FILE", tokens.path())]);
     let mut client = server.client();
     let good = event("s", "m");
-    let mut status = |token: &str| ask(&mut client, token, "POST", "/events", &good).status;
+    let mut status = |token: &str| send(&mut client, token, "POST", "/events", &good).status;
     assert_eq!(status(&old), 202);
     let new = tokens.create("new", "ingest", &[]);
-    assert_eq!(status(&new), 401, "nobody has asked for it yet");
+    assert_eq!(status(&new), 401, "the token is not loaded yet");
     server.signal("HUP");
     until("the new token is known", || status(&new) == 202);
     assert_eq!(status(&old), 202);
 
     fs::write(&tokens.path, "\nold sha256:00 ingest\nnonsense\n").unwrap();
     server.signal("HUP");
-    until("the mistake is told", || server.log().contains("tokens:3"));
+    until("the error is logged", || server.log().contains("tokens:3"));
     let log = server.log();
     assert!(log.contains("level=error") && log.contains("tokens:2"), "{log}");
     assert_eq!((status(&old), status(&new)), (202, 202));
@@ -158,14 +159,14 @@ fn tokens_are_read_again_on_sighup_and_a_bad_file_keeps_the_old() {
 }
 
 #[test]
-fn a_token_file_that_cannot_be_used_ends_the_start() {
+fn an_unusable_token_file_fails_the_start() {
     let tokens = Tokens::new();
     fs::write(&tokens.path, "name sha256:xyz ingest\n").unwrap();
     let missing = Path::new(tokens.path()).with_file_name("missing");
-    for (path, said) in [(tokens.path(), "tokens:1: "), (missing.to_str().unwrap(), "AUTH_TOKENS_FILE")] {
+    for (path, message) in [(tokens.path(), "tokens:1: "), (missing.to_str().unwrap(), "AUTH_TOKENS_FILE")] {
         let ended = run(&[("AUTH_TOKENS_FILE", path)], &["serve"]);
         assert_eq!(ended.code, Some(2), "{}", ended.stderr);
-        assert!(ended.stderr.contains(said), "{}", ended.stderr);
+        assert!(ended.stderr.contains(message), "{}", ended.stderr);
     }
     for arguments in [
         &["token", "create", "--name", "a b", "--scopes", "ingest"][..],
@@ -185,7 +186,7 @@ fn a_token_file_that_cannot_be_used_ends_the_start() {
 }
 
 #[test]
-fn too_many_requests_are_refused_and_probes_never_are() {
+fn rate_limits_reject_excess_requests_and_never_probes() {
     let postgres = Postgres::start();
     let settings = [
         ("RATE_LIMIT_QUERY", "5"),
@@ -193,12 +194,12 @@ fn too_many_requests_are_refused_and_probes_never_are() {
         ("TRUSTED_PROXIES", "127.0.0.0/8"),
         ("ACCEPTORS", "2"),
     ];
-    let server = Server::on(&postgres, &settings);
+    let server = Server::start_on(&postgres, &settings);
     let from = |client: &mut Client, path: &str, address: &str| {
         client.exchange(&request("GET", path, &[("X-Forwarded-For", address)], b""))
     };
     for (path, name) in [("/events?count=none", "query"), ("/health", "health")] {
-        // Connections of one client, on whichever acceptor, share what it has.
+        // The connections of one client share a bucket, on all acceptors.
         let mut clients: Vec<Client> = (0..4).map(|_| server.client()).collect();
         let mut refused = Vec::new();
         let mut allowed = 0;
@@ -209,7 +210,7 @@ fn too_many_requests_are_refused_and_probes_never_are() {
                 _ => refused.push(reply),
             }
         }
-        // Five at once, and one more for each fifth of a second that the test has taken.
+        // A burst of five, and one more for each fifth of a second of the test.
         assert!((5..35).contains(&allowed), "{path}: {allowed}");
         let refused = refused.first().expect("some are refused");
         assert_eq!(refused.status, 429);
@@ -233,9 +234,9 @@ fn too_many_requests_are_refused_and_probes_never_are() {
 }
 
 #[test]
-fn the_global_limit_is_on_posts_too() {
+fn the_global_rate_limit_applies_to_posts() {
     let postgres = Postgres::start();
-    let server = Server::on(&postgres, &[("RATE_LIMIT_GLOBAL", "10"), ("DRAIN_INTERVAL", "20")]);
+    let server = Server::start_on(&postgres, &[("RATE_LIMIT_GLOBAL", "10"), ("DRAIN_INTERVAL", "20")]);
     let mut client = server.client();
     let statuses: Vec<u16> = (0..100).map(|_| client.post_json(event("s", "m")).status).collect();
     let accepted = statuses.iter().filter(|status| **status == 202).count();
@@ -243,14 +244,15 @@ fn the_global_limit_is_on_posts_too() {
     assert_eq!(accepted + statuses.iter().filter(|status| **status == 429).count(), 100);
     assert_eq!(client.get("/nothing").status, 429, "what is not there is no way around");
     assert_eq!(client.get("/ready").status, 200);
-    // A scrape is limited as well: wait until it is due.
-    until("the accepted are stored", || postgres.stored() == i64::try_from(accepted).unwrap());
+    // A scrape is limited too: wait until it is allowed.
+    until("the accepted events are stored", || postgres.stored() == i64::try_from(accepted).unwrap());
 }
 
 #[test]
-fn pages_of_named_origins_may_ask_and_read() {
+fn cors_lets_pages_of_listed_origins_send_and_read() {
     let postgres = Postgres::start();
-    let server = Server::on(&postgres, &[("CORS_ORIGINS", "https://app.example, http://localhost:8080")]);
+    let server =
+        Server::start_on(&postgres, &[("CORS_ORIGINS", "https://app.example, http://localhost:8080")]);
     let mut client = server.client();
     let origin = ("Origin", "https://app.example");
     let preflight = client.exchange(&request(
@@ -293,5 +295,5 @@ fn pages_of_named_origins_may_ask_and_read() {
         assert!(reply.header("Access-Control-Expose-Headers").unwrap().contains("Retry-After"));
         assert_eq!(reply.header("Access-Control-Allow-Credentials"), None);
     }
-    settle(&server);
+    wait_for_drain(&server);
 }

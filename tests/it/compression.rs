@@ -1,4 +1,4 @@
-//! Bodies that come compressed.
+//! Compressed request bodies.
 
 use std::io::Write;
 
@@ -9,7 +9,7 @@ use sonic_rs::JsonValueTrait;
 
 use crate::harness::client::{JSON, NDJSON, request};
 use crate::harness::events::ids_of;
-use crate::harness::{Client, Reply, World, event, settle};
+use crate::harness::{Client, Reply, TestServer, event, wait_for_drain};
 
 fn gzip(plain: &[u8]) -> Vec<u8> {
     let mut encoder = GzEncoder::new(Vec::new(), Compression::fast());
@@ -32,9 +32,9 @@ fn post(client: &mut Client, form: &str, coding: &str, body: &[u8]) -> Reply {
 }
 
 #[test]
-fn compressed_batches_are_stored_as_plain_ones_are() {
-    let world = World::start(&[("DRAIN_INTERVAL", "20")]);
-    let mut client = world.server.client();
+fn compressed_batches_are_stored_like_uncompressed_ones() {
+    let test = TestServer::start(&[("DRAIN_INTERVAL", "20")]);
+    let mut client = test.server.client();
     let lines: Vec<String> = (0..500).map(|nth| event("s", &format!("line {nth}"))).collect();
     let lines = lines.join("\n");
     let one = event("s", "m");
@@ -43,7 +43,7 @@ fn compressed_batches_are_stored_as_plain_ones_are() {
     let halves = [gzip(one.as_bytes()), gzip(b"\n"), gzip(one.as_bytes())].concat();
     assert_eq!(ids_of(&post(&mut client, NDJSON, "gzip, identity", &halves)).len(), 2);
     assert_eq!(post(&mut client, JSON, "identity", one.as_bytes()).status, 202);
-    // Chunked as well, a byte a chunk.
+    // Also chunked, one byte per chunk.
     let mut chunked = format!(
         "POST /events HTTP/1.1\r\nHost: a\r\nContent-Type: {JSON}\r\nContent-Encoding: gzip\r\nTransfer-Encoding: chunked\r\n\r\n"
     )
@@ -55,14 +55,14 @@ fn compressed_batches_are_stored_as_plain_ones_are() {
     }
     chunked.extend_from_slice(b"0\r\n\r\n");
     assert_eq!(client.exchange(&chunked).status, 202);
-    settle(&world.server);
-    assert_eq!(world.postgres.stored(), 1004);
+    wait_for_drain(&test.server);
+    assert_eq!(test.postgres.stored(), 1004);
 }
 
 #[test]
-fn what_cannot_be_decompressed_is_refused_and_the_connection_goes_on() {
-    let world = World::start(&[("MAX_DECOMPRESSED_BYTES", "1000000")]);
-    let mut client = world.server.client();
+fn a_body_that_cannot_be_decompressed_is_rejected_and_the_connection_stays_usable() {
+    let test = TestServer::start(&[("MAX_DECOMPRESSED_BYTES", "1000000")]);
+    let mut client = test.server.client();
     let one = event("s", "m");
     let (gzipped, zstded) = (gzip(one.as_bytes()), zstd(one.as_bytes()));
     let garbage = [&gzipped[..], b"garbage"].concat();

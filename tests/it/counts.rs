@@ -1,19 +1,19 @@
-//! The counts per service and hour: compared with the events and put right, beside a running server.
+//! `counts check` and `counts repair`, beside a running server.
 
 use crate::harness::events::ids_of;
-use crate::harness::server::{Ended, run};
-use crate::harness::{Postgres, World, event, settle};
+use crate::harness::server::{ProgramOutput, run};
+use crate::harness::{Postgres, TestServer, event, wait_for_drain};
 
-fn counts(postgres: &Postgres, arguments: &[&str]) -> Ended {
+fn counts(postgres: &Postgres, arguments: &[&str]) -> ProgramOutput {
     run(&[("DATABASE_URL", &postgres.url()), ("LOG_LEVEL", "warn")], &[&["counts"], arguments].concat())
 }
 
 #[test]
-fn differences_are_told_with_exit_code_1_and_put_right() {
-    let World { server, postgres } = World::start(&[("DRAIN_INTERVAL", "50")]);
+fn counts_check_exits_with_1_on_differences_and_counts_repair_fixes_them() {
+    let TestServer { server, postgres } = TestServer::start(&[("DRAIN_INTERVAL", "50")]);
     let batch: Vec<String> = (0..100).map(|row| event(if row % 4 == 0 { "a" } else { "b" }, "m")).collect();
     ids_of(&server.client().post_ndjson(&batch));
-    settle(&server);
+    wait_for_drain(&server);
     let checked = counts(&postgres, &["check"]);
     assert_eq!(checked.code, Some(0), "{}", checked.stderr);
     assert!(checked.stdout.ends_with("hours compared, 0 counts differ\n"), "{}", checked.stdout);
@@ -28,7 +28,7 @@ fn differences_are_told_with_exit_code_1_and_put_right() {
 
     let repaired = counts(&postgres, &["repair"]);
     assert_eq!(repaired.code, Some(0), "{}", repaired.stderr);
-    assert!(repaired.stdout.ends_with(", 1 counts were put right\n"), "{}", repaired.stdout);
+    assert!(repaired.stdout.ends_with(", 1 counts repaired\n"), "{}", repaired.stdout);
     assert_eq!(counts(&postgres, &["check"]).code, Some(0));
     assert_eq!(postgres.value::<i64>("SELECT sum(count)::bigint FROM event_counts"), 100);
     assert_eq!(counts(&postgres, &[]).code, Some(2));

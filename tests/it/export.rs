@@ -1,4 +1,5 @@
-//! Exports: everything a query matches, streamed as NDJSON or CSV, whole or visibly not, in bounded memory.
+//! Exports: all matching events, streamed as NDJSON or CSV in bounded memory; an abort is
+//! detectable.
 
 use std::fs;
 use std::io::{Read, Write};
@@ -9,7 +10,7 @@ use aurore_events::event::Timestamp;
 
 use crate::harness::client::request;
 use crate::harness::events::{ids_of, list, text};
-use crate::harness::{Client, Reply, Server, World, event_at, now, settle, until};
+use crate::harness::{Client, Reply, Server, TestServer, event_at, now, until, wait_for_drain};
 
 const NDJSON: (&str, &str) = ("Accept", "application/x-ndjson");
 const CSV: (&str, &str) = ("Accept", "text/csv");
@@ -21,9 +22,9 @@ fn export(client: &mut Client, query: &str, headers: &[(&str, &str)]) -> Reply {
 }
 
 #[test]
-fn an_export_is_all_that_matches_in_either_form() {
-    let world = World::start(&[("DRAIN_INTERVAL", "50")]);
-    let mut client = world.server.client();
+fn an_export_contains_every_matching_event_in_either_form() {
+    let test = TestServer::start(&[("DRAIN_INTERVAL", "50")]);
+    let mut client = test.server.client();
     let base = now().micros() - 3_600_000_000;
     let batch: Vec<String> = (0..2_500)
         .map(|index| {
@@ -32,7 +33,7 @@ fn an_export_is_all_that_matches_in_either_form() {
         })
         .collect();
     ids_of(&client.post_ndjson(&batch));
-    settle(&world.server);
+    wait_for_drain(&test.server);
 
     let lines = |reply: &Reply| -> Vec<String> { reply.text().lines().map(str::to_owned).collect() };
     let whole = export(&mut client, "", &[NDJSON]);
@@ -40,7 +41,7 @@ fn an_export_is_all_that_matches_in_either_form() {
     assert_eq!(whole.header("transfer-encoding"), Some("chunked"));
     let newest_first = lines(&whole);
     assert_eq!(newest_first.len(), 2_500);
-    // Line for line what pages show.
+    // Each line equals the event of a page.
     let page = client.get_json("/events?limit=1000");
     let shown: Vec<String> =
         list(&page["events"]).iter().map(|event| sonic_rs::to_string(event).unwrap()).collect();
@@ -74,10 +75,10 @@ fn an_export_is_all_that_matches_in_either_form() {
             member("ingested_at")
         )
     );
-    other_clients(&mut client, &world.server, &whole.body);
+    other_clients(&mut client, &test.server, &whole.body);
 }
 
-/// Those that want less, those that ask wrongly, and those of HTTP/1.0.
+/// Exports with a limit, invalid exports, and exports over HTTP/1.0.
 fn other_clients(client: &mut Client, server: &Server, whole: &[u8]) {
     let gzipped = export(client, "", &[NDJSON, ("Accept-Encoding", "gzip")]);
     assert_eq!(gzipped.header("content-encoding"), Some("gzip"));
@@ -96,24 +97,24 @@ fn other_clients(client: &mut Client, server: &Server, whole: &[u8]) {
     assert_eq!(json.header("content-type"), Some("application/json"), "a browser sees a page");
 
     let mut old = TcpStream::connect(server.address()).expect("the server takes connections");
-    old.set_read_timeout(Some(Duration::from_secs(15))).expect("it is no zero");
+    old.set_read_timeout(Some(Duration::from_secs(15))).expect("it is not zero");
     old.write_all(b"GET /events HTTP/1.0\r\nAccept: application/x-ndjson\r\n\r\n").expect("the server reads");
     let mut all = Vec::new();
     old.read_to_end(&mut all).expect("the connection ends as it should");
     assert!(all.ends_with(whole));
 }
 
-/// Bytes of memory that the server has had at most.
-fn peak(server: &Server) -> u64 {
+/// The peak of the server's resident memory, in bytes.
+fn peak_memory(server: &Server) -> u64 {
     let status = fs::read_to_string(format!("/proc/{}/status", server.pid())).expect("it runs");
-    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).expect("Linux says so");
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).expect("Linux reports VmHWM");
     line.trim().trim_end_matches(" kB").parse::<u64>().expect("a number") * 1024
 }
 
-/// Asks for everything and reads the head of the answer alone.
-fn begin(server: &Server) -> TcpStream {
+/// Requests all events and reads only the head of the response.
+fn start_export(server: &Server) -> TcpStream {
     let mut stream = TcpStream::connect(server.address()).expect("the server takes connections");
-    stream.set_read_timeout(Some(Duration::from_secs(15))).expect("it is no zero");
+    stream.set_read_timeout(Some(Duration::from_secs(15))).expect("it is not zero");
     stream.write_all(&request("GET", "/events", &[NDJSON], b"")).expect("the server reads");
     let mut head = Vec::new();
     while !head.ends_with(b"\r\n\r\n") {
@@ -126,8 +127,8 @@ fn begin(server: &Server) -> TcpStream {
     stream
 }
 
-/// How many bytes follow, and the last of them.
-fn rest(stream: &mut TcpStream) -> (u64, Vec<u8>) {
+/// The number of bytes that follow, and the last of them.
+fn read_rest(stream: &mut TcpStream) -> (u64, Vec<u8>) {
     let (mut bytes, mut last, mut piece) = (0, Vec::new(), vec![0; 256 * 1024]);
     while let Ok(read @ 1..) = stream.read(&mut piece) {
         bytes += read as u64;
@@ -141,44 +142,44 @@ fn rest(stream: &mut TcpStream) -> (u64, Vec<u8>) {
 }
 
 #[test]
-fn a_large_export_takes_little_memory_holds_up_nobody_and_ends_visibly_when_it_breaks() {
+fn a_large_export_takes_bounded_memory_blocks_no_request_and_signals_an_abort() {
     const ROWS: u64 = 50_000;
     const MESSAGE_BYTES: u64 = 2_000;
     let settings = [("EXPORTS_MAX", "1"), ("CIRCUIT_BREAKER_TIMEOUT_MS", "100")];
-    let mut world = World::start(&settings);
-    world.postgres.execute(&format!(
+    let mut test = TestServer::start(&settings);
+    test.postgres.execute(&format!(
         "INSERT INTO events (event_id, timestamp, ingested_at, service, message) \
          SELECT (lpad(to_hex((extract(epoch FROM at) * 1000)::bigint), 12, '0') || lpad(to_hex(n), 20, '0'))::uuid, \
                 at, at, 's', repeat('m', {MESSAGE_BYTES}) \
          FROM (SELECT n, now() - n * interval '10 ms' AS at FROM generate_series(1, {ROWS}) n) made"
     ));
-    let mut client = world.server.client();
+    let mut client = test.server.client();
     client.get_json("/events?limit=10");
-    let before = peak(&world.server);
+    let before = peak_memory(&test.server);
 
-    // It is not read, and nothing else waits for it but another export.
-    let mut stream = begin(&world.server);
+    // The client does not read. Only other exports wait for it.
+    let mut stream = start_export(&test.server);
     let refused = export(&mut client, "", &[CSV]);
     assert_eq!(refused.status, 503);
     assert!(refused.header("retry-after").is_some());
     assert_eq!(list(&client.get_json("/events?limit=10")["events"]).len(), 10);
-    let (bytes, last) = rest(&mut stream);
+    let (bytes, last) = read_rest(&mut stream);
     assert_eq!(last, LAST);
     assert!(bytes > ROWS * MESSAGE_BYTES, "{bytes} bytes");
-    let grown = peak(&world.server).saturating_sub(before);
-    // A tenth of what was sent; what is held is some 2 MiB, and as much on the way from the database.
+    let grown = peak_memory(&test.server).saturating_sub(before);
+    // A tenth of the sent bytes; the server buffers some 2 MiB, and as much from the database.
     assert!(grown < bytes / 10, "an export of {bytes} bytes took {grown} bytes of memory");
 
-    // Who leaves gives the place back.
-    drop(begin(&world.server));
-    until("the place is free again", || export(&mut client, "limit=1", &[NDJSON]).status == 200);
+    // A disconnect releases the permit.
+    drop(start_export(&test.server));
+    until("the permit is free again", || export(&mut client, "limit=1", &[NDJSON]).status == 200);
 
-    // The database goes away in the middle of it.
-    let mut stream = begin(&world.server);
-    world.postgres.stop_immediate();
-    let (bytes, last) = rest(&mut stream);
+    // The database stops during the export.
+    let mut stream = start_export(&test.server);
+    test.postgres.stop_immediate();
+    let (bytes, last) = read_rest(&mut stream);
     assert!(bytes < ROWS * MESSAGE_BYTES, "{bytes} bytes");
     assert_ne!(last, LAST, "it must not look whole");
-    world.postgres.start_again();
+    test.postgres.restart();
     until("exports work again", || export(&mut client, "limit=1", &[NDJSON]).status == 200);
 }

@@ -1,5 +1,5 @@
-//! What is promised of pushed metrics: added up once, never lost at the level that was answered, never able to break
-//! the scrape.
+//! The guarantees for pushed metrics: each push counts once, none is lost at the acknowledged
+//! level, and none breaks the scrape.
 
 use std::io::Read;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex};
 use std::thread;
 
 use crate::harness::client::{JSON, request};
-use crate::harness::{Client, Reply, Server, World, until};
+use crate::harness::{Client, Reply, Server, TestServer, until};
 
 #[track_caller]
 fn push_with(client: &mut Client, headers: &[(&str, &str)], metrics: &str) -> Reply {
@@ -25,23 +25,23 @@ fn put(client: &mut Client, path: &str, body: &str) -> Reply {
     client.exchange(&request("PUT", &format!("/metrics/job/{path}"), &[], body.as_bytes()))
 }
 
-fn pushed(client: &mut Client) -> String {
+fn pushed_page(client: &mut Client) -> String {
     let reply = client.get("/metrics/pushed");
     assert_eq!(reply.status, 200);
     assert_eq!(reply.header("content-type"), Some("text/plain; version=0.0.4; charset=utf-8"));
     reply.text()
 }
 
-/// The value of a series as it stands on the page.
+/// The value of a series on the page.
 fn value(page: &str, series: &str) -> Option<f64> {
     let line = page.lines().find_map(|line| line.strip_prefix(series)?.strip_prefix(' '))?;
     line.parse().ok()
 }
 
 #[test]
-fn counters_add_up_gauges_keep_the_last_and_histograms_merge() {
-    let world = World::start(&[]);
-    let client = &mut world.server.client();
+fn counters_add_up_gauges_keep_the_last_value_and_histograms_merge() {
+    let test = TestServer::start(&[]);
+    let client = &mut test.server.client();
     let first = push(
         client,
         r#"{"name":"clicks_total","type":"counter","value":2,"labels":{"page":"/","empty":""},"help":"Clicks."},
@@ -60,7 +60,7 @@ fn counters_add_up_gauges_keep_the_last_and_histograms_merge() {
     );
     assert_eq!(second.status, 202, "{}", second.text());
     assert_eq!(
-        pushed(client),
+        pushed_page(client),
         "# HELP clicks_total Clicks.\n# TYPE clicks_total counter\nclicks_total{page=\"/\"} 6\n\
          # TYPE size histogram\nsize_bucket{le=\"1\"} 3\nsize_bucket{le=\"+Inf\"} 4\nsize_sum 8\nsize_count 4\n\
          # TYPE temp gauge\ntemp -1\n\
@@ -76,16 +76,16 @@ fn counters_add_up_gauges_keep_the_last_and_histograms_merge() {
     let open = open.text();
     assert!(open.contains("# TYPE clicks counter\nclicks_total{page=\"/\"} 6\n"), "{open}");
     assert!(open.contains("size_bucket{le=\"1.0\"} 3\n") && open.ends_with("# EOF\n"), "{open}");
-    // As Prometheus asks: it gets what keeps its histograms the series that they were.
+    // With the Accept header of Prometheus: histograms keep their series.
     let accept = "application/openmetrics-text;version=1.0.0,text/plain;version=0.0.4;q=0.5,*/*;q=0.1";
-    let text = client.exchange(&request("GET", "/metrics/pushed", &[("Accept", accept)], b""));
-    assert_eq!(text.header("content-type"), Some("text/plain; version=0.0.4; charset=utf-8"));
+    let prometheus = client.exchange(&request("GET", "/metrics/pushed", &[("Accept", accept)], b""));
+    assert_eq!(prometheus.header("content-type"), Some("text/plain; version=0.0.4; charset=utf-8"));
 }
 
 #[test]
-fn a_bad_metric_is_named_and_costs_no_other() {
-    let world = World::start(&[("CORS_ORIGINS", "https://app.example")]);
-    let client = &mut world.server.client();
+fn an_invalid_metric_is_reported_and_affects_no_other() {
+    let test = TestServer::start(&[("CORS_ORIGINS", "https://app.example")]);
+    let client = &mut test.server.client();
     let reply = push(
         client,
         r#"{"name":"good_total","type":"counter","value":1},
@@ -96,10 +96,10 @@ fn a_bad_metric_is_named_and_costs_no_other() {
            {"name":"push_time_seconds","type":"gauge","value":1},7"#,
     );
     assert_eq!(reply.status, 202);
-    let said = reply.text();
-    assert!(said.starts_with(r#"{"accepted":1,"rejected":6,"errors":["#), "{said}");
+    let reply_text = reply.text();
+    assert!(reply_text.starts_with(r#"{"accepted":1,"rejected":6,"errors":["#), "{reply_text}");
     for error in [
-        r#"{"index":1,"field":"type","detail":"metric good_total is a counter already and cannot be a gauge"}"#,
+        r#"{"index":1,"field":"type","detail":"metric good_total is already a counter and cannot be a gauge"}"#,
         r#"{"index":2,"field":"colour","detail":"is not a field of a metric"}"#,
         r#"{"index":2,"field":"name","detail":"must begin with"#,
         r#"{"index":2,"field":"value","detail":"of a counter must not be negative"#,
@@ -108,10 +108,10 @@ fn a_bad_metric_is_named_and_costs_no_other() {
         r#"{"index":3,"field":"labels.__x","detail":"is reserved"}"#,
         r#"{"index":3,"field":"labels.n","detail":"must be a string"}"#,
         r#"{"index":4,"field":"name","detail":"buffer_size is a metric of this server itself"}"#,
-        r#"{"index":5,"field":"name","detail":"push_time_seconds is a metric that each group"#,
+        r#"{"index":5,"field":"name","detail":"push_time_seconds is a metric that the server adds"#,
         r#"{"index":6,"field":"metrics","detail":"a metric must be an object"}"#,
     ] {
-        assert!(said.contains(error), "{error} in {said}");
+        assert!(reply_text.contains(error), "{error} in {reply_text}");
     }
     let bad = push(client, r#"{"name":"x"}"#);
     assert_eq!((bad.status, bad.header("content-type")), (400, Some("application/problem+json")));
@@ -126,7 +126,7 @@ fn a_bad_metric_is_named_and_costs_no_other() {
             client.exchange(&request("POST", "/metrics/push", &[("Content-Type", JSON)], body.as_bytes()));
         assert_eq!(reply.status, status, "{body}: {}", reply.text());
     }
-    // What a page sends without asking first: sendBeacon's text, or no type at all.
+    // Content types that a web page may send without a preflight: text/plain (sendBeacon), or none.
     let counter = r#"{"name":"beacon_total","type":"counter","value":1}"#;
     for headers in
         [&[("Content-Type", "text/plain;charset=UTF-8"), ("Origin", "https://app.example")][..], &[]]
@@ -143,15 +143,15 @@ fn a_bad_metric_is_named_and_costs_no_other() {
         (preflight.status, preflight.header("access-control-allow-methods")),
         (204, Some("POST, OPTIONS"))
     );
-    assert_eq!(value(&pushed(client), "beacon_total"), Some(2.0));
+    assert_eq!(value(&pushed_page(client), "beacon_total"), Some(2.0));
 }
 
 #[test]
-fn nobody_pushes_what_is_ours_and_every_name_of_ours_is_known() {
-    let world = World::start(&[("PUSHGATEWAY_URL", "http://127.0.0.1:9")]);
-    let client = &mut world.server.client();
-    until("business figures are known", || world.server.metrics().contains("business_events_total"));
-    let page = world.server.metrics();
+fn pushes_to_the_servers_own_metric_names_are_rejected() {
+    let test = TestServer::start(&[("PUSHGATEWAY_URL", "http://127.0.0.1:9")]);
+    let client = &mut test.server.client();
+    until("business metrics are known", || test.server.metrics().contains("business_events_total"));
+    let page = test.server.metrics();
     let names: Vec<&str> = page
         .lines()
         .filter_map(|line| line.strip_prefix("# TYPE "))
@@ -166,39 +166,44 @@ fn nobody_pushes_what_is_ours_and_every_name_of_ours_is_known() {
 }
 
 #[test]
-fn a_key_counts_once_also_after_a_kill() {
-    let mut world = World::start(&[("DURABILITY", "written")]);
+fn an_idempotency_key_counts_once_across_a_kill() {
+    let mut test = TestServer::start(&[("DURABILITY", "written")]);
     let keyed = [("Content-Type", JSON), ("Idempotency-Key", "k1")];
     let counter = r#"{"name":"c_total","type":"counter","value":5},{"name":"9","type":"gauge"}"#;
     for nth in 0..2 {
-        let reply = push_with(&mut world.server.client(), &keyed, counter);
+        let reply = push_with(&mut test.server.client(), &keyed, counter);
         assert_eq!((reply.status, reply.header("durability")), (202, Some("written")));
         assert!(reply.text().starts_with(r#"{"accepted":1,"rejected":1,"#));
         assert_eq!(reply.text().contains("repeated"), nth == 1);
     }
-    world.server.kill();
-    world.server.start_again();
-    let client = &mut world.server.client();
+    test.server.kill();
+    test.server.restart();
+    let client = &mut test.server.client();
     assert_eq!(push_with(client, &keyed, counter).status, 202);
-    assert_eq!(value(&pushed(client), "c_total"), Some(5.0));
+    assert_eq!(value(&pushed_page(client), "c_total"), Some(5.0));
     let other = [("Content-Type", JSON), ("Idempotency-Key", "k2")];
     assert_eq!(push_with(client, &other, counter).status, 202);
-    assert_eq!(value(&pushed(client), "c_total"), Some(10.0));
-    assert_eq!(world.server.metric("gateway_duplicate_pushes_total"), 1);
+    assert_eq!(value(&pushed_page(client), "c_total"), Some(10.0));
+    assert_eq!(test.server.metric("gateway_duplicate_pushes_total"), 1);
 }
 
 fn spawn<T: Send + 'static>(body: impl FnOnce() -> T + Send + 'static) -> thread::JoinHandle<T> {
     thread::Builder::new().spawn(body).expect("a thread starts")
 }
 
-/// Increments that were answered, and how many more were sent without an answer.
-struct Counted {
+/// Acknowledged increments, and increments that were sent without a response.
+struct IncrementCounts {
     answered: AtomicU64,
     sent: AtomicU64,
 }
 
-/// Sends increments over a connection of its own, again with the same key when there was no answer.
-fn increment(address: &Mutex<std::net::SocketAddr>, connection: usize, count: usize, counted: &Counted) {
+/// Sends increments over one connection, and repeats one with the same key if it got no response.
+fn increment(
+    address: &Mutex<std::net::SocketAddr>,
+    connection: usize,
+    count: usize,
+    counted: &IncrementCounts,
+) {
     let mut client: Option<Client> = None;
     for nth in 0..count {
         let body = format!(
@@ -211,12 +216,12 @@ fn increment(address: &Mutex<std::net::SocketAddr>, connection: usize, count: us
         counted.sent.fetch_add(1, Ordering::Relaxed);
         loop {
             if client.is_none() {
-                let at = *address.lock().expect("nobody panics with it");
+                let at = *address.lock().expect("no thread panics while it holds the lock");
                 client = Client::try_connect(at).ok();
             }
             match client.as_mut().map(|client| client.try_exchange(&bytes)) {
                 Some(Ok(reply)) if reply.status == 202 => break,
-                // Starting, or stopping.
+                // The server is starting or stopping.
                 Some(Ok(reply)) if reply.status == 503 => thread::yield_now(),
                 Some(Ok(reply)) => panic!("{}: {}", reply.status, reply.text()),
                 Some(Err(_)) | None => {
@@ -234,9 +239,9 @@ fn increments_from_sixteen_connections_add_up_across_a_kill() {
     const CONNECTIONS: usize = 16;
     // 100,000 in all.
     let each = 6250;
-    let mut world = World::start(&[]);
-    let address = Arc::new(Mutex::new(world.server.address()));
-    let counted = Arc::new(Counted { answered: AtomicU64::new(0), sent: AtomicU64::new(0) });
+    let mut test = TestServer::start(&[]);
+    let address = Arc::new(Mutex::new(test.server.address()));
+    let counted = Arc::new(IncrementCounts { answered: AtomicU64::new(0), sent: AtomicU64::new(0) });
     let threads: Vec<_> = (0..CONNECTIONS)
         .map(|connection| {
             let (address, counted) = (address.clone(), counted.clone());
@@ -244,14 +249,14 @@ fn increments_from_sixteen_connections_add_up_across_a_kill() {
         })
         .collect();
     let half = (CONNECTIONS * each / 2) as u64;
-    until("half of them are in", || counted.answered.load(Ordering::Relaxed) >= half);
-    world.server.kill();
-    world.server.start_again();
-    *address.lock().expect("nobody panics with it") = world.server.address();
+    until("half of them are acknowledged", || counted.answered.load(Ordering::Relaxed) >= half);
+    test.server.kill();
+    test.server.restart();
+    *address.lock().expect("no thread panics while it holds the lock") = test.server.address();
     for thread in threads {
         thread.join().expect("every increment was answered");
     }
-    let page = pushed(&mut world.server.client());
+    let page = pushed_page(&mut test.server.client());
     let sum: f64 = (0..4).filter_map(|nth| value(&page, &format!("hits_total{{c=\"{nth}\"}}"))).sum();
     #[expect(clippy::cast_precision_loss, reason = "a few thousand")]
     let wanted = (CONNECTIONS * each) as f64;
@@ -259,16 +264,16 @@ fn increments_from_sixteen_connections_add_up_across_a_kill() {
 }
 
 #[test]
-fn groups_and_series_outlive_a_kill_and_what_was_deleted_stays_away() {
-    let mut world = World::start(&[("DURABILITY", "synced")]);
-    let client = &mut world.server.client();
+fn groups_and_series_survive_a_kill_and_deleted_ones_stay_deleted() {
+    let mut test = TestServer::start(&[("DURABILITY", "synced")]);
+    let client = &mut test.server.client();
     assert_eq!(put(client, "a/instance/i", "# HELP m M.\n# TYPE m counter\nm{x=\"\\\"\"} 7\n").status, 200);
     assert_eq!(put(client, "gone", "n 1\n").status, 200);
     assert_eq!(client.exchange(&request("DELETE", "/metrics/job/gone", &[], b"")).status, 202);
     assert_eq!(put(client, "failed", "n 1 5\n").status, 400);
     let metrics = r#"{"name":"s_total","type":"counter","value":1,"labels":{"a":"1"}},{"name":"s_total","type":"counter","value":1,"labels":{"a":"2"}}"#;
     assert_eq!(push(client, metrics).status, 202);
-    // What is refused has changed nothing.
+    // A rejected push changes nothing.
     for (method, path) in [("DELETE", "/metrics/pushed?name=s_total&a=2"), ("PUT", "/api/v1/admin/wipe")] {
         let refused = client.exchange(&request(method, path, &[("Durability", "eternal")], b""));
         assert_eq!(refused.status, 400, "{path}: {}", refused.text());
@@ -276,20 +281,20 @@ fn groups_and_series_outlive_a_kill_and_what_was_deleted_stays_away() {
     let removed = client.exchange(&request("DELETE", "/metrics/pushed?name=s_total&a=2", &[], b""));
     assert_eq!((removed.status, removed.text().as_str()), (200, r#"{"deleted":1}"#));
     assert_eq!(client.exchange(&request("DELETE", "/metrics/pushed", &[], b"")).status, 400);
-    let before = pushed(client);
+    let before = pushed_page(client);
     assert!(before.contains("m{instance=\"i\",job=\"a\",x=\"\\\"\"} 7\n"), "{before}");
     assert!(before.contains("s_total{a=\"1\"} 1\n") && !before.contains("s_total{a=\"2\"}"), "{before}");
     assert!(before.contains("push_time_seconds{instance=\"\",job=\"failed\"} 0\n"), "{before}");
-    world.server.kill();
-    world.server.start_again();
-    assert_eq!(pushed(&mut world.server.client()), before);
-    // A stop and a start as well.
-    world.server.stop();
-    world.server.start_again();
-    assert_eq!(pushed(&mut world.server.client()), before);
+    test.server.kill();
+    test.server.restart();
+    assert_eq!(pushed_page(&mut test.server.client()), before);
+    // Also across a graceful stop.
+    test.server.stop();
+    test.server.restart();
+    assert_eq!(pushed_page(&mut test.server.client()), before);
 }
 
-/// The bytes of the newest log of the gateway.
+/// The newest log file of the gateway.
 fn log_of(server: &Server) -> std::path::PathBuf {
     let directory = server.data_dir().join("gateway");
     let names = std::fs::read_dir(&directory).expect("there is a directory");
@@ -300,39 +305,39 @@ fn log_of(server: &Server) -> std::path::PathBuf {
 }
 
 #[test]
-fn a_flipped_byte_is_noticed_and_costs_no_more_than_what_it_hits() {
-    let mut world = World::start(&[("DURABILITY", "written")]);
+fn a_flipped_byte_in_the_log_loses_only_the_record_it_hits() {
+    let mut test = TestServer::start(&[("DURABILITY", "written")]);
     for nth in 0..3 {
-        assert_eq!(put(&mut world.server.client(), &format!("j{nth}"), "m 1\n").status, 200);
+        assert_eq!(put(&mut test.server.client(), &format!("j{nth}"), "m 1\n").status, 200);
     }
-    world.server.kill();
-    let path = log_of(&world.server);
+    test.server.kill();
+    let path = log_of(&test.server);
     let mut bytes = std::fs::read(&path).expect("the log can be read");
-    // Within the second of three records that are alike.
+    // Within the second of three equal records.
     let at = 36 + (bytes.len() - 36) / 2;
     bytes[at] ^= 0x40;
     std::fs::write(&path, &bytes).expect("the log can be written");
-    world.server.start_again();
-    let page = pushed(&mut world.server.client());
+    test.server.restart();
+    let page = pushed_page(&mut test.server.client());
     let left: Vec<bool> =
         (0..3).map(|nth| page.contains(&format!("m{{instance=\"\",job=\"j{nth}\"}} 1"))).collect();
     assert_eq!(left, [true, false, true], "{page}");
-    assert_eq!(world.server.metric("gateway_corrupt_ranges_total"), 1);
-    assert!(world.server.log().contains("is damaged"), "{}", world.server.log());
+    assert_eq!(test.server.metric("gateway_corrupt_ranges_total"), 1);
+    assert!(test.server.log().contains("is corrupt"), "{}", test.server.log());
     assert!(path.with_extension("damaged").exists());
-    // A snapshot of what is left takes the place of the damaged log.
-    until("a snapshot is written", || world.server.metric("gateway_snapshots_total") == 1);
+    // A snapshot of the rest replaces the damaged log.
+    until("a snapshot is written", || test.server.metric("gateway_snapshots_total") == 1);
     assert!(!path.exists());
-    world.server.stop();
-    world.server.start_again();
-    assert_eq!(pushed(&mut world.server.client()), page);
-    assert_eq!(world.server.metric("gateway_corrupt_ranges_total"), 0);
+    test.server.stop();
+    test.server.restart();
+    assert_eq!(pushed_page(&mut test.server.client()), page);
+    assert_eq!(test.server.metric("gateway_corrupt_ranges_total"), 0);
 }
 
 #[test]
-fn too_many_series_are_refused_with_the_reason_and_what_is_there_goes_on() {
-    let world = World::start(&[("PUSHED_SERIES_MAX", "10"), ("DURABILITY", "memory")]);
-    let client = &mut world.server.client();
+fn series_beyond_the_limit_are_rejected_and_existing_ones_still_update() {
+    let test = TestServer::start(&[("PUSHED_SERIES_MAX", "10"), ("DURABILITY", "memory")]);
+    let client = &mut test.server.client();
     let metric = |nth: usize| {
         format!("{{\"name\":\"m\",\"type\":\"gauge\",\"value\":{nth},\"labels\":{{\"n\":\"{nth}\"}}}}")
     };
@@ -342,23 +347,23 @@ fn too_many_series_are_refused_with_the_reason_and_what_is_there_goes_on() {
     assert!(reply.text().contains("there would be more than 10 series; see PUSHED_SERIES_MAX"));
     assert_eq!(put(client, "a", "x 1\n").status, 400);
     assert_eq!(push(client, &metric(3)).status, 202, "a series that is there may be pushed");
-    assert_eq!(world.server.metric("gateway_series"), 10);
+    assert_eq!(test.server.metric("gateway_series"), 10);
     assert_eq!(
         client.exchange(&request("DELETE", "/metrics/pushed?name=m", &[], b"")).text(),
         r#"{"deleted":10}"#
     );
-    assert_eq!(put(client, "a", "x 1\n").status, 200, "there is room again");
+    assert_eq!(put(client, "a", "x 1\n").status, 200, "capacity is free again");
 }
 
 #[test]
-fn what_is_not_pushed_again_goes_and_groups_stay() {
-    let world = World::start(&[("PUSHED_TTL", "400ms")]);
-    let client = &mut world.server.client();
+fn summed_series_expire_and_groups_stay() {
+    let test = TestServer::start(&[("PUSHED_TTL", "400ms")]);
+    let client = &mut test.server.client();
     assert_eq!(put(client, "a", "x 1\n").status, 200);
     assert_eq!(push(client, r#"{"name":"m","type":"gauge","value":1}"#).status, 202);
-    until("the series is gone", || !pushed(&mut world.server.client()).contains("\nm 1"));
-    assert!(pushed(client).contains("x{instance=\"\",job=\"a\"} 1"));
-    assert_eq!(world.server.metric("gateway_expired_total"), 1);
+    until("the series is gone", || !pushed_page(&mut test.server.client()).contains("\nm 1"));
+    assert!(pushed_page(client).contains("x{instance=\"\",job=\"a\"} 1"));
+    assert_eq!(test.server.metric("gateway_expired_total"), 1);
     assert_eq!(
         push(client, r#"{"name":"m","type":"counter","value":1}"#).status,
         202,
@@ -367,15 +372,15 @@ fn what_is_not_pushed_again_goes_and_groups_stay() {
 }
 
 #[test]
-fn a_scrape_beside_pushes_sees_each_group_whole() {
-    let world = World::start(&[]);
-    let address = world.server.address();
+fn a_scrape_during_pushes_sees_each_group_whole() {
+    let test = TestServer::start(&[]);
+    let address = test.server.address();
     let stop = Arc::new(AtomicU64::new(0));
-    let told = stop.clone();
+    let stop_requested = stop.clone();
     let pusher = spawn(move || {
         let mut client = Client::connect(address);
         let mut nth = 0_u64;
-        while told.load(Ordering::Relaxed) == 0 {
+        while stop_requested.load(Ordering::Relaxed) == 0 {
             nth += 1;
             let lines: Vec<String> = (0..200).map(|family| format!("family_{family:03} {nth}")).collect();
             let body = lines.join("\n") + "\n";
@@ -383,10 +388,10 @@ fn a_scrape_beside_pushes_sees_each_group_whole() {
         }
         nth
     });
-    let mut client = world.server.client();
+    let mut client = test.server.client();
     let mut seen = 0;
     while seen < 40 {
-        let page = pushed(&mut client);
+        let page = pushed_page(&mut client);
         let values: Vec<&str> = page
             .lines()
             .filter(|line| line.starts_with("family_"))
@@ -401,13 +406,13 @@ fn a_scrape_beside_pushes_sees_each_group_whole() {
 }
 
 #[test]
-fn a_long_page_is_streamed_and_whole() {
+fn a_large_page_is_streamed_whole() {
     let long: Vec<String> =
         (0..6_000).map(|nth| format!("long_family{{nth=\"{nth:060}\"}} {nth}\n")).collect();
     let long = long.concat();
     for engine in ["guarded", "minihttp"] {
-        let world = World::start(&[("HTTP_ENGINE", engine)]);
-        let mut client = world.server.client();
+        let test = TestServer::start(&[("HTTP_ENGINE", engine)]);
+        let mut client = test.server.client();
         assert_eq!(put(&mut client, "long", &long).status, 200);
         let plain = client.get("/metrics/pushed");
         let chunked = (engine == "guarded").then_some("chunked");
@@ -429,13 +434,13 @@ fn a_long_page_is_streamed_and_whole() {
             client.send(&request("HEAD", "/metrics/pushed", &[], b""));
             assert_eq!(client.head_reply().status, 200);
         }
-        assert_eq!(pushed(&mut client), page, "the connection goes on");
+        assert_eq!(pushed_page(&mut client), page, "the connection stays usable");
     }
 }
 
 #[test]
-fn scopes_decide_who_pushes_who_scrapes_and_who_deletes() {
-    let tokens = crate::harness::temp::TempDir::new();
+fn scopes_authorize_pushes_scrapes_and_deletes() {
+    let tokens = crate::harness::temp::temp_dir();
     let file = tokens.path().join("tokens");
     let create = |name: &str, scopes: &str, services: &[&str]| {
         let mut arguments = vec!["token", "create", "--name", name, "--scopes", scopes];
@@ -454,8 +459,8 @@ fn scopes_decide_who_pushes_who_scrapes_and_who_deletes() {
     ];
     let lines = made.iter().map(|(_, line)| line.as_str()).collect::<Vec<_>>().join("\n") + "\n";
     std::fs::write(&file, lines).expect("a file can be written");
-    let world = World::start(&[("AUTH_TOKENS_FILE", &file.display().to_string())]);
-    let mut client = world.server.client();
+    let test = TestServer::start(&[("AUTH_TOKENS_FILE", &file.display().to_string())]);
+    let mut client = test.server.client();
     let mut ask = |token: usize, method: &str, path: &str, body: &str| {
         let bearer = format!("Bearer {}", made[token].0);
         client

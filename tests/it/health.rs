@@ -1,12 +1,12 @@
-//! What the server says of itself.
+//! Health, readiness and metrics in JSON.
 
 use sonic_rs::{JsonContainerTrait, JsonValueTrait, Value};
 
 use crate::harness::client::request;
 use crate::harness::events::{id_of, ids_of};
-use crate::harness::{World, event, settle, until};
+use crate::harness::{TestServer, event, until, wait_for_drain};
 
-/// The names of the buffer, the writer, the database and the ledger. Dashboards and alerts rely on them.
+/// Metric names that dashboards and alerts depend on.
 const NAMES: &[&str] = &[
     "buffer_size",
     "buffer_capacity",
@@ -29,12 +29,12 @@ const NAMES: &[&str] = &[
 ];
 
 #[test]
-fn the_server_reports_on_itself() {
-    let world = World::start(&[("DRAIN_INTERVAL", "50")]);
-    let mut client = world.server.client();
+fn health_and_metrics_routes_report_the_servers_state() {
+    let test = TestServer::start(&[("DRAIN_INTERVAL", "50")]);
+    let mut client = test.server.client();
     id_of(&client.post_json(event("s", "m")));
     ids_of(&client.post_ndjson(&vec![event("s", "m"); 9]));
-    settle(&world.server);
+    wait_for_drain(&test.server);
 
     for path in ["/live", "/ready", "/health"] {
         assert_eq!(client.get(path).status, 200, "{path}");
@@ -56,15 +56,15 @@ fn the_server_reports_on_itself() {
     for name in
         ["events_enqueued_total", "events_processed_total", "events_received_total", "events_stored_total"]
     {
-        assert_eq!(world.server.metric(name), 10, "{name}");
+        assert_eq!(test.server.metric(name), 10, "{name}");
     }
-    assert_eq!(world.server.metric("buffer_capacity"), 50_000, "the default");
-    assert_eq!(world.server.metric("buffer_health_status"), 2);
-    assert_eq!(world.server.metric("database_connection_status"), 1);
+    assert_eq!(test.server.metric("buffer_capacity"), 50_000, "the default");
+    assert_eq!(test.server.metric("buffer_health_status"), 2);
+    assert_eq!(test.server.metric("database_connection_status"), 1);
 
-    // JSON unless text is preferred.
+    // JSON, unless `Accept` prefers text.
     let json = client.get_json("/metrics");
-    let figures = json.to_string();
+    let rendered = json.to_string();
     for name in [
         "totalEnqueued",
         "totalDropped",
@@ -75,7 +75,7 @@ fn the_server_reports_on_itself() {
         "totalInsertTimeMs",
         "averageBatchProcessingTimeMs",
     ] {
-        assert!(figures.contains(&format!("\"{name}\"")), "{name} is not in {figures}");
+        assert!(rendered.contains(&format!("\"{name}\"")), "{name} is not in {rendered}");
     }
     for (accept, is_text) in [
         ("application/json", false),
@@ -91,7 +91,8 @@ fn the_server_reports_on_itself() {
     }
 }
 
-/// Every name in a document, with the objects it is in: `checks.buffer`. What is under a service's name is left out.
+/// Every member of a document with its path, such as `checks.buffer`, without members below a
+/// service name.
 fn members(value: &Value, within: &str, names: &mut Vec<String>) {
     for (name, value) in value.as_object().into_iter().flat_map(|object| object.iter()) {
         let path = if within.is_empty() { name.to_owned() } else { format!("{within}.{name}") };
@@ -106,13 +107,13 @@ fn members(value: &Value, within: &str, names: &mut Vec<String>) {
 }
 
 #[test]
-fn every_member_of_every_answer_is_documented() {
+fn every_json_member_of_health_and_metrics_is_documented() {
     let documented = include_str!("../../docs/observability.md");
-    let world = World::start(&[("DRAIN_INTERVAL", "50")]);
-    let mut client = world.server.client();
+    let test = TestServer::start(&[("DRAIN_INTERVAL", "50")]);
+    let mut client = test.server.client();
     id_of(&client.post_json(event("s", "m")));
-    settle(&world.server);
-    until("business figures are known", || {
+    wait_for_drain(&test.server);
+    until("business metrics are known", || {
         client.get_json("/health/business")["total_events"].as_u64() == Some(1)
     });
     let mut unknown = Vec::new();
@@ -143,24 +144,24 @@ fn every_member_of_every_answer_is_documented() {
 }
 
 #[test]
-fn readiness_needs_the_database_or_room() {
-    let mut world = World::start(&[
+fn readiness_requires_the_database_or_free_capacity() {
+    let mut test = TestServer::start(&[
         ("BUFFER_MAX_SIZE", "20"),
         ("SPILL_MAX_BYTES", "0"),
         ("CIRCUIT_BREAKER_TIMEOUT_MS", "100"),
         ("DRAIN_INTERVAL", "50"),
     ]);
-    let mut client = world.server.client();
-    world.postgres.stop_fast();
-    until("the database is known to be away", || world.server.metric("database_connection_status") == 0);
+    let mut client = test.server.client();
+    test.postgres.stop_fast();
+    until("the outage is detected", || test.server.metric("database_connection_status") == 0);
     assert_eq!(client.get("/ready").status, 200, "there is room");
     ids_of(&client.post_ndjson(&vec![event("s", "m"); 20]));
     until("it is not ready", || client.get("/ready").status == 503);
-    assert!(!client.get("/ready").body.is_empty(), "it says why");
+    assert!(!client.get("/ready").body.is_empty(), "the body has the reasons");
     assert_eq!(client.get("/live").status, 200);
-    assert_eq!(world.server.metric("buffer_health_status"), 0);
-    world.postgres.start_again();
+    assert_eq!(test.server.metric("buffer_health_status"), 0);
+    test.postgres.restart();
     until("it is ready", || client.get("/ready").status == 200);
-    settle(&world.server);
-    assert_eq!(world.postgres.stored(), 20);
+    wait_for_drain(&test.server);
+    assert_eq!(test.postgres.stored(), 20);
 }

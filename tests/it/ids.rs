@@ -1,10 +1,10 @@
-//! The server's ids: they begin with the event's time, and a key makes the same event the same id.
+//! Event ids: they begin with the event's timestamp, and the same key gives the same id.
 
 use aurore_events::event::{EventId, Timestamp};
 
 use crate::harness::client::{JSON, NDJSON, request};
 use crate::harness::events::{id_of, ids_of, keyed};
-use crate::harness::{World, event_at, now, settle};
+use crate::harness::{TestServer, event_at, now, wait_for_drain};
 
 #[track_caller]
 fn check(id: &str, time: Timestamp, version: char) {
@@ -15,8 +15,8 @@ fn check(id: &str, time: Timestamp, version: char) {
 }
 
 #[test]
-fn an_id_begins_with_the_events_time_and_a_key_makes_it_repeatable() {
-    let mut world = World::start(&[]);
+fn ids_begin_with_the_event_time_and_keyed_ids_are_deterministic() {
+    let mut test = TestServer::start(&[]);
     let time = Timestamp::from_micros(now().micros() - 3_600_000_000);
     let with_header = |key: &str, kind: &str, body: &str| {
         request("POST", "/events", &[("Content-Type", kind), ("Idempotency-Key", key)], body.as_bytes())
@@ -24,16 +24,16 @@ fn an_id_begins_with_the_events_time_and_a_key_makes_it_repeatable() {
     let pair = [event_at(time, "s", "one"), event_at(time, "s", "two")];
     let array = format!("[{}]", pair.join(","));
 
-    let mut client = world.server.client();
+    let mut client = test.server.client();
     let plain = id_of(&client.post_json(&pair[0]));
     check(&plain, time, '7');
     let again = id_of(&client.post_json(&pair[0]));
-    assert_ne!(plain, again, "without a key the same event may happen twice");
+    assert_ne!(plain, again, "without a key the same event may be stored twice");
 
     let first = id_of(&client.post_json(keyed(time, "s", "k")));
     check(&first, time, '8');
     assert_eq!(id_of(&client.post_json(keyed(time, "s", "k"))), first);
-    // The same key of another service, of another time, and another key: other events.
+    // The same key with another service or time, and another key, give other ids.
     let other_time = Timestamp::from_micros(time.micros() + 1_000);
     for other in [keyed(time, "t", "k"), keyed(other_time, "s", "k"), keyed(time, "s", "l")] {
         assert_ne!(id_of(&client.post_json(other)), first);
@@ -43,7 +43,7 @@ fn an_id_begins_with_the_events_time_and_a_key_makes_it_repeatable() {
         ids_of(&client.post_ndjson(&[keyed(time, "s", "b"), keyed(time, "s", "c"), keyed(time, "s", "b")]));
     assert_eq!(ids[0], ids[2]);
     assert_ne!(ids[0], ids[1]);
-    // By the header, for a whole request: the key and the index.
+    // By the header, for a whole request: key and index.
     let by_header = id_of(&client.exchange(&with_header("h", JSON, &pair[0])));
     check(&by_header, time, '8');
     assert_eq!(id_of(&client.exchange(&with_header("h", JSON, &pair[0]))), by_header);
@@ -53,18 +53,18 @@ fn an_id_begins_with_the_events_time_and_a_key_makes_it_repeatable() {
     assert_eq!(ids_of(&client.exchange(&with_header("hb", NDJSON, &pair.join("\n")))), batch);
 
     // plain 2; keyed 1 and 3 others; batch 2; header 1 and 2. Sent again: 1, 1, 1, 2.
-    settle(&world.server);
-    assert_eq!(world.postgres.stored(), 11);
-    assert_eq!(world.server.metric("events_stored_total"), 11);
-    assert_eq!(world.server.metric("events_duplicate_total"), 5);
+    wait_for_drain(&test.server);
+    assert_eq!(test.postgres.stored(), 11);
+    assert_eq!(test.server.metric("events_stored_total"), 11);
+    assert_eq!(test.server.metric("events_duplicate_total"), 5);
 
-    // A server that knows nothing of the first one's life comes to the same ids, and stores nothing again.
-    world.server.stop();
-    world.server.start_again();
-    let mut client = world.server.client();
+    // A new server without state computes the same ids, and stores no duplicate.
+    test.server.stop();
+    test.server.restart();
+    let mut client = test.server.client();
     assert_eq!(id_of(&client.post_json(keyed(time, "s", "k"))), first);
     assert_eq!(ids_of(&client.exchange(&with_header("hb", JSON, &array))), batch);
-    settle(&world.server);
-    assert_eq!(world.postgres.stored(), 11);
-    assert_eq!(world.server.metric("events_duplicate_total"), 3);
+    wait_for_drain(&test.server);
+    assert_eq!(test.postgres.stored(), 11);
+    assert_eq!(test.server.metric("events_duplicate_total"), 3);
 }

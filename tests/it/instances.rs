@@ -1,48 +1,48 @@
-//! Several servers on one database: they share its tables, and none is in another's way.
+//! Several servers on one database.
 
-use crate::harness::producer::{Manner, Tally};
+use crate::harness::producer::{LoadProfile, ProducerRecord};
 use crate::harness::server::run;
-use crate::harness::{Postgres, Producer, Server, judge, settle, until};
+use crate::harness::{Postgres, Producer, Server, check_stored, until, wait_for_drain};
 
-/// Small batches, so that the servers meet at the same counts again and again.
+/// Small batches, so that the servers often update the same rows of counts.
 const SETTINGS: &[(&str, &str)] = &[
     ("DURABILITY", "written"),
     ("DRAIN_INTERVAL", "20"),
     ("BATCH_SIZE", "50"),
     ("CIRCUIT_BREAKER_TIMEOUT_MS", "100"),
 ];
-const MANNER: Manner = Manner { batch: 10, ..Manner::STEADY };
+const PROFILE: LoadProfile = LoadProfile { batch: 10, ..LoadProfile::STEADY };
 
 fn load(servers: &[Server]) -> Vec<Producer> {
-    servers.iter().map(|server| Producer::start_as(server.address(), MANNER)).collect()
+    servers.iter().map(|server| Producer::start_with_profile(server.address(), PROFILE)).collect()
 }
 
 #[track_caller]
-fn stop(producers: Vec<Producer>, tally: &mut Tally) {
+fn stop(producers: Vec<Producer>, record: &mut ProducerRecord) {
     for producer in producers {
-        tally.merge(producer.stop());
+        record.merge(producer.stop());
     }
 }
 
 #[test]
-fn three_servers_store_all_of_it_once_though_one_is_killed() {
+fn three_servers_store_every_event_once_though_one_is_killed() {
     let postgres = Postgres::start();
-    let mut servers: Vec<Server> = (0..3).map(|_| Server::on(&postgres, SETTINGS)).collect();
-    let mut tally = Tally::default();
+    let mut servers: Vec<Server> = (0..3).map(|_| Server::start_on(&postgres, SETTINGS)).collect();
+    let mut record = ProducerRecord::default();
     let producers = load(&servers);
     until("all are under load", || producers.iter().all(|producer| producer.acknowledged() > 500));
     servers[1].kill();
     let others = |producer: &Producer| producer.acknowledged();
     let (first, third) = (others(&producers[0]), others(&producers[2]));
     until("the others go on", || others(&producers[0]) > first + 500 && others(&producers[2]) > third + 500);
-    stop(producers, &mut tally);
-    // What it had acknowledged waits in its journal; the others do not touch it.
-    servers[1].start_again();
+    stop(producers, &mut record);
+    // Its acknowledged events wait in its journal, which the others do not read.
+    servers[1].restart();
     let producers = load(&servers);
     until("all are under load again", || producers.iter().all(|producer| producer.acknowledged() > 500));
-    stop(producers, &mut tally);
-    servers.iter().for_each(settle);
-    judge(&tally, &postgres);
+    stop(producers, &mut record);
+    servers.iter().for_each(wait_for_drain);
+    check_stored(&record, &postgres);
     assert_eq!(postgres.dead(), 0);
 
     let counted: i64 = postgres.value("SELECT sum(count)::bigint FROM event_counts");
@@ -52,7 +52,7 @@ fn three_servers_store_all_of_it_once_though_one_is_killed() {
     let deadlocks: i64 =
         postgres.value("SELECT deadlocks FROM pg_stat_database WHERE datname = current_database()");
     assert_eq!(deadlocks, 0, "all lock the counts in the same order");
-    // Of the two that were not killed, the ledger is that of all their lives.
+    // The ledgers of the two servers that were not killed are complete.
     for server in [&servers[0], &servers[2]] {
         assert_eq!(server.metric("events_duplicate_total") + server.metric("events_dead_total"), 0);
     }

@@ -1,34 +1,36 @@
-//! The promises of the server, a file each, tried on the real binary and a private PostgreSQL.
+//! Integration tests: the guarantees of the server, one file each, with the real binary and a
+//! private PostgreSQL.
 //!
-//! Every test has its own cluster, server and data directory, so they may all run at once. They wait for
-//! conditions, never for a time, and end on their own: a killed test takes its processes with it.
+//! Each test has its own cluster, server and data directory, so all tests may run in parallel.
+//! Tests wait for conditions, never for a fixed time. The processes of a killed test end with it.
 
 #[path = "../harness/mod.rs"]
 mod harness;
 
 mod access;
-mod answers;
 mod backpressure;
 mod compression;
 mod counts;
-mod dead;
+mod dead_letters;
 mod durability;
-mod edge;
 mod engines;
+mod error_classes;
 mod export;
 mod gateway;
 mod health;
+mod http;
 mod ids;
 mod instances;
+mod layers;
 mod logs;
 mod metrics;
-mod observe;
+mod monitoring;
 mod outage;
 mod pushgateway;
 mod queries;
+mod responses;
 mod retention;
 mod shutdown;
 mod spill;
-mod start;
+mod startup;
 mod validation;
-mod verdicts;

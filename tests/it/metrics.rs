@@ -1,4 +1,4 @@
-//! The names, types and labels of the metrics, and what business figures say.
+//! The names, types and labels of the metrics, and the values of the business metrics.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -8,13 +8,13 @@ use sonic_rs::JsonValueTrait;
 
 use crate::harness::client::request;
 use crate::harness::events::{ids_of, list};
-use crate::harness::{World, event, settle, until};
+use crate::harness::{TestServer, event, until, wait_for_drain};
 
 const GOLDEN: &str = include_str!("golden/metrics.txt");
 
-/// Reads the text format: what each metric's type and labels are. Panics on what the format does not allow.
+/// Parses the text format: type and labels of each metric. Panics on invalid input.
 #[track_caller]
-fn described(page: &str) -> BTreeMap<String, (String, BTreeSet<String>)> {
+fn parse_metrics(page: &str) -> BTreeMap<String, (String, BTreeSet<String>)> {
     let mut types = BTreeMap::new();
     let (mut helped, mut series) = (BTreeSet::new(), BTreeSet::new());
     for line in page.lines() {
@@ -49,13 +49,13 @@ fn described(page: &str) -> BTreeMap<String, (String, BTreeSet<String>)> {
 }
 
 #[test]
-fn every_metric_has_the_name_the_type_and_the_labels_that_dashboards_rely_on() {
-    let world = World::start(&[("DRAIN_INTERVAL", "50")]);
-    let mut client = world.server.client();
+fn every_metric_has_the_name_type_and_labels_of_the_golden_file() {
+    let test = TestServer::start(&[("DRAIN_INTERVAL", "50")]);
+    let mut client = test.server.client();
     ids_of(&client.post_ndjson(&vec![event("s", "m"); 3]));
-    settle(&world.server);
-    until("business figures are known", || world.server.metrics().contains("business_events_by_service"));
-    let found = described(&world.server.metrics());
+    wait_for_drain(&test.server);
+    until("business metrics are known", || test.server.metrics().contains("business_events_by_service"));
+    let found = parse_metrics(&test.server.metrics());
     for line in GOLDEN.lines().filter(|line| !line.starts_with('#')) {
         let mut words = line.split(' ');
         let (name, kind) = (words.next().unwrap_or_default(), words.next().unwrap_or_default());
@@ -64,7 +64,7 @@ fn every_metric_has_the_name_the_type_and_the_labels_that_dashboards_rely_on() {
         assert_eq!(found.get(name), Some(&(kind.to_owned(), labels)), "{name}");
     }
 
-    // The same figures as OpenMetrics, for those who ask for it first.
+    // The same metrics as OpenMetrics, if `Accept` prefers it.
     let wanted = [("Accept", "application/openmetrics-text;version=1.0.0,text/plain;q=0.5")];
     let reply = client.exchange(&request("GET", "/metrics", &wanted, b""));
     assert!(
@@ -76,13 +76,13 @@ fn every_metric_has_the_name_the_type_and_the_labels_that_dashboards_rely_on() {
 }
 
 #[test]
-fn business_figures_are_those_of_the_table_and_a_scrape_does_not_ask_for_them() {
-    let mut world = World::start(&[("DRAIN_INTERVAL", "50")]);
-    let mut client = world.server.client();
+fn business_metrics_match_the_table_and_a_scrape_runs_no_query() {
+    let mut test = TestServer::start(&[("DRAIN_INTERVAL", "50")]);
+    let mut client = test.server.client();
     ids_of(&client.post_ndjson(&vec![event("a", "m"); 7]));
     ids_of(&client.post_ndjson(&vec![event("other", "m"); 2]));
-    settle(&world.server);
-    until("business figures are known", || {
+    wait_for_drain(&test.server);
+    until("business metrics are known", || {
         client.get_json("/health/business")["total_events"].as_u64() == Some(9)
     });
     let health = client.get_json("/health/business");
@@ -95,14 +95,14 @@ fn business_figures_are_those_of_the_table_and_a_scrape_does_not_ask_for_them() 
     }
     assert!((health["average_events_per_minute"].as_f64().unwrap_or_default() - 0.15).abs() < 1e-9);
     assert!(!list(&health["events_per_hour"]).is_empty(), "{health}");
-    assert_eq!(world.server.metric("business_events_total"), 9);
+    assert_eq!(test.server.metric("business_events_total"), 9);
 
-    // Without a database the figures stay, and the page comes as quickly.
-    world.postgres.stop_fast();
+    // Without a database the values stay, and a scrape is as fast.
+    test.postgres.stop_fast();
     let clock = Clock::system();
     let started = clock.now();
     for _ in 0..100 {
-        assert_eq!(world.server.metric("business_events_total"), 9);
+        assert_eq!(test.server.metric("business_events_total"), 9);
     }
     let took = clock.now().since(started);
     assert!(took < Duration::from_secs(2), "100 scrapes took {took:?}");

@@ -1,5 +1,5 @@
-//! Beside the real Pushgateway: the same requests to both, their answers, and what a real Prometheus then holds of each,
-//! series by series. And its real clients, and the way from one to the other and back.
+//! Compatibility with the real Pushgateway: the same requests to both, their responses, and the
+//! series that a real Prometheus stores of each. Also official clients, and the migration.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
@@ -13,9 +13,9 @@ use sonic_rs::{JsonContainerTrait, JsonValueTrait, Value};
 use crate::harness::client::request;
 use crate::harness::events::{list, text};
 use crate::harness::postgres::free_port;
-use crate::harness::temp::TempDir;
-use crate::harness::{Client, Server, World, until};
-use crate::observe::Program;
+use crate::harness::temp::temp_dir;
+use crate::harness::{Client, Server, TestServer, until};
+use crate::monitoring::Program;
 
 const PROTOBUF: &str =
     "application/vnd.google.protobuf; proto=io.prometheus.client.MetricFamily; encoding=delimited";
@@ -31,8 +31,8 @@ fn start_pushgateway(directory: &Path) -> Program {
     )
 }
 
-/// Prometheus, scraping both twice a second; `source` tells them apart.
-fn start_prometheus(directory: &Path, ours: SocketAddr, theirs: SocketAddr) -> Program {
+/// Prometheus, which scrapes both twice a second with the label `source`.
+fn start_prometheus(directory: &Path, local: SocketAddr, reference: SocketAddr) -> Program {
     let job = |source: &str, path: &str, address: SocketAddr| {
         format!(
             "  - job_name: {source}\n    honor_labels: true\n    metrics_path: {path}\n    static_configs:\n      \
@@ -41,17 +41,17 @@ fn start_prometheus(directory: &Path, ours: SocketAddr, theirs: SocketAddr) -> P
     };
     let config = format!(
         "global: {{scrape_interval: 500ms}}\nscrape_configs:\n{}{}",
-        job("ours", "/metrics/pushed", ours),
-        job("theirs", "/metrics", theirs)
+        job("ours", "/metrics/pushed", local),
+        job("theirs", "/metrics", reference)
     );
     fs::write(directory.join("prometheus.yml"), config).expect("a file can be written");
     let arguments = ["--config.file=prometheus.yml", "--storage.tsdb.path=prometheus"];
     Program::start("prometheus", directory, &[], &arguments, "/-/ready")
 }
 
-/// What Prometheus holds of one source: series by their labels. When a push or a failure was is not the same for both:
-/// only whether it ever was.
-fn held(prometheus: &Program, source: &str) -> BTreeMap<String, String> {
+/// The series of one source in Prometheus, by labels. Times of pushes and failures differ, so only
+/// whether they are zero is compared.
+fn series_of(prometheus: &Program, source: &str) -> BTreeMap<String, String> {
     let path = format!("/api/v1/query?query=%7Bsource%3D%22{source}%22%2Cjob%3D~%22case.*%22%7D");
     let result = list(&prometheus.ask(&path)["data"]["result"]);
     let series = result.iter().map(|series| {
@@ -70,7 +70,7 @@ fn held(prometheus: &Program, source: &str) -> BTreeMap<String, String> {
     series.collect()
 }
 
-/// A message field of protobuf, for short messages.
+/// A message field of protobuf; for short messages.
 fn field(number: u8, bytes: &[u8]) -> Vec<u8> {
     [&[number << 3 | 2, u8::try_from(bytes.len()).expect("a short message")], bytes].concat()
 }
@@ -79,7 +79,7 @@ fn double(number: u8, value: f64) -> Vec<u8> {
     [&[number << 3 | 1][..], &value.to_le_bytes()].concat()
 }
 
-/// A counter of protobuf's form.
+/// A metric family in protobuf.
 fn protobuf(name: &str, kind: u8, metric: &[u8]) -> Vec<u8> {
     let family =
         [field(1, name.as_bytes()), field(2, b"help"), vec![3 << 3, kind], field(4, metric)].concat();
@@ -188,57 +188,61 @@ fn send(client: &mut Client, step: &Step) -> (u16, String) {
 }
 
 #[test]
-fn a_prometheus_holds_the_same_of_us_as_of_the_real_pushgateway() {
-    let (world, directory) = (World::start(&[]), TempDir::new());
-    let theirs = start_pushgateway(directory.path());
-    let prometheus = start_prometheus(directory.path(), world.server.address(), theirs.address);
+fn prometheus_stores_the_same_series_from_this_server_as_from_pushgateway() {
+    let (test, directory) = (TestServer::start(&[]), temp_dir());
+    let reference = start_pushgateway(directory.path());
+    let prometheus = start_prometheus(directory.path(), test.server.address(), reference.address);
     let cases = cases();
     assert!(cases.len() >= 60, "only {} cases", cases.len());
-    let (mut our_client, mut their_client) = (world.server.client(), Client::connect(theirs.address));
+    let (mut local_client, mut reference_client) = (test.server.client(), Client::connect(reference.address));
     let mut differ = String::new();
     let mut requests = 0;
     for (name, steps) in &cases {
         for step in steps {
             requests += 1;
-            let (ours, theirs) = (send(&mut our_client, step), send(&mut their_client, step));
-            if ours.0 != theirs.0 {
-                writeln!(differ, "{name}: {} {}: ours {ours:?}, theirs {theirs:?}", step.method, step.path)
-                    .expect("it fits");
+            let (local, reference) = (send(&mut local_client, step), send(&mut reference_client, step));
+            if local.0 != reference.0 {
+                writeln!(
+                    differ,
+                    "{name}: {} {}: ours {local:?}, theirs {reference:?}",
+                    step.method, step.path
+                )
+                .expect("it fits");
             }
         }
     }
     assert!(differ.is_empty(), "other answers:\n{differ}");
-    // The last of the pushes, to know that all of them have been scraped.
+    // The last push: once it is scraped, all are.
     let last = Step {
         method: "PUT".into(),
         path: "/metrics/job/case_last".into(),
         kind: None,
         body: b"last 1\n".to_vec(),
     };
-    assert_eq!((send(&mut our_client, &last).0, send(&mut their_client, &last).0), (200, 200));
-    let (mut ours, mut theirs) = (BTreeMap::new(), BTreeMap::new());
+    assert_eq!((send(&mut local_client, &last).0, send(&mut reference_client, &last).0), (200, 200));
+    let (mut local, mut reference) = (BTreeMap::new(), BTreeMap::new());
     until("Prometheus has scraped both", || {
-        (ours, theirs) = (held(&prometheus, "ours"), held(&prometheus, "theirs"));
-        [&ours, &theirs].iter().all(|held| held.keys().any(|series| series.contains("\"last\"")))
+        (local, reference) = (series_of(&prometheus, "ours"), series_of(&prometheus, "theirs"));
+        [&local, &reference].iter().all(|stored| stored.keys().any(|series| series.contains("\"last\"")))
     });
-    // A series whose name stood in an earlier scrape may linger for one more.
+    // A deleted series may stay for one more scrape.
     let mut differences = BTreeSet::new();
-    for (series, value) in &ours {
-        if theirs.get(series) != Some(value) {
-            differences.insert(format!("{series}: ours {value}, theirs {:?}", theirs.get(series)));
+    for (series, value) in &local {
+        if reference.get(series) != Some(value) {
+            differences.insert(format!("{series}: ours {value}, theirs {:?}", reference.get(series)));
         }
     }
     differences.extend(
-        theirs
+        reference
             .keys()
-            .filter(|series| !ours.contains_key(*series))
+            .filter(|series| !local.contains_key(*series))
             .map(|series| format!("{series}: only theirs")),
     );
-    assert!(differences.is_empty(), "of {} series differ: {differences:#?}", theirs.len());
-    println!("{} cases, {requests} requests, {} series: no difference", cases.len(), ours.len());
+    assert!(differences.is_empty(), "of {} series differ: {differences:#?}", reference.len());
+    println!("{} cases, {requests} requests, {} series: no difference", cases.len(), local.len());
 }
 
-/// What both list of a group, but for times.
+/// The listing of a group, without times.
 fn listed(address: SocketAddr, job: &str) -> Value {
     let mut client = Client::connect(address);
     let all = list(&client.get_json("/api/v1/metrics")["data"]);
@@ -248,12 +252,12 @@ fn listed(address: SocketAddr, job: &str) -> Value {
 }
 
 #[test]
-fn the_listing_has_the_shape_of_pushgateways() {
-    let (world, directory) = (World::start(&[]), TempDir::new());
-    let theirs = start_pushgateway(directory.path());
+fn the_api_listing_has_the_shape_of_pushgateways() {
+    let (test, directory) = (TestServer::start(&[]), temp_dir());
+    let reference = start_pushgateway(directory.path());
     let body = "# HELP a A.\n# TYPE a counter\na{x=\"1\"} 1234567\n# TYPE h histogram\nh_bucket{le=\"0.5\"} 1\nh_bucket{le=\"+Inf\"} 2\nh_sum 3\nh_count 2\n# TYPE s summary\ns{quantile=\"0.5\"} 1e-7\ns_sum 3\ns_count 2\n";
     let mut found = Vec::new();
-    for address in [world.server.address(), theirs.address] {
+    for address in [test.server.address(), reference.address] {
         let mut client = Client::connect(address);
         assert_eq!(
             client.exchange(&request("PUT", "/metrics/job/j/instance/i", &[], body.as_bytes())).status,
@@ -287,7 +291,7 @@ fn the_listing_has_the_shape_of_pushgateways() {
     assert_eq!(found[0], found[1]);
 }
 
-/// JSON with its members in the order of their names.
+/// JSON with sorted members.
 fn sorted(value: &Value) -> String {
     if let Some(object) = value.as_object() {
         let members: BTreeMap<&str, String> =
@@ -339,7 +343,7 @@ const gateway = new client.Pushgateway(process.argv[2], {}, registry);
 })().catch((error) => { console.error(error); process.exit(1); });
 ";
 
-/// Runs a script of a client library against a gateway.
+/// Runs a script with a client library against a gateway.
 #[track_caller]
 fn run_client(
     program: &str,
@@ -355,14 +359,14 @@ fn run_client(
         .envs(environment.iter().copied())
         .output()
         .unwrap_or_else(|error| panic!("{program}: {error}"));
-    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    let errors = String::from_utf8_lossy(&output.stderr).into_owned();
     assert!(
         output.status.success(),
-        "{program}: {said}; on Debian: apt-get install python3-prometheus-client"
+        "{program}: {errors}; on Debian: apt-get install python3-prometheus-client"
     );
 }
 
-/// The lines that were pushed, sorted; without times, which are not the same for both.
+/// The pushed lines, sorted, without times.
 fn pushed_lines(page: &str) -> BTreeSet<String> {
     let timed = |line: &str| line.starts_with("push_") || line.contains("_created{");
     let pushed = page.lines().filter(|line| line.contains("job=\"case") && !timed(line));
@@ -370,13 +374,13 @@ fn pushed_lines(page: &str) -> BTreeSet<String> {
 }
 
 #[test]
-fn the_real_clients_push_to_us_as_to_pushgateway() {
-    let (world, directory) = (World::start(&[]), TempDir::new());
-    let theirs = start_pushgateway(directory.path());
+fn official_clients_push_to_this_server_as_to_pushgateway() {
+    let (test, directory) = (TestServer::start(&[]), temp_dir());
+    let reference = start_pushgateway(directory.path());
     let (python, node) = (directory.path().join("push.py"), directory.path().join("push.js"));
     fs::write(&python, PYTHON).expect("a file can be written");
     fs::write(&node, NODE).expect("a file can be written");
-    // Beside the program under test, where scripts/test puts it.
+    // In the target directory, where scripts/test installs it.
     let modules = Path::new(env!("CARGO_BIN_EXE_aurore-events"))
         .ancestors()
         .nth(2)
@@ -389,7 +393,7 @@ fn the_real_clients_push_to_us_as_to_pushgateway() {
             modules.display()
         );
     }
-    for address in [world.server.address(), theirs.address] {
+    for address in [test.server.address(), reference.address] {
         run_client("/usr/bin/python3", &[], &python, &address.to_string(), &[]);
         if has_node {
             run_client("node", &[], &node, &format!("http://{address}"), &[("NODE_PATH", &modules)]);
@@ -407,13 +411,13 @@ fn the_real_clients_push_to_us_as_to_pushgateway() {
                 .success()
         );
     }
-    let ours = pushed_lines(&world.server.client().get("/metrics/pushed").text());
-    let theirs = pushed_lines(&Client::connect(theirs.address).get("/metrics").text());
-    assert!(ours.len() >= 30, "{ours:#?}");
-    assert_eq!(ours, theirs);
+    let local = pushed_lines(&test.server.client().get("/metrics/pushed").text());
+    let reference = pushed_lines(&Client::connect(reference.address).get("/metrics").text());
+    assert!(local.len() >= 30, "{local:#?}");
+    assert_eq!(local, reference);
 }
 
-/// `aurore-events gateway compare`: how it ended, and what it said.
+/// Runs `aurore-events gateway compare`: exit code and output.
 fn compare(server: &Server, pushgateway: SocketAddr) -> (Option<i32>, String) {
     let output = Command::new(env!("CARGO_BIN_EXE_aurore-events"))
         .args(["gateway", "compare", "--pushgateway", &format!("http://{pushgateway}")])
@@ -424,8 +428,8 @@ fn compare(server: &Server, pushgateway: SocketAddr) -> (Option<i32>, String) {
 }
 
 #[test]
-fn a_site_moves_over_in_four_phases_and_could_go_back() {
-    let directory = TempDir::new();
+fn a_site_migrates_from_pushgateway_in_four_phases() {
+    let directory = temp_dir();
     let address = SocketAddr::from(([127, 0, 0, 1], free_port()));
     let start = || {
         Program::start_at(
@@ -442,57 +446,57 @@ fn a_site_moves_over_in_four_phases_and_could_go_back() {
         let reply = Client::connect(to).exchange(&request(method, path, &[], body.as_bytes()));
         assert!((200..300).contains(&reply.status), "{}", reply.text());
     };
-    // Phase 1: Pushgateway as ever; ours runs beside it, and is told of it.
+    // Phase 1: clients use Pushgateway; this server runs beside it with its address.
     push(address, "PUT", "/metrics/job/nightly", "rows 1\n");
     let url = format!("http://{address}");
-    let mut world = World::start(&[("PUSHGATEWAY_URL", &url)]);
-    let ours = world.server.address();
-    let (code, said) = compare(&world.server, address);
-    assert_eq!(code, Some(1), "{said}");
-    assert!(said.contains("rows{job=\"nightly\"}  here: none  pushgateway: 1"), "{said}");
+    let mut test = TestServer::start(&[("PUSHGATEWAY_URL", &url)]);
+    let local = test.server.address();
+    let (code, errors) = compare(&test.server, address);
+    assert_eq!(code, Some(1), "{errors}");
+    assert!(errors.contains("rows{job=\"nightly\"}  here: none  pushgateway: 1"), "{errors}");
 
-    // Phase 2: clients push to ours, which forwards; Prometheus still scrapes Pushgateway.
-    push(ours, "PUT", "/metrics/job/nightly", "rows 2\n");
-    push(ours, "POST", "/metrics/job/nightly/part/a%20b", "rows 3\n");
-    push(ours, "PUT", "/metrics/job/gone", "x 1\n");
-    push(ours, "DELETE", "/metrics/job/gone", "");
+    // Phase 2: clients push to this server, which forwards; Prometheus still scrapes Pushgateway.
+    push(local, "PUT", "/metrics/job/nightly", "rows 2\n");
+    push(local, "POST", "/metrics/job/nightly/part/a%20b", "rows 3\n");
+    push(local, "PUT", "/metrics/job/gone", "x 1\n");
+    push(local, "DELETE", "/metrics/job/gone", "");
     let sums = r#"{"metrics":[{"name":"clicks_total","type":"counter","value":2,"labels":{"page":"/a"}},{"name":"took_seconds","type":"histogram","value":0.3}]}"#;
-    let mut client = world.server.client();
+    let mut client = test.server.client();
     let post = |client: &mut Client| {
         let json = [("Content-Type", "application/json")];
         assert_eq!(client.exchange(&request("POST", "/metrics/push", &json, sums.as_bytes())).status, 202);
     };
     post(&mut client);
     post(&mut client);
-    until("all of it is forwarded", || world.server.metric("gateway_forward_sent_total") >= 8);
-    assert_eq!(compare(&world.server, address), (Some(0), "no series differs\n".to_owned()));
+    until("every push is forwarded", || test.server.metric("gateway_forward_sent_total") >= 8);
+    assert_eq!(compare(&test.server, address), (Some(0), "no series differs\n".to_owned()));
 
-    // Pushgateway is away for a while: what is pushed waits, and gets there.
+    // Pushgateway is down for a while: pushes wait and are forwarded later.
     drop(pushgateway);
-    push(ours, "PUT", "/metrics/job/nightly", "rows 5\n");
-    until("a try has failed", || world.server.metric("gateway_forward_retries_total") > 0);
+    push(local, "PUT", "/metrics/job/nightly", "rows 5\n");
+    until("an attempt has failed", || test.server.metric("gateway_forward_retries_total") > 0);
     let pushgateway = start();
-    until("it was sent", || world.server.metric("gateway_forward_sent_total") >= 9);
-    // It kept nothing itself, so that only what was pushed since is there.
-    let (code, said) = compare(&world.server, address);
-    assert!(code == Some(1) && said.contains("clicks_total"), "{said}");
-    assert!(!said.contains("rows{job=\"nightly\"}"), "{said}");
+    until("the pushes are forwarded", || test.server.metric("gateway_forward_sent_total") >= 9);
+    // It has no persistence, so it has only the later pushes.
+    let (code, errors) = compare(&test.server, address);
+    assert!(code == Some(1) && errors.contains("clicks_total"), "{errors}");
+    assert!(!errors.contains("rows{job=\"nightly\"}"), "{errors}");
     post(&mut client);
-    push(ours, "POST", "/metrics/job/nightly/part/a%20b", "rows 3\n");
-    until("it was sent", || world.server.metric("gateway_forward_sent_total") >= 12);
-    assert_eq!(compare(&world.server, address).0, Some(0));
-    // Phase 3 is Prometheus' to take: it scrapes ours. The way back from here is its configuration alone, since
-    // Pushgateway has the same.
+    push(local, "POST", "/metrics/job/nightly/part/a%20b", "rows 3\n");
+    until("the pushes are forwarded", || test.server.metric("gateway_forward_sent_total") >= 12);
+    assert_eq!(compare(&test.server, address).0, Some(0));
+    // Phase 3: Prometheus scrapes this server. The way back is its configuration alone, since
+    // Pushgateway has the same series.
     let mismatched =
-        || world.server.client().get("/metrics/prometheus").text().contains("gateway_mismatched_series 0");
-    until("the figure says so too", mismatched);
+        || test.server.client().get("/metrics/prometheus").text().contains("gateway_mismatched_series 0");
+    until("the metric agrees", mismatched);
 
-    // Phase 4: Pushgateway goes, and with it the setting.
+    // Phase 4: Pushgateway and the setting are removed.
     drop(pushgateway);
-    let alone = &mut world.server;
+    let alone = &mut test.server;
     alone.stop();
     alone.set("PUSHGATEWAY_URL", "");
-    alone.start_again();
+    alone.restart();
     let page = alone.client().get("/metrics/pushed").text();
     assert!(page.contains("rows{instance=\"\",job=\"nightly\"} 5\n"), "{page}");
     assert!(page.contains("clicks_total{page=\"/a\"} 6\n"), "{page}");

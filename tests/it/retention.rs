@@ -1,4 +1,5 @@
-//! Events past their time go: on schedule, on command, counted, and without disturbing what stays.
+//! Retention: expired events are deleted on schedule and on command, counted, and other events
+//! stay.
 
 use std::fs;
 
@@ -7,30 +8,30 @@ use sonic_rs::JsonValueTrait;
 
 use crate::harness::events::ids_of;
 use crate::harness::server::run;
-use crate::harness::{Postgres, Server, World, event_at, now, settle, until};
+use crate::harness::{Postgres, Server, TestServer, event_at, now, until, wait_for_drain};
 
 const DAY_MICROS: i64 = 86_400_000_000;
 
-fn back(days: i64) -> Timestamp {
+fn days_ago(days: i64) -> Timestamp {
     Timestamp::from_micros(now().micros() - days * DAY_MICROS + 60_000_000)
 }
 
 /// Stores ten events of today and of each of the last days, on a server that keeps them.
 fn fill(server: &Server, days: i64) {
     let batch: Vec<String> =
-        (0..=days).flat_map(|day| (0..10).map(move |_| event_at(back(day), "s", "m"))).collect();
+        (0..=days).flat_map(|day| (0..10).map(move |_| event_at(days_ago(day), "s", "m"))).collect();
     ids_of(&server.client().post_ndjson(&batch));
-    settle(server);
+    wait_for_drain(server);
 }
 
-/// Rows, and rows as the counts have them.
+/// The number of rows, and their number by the counts.
 fn rows(postgres: &Postgres) -> (i64, i64) {
     (postgres.stored(), postgres.value("SELECT coalesce(sum(count), 0)::bigint FROM event_counts"))
 }
 
 #[test]
-fn the_command_removes_what_is_too_old_and_a_dry_run_only_says_so() {
-    let World { server, postgres } = World::start(&[("RETENTION_DAYS", "30")]);
+fn retention_run_deletes_expired_events_and_a_dry_run_only_reports_them() {
+    let TestServer { server, postgres } = TestServer::start(&[("RETENTION_DAYS", "30")]);
     fill(&server, 6);
     assert_eq!(rows(&postgres), (70, 70));
     let url = postgres.url();
@@ -39,12 +40,12 @@ fn the_command_removes_what_is_too_old_and_a_dry_run_only_says_so() {
     let ended = run(&settings, &["retention", "run", "--dry-run"]);
     assert_eq!(ended.code, Some(0), "{}", ended.stderr);
     assert!(ended.stdout.contains("events before "), "{}", ended.stdout);
-    let told: i64 = ended
+    let reported: i64 = ended
         .stdout
         .lines()
         .filter_map(|line| line.strip_suffix(" events")?.rsplit(' ').next()?.parse::<i64>().ok())
         .sum();
-    assert_eq!((told, rows(&postgres)), (30, (70, 70)), "{}", ended.stdout);
+    assert_eq!((reported, rows(&postgres)), (30, (70, 70)), "{}", ended.stdout);
 
     let ended = run(&settings, &["retention", "run"]);
     assert_eq!(ended.code, Some(0), "{}", ended.stderr);
@@ -54,7 +55,7 @@ fn the_command_removes_what_is_too_old_and_a_dry_run_only_says_so() {
          WHERE error IS NULL AND finished_at IS NOT NULL",
     );
     assert_eq!(removed, 30);
-    // What a query counts is what it finds.
+    // The total of a query equals the events it returns.
     let page = server.client().get_json("/events?from=0&to=4102444800000&limit=1000");
     assert_eq!(page["page"]["total"].as_i64(), Some(40));
     assert_eq!(run(&settings, &["retention", "run"]).code, Some(0), "there is nothing to do");
@@ -62,38 +63,38 @@ fn the_command_removes_what_is_too_old_and_a_dry_run_only_says_so() {
 }
 
 #[test]
-fn the_server_removes_on_schedule_and_outages_do_not_end_it() {
+fn scheduled_sweeps_delete_expired_events_and_survive_outages() {
     let settings = [
         ("RETENTION_DAYS", "3"),
         ("RETENTION_CRON_SCHEDULE", "* * * * * *"),
         ("CIRCUIT_BREAKER_TIMEOUT_MS", "100"),
         ("DRAIN_INTERVAL", "50"),
     ];
-    let mut world = World::start(&settings);
-    until("a sweep has run", || world.server.metric("retention_runs_total") > 0);
-    world.postgres.stop_fast();
-    until("a sweep has failed", || world.server.metric("retention_failures_total") > 0);
-    world.postgres.start_again();
-    // Too old for the edge of the server, they come by another way.
-    world.postgres.execute(
+    let mut test = TestServer::start(&settings);
+    until("a sweep has run", || test.server.metric("retention_runs_total") > 0);
+    test.postgres.stop_fast();
+    until("a sweep has failed", || test.server.metric("retention_failures_total") > 0);
+    test.postgres.restart();
+    // Too old for the validation of the server, so they are inserted by SQL.
+    test.postgres.execute(
         "INSERT INTO events (event_id, timestamp, ingested_at, service, message) \
          SELECT (lpad(to_hex((extract(epoch FROM t) * 1000)::bigint), 12, '0') || '70008000000000000000')::uuid, \
                 t, t, 's', 'm' \
          FROM generate_series(now() - interval '9 days', now() - interval '4 days', interval '1 hour') t",
     );
-    world.postgres.execute(
+    test.postgres.execute(
         "INSERT INTO event_counts SELECT service, date_trunc('hour', timestamp, 'UTC'), count(*) FROM events GROUP BY 1, 2",
     );
-    ids_of(&world.server.client().post_ndjson(&[event_at(now(), "s", "stays")]));
-    settle(&world.server);
-    until("the old ones are gone", || rows(&world.postgres) == (1, 1));
-    assert_eq!(world.server.metric("retention_events_deleted_total"), 121);
-    assert!(world.server.metric("retention_last_run_timestamp_seconds") > 1_700_000_000);
-    world.server.stop();
+    ids_of(&test.server.client().post_ndjson(&[event_at(now(), "s", "stays")]));
+    wait_for_drain(&test.server);
+    until("the old ones are gone", || rows(&test.postgres) == (1, 1));
+    assert_eq!(test.server.metric("retention_events_deleted_total"), 121);
+    assert!(test.server.metric("retention_last_run_timestamp_seconds") > 1_700_000_000);
+    test.server.stop();
 }
 
 #[test]
-fn the_command_works_beside_a_server_that_keeps_its_own_cluster() {
+fn retention_run_works_beside_a_server_with_an_embedded_cluster() {
     let server = Server::start(&[]);
     fill(&server, 2);
     let data = fs::canonicalize(server.data_dir()).unwrap();

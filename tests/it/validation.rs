@@ -1,16 +1,16 @@
-//! What is an event and what is not: each rule at its bound, one past it and at zero; and nothing is accepted
-//! that PostgreSQL would refuse.
+//! Validation of events: each rule at its limit, one past it and at zero. No event is accepted that
+//! PostgreSQL would reject.
 
 use aurore_events::event::Timestamp;
 use sonic_rs::JsonValueTrait;
 
 use crate::harness::events::{id_of, list, text};
-use crate::harness::{Client, World, event, now, settle};
+use crate::harness::{Client, TestServer, event, now, wait_for_drain};
 
 const DAY_MICROS: i64 = 86_400_000_000;
 
-/// An event of now with these members besides or instead; a value of `-` leaves the member out.
-fn with(changes: &[(&str, &str)]) -> String {
+/// A current event with these members added or replaced; the value `-` removes a member.
+fn event_with(changes: &[(&str, &str)]) -> String {
     let time = format!("\"{}\"", now());
     let mut members = vec![("timestamp", time.as_str()), ("service", "\"s\""), ("message", "\"m\"")];
     for change in changes {
@@ -27,15 +27,15 @@ fn with(changes: &[(&str, &str)]) -> String {
 
 #[track_caller]
 fn accepts(client: &mut Client, changes: &[(&str, &str)]) {
-    let body = with(changes);
+    let body = event_with(changes);
     let reply = client.post_json(&body);
     assert_eq!(reply.status, 202, "{body:.300}: {}", reply.text());
 }
 
-/// Refused, with the field named.
+/// Asserts a rejection that names the field.
 #[track_caller]
 fn refuses(client: &mut Client, field: &str, value: &str) {
-    let body = with(&[(field, value)]);
+    let body = event_with(&[(field, value)]);
     let reply = client.post_json(&body);
     assert_eq!(reply.status, 400, "{body:.300}: {}", reply.text());
     let errors = list(&reply.json()["errors"]);
@@ -53,22 +53,22 @@ fn nested(depth: usize) -> String {
 }
 
 #[test]
-fn each_field_is_bound_by_its_rule() {
-    let world = World::start(&[]);
-    let client = &mut world.server.client();
+fn each_field_is_validated_at_its_bounds() {
+    let test = TestServer::start(&[]);
+    let client = &mut test.server.client();
     times(client);
     texts(client);
     metadata(client);
     others(client);
-    settle(&world.server);
-    assert_eq!(world.postgres.dead(), 0, "what is accepted can be stored");
+    wait_for_drain(&test.server);
+    assert_eq!(test.postgres.dead(), 0, "accepted metadata can be stored");
 }
 
 fn times(client: &mut Client) {
     let later = |micros: i64| Timestamp::from_micros(now().micros() + micros);
     let quoted_later = |micros: i64| quoted(&later(micros).to_string());
 
-    // The window: 30 days back, 300,000 ms ahead. The clock goes on meanwhile.
+    // The limits: 30 days back, 300,000 ms ahead. The clock advances during the test.
     accepts(client, &[("timestamp", &quoted_later(-30 * DAY_MICROS + 10_000_000))]);
     refuses(client, "timestamp", &quoted_later(-30 * DAY_MICROS - 1));
     accepts(client, &[("timestamp", &quoted_later(300_000_000))]);
@@ -87,7 +87,7 @@ fn times(client: &mut Client) {
     ] {
         accepts(client, &[("timestamp", &quoted(&form))]);
     }
-    // The same moment elsewhere.
+    // The same time with other offsets.
     let east = later(19_800_000_000).to_string();
     accepts(client, &[("timestamp", &quoted(&format!("{}+05:30", &east[..19])))]);
 
@@ -126,7 +126,7 @@ fn texts(client: &mut Client) {
         accepts(client, &[(field, &quoted(&"x".repeat(bytes_max)))]);
         refuses(client, field, &quoted(&"x".repeat(bytes_max + 1)));
         refuses(client, field, &quoted(""));
-        // Bytes are counted once unescaped, and bytes are not characters.
+        // The limit counts bytes after unescaping, not characters.
         accepts(client, &[(field, &quoted(&"é".repeat(bytes_max / 2)))]);
         refuses(client, field, &quoted(&"é".repeat(bytes_max / 2 + 1)));
         accepts(client, &[(field, &quoted(&"\\u0041".repeat(bytes_max)))]);
@@ -153,7 +153,7 @@ fn metadata(client: &mut Client) {
     refuses(client, "metadata", &sized(64 * 1024 + 1));
     accepts(client, &[("metadata", &nested(64))]);
     refuses(client, "metadata", &nested(65));
-    // Far beyond any stack.
+    // Deeper than any stack.
     refuses(client, "metadata", &nested(10_000));
     let array = |depth: usize| format!("{{\"k\":{}{}}}", "[".repeat(depth), "]".repeat(depth));
     accepts(client, &[("metadata", &array(63))]);
@@ -167,9 +167,9 @@ fn others(client: &mut Client) {
     refuses(client, "colour", "\"red\"");
     refuses(client, "event_id", "\"01234567-89ab-7fff-bfff-ffffffffffff\"");
     refuses(client, "ingested_at", "0");
-    // Not text at all: the whole body is refused.
+    // Invalid UTF-8: the whole body is rejected.
     for raw in [&b"\xff"[..], b"\xc3", b"\xed\xa0\x80", b"\xc0\x80", b"\xf4\x90\x80\x80", b"\0", b"\n"] {
-        let mut body = with(&[]).into_bytes();
+        let mut body = event_with(&[]).into_bytes();
         let at = body.len() - 2;
         body.splice(at..at, raw.iter().copied());
         let reply = client.post_json(&body);
@@ -177,7 +177,7 @@ fn others(client: &mut Client) {
     }
 }
 
-/// Values of metadata at the edges of JSON and of `jsonb`, right and wrong.
+/// Metadata values at the limits of JSON and of `jsonb`, valid and invalid.
 const TRICKY: &[&str] = &[
     // Numbers.
     "0",
@@ -252,20 +252,20 @@ const TRICKY: &[&str] = &[
 ];
 
 #[test]
-fn metadata_is_accepted_exactly_when_postgresql_takes_it() {
-    let world = World::start(&[]);
-    let mut client = world.server.client();
-    let mut session = world.postgres.client();
+fn metadata_is_accepted_exactly_when_postgresql_accepts_it() {
+    let test = TestServer::start(&[]);
+    let mut client = test.server.client();
+    let mut session = test.postgres.client();
     for (index, value) in TRICKY.iter().enumerate() {
         let json = format!("{{\"v\":{value}}}");
         let wanted = session.query_one("SELECT $1::text::jsonb", &[&json]).is_ok();
         let key = format!("\"tricky-{index}\"");
-        let reply = client.post_json(with(&[("message", &key), ("metadata", &json)]));
+        let reply = client.post_json(event_with(&[("message", &key), ("metadata", &json)]));
         assert_eq!(reply.status == 202, wanted, "{json} in PostgreSQL: {wanted}; here: {}", reply.text());
     }
-    settle(&world.server);
-    assert_eq!(world.postgres.dead(), 0, "what is accepted can be stored");
-    for row in world.postgres.rows("SELECT message, metadata::text FROM events") {
+    wait_for_drain(&test.server);
+    assert_eq!(test.postgres.dead(), 0, "accepted metadata can be stored");
+    for row in test.postgres.rows("SELECT message, metadata::text FROM events") {
         let (message, stored): (String, String) = (row.get(0), row.get(1));
         let index: usize = message.strip_prefix("tricky-").unwrap().parse().unwrap();
         let json = format!("{{\"v\":{}}}", TRICKY[index]);
@@ -275,9 +275,9 @@ fn metadata_is_accepted_exactly_when_postgresql_takes_it() {
 }
 
 #[test]
-fn an_event_comes_to_rest_as_it_was_sent() {
-    let world = World::start(&[]);
-    let mut client = world.server.client();
+fn a_stored_event_equals_the_sent_event() {
+    let test = TestServer::start(&[]);
+    let mut client = test.server.client();
     let sent = Timestamp::from_micros(now().micros() / 1_000_000 * 1_000_000 + 123_456);
     // The same text, escaped by the producer or not.
     let cases: &[(&str, &str)] = &[
@@ -293,7 +293,7 @@ fn an_event_comes_to_rest_as_it_was_sent() {
     ];
     let mut ids = Vec::new();
     for (escaped, _) in cases {
-        let body = with(&[
+        let body = event_with(&[
             ("timestamp", &quoted(&sent.to_string())),
             ("service", &quoted(escaped)),
             ("message", &quoted(escaped)),
@@ -303,9 +303,9 @@ fn an_event_comes_to_rest_as_it_was_sent() {
     }
     let before = now();
     let plain = id_of(&client.post_json(event("s", "no metadata")));
-    settle(&world.server);
+    wait_for_drain(&test.server);
 
-    let mut session = world.postgres.client();
+    let mut session = test.postgres.client();
     for (id, (_, wanted)) in ids.iter().zip(cases) {
         let row = session
             .query_one(
@@ -317,7 +317,7 @@ fn an_event_comes_to_rest_as_it_was_sent() {
         assert_eq!((row.get(0), row.get(1), row.get(2)), (*wanted, *wanted, *wanted));
         assert_eq!(row.get::<_, &str>(3), "1.50");
         assert_eq!(row.get::<_, i64>(5), sent.micros());
-        // And given back so.
+        // Queries return the same.
         let found = client.get_json(&format!("/events/{id}"));
         assert_eq!(found["message"].as_str(), Some(*wanted));
         assert_eq!(found["service"].as_str(), Some(*wanted));

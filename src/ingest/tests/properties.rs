@@ -1,4 +1,4 @@
-//! What holds for any body.
+//! Property tests of decoding.
 
 use proptest::prelude::*;
 
@@ -70,7 +70,7 @@ fn object(members: Vec<(String, String)>) -> String {
 
 proptest! {
     #[test]
-    fn any_event_reads_back_as_it_was(
+    fn any_event_decodes_to_an_equal_row(
         events in prop::collection::vec(
             (0_i64..2_000_000_000_000, texts(100), texts(300), prop::option::of(metadata()), 0_usize..24), 1..6),
         choices in prop::collection::vec(any::<u8>(), 0..200),
@@ -78,7 +78,7 @@ proptest! {
     ) {
         let mut choices = choices.into_iter().cycle();
         let mut bodies = Vec::new();
-        let mut wanted = Vec::new();
+        let mut expected = Vec::new();
         for (ago, service, message, metadata, order) in events {
             let time = Timestamp::from_micros(NOW.micros() - ago);
             let mut fields = vec![
@@ -97,17 +97,17 @@ proptest! {
                 .map(|(name, value)| format!("{}{space}:{space}{value}{space}", escape(name, &mut choices)))
                 .collect();
             bodies.push(format!("{{{space}{}}}", fields.join(",")));
-            wanted.push((time.micros(), service, message, metadata));
+            expected.push((time.micros(), service, message, metadata));
         }
         let mut ingest = ingest(2);
         let array = format!("{space}[{}]{space}", bodies.join(","));
         let decoded = ingest.decode(json(), array.as_bytes(), NOW);
         prop_assert_eq!(decoded.errors().listed(), &[]);
-        prop_assert_eq!(rows_of(&decoded), wanted.clone());
-        prop_assert_eq!(decoded.blocks().count(), wanted.len().div_ceil(2));
+        prop_assert_eq!(rows_of(&decoded), expected.clone());
+        prop_assert_eq!(decoded.blocks().count(), expected.len().div_ceil(2));
         let lines: Vec<_> = bodies.iter().map(|body| body.replace('\n', " ")).collect();
         let decoded = ingest.decode(ndjson(), lines.join("\r\n").as_bytes(), NOW);
-        let without_feeds: Vec<_> = wanted
+        let without_feeds: Vec<_> = expected
             .into_iter()
             .map(|(time, service, message, metadata)| (time, service, message, metadata.map(|m| m.replace('\n', " "))))
             .collect();
@@ -115,31 +115,31 @@ proptest! {
     }
 
     #[test]
-    fn no_bytes_make_it_panic(body in prop::collection::vec(any::<u8>(), 0..200)) {
+    fn decoder_never_panics_on_arbitrary_bytes(body in prop::collection::vec(any::<u8>(), 0..200)) {
         let mut ingest = ingest(3);
         rows_of(&ingest.decode(json(), &body, NOW));
         rows_of(&ingest.decode(ndjson(), &body, NOW));
     }
 
     #[test]
-    fn what_almost_is_json_is_taken_only_when_it_is_json(
+    fn scanner_accepts_only_valid_json(
         body in "[\\[{]?(\\{\"(a|metadata)\":)?[\\[\\]{}:,\"\\\\ud80c0-9eE.+tfn -]{0,30}[}\\]]{0,3}",
     ) {
         let mut scanner = json::Scanner::new(body.as_bytes());
         scanner.next_token();
         let whole = scanner.value().is_ok_and(|value| {
             scanner.next_token();
-            scanner.done() && value.fault.is_none()
+            scanner.is_at_end() && value.violation.is_none()
         });
-        let theirs = sonic_rs::from_str::<sonic_rs::LazyValue<'_>>(&body);
+        let reference = sonic_rs::from_str::<sonic_rs::LazyValue<'_>>(&body);
         if whole {
-            prop_assert!(theirs.is_ok(), "{}", body);
+            prop_assert!(reference.is_ok(), "{}", body);
             prop_assert!(sonic_rs::from_str::<sonic_rs::Value>(&body).is_ok() || body.contains(['e', 'E', '.']) || body.len() > 18, "{}", body);
         }
     }
 
     #[test]
-    fn a_changed_byte_never_makes_it_panic(at in 0_usize..150, byte in any::<u8>(), cut in 0_usize..200) {
+    fn decoder_never_panics_on_a_mutated_event(at in 0_usize..150, byte in any::<u8>(), cut in 0_usize..200) {
         let mut body = r#"{"timestamp":"2026-11-23T12:00:00.123Z","service":"check\u00e9\ud83d\ude00","message":"order placed","metadata":{"order":[1.5e3,null],"region":"eu"}}"#.as_bytes().to_vec();
         let end = body.len();
         body[at.min(end - 1)] = byte;
@@ -153,25 +153,30 @@ proptest! {
     }
 }
 
-/// The same as [`Ingest::decode`], in slices of `budget`.
-fn decode_sliced<'a>(ingest: &'a mut Ingest, call: Call<'_>, body: &[u8], budget: usize) -> Decoded<'a> {
+/// Like [`IngestDecoder::decode`], in slices of `budget`.
+fn decode_sliced<'a>(
+    ingest: &'a mut IngestDecoder,
+    headers: IngestHeaders<'_>,
+    body: &[u8],
+    budget: usize,
+) -> DecodedRequest<'a> {
     ingest.begin();
-    while !ingest.read_on(call, body, NOW, budget) {}
+    while !ingest.decode_slice(headers, body, NOW, budget) {}
     ingest.decoded()
 }
 
-fn comes_of(decoded: &Decoded<'_>) -> (Shape, Vec<Read>, String) {
+fn outcome_of(decoded: &DecodedRequest<'_>) -> (BodyShape, Vec<DecodedRow>, String) {
     let mut response = Response::default();
-    decoded.answer(&mut response);
+    decoded.write_response(&mut response);
     (decoded.shape(), rows_of(decoded), String::from_utf8(response.body).unwrap())
 }
 
 proptest! {
     #[test]
-    fn no_slicing_changes_what_comes_of_a_body(
+    fn slicing_does_not_change_the_outcome(
         pieces in prop::collection::vec(
             prop_oneof![
-                4 => Just(with("message", "\"good\"")),
+                4 => Just(with("message", "\"valid\"")),
                 1 => Just(with("message", "\"\u{e9}\u{1f600}\"")),
                 1 => Just(with("service", "7")),
                 1 => Just("{}".to_owned()),
@@ -193,27 +198,27 @@ proptest! {
             let at = at.index(body.len() + 1);
             body.insert(at, 0xff);
         }
-        for call in [json(), ndjson()] {
-            let whole = comes_of(&ingest(3).decode(call, &body, NOW));
-            prop_assert_eq!(comes_of(&decode_sliced(&mut ingest(3), call, &body, budget)), whole);
+        for headers in [json(), ndjson()] {
+            let whole = outcome_of(&ingest(3).decode(headers, &body, NOW));
+            prop_assert_eq!(outcome_of(&decode_sliced(&mut ingest(3), headers, &body, budget)), whole);
         }
     }
 }
 
 #[test]
-fn a_slice_of_a_body_is_bounded_whatever_is_in_it() {
+fn slice_decodes_a_bounded_number_of_events() {
     const BYTES: usize = 1 << 20;
     const BUDGET: usize = 64 * 1024;
-    let good = with("message", "\"m\"");
-    for piece in [good.as_str(), "{}", " ", "\n", "7,", "\u{e9}"] {
+    let valid = with("message", "\"m\"");
+    for piece in [valid.as_str(), "{}", " ", "\n", "7,", "\u{e9}"] {
         for open in ["", "["] {
             for between in [",", "\n"] {
                 let body = format!("{open}{}", format!("{piece}{between}").repeat(BYTES / (piece.len() + 1)));
-                for call in [json(), ndjson()] {
+                for headers in [json(), ndjson()] {
                     let mut ingest = ingest(100);
                     ingest.begin();
                     let mut events = 0;
-                    while !ingest.read_on(call, body.as_bytes(), NOW, BUDGET) {
+                    while !ingest.decode_slice(headers, body.as_bytes(), NOW, BUDGET) {
                         let now = ingest.decoded().accepted() + ingest.decoded().rejected() as usize;
                         assert!(now - events <= BUDGET / 100, "{} events in a slice", now - events);
                         events = now;
@@ -225,21 +230,21 @@ fn a_slice_of_a_body_is_bounded_whatever_is_in_it() {
 }
 
 #[test]
-fn an_event_has_a_most_of_bytes_and_a_longer_one_costs_no_more() {
+fn event_longer_than_event_bytes_max_is_rejected() {
     let padded = |bytes: usize| {
-        let good = with("message", "\"m\"");
-        format!("{{{}{}", " ".repeat(bytes - good.len()), &good[1..])
+        let valid = with("message", "\"m\"");
+        format!("{{{}{}", " ".repeat(bytes - valid.len()), &valid[1..])
     };
-    let (full, long, good) = (padded(EVENT_BYTES_MAX), padded(EVENT_BYTES_MAX + 1), padded(100));
-    let decode = |call, body: &str| {
-        let (shape, rows, answer) = comes_of(&ingest(9).decode(call, body.as_bytes(), NOW));
+    let (full, long, valid) = (padded(EVENT_BYTES_MAX), padded(EVENT_BYTES_MAX + 1), padded(100));
+    let decode = |headers, body: &str| {
+        let (shape, rows, answer) = outcome_of(&ingest(9).decode(headers, body.as_bytes(), NOW));
         (shape, rows.len(), answer.contains(&format!("takes more than {EVENT_BYTES_MAX} bytes")))
     };
-    assert_eq!(decode(json(), &full), (Shape::One, 1, false));
-    assert_eq!(decode(json(), &long), (Shape::Unreadable, 0, true));
-    assert_eq!(decode(json(), &format!("[{good},{full},{good}]")), (Shape::Batch, 3, false));
-    // Where the next one begins nobody looks for.
-    assert_eq!(decode(json(), &format!("[{good},{long},{good}]")), (Shape::Unreadable, 0, true));
-    assert_eq!(decode(ndjson(), &format!("{good}\n{full}\n{good}")), (Shape::Batch, 3, false));
-    assert_eq!(decode(ndjson(), &format!("{good}\n{long}\n{good}")), (Shape::Batch, 2, true));
+    assert_eq!(decode(json(), &full), (BodyShape::Single, 1, false));
+    assert_eq!(decode(json(), &long), (BodyShape::Malformed, 0, true));
+    assert_eq!(decode(json(), &format!("[{valid},{full},{valid}]")), (BodyShape::Batch, 3, false));
+    // The reader does not search for the event after an overlong one.
+    assert_eq!(decode(json(), &format!("[{valid},{long},{valid}]")), (BodyShape::Malformed, 0, true));
+    assert_eq!(decode(ndjson(), &format!("{valid}\n{full}\n{valid}")), (BodyShape::Batch, 3, false));
+    assert_eq!(decode(ndjson(), &format!("{valid}\n{long}\n{valid}")), (BodyShape::Batch, 2, true));
 }

@@ -1,30 +1,31 @@
-//! The line and its threads against a repository that does what the test says.
+//! Tests of the query queue and the readers against a fake repository.
 
 use std::sync::{Barrier, Mutex, mpsc};
 
 use super::*;
 use crate::event::Event;
+use crate::event::Timestamp;
 use crate::query::cursor::Cursor;
-use crate::storage::breaker::State;
+use crate::storage::breaker::BreakerState;
 use crate::storage::{
-    BreakerLimits, Chunk, Day, DeadLetter, HourCount, Order as Direction, StoreError, StorePath, Stored,
-    Sweeping, Tidied, Totals,
+    BreakerLimits, Chunk, Day, DeadLetter, DrainReport, HourCount, RetentionSweep, SortOrder as Direction,
+    StoreError, StorePath, Stored, Totals,
 };
 
 const NOW: Timestamp = Timestamp::from_millis(1_795_435_200_000);
 
-/// What the repository answers, and what it was asked.
+/// Returns preset results and records the calls.
 #[derive(Debug, Default)]
-struct Fake {
+struct FakeRepository {
     events: Vec<Event>,
-    found: Option<Found>,
+    found: Option<EventStatus>,
     error: Option<StoreError>,
-    /// Page and count wait here for each other.
+    /// Makes page and count wait for each other.
     meeting: Option<Barrier>,
     asked: Mutex<Vec<&'static str>>,
 }
 
-impl Fake {
+impl FakeRepository {
     fn ask<T>(&self, what: &'static str, value: T) -> Result<T, StoreError> {
         self.asked.lock().unwrap().push(what);
         if let Some(meeting) = &self.meeting {
@@ -34,7 +35,7 @@ impl Fake {
     }
 }
 
-impl EventRepository for Fake {
+impl EventRepository for FakeRepository {
     fn prepare(&self, _now: Timestamp) -> Result<(), StoreError> {
         unimplemented!("queries do not prepare")
     }
@@ -43,72 +44,73 @@ impl EventRepository for Fake {
         unimplemented!("queries do not store")
     }
 
-    fn page(&self, page: &Page) -> Result<Vec<Event>, StoreError> {
+    fn page(&self, page: &EventPage) -> Result<Vec<Event>, StoreError> {
         self.ask("page", self.events.iter().take(usize::from(page.limit)).cloned().collect())
     }
 
-    fn chunk(&self, page: &Page, bytes_max: usize) -> Result<Chunk, StoreError> {
-        Ok(Chunk::gather(self.page(page)?, page.limit, bytes_max))
+    fn chunk(&self, page: &EventPage, bytes_max: usize) -> Result<Chunk, StoreError> {
+        Ok(Chunk::from_events(self.page(page)?, page.limit, bytes_max))
     }
 
     fn count(&self, _filter: &Filter) -> Result<u64, StoreError> {
         self.ask("count", 42)
     }
 
-    fn find(&self, _id: EventId) -> Result<Option<Found>, StoreError> {
+    fn find(&self, _id: EventId) -> Result<Option<EventStatus>, StoreError> {
         self.ask("find", self.found.clone())
     }
 
     fn totals(&self, _since: Timestamp, _services_max: u16) -> Result<Totals, StoreError> {
-        unimplemented!("queries are not about totals")
+        unimplemented!("queries do not read totals")
     }
 
     fn ping(&self) -> Result<(), StoreError> {
         unimplemented!("queries do not ping")
     }
 
-    fn hours(&self, _filter: &Filter, _rows_max: u32) -> Result<Vec<HourCount>, StoreError> {
+    fn hourly_counts(&self, _filter: &Filter, _rows_max: u32) -> Result<Vec<HourCount>, StoreError> {
         self.ask("hours", Vec::new())
     }
 
-    fn days(&self) -> Result<Vec<Day>, StoreError> {
-        unimplemented!("queries do not ask for partitions")
+    fn partition_days(&self) -> Result<Vec<Day>, StoreError> {
+        unimplemented!("queries do not list partitions")
     }
 
-    fn tidy(&self) -> Result<Tidied, StoreError> {
-        unimplemented!("queries do not tidy")
+    fn drain_default_partition(&self) -> Result<DrainReport, StoreError> {
+        unimplemented!("queries do not drain the default partition")
     }
 
     fn last_sweep(&self) -> Result<Option<Timestamp>, StoreError> {
-        unimplemented!("queries do not ask for sweeps")
+        unimplemented!("queries do not read sweeps")
     }
 
-    fn sweep(&self, _edge: Timestamp) -> Result<Option<Box<dyn Sweeping + '_>>, StoreError> {
+    fn begin_sweep(&self, _edge: Timestamp) -> Result<Option<Box<dyn RetentionSweep + '_>>, StoreError> {
         unimplemented!("queries do not sweep")
     }
 }
 
-/// A line with its readers, none of which runs by itself, and where the answers come.
-struct Bench {
-    line: Line,
+/// A queue and its readers, run by the test's thread, and the responses.
+struct ReaderFixture {
+    queue: QueryQueue,
     readers: Readers,
-    fake: Arc<Fake>,
+    fake: Arc<FakeRepository>,
     breaker: Arc<Breaker>,
     clock: Clock,
     sender: mpsc::Sender<Response>,
     answers: mpsc::Receiver<Response>,
 }
 
-impl Bench {
-    fn new(fake: Fake) -> Self {
-        // The first failure opens it.
+impl ReaderFixture {
+    fn new(fake: FakeRepository) -> Self {
+        // The first failure opens the breaker.
         let limits = BreakerLimits { failure_threshold: 1, ..BreakerLimits::default() };
         let (fake, breaker) = (Arc::new(fake), Arc::new(Breaker::new(limits)));
         let clock = Clock::manual(NOW, 1);
         let limits = ReaderLimits { jobs_max: 3, wait_max: Duration::from_secs(5) };
-        let (line, readers) = line(limits, Arc::clone(&fake) as Arc<_>, Arc::clone(&breaker), clock.clone());
+        let (queue, readers) =
+            query_queue(limits, Arc::clone(&fake) as Arc<_>, Arc::clone(&breaker), clock.clone());
         let (sender, answers) = mpsc::channel();
-        Self { line, readers, fake, breaker, clock, sender, answers }
+        Self { queue, readers, fake, breaker, clock, sender, answers }
     }
 
     fn promise(&self) -> Promise {
@@ -118,33 +120,33 @@ impl Bench {
 
     fn list(&self, query: &str) -> Option<Response> {
         let mut response = Response::default();
-        match self.line.list(query, NOW, || self.promise(), &mut response) {
-            Answer::Ready => Some(response),
-            Answer::Later => None,
-            Answer::More(_) => unreachable!(),
+        match self.queue.list(request(query), || self.promise(), &mut response) {
+            HandlerResult::Done => Some(response),
+            HandlerResult::Pending => None,
+            HandlerResult::Yield(_) => unreachable!(),
         }
     }
 
     fn find(&self, id: &str) -> Option<Response> {
         let mut response = Response::default();
-        match self.line.find(id, || self.promise(), &mut response) {
-            Answer::Ready => Some(response),
-            Answer::Later => None,
-            Answer::More(_) => unreachable!(),
+        match self.queue.find(id, None, || self.promise(), &mut response) {
+            HandlerResult::Done => Some(response),
+            HandlerResult::Pending => None,
+            HandlerResult::Yield(_) => unreachable!(),
         }
     }
 
-    /// Does what is in the line, in this thread.
+    /// Runs all queued jobs in this thread.
     fn work(&self) {
         while let Ok(job) = self.readers.jobs.try_recv() {
             self.readers.tick(job);
         }
-        assert_eq!(self.line.waiting(), 0);
+        assert_eq!(self.queue.waiting(), 0);
     }
 
     fn answer(&self) -> Response {
         let answer = self.answers.try_recv().unwrap();
-        assert!(self.answers.try_recv().is_err(), "one answer a request");
+        assert!(self.answers.try_recv().is_err(), "one response per request");
         answer
     }
 
@@ -165,7 +167,7 @@ fn event(nth: u64) -> Event {
 }
 
 fn error(sqlstate: Option<&str>) -> StoreError {
-    StoreError { sqlstate: sqlstate.map(str::to_owned), ..StoreError::unreachable("it broke") }
+    StoreError { sqlstate: sqlstate.map(str::to_owned), ..StoreError::client_side("it broke") }
 }
 
 #[track_caller]
@@ -176,14 +178,17 @@ fn check_later(response: &Response, status: u16, retry: &str) {
 }
 
 #[test]
-fn a_page_and_its_total_answer_together() {
-    let bench = Bench::new(Fake { events: vec![event(1), event(2), event(3)], ..Fake::default() });
-    assert!(bench.list("limit=2").is_none());
-    bench.work();
+fn page_and_total_complete_one_response() {
+    let fixture = ReaderFixture::new(FakeRepository {
+        events: vec![event(1), event(2), event(3)],
+        ..FakeRepository::default()
+    });
+    assert!(fixture.list("limit=2").is_none());
+    fixture.work();
     let cursor =
         Cursor { order: Direction::Desc, timestamp: event(2).timestamp, event_id: event(2).event_id }
             .encode();
-    let answer = bench.answer();
+    let answer = fixture.answer();
     assert_eq!((answer.status, answer.content_type), (200, "application/json"));
     assert_eq!(
         str::from_utf8(&answer.body).unwrap(),
@@ -194,146 +199,150 @@ fn a_page_and_its_total_answer_together() {
 }
 
 #[test]
-fn the_last_page_has_no_cursor_and_without_count_no_total() {
-    let bench = Bench::new(Fake { events: vec![event(1)], ..Fake::default() });
-    assert!(bench.list("limit=1&count=none").is_none());
-    bench.work();
-    let body = String::from_utf8(bench.answer().body).unwrap();
+fn last_page_has_no_cursor_and_count_none_has_no_total() {
+    let fixture = ReaderFixture::new(FakeRepository { events: vec![event(1)], ..FakeRepository::default() });
+    assert!(fixture.list("limit=1&count=none").is_none());
+    fixture.work();
+    let body = String::from_utf8(fixture.answer().body).unwrap();
     assert!(body.ends_with(r#""page":{"limit":1,"next_cursor":null,"total":null}}"#), "{body}");
-    assert_eq!(bench.asked(), ["page"]);
-    let bench = Bench::new(Fake::default());
-    assert!(bench.list("").is_none());
-    bench.work();
-    let body = String::from_utf8(bench.answer().body).unwrap();
+    assert_eq!(fixture.asked(), ["page"]);
+    let fixture = ReaderFixture::new(FakeRepository::default());
+    assert!(fixture.list("").is_none());
+    fixture.work();
+    let body = String::from_utf8(fixture.answer().body).unwrap();
     assert_eq!(body, r#"{"events":[],"page":{"limit":100,"next_cursor":null,"total":42}}"#);
 }
 
 #[test]
 fn page_and_count_run_at_the_same_time() {
-    let bench = Bench::new(Fake { meeting: Some(Barrier::new(2)), ..Fake::default() });
+    let fixture =
+        ReaderFixture::new(FakeRepository { meeting: Some(Barrier::new(2)), ..FakeRepository::default() });
     let threads = [(); 2].map(|()| {
-        let readers = bench.readers.clone();
+        let readers = fixture.readers.clone();
         std::thread::Builder::new().spawn(move || readers.run()).unwrap()
     });
     for _ in 0..20 {
-        assert!(bench.list("").is_none());
-        // Neither gets past the barrier unless the other is there.
-        assert_eq!(bench.answers.recv_timeout(Duration::from_secs(20)).unwrap().status, 200);
+        assert!(fixture.list("").is_none());
+        // Both must be at the barrier for either to continue.
+        assert_eq!(fixture.answers.recv_timeout(Duration::from_secs(20)).unwrap().status, 200);
     }
-    let Bench { line, .. } = bench;
-    drop(line);
+    let ReaderFixture { queue, .. } = fixture;
+    drop(queue);
     for thread in threads {
         thread.join().unwrap();
     }
 }
 
 #[test]
-fn a_full_line_refuses_at_once_and_whole() {
-    let bench = Bench::new(Fake::default());
-    assert!(bench.list("").is_none());
-    check_later(&bench.list("").unwrap(), 503, "1");
-    assert_eq!(bench.line.waiting(), 2, "the refused query took no place");
-    assert!(bench.list("count=none").is_none());
-    check_later(&bench.find("00000000-0001-8000-8000-000000000000").unwrap(), 503, "1");
-    bench.work();
-    assert_eq!(bench.answers.try_iter().count(), 2);
-    assert!(bench.list("").is_none());
+fn full_queue_rejects_all_jobs_of_a_request_at_once() {
+    let fixture = ReaderFixture::new(FakeRepository::default());
+    assert!(fixture.list("").is_none());
+    check_later(&fixture.list("").unwrap(), 503, "1");
+    assert_eq!(fixture.queue.waiting(), 2, "the rejected query took no slot");
+    assert!(fixture.list("count=none").is_none());
+    check_later(&fixture.find("00000000-0001-8000-8000-000000000000").unwrap(), 503, "1");
+    fixture.work();
+    assert_eq!(fixture.answers.try_iter().count(), 2);
+    assert!(fixture.list("").is_none());
 }
 
 #[test]
-fn an_open_breaker_refuses_at_once_and_says_until_when() {
+fn open_breaker_rejects_at_once_with_retry_after() {
     for (elapsed, retry) in [(999, "30"), (29_000, "1"), (28_000, "2")] {
-        let bench = Bench::new(Fake::default());
-        bench.breaker.failed(bench.clock.now());
-        bench.clock.advance(Duration::from_millis(elapsed));
-        check_later(&bench.list("").unwrap(), 503, retry);
-        assert_eq!((bench.line.waiting(), bench.asked().len()), (0, 0));
+        let fixture = ReaderFixture::new(FakeRepository::default());
+        fixture.breaker.record_failure(fixture.clock.now());
+        fixture.clock.advance(Duration::from_millis(elapsed));
+        check_later(&fixture.list("").unwrap(), 503, retry);
+        assert_eq!((fixture.queue.waiting(), fixture.asked().len()), (0, 0));
     }
 }
 
 #[test]
-fn a_query_is_the_probe_of_a_breaker_whose_time_is_over() {
-    let bench = Bench::new(Fake::default());
-    bench.breaker.failed(bench.clock.now());
-    bench.clock.advance(Duration::from_secs(30));
-    for state in [State::HalfOpen, State::Closed] {
-        assert!(bench.list("count=none").is_none());
-        bench.work();
-        assert_eq!((bench.answer().status, bench.breaker.state()), (200, state));
+fn query_probes_a_breaker_after_its_timeout() {
+    let fixture = ReaderFixture::new(FakeRepository::default());
+    fixture.breaker.record_failure(fixture.clock.now());
+    fixture.clock.advance(Duration::from_secs(30));
+    for state in [BreakerState::HalfOpen, BreakerState::Closed] {
+        assert!(fixture.list("count=none").is_none());
+        fixture.work();
+        assert_eq!((fixture.answer().status, fixture.breaker.state()), (200, state));
     }
 }
 
 #[test]
-fn a_query_that_takes_too_long_is_503_and_leaves_the_breaker_alone() {
-    let bench = Bench::new(Fake { error: Some(error(Some("57014"))), ..Fake::default() });
-    assert!(bench.list("count=none").is_none());
-    bench.work();
-    check_later(&bench.answer(), 503, "1");
-    assert_eq!(bench.breaker.state(), State::Closed);
+fn query_timeout_is_503_and_does_not_count_against_the_breaker() {
+    let fixture =
+        ReaderFixture::new(FakeRepository { error: Some(error(Some("57014"))), ..FakeRepository::default() });
+    assert!(fixture.list("count=none").is_none());
+    fixture.work();
+    check_later(&fixture.answer(), 503, "1");
+    assert_eq!(fixture.breaker.state(), BreakerState::Closed);
 }
 
 #[test]
-fn a_database_in_trouble_is_503_and_feeds_the_breaker() {
+fn database_failure_is_503_and_counts_against_the_breaker() {
     for sqlstate in [None, Some("08006"), Some("53300"), Some("57P01"), Some("42P01"), Some("x")] {
-        let bench = Bench::new(Fake { error: Some(error(sqlstate)), ..Fake::default() });
-        assert!(bench.list("").is_none());
-        bench.work();
-        check_later(&bench.answer(), 503, "1");
-        assert_eq!(bench.asked(), ["count"], "the other half is spared");
-        assert_eq!(bench.breaker.state(), State::Open);
+        let fixture =
+            ReaderFixture::new(FakeRepository { error: Some(error(sqlstate)), ..FakeRepository::default() });
+        assert!(fixture.list("").is_none());
+        fixture.work();
+        check_later(&fixture.answer(), 503, "1");
+        assert_eq!(fixture.asked(), ["count"], "the other job is skipped");
+        assert_eq!(fixture.breaker.state(), BreakerState::Open);
     }
 }
 
 #[test]
-fn a_query_at_fault_is_500_and_leaves_the_breaker_alone() {
-    let bench = Bench::new(Fake { error: Some(error(Some("22008"))), ..Fake::default() });
-    assert!(bench.list("count=none").is_none());
-    bench.work();
-    let answer = bench.answer();
+fn rejected_statement_is_500_and_does_not_count_against_the_breaker() {
+    let fixture =
+        ReaderFixture::new(FakeRepository { error: Some(error(Some("22008"))), ..FakeRepository::default() });
+    assert!(fixture.list("count=none").is_none());
+    fixture.work();
+    let answer = fixture.answer();
     assert_eq!(answer.status, 500);
     assert!(
         !String::from_utf8(answer.body).unwrap().contains("it broke"),
-        "the client does not see the chain"
+        "the response must not contain the error chain"
     );
-    assert_eq!(bench.breaker.state(), State::Closed);
+    assert_eq!(fixture.breaker.state(), BreakerState::Closed);
 }
 
 #[test]
-fn a_job_that_waited_too_long_is_refused() {
-    let bench = Bench::new(Fake::default());
-    assert!(bench.list("").is_none());
-    bench.clock.advance(Duration::from_millis(5001));
-    bench.work();
-    check_later(&bench.answer(), 503, "1");
-    assert_eq!(bench.asked().len(), 0);
+fn expired_job_is_rejected() {
+    let fixture = ReaderFixture::new(FakeRepository::default());
+    assert!(fixture.list("").is_none());
+    fixture.clock.advance(Duration::from_millis(5001));
+    fixture.work();
+    check_later(&fixture.answer(), 503, "1");
+    assert_eq!(fixture.asked().len(), 0);
 }
 
 #[test]
-fn mistakes_are_answered_without_the_line() {
-    let bench = Bench::new(Fake::default());
-    for response in [bench.list("limit=0"), bench.find("nonsense"), bench.find("")] {
+fn invalid_queries_are_rejected_without_the_queue() {
+    let fixture = ReaderFixture::new(FakeRepository::default());
+    for response in [fixture.list("limit=0"), fixture.find("nonsense"), fixture.find("")] {
         let response = response.unwrap();
         assert_eq!((response.status, response.content_type), (400, problem::CONTENT_TYPE));
     }
-    assert_eq!(bench.line.waiting(), 0);
+    assert_eq!(fixture.queue.waiting(), 0);
 }
 
 #[test]
-fn a_receipt_says_what_became_of_an_event() {
+fn find_returns_the_status_of_an_event() {
     let receipt = |found| {
-        let bench = Bench::new(Fake { found, ..Fake::default() });
-        assert!(bench.find("00000000-0001-8000-8000-000000000000").is_none());
-        bench.work();
-        let answer = bench.answer();
+        let fixture = ReaderFixture::new(FakeRepository { found, ..FakeRepository::default() });
+        assert!(fixture.find("00000000-0001-8000-8000-000000000000").is_none());
+        fixture.work();
+        let answer = fixture.answer();
         (answer.status, String::from_utf8(answer.body).unwrap())
     };
-    let (status, body) = receipt(Some(Found::Stored(event(1))));
+    let (status, body) = receipt(Some(EventStatus::Stored(event(1))));
     assert_eq!(status, 200);
     assert!(body.starts_with(
         r#"{"event_id":"00000000-0001-8000-8000-000000000000","status":"stored","timestamp":"2023"#
     ));
     assert!(body.ends_with(r#""metadata":{"a": [1, null]},"ingested_at":"2026-11-23T12:00:00.000000Z"}"#));
-    let dead = Found::Dead { sqlstate: "22P05".to_owned(), reason: "no \"such\" thing".to_owned() };
+    let dead = EventStatus::Dead { sqlstate: "22P05".to_owned(), reason: "no \"such\" thing".to_owned() };
     assert_eq!(
         receipt(Some(dead)),
         (200, r#"{"event_id":"00000000-0001-8000-8000-000000000000","status":"dead","reason":"no \"such\" thing","sqlstate":"22P05"}"#.to_owned())
@@ -342,11 +351,15 @@ fn a_receipt_says_what_became_of_an_event() {
 }
 
 #[test]
-fn when_the_readers_have_ended_the_answer_is_500() {
-    let Bench { line, readers, sender, answers, .. } = Bench::new(Fake::default());
+fn query_is_500_when_the_readers_have_ended() {
+    let ReaderFixture { queue, readers, sender, answers, .. } = ReaderFixture::new(FakeRepository::default());
     drop(readers);
     let promise = || Promise::new(move |response| sender.send(response).unwrap());
-    assert!(matches!(line.list("", NOW, promise, &mut Response::default()), Answer::Later));
+    assert!(matches!(queue.list(request(""), promise, &mut Response::default()), HandlerResult::Pending));
     assert_eq!(answers.try_recv().unwrap().status, 500);
-    assert_eq!(line.waiting(), 0);
+    assert_eq!(queue.waiting(), 0);
+}
+
+fn request(query: &str) -> QueryRequest<'_> {
+    QueryRequest { query, now: NOW, services: None }
 }

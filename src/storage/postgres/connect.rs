@@ -1,9 +1,10 @@
-//! Connections: two bounded pools of them, one for transactions and one for questions, and transactions on one.
+//! Two bounded connection pools, one for transactions and one for read-only statements.
 //!
-//! r2d2 counts and hands out; the connecting itself is done by whoever takes a connection, on its own thread. That way
-//! its failure is a typed answer at once (a wrong password has a SQLSTATE, a refused port takes no time), where r2d2's
-//! own threads would only leave a text and let the caller wait. Everything is a transaction: settings are `SET LOCAL`
-//! and no statement is named past its end, so that a transaction-pooling proxy may stand between.
+//! r2d2 manages empty slots; the caller that checks out a slot connects on its own thread. So a
+//! connect error returns at once and typed (a wrong password has a SQLSTATE, a closed port fails
+//! immediately), where r2d2's threads would log a text and let the caller wait. All work runs in
+//! transactions with `SET LOCAL` and without named statements, so a transaction-pooling proxy is
+//! supported.
 
 use std::convert::Infallible;
 use std::fmt;
@@ -17,222 +18,231 @@ use r2d2::{ManageConnection, PooledConnection};
 use r2d2_postgres::PostgresConnectionManager;
 use tokio_postgres::config::{Host, SslMode, SslNegotiation};
 
-use super::ask::Session;
 use super::error;
-use super::patience::{Pace, Patiently};
-use super::target::Target;
+use super::io_timeout::{IoDeadline, TimeoutConnector};
+use super::read_query::ReadConnection;
+use super::target::ConnectTarget;
 use crate::storage::StoreError;
 
-/// How long a caller waits for one of the pool's connections to come free.
+/// Maximum wait for a free slot.
 const CHECKOUT_TIMEOUT: Duration = Duration::from_secs(5);
-/// BEGIN waits for nothing: a database that is silent to it is known sooner than one that is at work.
-pub(super) const BEGIN_PATIENCE: Duration = Duration::from_secs(5);
+/// I/O timeout of BEGIN. BEGIN takes no lock, so a silent database is detected before any work.
+pub(super) const BEGIN_IO_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Connections that are not for questions: the writer's, the probe's, retention's, and one to spare.
-const TRANSACTIONS_MAX: u32 = 4;
+/// Connections for transactions: one each for the writer, the probe and retention, and one spare.
+const TRANSACTION_CONNECTIONS_MAX: u32 = 4;
 
-/// A bounded set of connections to one database.
+/// The bounded connection pools of one database.
 #[derive(Debug)]
 pub(super) struct Connections {
-    transactions: r2d2::Pool<Places<Link>>,
-    pub(super) questions: r2d2::Pool<Places<Session>>,
+    transactions: r2d2::Pool<SlotManager<TxnConnection>>,
+    pub(super) reads: r2d2::Pool<SlotManager<ReadConnection>>,
     pub(super) connector: Connector,
 }
 
 /// A connection for transactions.
-type Link = (Client, Arc<Pace>);
+type TxnConnection = (Client, Arc<IoDeadline>);
 
-/// What a transaction begins with and how long it may be kept waiting.
+/// The settings and the I/O timeout of a transaction.
 #[derive(Debug)]
-pub(super) struct Terms {
-    /// BEGIN and settings that are `SET LOCAL`, in one message.
-    pub(super) begin: String,
-    /// The longest silence of the database: more than its own timeouts in `begin`, which it normally keeps.
-    pub(super) patience: Duration,
+pub(super) struct TxnOptions {
+    /// BEGIN and the `SET LOCAL` settings, sent as one message.
+    pub(super) begin_sql: String,
+    /// Maximum time without traffic. It is not shorter than the timeouts in `begin_sql`, which
+    /// normally expire first.
+    pub(super) io_timeout: Duration,
 }
 
 /// A connection outside the pool.
-pub(super) struct Apart {
+pub(super) struct DedicatedConnection {
     pub(super) client: Client,
-    pace: Arc<Pace>,
+    io_deadline: Arc<IoDeadline>,
 }
 
-impl Apart {
-    /// From now on the database may be silent for so long.
-    pub(super) fn wait_for(&self, patience: Duration) {
-        self.pace.begin(patience);
+impl DedicatedConnection {
+    /// Sets and restarts the I/O timeout.
+    pub(super) fn set_io_timeout(&self, timeout: Duration) {
+        self.io_deadline.restart(timeout);
     }
 }
 
 impl Connections {
-    pub(super) fn new(target: &Target, connections_max: u32) -> Self {
-        let transactions_max = TRANSACTIONS_MAX.min(connections_max.div_ceil(2));
+    pub(super) fn new(target: &ConnectTarget, connections_max: u32) -> Self {
+        let transactions_max = TRANSACTION_CONNECTIONS_MAX.min(connections_max.div_ceil(2));
         Self {
             transactions: pool(transactions_max),
-            questions: pool(connections_max.saturating_sub(transactions_max)),
+            reads: pool(connections_max.saturating_sub(transactions_max)),
             connector: Connector(target.clone()),
         }
     }
 
-    /// A connection outside the pool, for what needs two at once. It waits for answers that take no work.
-    pub(super) fn apart(&self) -> Result<Apart, StoreError> {
-        let (client, pace) = self.connector.connect()?;
-        pace.begin(BEGIN_PATIENCE);
-        Ok(Apart { client, pace })
+    /// Opens a connection outside the pools, for work that needs two connections at once. Its I/O
+    /// timeout is that of BEGIN.
+    pub(super) fn dedicated(&self) -> Result<DedicatedConnection, StoreError> {
+        let (client, io_deadline) = self.connector.connect()?;
+        io_deadline.restart(BEGIN_IO_TIMEOUT);
+        Ok(DedicatedConnection { client, io_deadline })
     }
 
-    /// Runs `work` between BEGIN and COMMIT. When it fails nothing of it remains.
+    /// Runs `work` between BEGIN and COMMIT. Rolls back when `work` fails.
     pub(super) fn transaction<T>(
         &self,
-        terms: &Terms,
+        options: &TxnOptions,
         work: impl FnOnce(&mut Client) -> Result<T, StoreError>,
     ) -> Result<T, StoreError> {
-        let mut place = place(&self.transactions)?;
-        let client = begin(&mut place, &self.connector, terms)?;
+        let mut slot = checkout(&self.transactions)?;
+        let client = begin(&mut slot, &self.connector, options)?;
         match work(client) {
             Ok(value) => match client.batch_execute("COMMIT") {
                 Ok(()) => {
-                    place.busy = false;
+                    slot.in_transaction = false;
                     Ok(value)
                 }
-                Err(error) => Err(error::of_commit(&error)),
+                Err(error) => Err(error::from_commit(&error)),
             },
             Err(error) => {
-                // A connection that cannot even roll back stays busy, and r2d2 throws it away.
-                place.busy = client.batch_execute("ROLLBACK").is_err();
+                // After a failed ROLLBACK the slot keeps `in_transaction`, and r2d2 discards it.
+                slot.in_transaction = client.batch_execute("ROLLBACK").is_err();
                 Err(error)
             }
         }
     }
 }
 
-fn pool<C: Send + 'static>(connections_max: u32) -> r2d2::Pool<Places<C>> {
+fn pool<C: Send + 'static>(connections_max: u32) -> r2d2::Pool<SlotManager<C>> {
     r2d2::Pool::builder()
         .max_size(connections_max.max(1))
-        // A place without a connection in it costs nothing; one spares the first caller r2d2's own thread.
+        // An empty slot costs nothing; one idle slot saves the first caller a wait for r2d2's
+        // thread.
         .min_idle(Some(1))
         .test_on_check_out(false)
         .connection_timeout(CHECKOUT_TIMEOUT)
-        .build_unchecked(Places(PhantomData))
+        .build_unchecked(SlotManager(PhantomData))
 }
 
-pub(super) fn place<C: Send + 'static>(
-    pool: &r2d2::Pool<Places<C>>,
-) -> Result<PooledConnection<Places<C>>, StoreError> {
+pub(super) fn checkout<C: Send + 'static>(
+    pool: &r2d2::Pool<SlotManager<C>>,
+) -> Result<PooledConnection<SlotManager<C>>, StoreError> {
     pool.get().map_err(|_timeout| {
-        StoreError::unreachable(format!(
-            "no connection came free within {} s: {} are in use",
+        StoreError::client_side(format!(
+            "no free connection within {} s: all {} are in use",
             CHECKOUT_TIMEOUT.as_secs(),
             pool.max_size()
         ))
     })
 }
 
-/// Begins a transaction. A pooled connection may have died while it lay idle, which only shows when it is used: then
-/// nothing has happened yet, and a new one takes its place.
+/// Begins a transaction. A pooled connection may have died while it was idle, which shows only on
+/// use. Nothing has been executed then, so a new connection replaces it.
 fn begin<'a>(
-    kept: &'a mut Place<Link>,
+    slot: &'a mut ConnectionSlot<TxnConnection>,
     connector: &Connector,
-    terms: &Terms,
+    options: &TxnOptions,
 ) -> Result<&'a mut Client, StoreError> {
-    kept.busy = true;
-    let begin = |client: &mut Client, pace: &Pace| {
-        pace.begin(terms.patience.min(BEGIN_PATIENCE));
-        let begun = client.batch_execute(&terms.begin);
-        pace.begin(terms.patience);
-        begun
+    slot.in_transaction = true;
+    let begin = |client: &mut Client, io_deadline: &IoDeadline| {
+        io_deadline.restart(options.io_timeout.min(BEGIN_IO_TIMEOUT));
+        let result = client.batch_execute(&options.begin_sql);
+        io_deadline.restart(options.io_timeout);
+        result
     };
-    let mut pooled = kept.connection.take();
-    if let Some((client, pace)) = &mut pooled {
-        match begin(client, pace) {
+    let mut pooled = slot.connection.take();
+    if let Some((client, io_deadline)) = &mut pooled {
+        match begin(client, io_deadline) {
             Ok(()) => {}
-            Err(error) if error::is_answer(&error) => return Err(before_any_work("BEGIN", &error)),
+            Err(error) if error::leaves_connection_usable(&error) => {
+                return Err(error_before_work("BEGIN", &error));
+            }
             Err(_died_idle) => pooled = None,
         }
     }
-    let link = if let Some(link) = pooled {
-        link
+    let connection = if let Some(connection) = pooled {
+        connection
     } else {
-        let (mut client, pace) = connector.connect()?;
-        begin(&mut client, &pace).map_err(|error| before_any_work("BEGIN", &error))?;
-        (client, pace)
+        let (mut client, io_deadline) = connector.connect()?;
+        begin(&mut client, &io_deadline).map_err(|error| error_before_work("BEGIN", &error))?;
+        (client, io_deadline)
     };
-    Ok(&mut kept.connection.insert(link).0)
+    Ok(&mut slot.connection.insert(connection).0)
 }
 
 #[derive(Debug)]
-pub(super) struct Connector(Target);
+pub(super) struct Connector(ConnectTarget);
 
 impl Connector {
-    /// Over TCP the crate hands the fresh socket to [`Patiently`], which negotiates encryption itself; that is what
-    /// `Direct` and `Require` mean to the crate, whatever the URL says of encryption. Elsewhere the crate negotiates.
-    fn way(&self) -> (Target, Patiently, Arc<Pace>) {
+    /// Prepares the configuration of one connect. Over TCP, `Require` and `Direct` make the crate
+    /// pass the new socket to [`TimeoutConnector`], which negotiates TLS according to the URL. Over
+    /// other sockets the crate negotiates.
+    fn connect_parts(&self) -> (ConnectTarget, TimeoutConnector, Arc<IoDeadline>) {
         let mut target = self.0.clone();
         let config = &mut target.config;
-        let pace = Arc::new(Pace::new(config.get_connect_timeout().copied().unwrap_or(CHECKOUT_TIMEOUT)));
+        let io_deadline =
+            Arc::new(IoDeadline::new(config.get_connect_timeout().copied().unwrap_or(CHECKOUT_TIMEOUT)));
         let over_tcp = !config.get_hosts().is_empty()
             && config.get_hosts().iter().all(|host| matches!(host, Host::Tcp(_)));
-        let negotiated = !over_tcp || config.get_ssl_negotiation() == SslNegotiation::Direct;
+        let skip_ssl_request = !over_tcp || config.get_ssl_negotiation() == SslNegotiation::Direct;
         if over_tcp {
             config.ssl_mode(SslMode::Require).ssl_negotiation(SslNegotiation::Direct);
         }
-        let patiently = Patiently::new(target.tls.clone(), negotiated, Arc::clone(&pace));
-        (target, patiently, pace)
+        let connector = TimeoutConnector::new(target.tls.clone(), skip_ssl_request, Arc::clone(&io_deadline));
+        (target, connector, io_deadline)
     }
 
-    fn connect(&self) -> Result<Link, StoreError> {
-        let (target, patiently, pace) = self.way();
-        let connect = || PostgresConnectionManager::new(target.blocking(), patiently).connect();
-        // The crate makes a runtime for each connection and unwraps it: out of file descriptors it panics, and that
-        // must cost a try and not the writer.
+    fn connect(&self) -> Result<TxnConnection, StoreError> {
+        let (target, connector, io_deadline) = self.connect_parts();
+        let connect = || PostgresConnectionManager::new(target.to_blocking_config(), connector).connect();
+        // The crate creates a runtime per connection and unwraps the result: without free file
+        // descriptors it panics. The panic must fail this attempt only, not the writer.
         let Ok(client) = catch_unwind(AssertUnwindSafe(connect)) else {
-            return Err(StoreError::unreachable(
-                "connecting: no runtime could be made, file descriptors may be short",
+            return Err(StoreError::client_side(
+                "connecting: cannot create a runtime; the process may be out of file descriptors",
             ));
         };
-        client.map(|client| (client, pace)).map_err(|error| before_any_work("connecting", &error))
+        client.map(|client| (client, io_deadline)).map_err(|error| error_before_work("connecting", &error))
     }
 
-    pub(super) fn session(&self) -> Result<Session, StoreError> {
-        let (target, patiently, pace) = self.way();
-        Session::connect(&target, patiently, pace)
+    pub(super) fn connect_for_reads(&self) -> Result<ReadConnection, StoreError> {
+        let (target, connector, io_deadline) = self.connect_parts();
+        ReadConnection::connect(&target, connector, io_deadline)
     }
 }
 
-/// That this took too long says nothing of how much was asked.
-pub(super) fn before_any_work(doing: &str, error: &postgres::Error) -> StoreError {
-    StoreError { timed_out: false, ..error::of(doing, error) }
+/// Converts an error that occurred before any work. It clears `timed_out`, since a smaller batch
+/// would not help.
+pub(super) fn error_before_work(operation: &str, error: &postgres::Error) -> StoreError {
+    StoreError { timed_out: false, ..error::from_postgres(operation, error) }
 }
 
-/// A place for a connection. One that is `busy` has an open transaction.
-pub(super) struct Place<C> {
+/// A pool slot: at most one connection, and whether that has an open transaction.
+pub(super) struct ConnectionSlot<C> {
     pub(super) connection: Option<C>,
-    pub(super) busy: bool,
+    pub(super) in_transaction: bool,
 }
 
-/// The pools' manager: makes empty places, and so cannot fail.
-pub(super) struct Places<C>(PhantomData<fn() -> C>);
+/// The manager of both pools. It creates empty slots, so it cannot fail.
+pub(super) struct SlotManager<C>(PhantomData<fn() -> C>);
 
-impl<C> fmt::Debug for Places<C> {
+impl<C> fmt::Debug for SlotManager<C> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Places")
+        f.write_str("SlotManager")
     }
 }
 
-impl<C: Send + 'static> ManageConnection for Places<C> {
-    type Connection = Place<C>;
+impl<C: Send + 'static> ManageConnection for SlotManager<C> {
+    type Connection = ConnectionSlot<C>;
     type Error = Infallible;
 
-    fn connect(&self) -> Result<Place<C>, Infallible> {
-        Ok(Place { connection: None, busy: false })
+    fn connect(&self) -> Result<ConnectionSlot<C>, Infallible> {
+        Ok(ConnectionSlot { connection: None, in_transaction: false })
     }
 
-    fn is_valid(&self, _place: &mut Place<C>) -> Result<(), Infallible> {
+    fn is_valid(&self, _slot: &mut ConnectionSlot<C>) -> Result<(), Infallible> {
         Ok(())
     }
 
-    /// One in whose transaction something went wrong, or a panic passed through. An empty place is as good as new.
-    fn has_broken(&self, place: &mut Place<C>) -> bool {
-        place.busy
+    /// A slot is broken when its transaction was neither committed nor rolled back, for example
+    /// after a panic.
+    fn has_broken(&self, slot: &mut ConnectionSlot<C>) -> bool {
+        slot.in_transaction
     }
 }

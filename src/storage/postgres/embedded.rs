@@ -1,14 +1,16 @@
-//! The embedded default: a private cluster in the data directory, for a server that was given no `DATABASE_URL`.
+//! The embedded PostgreSQL: a private cluster in the data directory, used when `DATABASE_URL` is
+//! not set.
 //!
-//! It listens on a socket only, belongs to an unprivileged user, and is started and stopped with the server. One that
-//! an earlier server left running, because it was killed, is taken over. Nothing here weakens durability.
+//! The cluster listens on a Unix socket only, runs as an unprivileged user, and starts and stops
+//! with the server. A cluster that a killed server left running is adopted. No setting weakens
+//! durability.
 //!
-//! `programs` finds PostgreSQL's programs, `home` prepares the directories and whose they are, `keeper` starts again
-//! what somebody else has ended.
+//! `programs` finds PostgreSQL's programs, `paths` prepares the directories and their owner,
+//! `supervisor` restarts the postmaster after an unexpected exit.
 
-mod home;
-mod keeper;
+mod paths;
 mod programs;
+mod supervisor;
 
 use std::fs::{self, File};
 use std::io;
@@ -19,23 +21,26 @@ use std::time::Duration;
 
 use postgres::{Client, NoTls};
 
-use self::home::Home;
-pub use self::keeper::Keeper;
+use self::paths::ClusterPaths;
 use self::programs::Programs;
-use super::error::chain;
-use super::target::Target;
+pub use self::supervisor::ClusterSupervisor;
+use super::error::error_chain;
+use super::target::ConnectTarget;
 use crate::clock::{Clock, Moment};
 
-/// The database's name and its superuser's. Only the owner of the directory and root reach the socket.
+/// The names of the database and of its superuser. Only the owner of the directory and root can
+/// connect to the socket.
 const DATABASE: &str = "aurore_events";
 const USER: &str = "postgres";
 
-/// How often a starting cluster is tried. A try that fails costs a few system calls.
+/// The interval of connection attempts while the cluster starts. A failed attempt costs a few
+/// system calls.
 const RETRY: Duration = Duration::from_millis(10);
 
-/// What the cluster runs with, besides its own defaults. `fsync` and `synchronous_commit` are said aloud, since an
-/// acknowledgement rests on them; the rest suits a stream of large inserts: checkpoints less often, no just-in-time
-/// compilation for queries of milliseconds.
+/// The settings that differ from PostgreSQL's defaults, plus those that durability requires:
+/// `fsync`, `synchronous_commit` and `full_page_writes` are explicit, since acknowledgements depend
+/// on them. The others suit a stream of large inserts: fewer checkpoints, no JIT for queries of
+/// milliseconds.
 const SETTINGS: &[&str] = &[
     "listen_addresses=",
     "unix_socket_permissions=0700",
@@ -47,31 +52,32 @@ const SETTINGS: &[&str] = &[
     "max_connections=60",
     "jit=off",
     "log_checkpoints=off",
-    // Whoever reads should find clean buffers: one that has to write a page first waits for the WAL to be synced.
+    // A backend that must evict a dirty buffer waits for a WAL sync, so the background writer keeps
+    // buffers clean.
     "bgwriter_delay=20ms",
     "bgwriter_lru_maxpages=1000",
     "bgwriter_lru_multiplier=4",
 ];
 
-/// Megabytes of shared buffers: an eighth of the memory, 128 at least and 2,048 at most.
+/// Returns `shared_buffers` in megabytes: an eighth of the memory, between 128 and 2,048.
 fn shared_buffers_mb() -> u64 {
-    const PART: u64 = 8;
+    const FRACTION: u64 = 8;
     let read = |path: &str| std::fs::read_to_string(path).unwrap_or_default();
     let total_kb = read("/proc/meminfo")
         .lines()
         .find_map(|line| line.strip_prefix("MemTotal:")?.trim().strip_suffix(" kB")?.parse::<u64>().ok());
-    // A container may have less than the machine.
-    let bound_kb = read("/sys/fs/cgroup/memory.max").trim().parse::<u64>().ok().map(|bytes| bytes / 1024);
-    let memory_kb = [total_kb, bound_kb].into_iter().flatten().min().unwrap_or(0);
-    (memory_kb / 1024 / PART).clamp(128, 2048)
+    // The memory limit of a container may be lower than the machine's memory.
+    let limit_kb = read("/sys/fs/cgroup/memory.max").trim().parse::<u64>().ok().map(|bytes| bytes / 1024);
+    let memory_kb = [total_kb, limit_kb].into_iter().flatten().min().unwrap_or(0);
+    (memory_kb / 1024 / FRACTION).clamp(128, 2048)
 }
 
-/// How long the cluster may take.
+/// Time limits of the cluster.
 #[derive(Clone, Copy, Debug)]
 pub struct ClusterLimits {
-    /// Until it takes connections, recovery from a crash included.
+    /// The time until the cluster accepts connections, including crash recovery.
     pub start_timeout: Duration,
-    /// For a fast stop, before an immediate one.
+    /// The time of a fast shutdown, after which an immediate one follows.
     pub stop_timeout: Duration,
 }
 
@@ -84,64 +90,65 @@ impl Default for ClusterLimits {
 #[derive(Debug, thiserror::Error)]
 pub enum ClusterError {
     #[error(
-        "DATABASE_URL is not set and no PostgreSQL (14 or later) was found on this machine to run: install it \
+        "DATABASE_URL is not set and no PostgreSQL (14 or later) was found on this machine: install it \
          (Debian and Ubuntu: apt-get install postgresql) or set DATABASE_URL"
     )]
     NotInstalled,
     #[error(
-        "{directory} was made by PostgreSQL {theirs}, and of PostgreSQL there is only {ours}: install version {theirs} \
-         or move the data with pg_upgrade"
+        "{directory} was created by PostgreSQL {cluster_version}, but only PostgreSQL {installed} is installed: \
+         install version {cluster_version} or migrate the data with pg_upgrade"
     )]
-    Version { directory: PathBuf, theirs: String, ours: String },
+    VersionMismatch { directory: PathBuf, cluster_version: String, installed: String },
     #[error(
-        "the user {user}, as whom PostgreSQL has to run, may not pass {directory}: chmod o+x {directory}, or choose \
-         another DATA_DIR, or set DATABASE_URL"
+        "PostgreSQL has to run as the user {user}, which has no search permission on {directory}: \
+         chmod o+x {directory}, or choose another DATA_DIR, or set DATABASE_URL"
     )]
-    Barred { user: String, directory: PathBuf },
+    NotTraversable { user: String, directory: PathBuf },
     #[error(
-        "there is neither a user postgres nor nobody, and PostgreSQL does not run as root: set DATABASE_URL"
+        "PostgreSQL does not run as root, and neither the user postgres nor nobody exists: set DATABASE_URL"
     )]
-    NoUser,
-    #[error("{doing} {path}: {source}")]
-    Io { doing: &'static str, path: PathBuf, source: io::Error },
-    #[error("{program} failed: {said}")]
-    Program { program: &'static str, said: String },
-    #[error("{0} belongs to somebody else or is open to others, and cannot hold a socket")]
-    SocketDirectory(PathBuf),
-    #[error("the embedded PostgreSQL does not answer after {seconds} s: {said}")]
-    Silent { seconds: u64, said: String },
+    NoUnprivilegedUser,
+    #[error("{operation} {path}: {source}")]
+    Io { operation: &'static str, path: PathBuf, source: io::Error },
+    #[error("{program} failed: {detail}")]
+    ProgramFailed { program: &'static str, detail: String },
+    #[error("{0} belongs to another user or is accessible to others, so it must not hold the socket")]
+    UnsafeSocketDirectory(PathBuf),
+    #[error("the embedded PostgreSQL did not accept connections within {seconds} s: {detail}")]
+    NotReady { seconds: u64, detail: String },
     #[error("the embedded PostgreSQL: {0}")]
     Database(String),
 }
 
 impl ClusterError {
-    fn io(doing: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Self {
+    fn io(operation: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Self {
         let path = path.to_owned();
-        move |source| Self::Io { doing, path, source }
+        move |source| Self::Io { operation, path, source }
     }
 }
 
-/// A running cluster. Stops it when dropped, unless [`Cluster::stop`] did.
+/// A running cluster. Drop stops it, unless [`Cluster::stop`] did.
 #[derive(Debug)]
 pub struct Cluster {
-    home: Home,
+    paths: ClusterPaths,
     programs: Programs,
     limits: ClusterLimits,
     settings: &'static [&'static str],
-    /// None for PostgreSQL's own default.
+    /// None for PostgreSQL's default.
     shared_buffers_mb: Option<u64>,
-    /// The postmaster when we started it; None when we took it over, or stopped it.
+    /// The postmaster process; None when it was adopted or has been stopped.
     child: Option<Child>,
     running: bool,
 }
 
 impl Cluster {
-    /// Makes the cluster in `data_dir`/postgres when there is none, and starts it or takes it over.
+    /// Initializes the cluster in `data_dir`/postgres if it does not exist, then starts or adopts
+    /// it.
     pub fn start(data_dir: &Path, limits: ClusterLimits, clock: &Clock) -> Result<Self, ClusterError> {
-        Self::start_sized(data_dir, limits, clock, SETTINGS, Some(shared_buffers_mb()))
+        Self::start_with_buffers(data_dir, limits, clock, SETTINGS, Some(shared_buffers_mb()))
     }
 
-    /// Which settings it runs with is for tests to vary.
+    /// Starts the cluster with the settings of a test.
     #[cfg(test)]
     pub(super) fn start_with(
         data_dir: &Path,
@@ -149,172 +156,189 @@ impl Cluster {
         clock: &Clock,
         settings: &'static [&'static str],
     ) -> Result<Self, ClusterError> {
-        Self::start_sized(data_dir, limits, clock, settings, None)
+        Self::start_with_buffers(data_dir, limits, clock, settings, None)
     }
 
-    fn start_sized(
+    fn start_with_buffers(
         data_dir: &Path,
         limits: ClusterLimits,
         clock: &Clock,
         settings: &'static [&'static str],
         shared_buffers_mb: Option<u64>,
     ) -> Result<Self, ClusterError> {
-        let home = Home::prepare(data_dir)?;
-        let programs = Programs::find(&home)?;
-        if !home.exists() {
-            initialize(&home, &programs)?;
+        let paths = ClusterPaths::prepare(data_dir)?;
+        let programs = Programs::find(&paths)?;
+        if !paths.exists() {
+            initialize(&paths, &programs)?;
         }
         let mut cluster =
-            Self { home, programs, limits, settings, shared_buffers_mb, child: None, running: true };
-        let mut client = cluster.await_answer(clock, &|| false)?;
+            Self { paths, programs, limits, settings, shared_buffers_mb, child: None, running: true };
+        let mut client = cluster.wait_until_ready(clock, &|| false)?;
         create_database(&mut client)?;
         Ok(cluster)
     }
 
-    /// Where a cluster answers that a running server keeps. Starts nothing.
-    pub fn of_a_running_server(data_dir: &Path) -> Result<Target, ClusterError> {
-        Ok(Target::socket(Home::prepare(data_dir)?.socket_dir(), USER, DATABASE))
+    /// Returns the connection parameters of the cluster of a running server. Starts nothing.
+    pub fn running_target(data_dir: &Path) -> Result<ConnectTarget, ClusterError> {
+        Ok(ConnectTarget::unix_socket(ClusterPaths::prepare(data_dir)?.socket_dir(), USER, DATABASE))
     }
 
-    /// Where to connect.
-    pub fn target(&self) -> Target {
-        Target::socket(self.home.socket_dir(), USER, DATABASE)
+    /// Returns the connection parameters.
+    pub fn target(&self) -> ConnectTarget {
+        ConnectTarget::unix_socket(self.paths.socket_dir(), USER, DATABASE)
     }
 
-    /// Where it writes what happens to it.
+    /// Returns the path of PostgreSQL's log.
     pub fn log_path(&self) -> &Path {
-        self.home.log()
+        self.paths.log()
     }
 
-    /// Ends it: fast, which rolls back what is open, and after the timeout at once, which the next start recovers from.
+    /// Stops the cluster with a fast shutdown, which rolls back open transactions; after the
+    /// timeout with an immediate one, after which the next start runs crash recovery.
     pub fn stop(mut self) -> Result<(), ClusterError> {
-        self.end()
+        self.shut_down()
     }
 
-    /// Whether the postmaster is there.
+    /// Returns true while the postmaster runs.
     fn is_running(&mut self) -> bool {
         match &mut self.child {
             Some(child) => matches!(child.try_wait(), Ok(None)),
-            None => self.home.postmaster().is_some(),
+            None => self.paths.postmaster_pid().is_some(),
         }
     }
 
-    /// Starts it again after it has ended, and waits until it answers.
-    fn revive(&mut self, clock: &Clock, is_stopped: &dyn Fn() -> bool) -> Result<(), ClusterError> {
+    /// Restarts the postmaster after it has exited, and waits until it accepts connections.
+    fn restart(&mut self, clock: &Clock, is_stopped: &dyn Fn() -> bool) -> Result<(), ClusterError> {
         self.child = None;
         self.running = true;
-        self.await_answer(clock, is_stopped).map(drop)
+        self.wait_until_ready(clock, is_stopped).map(drop)
     }
 
-    fn end(&mut self) -> Result<(), ClusterError> {
+    fn shut_down(&mut self) -> Result<(), ClusterError> {
         if !std::mem::take(&mut self.running) {
             return Ok(());
         }
         let fast = self.pg_ctl_stop("fast");
         let stopped = fast.or_else(|error| {
-            log::warn!("the embedded PostgreSQL did not stop in time and is ended at once: {error}");
+            log::warn!("the embedded PostgreSQL did not stop in time; stopping it immediately: {error}");
             self.pg_ctl_stop("immediate")
         });
         if stopped.is_ok()
             && let Some(mut child) = self.child.take()
         {
-            // It has gone already; this takes its entry out of the table of processes.
-            child.wait().map_err(ClusterError::io("waiting for", self.home.cluster()))?;
+            // The process has exited; wait() reaps it.
+            child.wait().map_err(ClusterError::io("waiting for", self.paths.cluster()))?;
         }
-        if self.home.postmaster().is_none() { Ok(()) } else { stopped }
+        if self.paths.postmaster_pid().is_none() { Ok(()) } else { stopped }
     }
 
     fn pg_ctl_stop(&self, mode: &str) -> Result<(), ClusterError> {
         let seconds = self.limits.stop_timeout.as_secs().max(1).to_string();
-        let mut command = self.home.command(&self.programs.path("pg_ctl"));
-        command.args(["stop", "-w", "-s", "-m", mode, "-t", &seconds, "-D"]).arg(self.home.cluster());
+        let mut command = self.paths.command(&self.programs.path("pg_ctl"));
+        command.args(["stop", "-w", "-s", "-m", mode, "-t", &seconds, "-D"]).arg(self.paths.cluster());
         run("pg_ctl", &mut command)
     }
 
-    /// Connects, starting the postmaster when none is there, until it answers, the time is over or nobody wants it any
-    /// more.
-    fn await_answer(&mut self, clock: &Clock, is_stopped: &dyn Fn() -> bool) -> Result<Client, ClusterError> {
+    /// Retries to connect, and starts the postmaster when none runs, until a connection succeeds,
+    /// the start timeout expires or `is_stopped` returns true.
+    fn wait_until_ready(
+        &mut self,
+        clock: &Clock,
+        is_stopped: &dyn Fn() -> bool,
+    ) -> Result<Client, ClusterError> {
         let deadline = clock.now().plus(self.limits.start_timeout);
         loop {
-            let why = match self.connect("postgres") {
+            let last_error = match self.connect("postgres") {
                 Ok(client) => return Ok(client),
-                Err(error) => chain(&error),
+                Err(error) => error_chain(&error),
             };
-            let ended = match &mut self.child {
+            let exit_status = match &mut self.child {
                 Some(child) => {
-                    child.try_wait().map_err(ClusterError::io("waiting for", self.home.cluster()))?
+                    child.try_wait().map_err(ClusterError::io("waiting for", self.paths.cluster()))?
                 }
                 None => None,
             };
-            if let Some(status) = ended {
+            if let Some(status) = exit_status {
                 self.child = None;
-                // One that was just stopping held the directory: its going away is waited for.
-                if self.home.postmaster().is_none() {
+                // A postmaster that is shutting down still holds the directory: wait for its exit.
+                if self.paths.postmaster_pid().is_none() {
                     self.running = false;
-                    let said = format!("{status}: {}", self.home.log_tail());
-                    return Err(ClusterError::Program { program: "postgres", said });
+                    let detail = format!("{status}: {}", self.paths.log_tail());
+                    return Err(ClusterError::ProgramFailed { program: "postgres", detail });
                 }
-            } else if self.child.is_none() && self.home.postmaster().is_none() {
-                self.child = Some(self.launch()?);
+            } else if self.child.is_none() && self.paths.postmaster_pid().is_none() {
+                self.child = Some(self.spawn_postmaster()?);
             }
-            self.give_up_after(if is_stopped() { Moment::ZERO } else { deadline }, clock.now(), &why)?;
+            self.check_deadline(
+                if is_stopped() { Moment::ZERO } else { deadline },
+                clock.now(),
+                &last_error,
+            )?;
             std::thread::sleep(RETRY);
         }
     }
 
-    fn give_up_after(&self, deadline: Moment, now: Moment, why: &str) -> Result<(), ClusterError> {
+    fn check_deadline(&self, deadline: Moment, now: Moment, last_error: &str) -> Result<(), ClusterError> {
         if now < deadline {
             return Ok(());
         }
-        let said = format!("{why}; {}", self.home.log_tail());
-        Err(ClusterError::Silent { seconds: self.limits.start_timeout.as_secs(), said })
+        let detail = format!("{last_error}; {}", self.paths.log_tail());
+        Err(ClusterError::NotReady { seconds: self.limits.start_timeout.as_secs(), detail })
     }
 
-    fn launch(&self) -> Result<Child, ClusterError> {
-        let log = self.home.log();
+    fn spawn_postmaster(&self) -> Result<Child, ClusterError> {
+        let log = self.paths.log();
         let open = || File::options().create(true).append(true).open(log);
         let out = open().map_err(ClusterError::io("opening", log))?;
         let err = out.try_clone().map_err(ClusterError::io("opening", log))?;
-        let mut command = self.home.command(&self.programs.path("postgres"));
-        command.arg("-D").arg(self.home.cluster()).arg("-k").arg(self.home.socket_dir());
+        let mut command = self.paths.command(&self.programs.path("postgres"));
+        command.arg("-D").arg(self.paths.cluster()).arg("-k").arg(self.paths.socket_dir());
         for setting in self.settings {
             command.args(["-c", setting]);
         }
         if let Some(size) = self.shared_buffers_mb {
             command.arg("-c").arg(format!("shared_buffers={size}MB"));
         }
-        // A process group of its own: Ctrl-C in a terminal is for the server, which stops the cluster in good order.
+        // A separate process group: Ctrl-C in a terminal signals only the server, which then shuts
+        // the cluster down.
         command.stdin(Stdio::null()).stdout(out).stderr(err).process_group(0);
         command.spawn().map_err(ClusterError::io("starting", &self.programs.path("postgres")))
     }
 
     fn connect(&self, database: &str) -> Result<Client, postgres::Error> {
-        Target::socket(self.home.socket_dir(), USER, database).blocking().connect(NoTls)
+        ConnectTarget::unix_socket(self.paths.socket_dir(), USER, database)
+            .to_blocking_config()
+            .connect(NoTls)
     }
 }
 
 fn create_database(client: &mut Client) -> Result<(), ClusterError> {
-    let told = |error: postgres::Error| ClusterError::Database(chain(&error));
-    let found = client.query("SELECT 1 FROM pg_database WHERE datname = $1", &[&DATABASE]).map_err(told)?;
+    let to_error = |error: postgres::Error| ClusterError::Database(error_chain(&error));
+    let found =
+        client.query("SELECT 1 FROM pg_database WHERE datname = $1", &[&DATABASE]).map_err(to_error)?;
     if found.is_empty() {
-        client.batch_execute(&format!("CREATE DATABASE {DATABASE}")).map_err(told)?;
+        client.batch_execute(&format!("CREATE DATABASE {DATABASE}")).map_err(to_error)?;
     }
     Ok(())
 }
 
 impl Drop for Cluster {
     fn drop(&mut self) {
-        if let Err(error) = self.end() {
-            log::error!("the embedded PostgreSQL could not be stopped: {error}");
+        if let Err(error) = self.shut_down() {
+            log::error!("cannot stop the embedded PostgreSQL: {error}");
         }
     }
 }
 
-/// Makes the cluster under another name and renames it, so that one whose making was interrupted is made anew.
-fn initialize(home: &Home, programs: &Programs) -> Result<(), ClusterError> {
-    let unfinished = home.begin_cluster()?;
-    log::info!(directory = home.cluster().display().to_string().as_str(); "making the embedded PostgreSQL cluster");
-    let mut command = home.command(&programs.path("initdb"));
+/// Initializes the cluster in a temporary directory and renames it, so that an interrupted
+/// initialization starts over.
+fn initialize(paths: &ClusterPaths, programs: &Programs) -> Result<(), ClusterError> {
+    let unfinished = paths.create_unfinished_dir()?;
+    log::info!(
+        directory = paths.cluster().display().to_string().as_str();
+        "initializing the embedded PostgreSQL cluster"
+    );
+    let mut command = paths.command(&programs.path("initdb"));
     command
         .args(["-U", USER, "-E", "UTF8", "--locale=C", "--auth-local=trust", "--auth-host=reject", "-D"])
         .arg(&unfinished);
@@ -322,8 +346,8 @@ fn initialize(home: &Home, programs: &Programs) -> Result<(), ClusterError> {
         command.arg("--no-sync");
     }
     run("initdb", &mut command)?;
-    fs::rename(&unfinished, home.cluster()).map_err(ClusterError::io("renaming", &unfinished))?;
-    home.sync()
+    fs::rename(&unfinished, paths.cluster()).map_err(ClusterError::io("renaming", &unfinished))?;
+    paths.sync_data_dir()
 }
 
 fn run(program: &'static str, command: &mut Command) -> Result<(), ClusterError> {
@@ -334,6 +358,6 @@ fn run(program: &'static str, command: &mut Command) -> Result<(), ClusterError>
     if output.status.success() {
         return Ok(());
     }
-    let said = String::from_utf8_lossy(&output.stderr).trim().replace('\n', "; ");
-    Err(ClusterError::Program { program, said })
+    let detail = String::from_utf8_lossy(&output.stderr).trim().replace('\n', "; ");
+    Err(ClusterError::ProgramFailed { program, detail })
 }

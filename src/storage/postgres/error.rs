@@ -1,28 +1,28 @@
-//! What PostgreSQL said, as a `StoreError`. Decides nothing: what an error means is its reader's business.
+//! Conversion of driver errors to `StoreError`. It does not classify errors; callers do.
 
 use postgres::error::{DbError, Severity, SqlState};
 
 use crate::storage::StoreError;
 
-/// The database answered, and the connection is still good for another transaction.
-pub(super) fn is_answer(error: &postgres::Error) -> bool {
-    error
-        .as_db_error()
-        .is_some_and(|answer| !matches!(answer.parsed_severity(), Some(Severity::Fatal | Severity::Panic)))
+/// Returns true for an error response after which the connection remains usable.
+pub(super) fn leaves_connection_usable(error: &postgres::Error) -> bool {
+    error.as_db_error().is_some_and(|db_error| {
+        !matches!(db_error.parsed_severity(), Some(Severity::Fatal | Severity::Panic))
+    })
 }
 
-pub(super) fn of(doing: &str, error: &postgres::Error) -> StoreError {
+pub(super) fn from_postgres(operation: &str, error: &postgres::Error) -> StoreError {
     match error.as_db_error() {
-        Some(answer) => answered(doing, answer),
+        Some(db_error) => from_db_error(operation, db_error),
         None => StoreError {
-            timed_out: is_timeout(error),
-            ..StoreError::unreachable(format!("{doing}: {}", chain(error)))
+            timed_out: is_io_timeout(error),
+            ..StoreError::client_side(format!("{operation}: {}", error_chain(error)))
         },
     }
 }
 
-/// Whether our own patience with a silent socket ended it.
-fn is_timeout(error: &postgres::Error) -> bool {
+/// Returns true when the I/O timeout of the socket caused the error.
+fn is_io_timeout(error: &postgres::Error) -> bool {
     let mut cause: Option<&dyn std::error::Error> = Some(error);
     while let Some(inner) = cause {
         if inner
@@ -36,10 +36,11 @@ fn is_timeout(error: &postgres::Error) -> bool {
     false
 }
 
-/// A failed COMMIT: unless the database says that it rolled back, the rows may be stored. A connection that was cut
-/// and a pooler's or a dying server's answer (classes 08, 57, 58, XX) say nothing about it.
-pub(super) fn of_commit(error: &postgres::Error) -> StoreError {
-    let mut error = of("COMMIT", error);
+/// Converts the error of a COMMIT. The rows may be stored unless the database reports a rollback. A
+/// lost connection and an error of a pooler or of a terminating server (classes 08, 57, 58, XX)
+/// leave the batch in doubt.
+pub(super) fn from_commit(error: &postgres::Error) -> StoreError {
+    let mut error = from_postgres("COMMIT", error);
     error.in_doubt = match &error.sqlstate {
         None => true,
         Some(code) => ["08", "57", "58", "XX"].iter().any(|class| code.starts_with(class)),
@@ -47,64 +48,65 @@ pub(super) fn of_commit(error: &postgres::Error) -> StoreError {
     error
 }
 
-/// A failed write to a COPY stream, which hides our error in an I/O error.
-pub(super) fn of_io(doing: &str, error: &std::io::Error) -> StoreError {
+/// Converts the error of a write to a COPY stream, which wraps the driver's error in an I/O error.
+pub(super) fn from_copy_io(operation: &str, error: &std::io::Error) -> StoreError {
     match error.get_ref().and_then(|inner| inner.downcast_ref::<postgres::Error>()) {
-        Some(inner) => of(doing, inner),
+        Some(inner) => from_postgres(operation, inner),
         None => StoreError {
             timed_out: error.kind() == std::io::ErrorKind::TimedOut,
-            ..StoreError::unreachable(format!("{doing}: {error}"))
+            ..StoreError::client_side(format!("{operation}: {error}"))
         },
     }
 }
 
-fn answered(doing: &str, answer: &DbError) -> StoreError {
-    let code = answer.code();
-    let mut message = format!("{doing}: {}: {} ({})", answer.severity(), answer.message(), code.code());
-    // For a row's own fault, detail and context quote the event, and no log may hold one.
-    // In class XX it may be an error of a row that Citus passes on.
-    let of_a_row = ["21", "22", "23", "54", "XX"].iter().any(|class| code.code().starts_with(class));
-    if let Some(detail) = answer.detail().filter(|_| !of_a_row) {
+fn from_db_error(operation: &str, db_error: &DbError) -> StoreError {
+    let code = db_error.code();
+    let mut message =
+        format!("{operation}: {}: {} ({})", db_error.severity(), db_error.message(), code.code());
+    // For row errors, detail and context quote the event, which must not be logged. Class XX may be
+    // a row error that Citus forwards.
+    let is_row_error = ["21", "22", "23", "54", "XX"].iter().any(|class| code.code().starts_with(class));
+    if let Some(detail) = db_error.detail().filter(|_| !is_row_error) {
         message.push_str("; ");
         message.push_str(detail);
     }
     StoreError {
-        sqlstate: Some(sqlstate(answer)),
+        sqlstate: Some(sqlstate(db_error)),
         message,
-        row: answer.where_().and_then(copy_row),
-        constraint: constraint(answer).map(str::to_owned),
-        column: answer.column().map(str::to_owned).or_else(|| answer.where_().and_then(copy_column)),
-        timed_out: answer.code() == &SqlState::QUERY_CANCELED,
+        row: db_error.where_().and_then(copy_row),
+        constraint: constraint(db_error).map(str::to_owned),
+        column: db_error.column().map(str::to_owned).or_else(|| db_error.where_().and_then(copy_column)),
+        timed_out: db_error.code() == &SqlState::QUERY_CANCELED,
         in_doubt: false,
     }
 }
 
-/// The code, but for one that would mislead: a row sent to the default partition at the very moment when its own
-/// partition is attached is refused as 23514, without the name of a constraint. It is no fault of the row, the next
-/// attempt finds the partition, and so it is what 40001 means.
-fn sqlstate(answer: &DbError) -> String {
-    let raced = answer.code() == &SqlState::CHECK_VIOLATION && constraint(answer).is_none();
-    if raced {
+/// Returns the SQLSTATE, with one exception: when a row is routed to the default partition while
+/// its own partition is being attached, PostgreSQL reports 23514 without a constraint name. The row
+/// is valid and a retry finds the partition, so this returns 40001.
+fn sqlstate(db_error: &DbError) -> String {
+    let is_attach_race = db_error.code() == &SqlState::CHECK_VIOLATION && constraint(db_error).is_none();
+    if is_attach_race {
         SqlState::T_R_SERIALIZATION_FAILURE.code().to_owned()
     } else {
-        answer.code().code().to_owned()
+        db_error.code().code().to_owned()
     }
 }
 
-/// The name of the constraint that was violated. Citus passes on what its workers say of a check without the field for it;
-/// then it is looked for in the message, where it stands in English.
-fn constraint(answer: &DbError) -> Option<&str> {
-    answer.constraint().or_else(|| checked_by(answer.message()))
+/// Returns the name of the violated constraint. Citus forwards a worker's check violation without
+/// the field for the name, so the fallback parses the English message.
+fn constraint(db_error: &DbError) -> Option<&str> {
+    db_error.constraint().or_else(|| check_constraint_name(db_error.message()))
 }
 
-fn checked_by(message: &str) -> Option<&str> {
+fn check_constraint_name(message: &str) -> Option<&str> {
     let (_before, name) = message.split_once("check constraint \"")?;
     name.strip_suffix('"')
 }
 
-/// The row of `COPY events, line 3, column metadata`, counted from 0. The words are translated by `lc_messages`, so
-/// only their order is relied on: the context of COPY is the outermost and stands last, and the line's number is
-/// the first after the table's name and a comma.
+/// Parses the row, counted from 0, from `COPY events, line 3, column metadata`. `lc_messages`
+/// translates the words, so the parser relies on their order only: the context of COPY is the last
+/// line, and the line number is the first number after the table name and a comma.
 fn copy_row(context: &str) -> Option<usize> {
     let (_table, rest) = context.lines().last()?.split_once([',', '、', '，'])?;
     let digits = rest.trim_start_matches(|c: char| !c.is_ascii_digit());
@@ -118,8 +120,8 @@ fn copy_column(context: &str) -> Option<String> {
     Some(column.split([':', ',', ' ']).next()?.to_owned())
 }
 
-/// An error with its causes. Ours repeat each other's words, so a cause that the text already holds is left out.
-pub(super) fn chain(error: &dyn std::error::Error) -> String {
+/// Formats an error with its causes. Omits a cause whose text is already included.
+pub(super) fn error_chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();
     while let Some(error) = cause {
@@ -143,7 +145,7 @@ mod tests {
     }
 
     #[test]
-    fn the_row_is_read_from_the_context_in_any_language() {
+    fn copy_row_parses_the_context_in_any_language() {
         check("COPY events, line 3, column metadata", Some(2));
         check("COPY events, line 5000", Some(4999));
         check("COPY events, Zeile 17, Spalte metadata", Some(16));
@@ -152,7 +154,7 @@ mod tests {
     }
 
     #[test]
-    fn a_context_without_a_row_gives_none() {
+    fn copy_row_without_a_row_number_returns_none() {
         for context in
             ["", "COPY events", "COPY events, line", "SQL statement \"SELECT 1\"", "COPY events, line 0"]
         {
@@ -162,8 +164,8 @@ mod tests {
     }
 
     #[test]
-    fn a_check_is_named_in_its_message_and_a_partition_is_none() {
-        let check = |message: &str, name| assert_eq!(checked_by(message), name, "{message}");
+    fn check_constraint_name_ignores_partition_constraints() {
+        let check = |message: &str, name| assert_eq!(check_constraint_name(message), name, "{message}");
         let new_row = "new row for relation \"events_20251231_102027\" violates";
         check(&format!("{new_row} check constraint \"no_poison\""), Some("no_poison"));
         check(&format!("{new_row} partition constraint"), None);
@@ -172,7 +174,7 @@ mod tests {
     }
 
     #[test]
-    fn the_column_is_read_where_the_context_names_it_in_english() {
+    fn copy_column_parses_the_english_context() {
         assert_eq!(copy_column("COPY events, line 3, column metadata").as_deref(), Some("metadata"));
         assert_eq!(copy_column("COPY events, line 3"), None);
     }

@@ -1,34 +1,33 @@
-//! Questions about stored events. Every one is bounded by a statement timeout and touches the partitions that its
-//! range of time lies in and no others.
+//! Queries for events: a page, a chunk of a page, one event by id. Each query has a statement
+//! timeout and reads only the partitions of its time range.
 //!
-//! An id begins with the milliseconds of its event's timestamp. So a range of time is a range of ids too, which the
-//! planner prunes partitions by, and the order of ids is the order of time down to the millisecond.
+//! An id begins with the milliseconds of its event's timestamp. So a time range is also an id
+//! range, by which the planner prunes partitions, and id order equals time order down to the
+//! millisecond.
 
 use std::ops::ControlFlow;
 
 use postgres::Row;
 use postgres::types::{ToSql, Type};
 
-use super::ask::Desk;
-use super::types::{Time, Uuid};
-use crate::event::{Event, EventId, Timestamp};
-use crate::storage::{Chunk, Filter, Found, Gathering, Order, Page, StoreError};
+use super::read_query::ReadPool;
+use super::types::{PgTimestamp, PgUuid};
+use crate::event::{Event, EventId, MILLIS_END, Timestamp};
+use crate::storage::{Chunk, ChunkBuilder, EventPage, EventStatus, Filter, SortOrder, StoreError};
 
 const COLUMNS: &str = "event_id, timestamp, ingested_at, service, message, metadata::text";
-/// One past the last millisecond that an id can begin with.
-const MILLIS_END: i64 = 1 << 48;
 
-/// A range of time, as timestamps and as ids.
+/// A time range, as timestamps and as ids. Both upper bounds are exclusive.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Span {
+pub(super) struct EventRange {
     pub(super) from: Timestamp,
     pub(super) to: Timestamp,
     pub(super) low: EventId,
     pub(super) high: EventId,
 }
 
-impl Span {
-    /// No event lies outside of what ids can begin with.
+impl EventRange {
+    /// Clamps the range to the times that fit an id; no event lies outside of them.
     pub(super) fn new(from: Timestamp, to: Timestamp) -> Self {
         let from = from.clamp(Timestamp::default(), Timestamp::from_millis(MILLIS_END));
         let to = to.clamp(from, Timestamp::from_millis(MILLIS_END));
@@ -37,7 +36,7 @@ impl Span {
         Self { from, to, low: floor(from.millis()), high: floor(high) }
     }
 
-    pub(super) fn of(filter: &Filter) -> Self {
+    pub(super) fn from_filter(filter: &Filter) -> Self {
         Self::new(filter.from, filter.to)
     }
 
@@ -45,14 +44,14 @@ impl Span {
         self.from == self.to
     }
 
-    /// What is left of it after an event, whose own microsecond stays in.
-    fn after(self, order: Order, timestamp: Timestamp) -> Self {
+    /// The rest of the range after an event, including the microsecond of the event.
+    fn after(self, order: SortOrder, timestamp: Timestamp) -> Self {
         match order {
-            Order::Desc => Self::new(
+            SortOrder::Desc => Self::new(
                 self.from,
                 self.to.min(Timestamp::from_micros(timestamp.micros().saturating_add(1))),
             ),
-            Order::Asc => Self::new(self.from.max(timestamp), self.to.max(timestamp)),
+            SortOrder::Asc => Self::new(self.from.max(timestamp), self.to.max(timestamp)),
         }
     }
 }
@@ -64,24 +63,24 @@ fn floor(millis: i64) -> EventId {
     EventId::floor(u64::try_from(millis).unwrap_or(0))
 }
 
-pub(super) fn page(desk: Desk<'_>, page: &Page) -> Result<Vec<Event>, StoreError> {
-    chunk(desk, page, usize::MAX).map(|chunk| chunk.events)
+pub(super) fn page(pool: ReadPool<'_>, page: &EventPage) -> Result<Vec<Event>, StoreError> {
+    chunk(pool, page, usize::MAX).map(|chunk| chunk.events)
 }
 
-/// Reads no further than `bytes_max` needs: what comes after it is thrown away where it arrives.
-pub(super) fn chunk(desk: Desk<'_>, page: &Page, bytes_max: usize) -> Result<Chunk, StoreError> {
-    let mut span = Span::of(&page.filter);
+/// Decodes rows until `bytes_max` is reached; later rows are received and discarded.
+pub(super) fn chunk(pool: ReadPool<'_>, page: &EventPage, bytes_max: usize) -> Result<Chunk, StoreError> {
+    let mut range = EventRange::from_filter(&page.filter);
     if let Some((timestamp, _)) = page.after {
-        span = span.after(page.order, timestamp);
+        range = range.after(page.order, timestamp);
     }
-    if span.is_empty() || page.limit == 0 {
-        return Ok(Chunk { events: Vec::new(), more: false });
+    if range.is_empty() || page.limit == 0 {
+        return Ok(Chunk { events: Vec::new(), has_more: false });
     }
     let (direction, beyond) = match page.order {
-        Order::Desc => ("DESC", "<"),
-        Order::Asc => ("ASC", ">"),
+        SortOrder::Desc => ("DESC", "<"),
+        SortOrder::Asc => ("ASC", ">"),
     };
-    let mut condition = IN_SPAN.to_owned();
+    let mut condition = IN_RANGE.to_owned();
     if page.filter.service.is_some() {
         condition.push_str(" AND service = $5");
     }
@@ -90,53 +89,54 @@ pub(super) fn chunk(desk: Desk<'_>, page: &Page, bytes_max: usize) -> Result<Chu
         condition.push_str(beyond);
         condition.push_str(" ($6, $7)");
     }
-    let more = More::of(&page.filter);
-    more.require(&mut condition, 9);
-    let asking = Asking { desk, page, more: &more, condition, direction };
+    let extra = ExtraPredicates::from_filter(&page.filter);
+    extra.append_sql(&mut condition, 9);
+    let query = PageQuery { pool, page, extra: &extra, condition, direction };
     if page.filter.service.is_none() {
-        // Most often a few events more than asked for show that the last millisecond is whole.
+        // A few events beyond the page usually prove that its last millisecond is complete.
         if bytes_max == usize::MAX
-            && let Some(events) = asking.by_millisecond(span)?
+            && let Some(events) = query.page_by_id(range)?
         {
-            return Ok(Chunk { more: events.len() == usize::from(page.limit), events });
+            return Ok(Chunk { has_more: events.len() == usize::from(page.limit), events });
         }
-        // No index has the order asked for, but the primary key has it down to the millisecond. So the last event of
-        // the page by id is looked up, and what is sorted is what lies up to the end of its millisecond.
-        if let Some(millis) = asking.edge(span)? {
+        // No index has the order (timestamp, event_id); the primary key has it down to the
+        // millisecond. So look up the last event of the page by id, and sort only the rows up to
+        // the end of its millisecond.
+        if let Some(millis) = query.last_millisecond(range)? {
             match page.order {
-                Order::Desc => span.low = floor(millis),
-                Order::Asc => span.high = floor(millis + 1),
+                SortOrder::Desc => range.low = floor(millis),
+                SortOrder::Asc => range.high = floor(millis + 1),
             }
         }
     }
-    asking.in_order(span, bytes_max)
+    query.sorted_chunk(range, bytes_max)
 }
 
-/// A page on its way: what all its statements have in common.
-struct Asking<'a> {
-    desk: Desk<'a>,
-    page: &'a Page,
-    more: &'a More,
+/// The parts that all statements of one page query share.
+struct PageQuery<'a> {
+    pool: ReadPool<'a>,
+    page: &'a EventPage,
+    extra: &'a ExtraPredicates,
     condition: String,
     direction: &'static str,
 }
 
-/// Events read beyond a page, to learn whether the millisecond that it ends in is whole.
-const BEYOND: u16 = 16;
+/// Events read beyond a page, to detect whether its last millisecond is complete.
+const LOOKAHEAD: u16 = 16;
 
-pub(super) const IN_SPAN: &str = "event_id >= $1 AND event_id < $2 AND timestamp >= $3 AND timestamp < $4";
+pub(super) const IN_RANGE: &str = "event_id >= $1 AND event_id < $2 AND timestamp >= $3 AND timestamp < $4";
 
-impl Asking<'_> {
-    /// A page in the order of ids, put into that of times: None when the millisecond that it ends in is too full to
-    /// tell whether all of it was read.
-    fn by_millisecond(&self, span: Span) -> Result<Option<Vec<Event>>, StoreError> {
-        let limit = self.page.limit.saturating_add(BEYOND);
+impl PageQuery<'_> {
+    /// Reads the page in id order and sorts it by time. Returns None when the last millisecond
+    /// holds too many events to prove that all of them were read.
+    fn page_by_id(&self, range: EventRange) -> Result<Option<Vec<Event>>, StoreError> {
+        let limit = self.page.limit.saturating_add(LOOKAHEAD);
         let (condition, direction) = (&self.condition, self.direction);
         let statement =
             format!("SELECT {COLUMNS} FROM events WHERE {condition} ORDER BY event_id {direction} LIMIT $8");
         let mut events = Vec::new();
-        self.ask(&statement, span, limit, |row| {
-            events.push(event(row));
+        self.query_each(&statement, range, limit, |row| {
+            events.push(decode_event(row));
             ControlFlow::Continue(())
         })?;
         if events.len() == usize::from(limit) {
@@ -147,51 +147,51 @@ impl Asking<'_> {
             }
         }
         events.sort_unstable_by_key(|event| (event.timestamp, event.event_id));
-        if self.page.order == Order::Desc {
+        if self.page.order == SortOrder::Desc {
             events.reverse();
         }
         events.truncate(usize::from(self.page.limit));
         Ok(Some(events))
     }
 
-    /// The millisecond that the page ends in, when it is full.
-    fn edge(&self, span: Span) -> Result<Option<i64>, StoreError> {
+    /// Returns the millisecond of the last event of a full page, or None when the page is not full.
+    fn last_millisecond(&self, range: EventRange) -> Result<Option<i64>, StoreError> {
         let (condition, direction) = (&self.condition, self.direction);
         let statement = format!(
             "SELECT event_id FROM events WHERE {condition} ORDER BY event_id {direction} OFFSET $8 - 1 LIMIT 1"
         );
-        let mut edge = None;
-        self.ask(&statement, span, self.page.limit, |row| {
-            edge = Some(i64::try_from(row.get::<_, Uuid>(0).0.millis()).unwrap_or(MILLIS_END));
+        let mut millis = None;
+        self.query_each(&statement, range, self.page.limit, |row| {
+            millis = Some(i64::try_from(row.get::<_, PgUuid>(0).0.millis()).unwrap_or(MILLIS_END));
             ControlFlow::Break(())
         })?;
-        Ok(edge)
+        Ok(millis)
     }
 
-    fn in_order(&self, span: Span, bytes_max: usize) -> Result<Chunk, StoreError> {
+    fn sorted_chunk(&self, range: EventRange, bytes_max: usize) -> Result<Chunk, StoreError> {
         let (condition, direction) = (&self.condition, self.direction);
         let statement = format!(
             "SELECT {COLUMNS} FROM events WHERE {condition} \
              ORDER BY timestamp {direction}, event_id {direction} LIMIT $8"
         );
-        let mut gathering = Gathering::new(bytes_max);
-        self.ask(&statement, span, self.page.limit, |row| gathering.add(event(row)))?;
-        Ok(gathering.finish(self.page.limit))
+        let mut builder = ChunkBuilder::new(bytes_max);
+        self.query_each(&statement, range, self.page.limit, |row| builder.push(decode_event(row)))?;
+        Ok(builder.finish(self.page.limit))
     }
 
-    /// All parameters are given each time, whether the statement speaks of them or not.
-    fn ask(
+    /// Runs a statement with all parameters of the page, including unused ones.
+    fn query_each(
         &self,
         statement: &str,
-        span: Span,
+        range: EventRange,
         limit: u16,
         each: impl FnMut(&Row) -> ControlFlow<()>,
     ) -> Result<(), StoreError> {
         let page = self.page;
-        let (low, high) = (Uuid(span.low), Uuid(span.high));
-        let (from, to) = (Time(span.from), Time(span.to));
-        let (timestamp, id) = page.after.unwrap_or((span.from, span.low));
-        let (timestamp, id) = (Time(timestamp), Uuid(id));
+        let (low, high) = (PgUuid(range.low), PgUuid(range.high));
+        let (from, to) = (PgTimestamp(range.from), PgTimestamp(range.to));
+        let (timestamp, id) = page.after.unwrap_or((range.from, range.low));
+        let (timestamp, id) = (PgTimestamp(timestamp), PgUuid(id));
         let limit = i64::from(limit);
         let mut params: Vec<(&(dyn ToSql + Sync), Type)> = vec![
             (&low, Type::UUID),
@@ -203,46 +203,46 @@ impl Asking<'_> {
             (&id, Type::UUID),
             (&limit, Type::INT8),
         ];
-        self.more.give(&mut params);
-        self.desk.ask_each("reading events", statement, &params, each)
+        self.extra.append_params(&mut params);
+        self.pool.query_each("reading events", statement, &params, each)
     }
 }
 
-/// The conditions that no index has, and their parameters.
+/// The predicates that no index supports, and their parameters.
 #[derive(Debug)]
-pub(super) struct More {
+pub(super) struct ExtraPredicates {
     pattern: Option<String>,
-    /// For each member the objects of which one has to be contained.
-    members: Vec<Vec<String>>,
+    /// See [`Filter::metadata`].
+    metadata: Vec<Vec<String>>,
 }
 
-impl More {
-    pub(super) fn of(filter: &Filter) -> Self {
-        Self { pattern: filter.text.as_deref().map(pattern), members: filter.metadata.clone() }
+impl ExtraPredicates {
+    pub(super) fn from_filter(filter: &Filter) -> Self {
+        Self { pattern: filter.text.as_deref().map(ilike_pattern), metadata: filter.metadata.clone() }
     }
 
     pub(super) fn is_empty(&self) -> bool {
-        self.pattern.is_none() && self.members.is_empty()
+        self.pattern.is_none() && self.metadata.is_empty()
     }
 
-    /// Adds the conditions, with parameters that are numbered from `first` on.
-    pub(super) fn require(&self, condition: &mut String, first: usize) {
+    /// Appends the predicates, with parameters numbered from `first` on.
+    pub(super) fn append_sql(&self, condition: &mut String, first: usize) {
         let of_text = self.pattern.iter().map(|_| "message ILIKE $# ESCAPE '!'");
-        let of_members = self.members.iter().map(|_| "metadata @> ANY ($#::text[]::jsonb[])");
-        for (number, part) in (first..).zip(of_text.chain(of_members)) {
+        let of_metadata = self.metadata.iter().map(|_| "metadata @> ANY ($#::text[]::jsonb[])");
+        for (number, part) in (first..).zip(of_text.chain(of_metadata)) {
             condition.push_str(" AND ");
             condition.push_str(&part.replace('#', &number.to_string()));
         }
     }
 
-    pub(super) fn give<'a>(&'a self, params: &mut Vec<(&'a (dyn ToSql + Sync), Type)>) {
+    pub(super) fn append_params<'a>(&'a self, params: &mut Vec<(&'a (dyn ToSql + Sync), Type)>) {
         params.extend(self.pattern.iter().map(|pattern| (pattern as &(dyn ToSql + Sync), Type::TEXT)));
-        params.extend(self.members.iter().map(|objects| (objects as &(dyn ToSql + Sync), Type::TEXT_ARRAY)));
+        params.extend(self.metadata.iter().map(|objects| (objects as &(dyn ToSql + Sync), Type::TEXT_ARRAY)));
     }
 }
 
-/// The pattern of ILIKE that means this text and nothing else, anywhere.
-fn pattern(text: &str) -> String {
+/// Returns the ILIKE pattern that matches `text` literally as a substring, with `!` as the escape.
+fn ilike_pattern(text: &str) -> String {
     let mut pattern = String::with_capacity(text.len() + 2);
     pattern.push('%');
     for char in text.chars() {
@@ -255,23 +255,23 @@ fn pattern(text: &str) -> String {
     pattern
 }
 
-pub(super) fn find(desk: Desk<'_>, id: EventId) -> Result<Option<Found>, StoreError> {
-    let params: [(&(dyn ToSql + Sync), Type); 1] = [(&Uuid(id), Type::UUID)];
+pub(super) fn find(pool: ReadPool<'_>, id: EventId) -> Result<Option<EventStatus>, StoreError> {
+    let params: [(&(dyn ToSql + Sync), Type); 1] = [(&PgUuid(id), Type::UUID)];
     let statement = format!("SELECT {COLUMNS} FROM events WHERE event_id = $1");
-    let stored = desk.ask("finding an event", &statement, &params, event)?;
+    let stored = pool.query("reading an event", &statement, &params, decode_event)?;
     if let Some(event) = stored.into_iter().next() {
-        return Ok(Some(Found::Stored(event)));
+        return Ok(Some(EventStatus::Stored(event)));
     }
-    let dead = |row: &Row| Found::Dead { sqlstate: row.get(0), reason: row.get(1) };
+    let dead = |row: &Row| EventStatus::Dead { sqlstate: row.get(0), reason: row.get(1) };
     let statement = "SELECT sqlstate, reason FROM dead_events WHERE event_id = $1";
-    Ok(desk.ask("finding a dead event", statement, &params, dead)?.pop())
+    Ok(pool.query("reading a dead letter", statement, &params, dead)?.pop())
 }
 
-fn event(row: &Row) -> Event {
+fn decode_event(row: &Row) -> Event {
     Event {
-        event_id: row.get::<_, Uuid>(0).0,
-        timestamp: row.get::<_, Time>(1).0,
-        ingested_at: row.get::<_, Time>(2).0,
+        event_id: row.get::<_, PgUuid>(0).0,
+        timestamp: row.get::<_, PgTimestamp>(1).0,
+        ingested_at: row.get::<_, PgTimestamp>(2).0,
         service: row.get(3),
         message: row.get(4),
         metadata: row.get(5),
@@ -282,15 +282,15 @@ fn event(row: &Row) -> Event {
 mod tests {
     use super::*;
 
-    fn span(from: i64, to: i64) -> Span {
-        Span::new(Timestamp::from_micros(from), Timestamp::from_micros(to))
+    fn range(from: i64, to: i64) -> EventRange {
+        EventRange::new(Timestamp::from_micros(from), Timestamp::from_micros(to))
     }
 
     #[test]
-    fn a_span_of_time_is_the_narrowest_span_of_ids() {
+    fn event_range_is_the_narrowest_id_range_of_a_time_range() {
         let check = |from, to, low, high| {
-            let span = span(from, to);
-            assert_eq!((span.low, span.high), (EventId::floor(low), EventId::floor(high)), "{from}..{to}");
+            let range = range(from, to);
+            assert_eq!((range.low, range.high), (EventId::floor(low), EventId::floor(high)), "{from}..{to}");
         };
         check(1000, 2000, 1, 2);
         check(1999, 2001, 1, 3);
@@ -299,29 +299,29 @@ mod tests {
     }
 
     #[test]
-    fn a_text_is_looked_for_as_it_stands() {
+    fn ilike_pattern_escapes_wildcards() {
         for (text, expected) in [("a", "%a%"), ("100%", "%100!%%"), ("a_b!c", "%a!_b!!c%"), ("\\", "%\\%")] {
-            assert_eq!(pattern(text), expected);
+            assert_eq!(ilike_pattern(text), expected);
         }
     }
 
     #[test]
-    fn a_span_may_be_empty_reversed_or_all_of_time() {
-        assert!(span(5, 5).is_empty());
-        assert!(span(6, 5).is_empty());
-        assert!(span(i64::MIN, 0).is_empty());
-        let all = span(i64::MIN, i64::MAX);
+    fn event_range_handles_empty_reversed_and_unbounded_ranges() {
+        assert!(range(5, 5).is_empty());
+        assert!(range(6, 5).is_empty());
+        assert!(range(i64::MIN, 0).is_empty());
+        let all = range(i64::MIN, i64::MAX);
         assert_eq!((all.low, all.high), (EventId::floor(0), EventId::from_bytes([0xff; 16])));
-        assert!(span(i64::MAX, i64::MAX).is_empty());
+        assert!(range(i64::MAX, i64::MAX).is_empty());
     }
 
     #[test]
-    fn the_span_after_an_event_keeps_its_microsecond() {
-        let whole = span(1_000_000, 2_000_000);
+    fn event_range_after_an_event_includes_its_microsecond() {
+        let whole = range(1_000_000, 2_000_000);
         let at = Timestamp::from_micros(1_500_000);
-        assert_eq!(whole.after(Order::Desc, at), span(1_000_000, 1_500_001));
-        assert_eq!(whole.after(Order::Asc, at), span(1_500_000, 2_000_000));
-        assert!(whole.after(Order::Desc, Timestamp::from_micros(0)).is_empty());
-        assert!(whole.after(Order::Asc, Timestamp::from_micros(3_000_000)).is_empty());
+        assert_eq!(whole.after(SortOrder::Desc, at), range(1_000_000, 1_500_001));
+        assert_eq!(whole.after(SortOrder::Asc, at), range(1_500_000, 2_000_000));
+        assert!(whole.after(SortOrder::Desc, Timestamp::from_micros(0)).is_empty());
+        assert!(whole.after(SortOrder::Asc, Timestamp::from_micros(3_000_000)).is_empty());
     }
 }

@@ -1,23 +1,31 @@
-//! Events in PostgreSQL, 14 and later. The only place that names the `postgres` crate.
+//! `EventRepository` on PostgreSQL 14 and later. No other module may depend on the `postgres`
+//! crate.
 //!
-//! `target` and `tls` say where the database is, `connect` how a transaction is had, `ask` how a question is asked; `migrate`
-//! and `partition` make the tables; `store`, `find`, `totals` and `dead` use them, `sweep` takes what is old out of them; `error` translates; `embedded` runs a cluster of our own.
+//! - `target`, `tls`: parse `DATABASE_URL` and configure TLS.
+//! - `connect`, `io_timeout`: connection pools, transactions, and the timeout of silent sockets.
+//! - `read_query`: read-only statements in one round trip.
+//! - `migrate`, `partition`: create tables and partitions.
+//! - `store`, `find`, `totals`, `counts`, `dead`: read and write rows.
+//! - `sweep`: deletes expired rows and partitions.
+//! - `error`: converts errors of the driver to `StoreError`.
+//! - `embedded`: runs a private cluster when `DATABASE_URL` is not set.
 
-mod ask;
+mod advisory_lock;
 mod connect;
 mod counts;
 mod dead;
 pub mod embedded;
 mod error;
 mod find;
+mod io_timeout;
 mod migrate;
 mod partition;
-mod patience;
+mod read_query;
 mod store;
 mod sweep;
 mod target;
 #[cfg(test)]
-mod testing;
+mod test_database;
 #[cfg(test)]
 mod tests;
 mod tls;
@@ -27,37 +35,38 @@ mod types;
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::Duration;
 
-pub use counts::Difference;
-pub use dead::{DeadEvent, DeadFilter, Replayed};
-pub use target::{Target, TargetError};
+pub use counts::CountMismatch;
+pub use dead::{DeadEvent, DeadFilter, ReplayOutcome};
+pub use target::{ConnectTarget, ParseDatabaseUrlError};
 
-use self::ask::Desk;
-use self::connect::{Connections, Terms};
+use self::connect::{Connections, TxnOptions};
+use self::read_query::ReadPool;
 use crate::event::{Event, EventId, Timestamp};
 use crate::storage::{
-    Chunk, Day, DeadLetter, EventRepository, Filter, Found, HourCount, Page, StoreError, StorePath, Stored,
-    Sweeping, Tidied, Totals,
+    Chunk, Day, DeadLetter, DrainReport, EventPage, EventRepository, EventStatus, Filter, HourCount,
+    RetentionSweep, StoreError, StorePath, Stored, Totals,
 };
 
-/// The bounds on what is asked of the database.
+/// Connection and time limits.
 #[derive(Clone, Copy, Debug)]
-pub struct Limits {
-    /// Connections open at once.
+pub struct PostgresLimits {
+    /// Maximum number of open connections.
     pub connections_max: u32,
-    /// Longest that one statement of a batch may take. With `grace` below the 15 s in which silence must be noticed.
+    /// Statement timeout of a batch. With `response_grace` it must stay below 15 s, the time within
+    /// which a silent database must be detected.
     pub store_timeout: Duration,
-    /// Longest that a batch may wait for a lock.
+    /// Lock timeout of a batch.
     pub lock_timeout: Duration,
-    /// Longest that a query may take.
+    /// Statement timeout of a query.
     pub query_timeout: Duration,
-    /// Longest that a ping may take.
+    /// Statement timeout of a ping.
     pub ping_timeout: Duration,
-    /// How long an answer may be on its way: a database that is silent for longer than the timeouts above and this
-    /// counts as lost.
-    pub grace: Duration,
+    /// Time allowed for the response in addition to a statement timeout. A connection that is
+    /// silent for longer than the sum counts as lost.
+    pub response_grace: Duration,
 }
 
-impl Default for Limits {
+impl Default for PostgresLimits {
     fn default() -> Self {
         Self {
             connections_max: 20,
@@ -65,80 +74,83 @@ impl Default for Limits {
             lock_timeout: Duration::from_secs(5),
             query_timeout: Duration::from_secs(5),
             ping_timeout: Duration::from_secs(3),
-            grace: Duration::from_secs(3),
+            response_grace: Duration::from_secs(3),
         }
     }
 }
 
-/// The slowest network over which a batch is still worth sending. Its time is added to that of the statement.
-const BYTES_PER_SECOND_MIN: u64 = 8 * 1024;
+/// The lowest supported network throughput. The transfer time at this rate extends the statement
+/// timeout of a batch.
+const MIN_BYTES_PER_SECOND: u64 = 8 * 1024;
 
-/// Not prepared for any day.
-const NEVER: i64 = -1;
+/// The value of `prepared_day` before `prepare` has succeeded.
+const NOT_PREPARED: i64 = -1;
 
 #[derive(Debug)]
 pub struct PostgresRepository {
     connections: Connections,
-    limits: Limits,
-    ping_terms: Terms,
-    query_terms: Terms,
-    page_terms: Terms,
-    /// The day for which tables and partitions are known to be there.
-    prepared: AtomicI64,
+    limits: PostgresLimits,
+    ping_options: TxnOptions,
+    query_options: TxnOptions,
+    page_options: TxnOptions,
+    /// The day for which `prepare` has last created tables and partitions.
+    prepared_day: AtomicI64,
 }
 
 impl PostgresRepository {
-    /// Connects to nothing yet: a server starts, and takes events in, while its database is down.
-    pub fn new(target: &Target, limits: Limits) -> Self {
-        // Compiling a query takes longer than any of ours, and the price that the planner puts on a forbidden sort
-        // would make it compile each page.
+    /// Does not connect: a server starts and accepts events while its database is down.
+    pub fn new(target: &ConnectTarget, limits: PostgresLimits) -> Self {
+        // JIT compilation takes longer than any query here, and the cost that the planner adds for
+        // a disabled sort would trigger it for each page.
         let begin_query = format!(
             "BEGIN READ ONLY; SET LOCAL statement_timeout = {}; SET LOCAL jit = off",
             limits.query_timeout.as_millis()
         );
-        // The planner knows too little of a day that is still being filled: it takes its newest hours for empty and
-        // would sort all of them to find the first hundred. An index has the order that a page needs.
+        // The planner's statistics lag behind a day that is still being filled: it estimates the
+        // newest hours as empty and would sort all of their rows to return the first hundred. An
+        // index has the order that a page needs.
         let begin_page = format!("{begin_query}; SET LOCAL enable_sort = off");
-        let patience = limits.query_timeout + limits.grace;
+        let io_timeout = limits.query_timeout + limits.response_grace;
         let begin_ping =
             format!("BEGIN READ ONLY; SET LOCAL statement_timeout = {}", limits.ping_timeout.as_millis());
         Self {
             connections: Connections::new(target, limits.connections_max),
             limits,
-            ping_terms: Terms { begin: begin_ping, patience: limits.ping_timeout },
-            query_terms: Terms { begin: begin_query, patience },
-            page_terms: Terms { begin: begin_page, patience },
-            prepared: AtomicI64::new(NEVER),
+            ping_options: TxnOptions { begin_sql: begin_ping, io_timeout: limits.ping_timeout },
+            query_options: TxnOptions { begin_sql: begin_query, io_timeout },
+            page_options: TxnOptions { begin_sql: begin_page, io_timeout },
+            prepared_day: AtomicI64::new(NOT_PREPARED),
         }
     }
 
-    fn desk<'a>(&'a self, terms: &'a Terms) -> Desk<'a> {
-        Desk { connections: &self.connections, terms }
+    fn read_pool<'a>(&'a self, options: &'a TxnOptions) -> ReadPool<'a> {
+        ReadPool { connections: &self.connections, options }
     }
 
-    /// `SET LOCAL` ends with the transaction, and rides along with BEGIN in one message. A COPY's time is that of its
-    /// bytes on their way too, so that a batch gets through a slow network at last. A server that died in the middle
-    /// of a batch must not hold locks for ever, so a transaction that lies idle is ended too.
-    fn store_terms(&self, runs: &[&[u8]]) -> Terms {
+    /// The options of a batch's transaction. The `SET LOCAL` settings end with the transaction and
+    /// are sent with BEGIN in one message. The statement timeout includes the transfer time of the
+    /// COPY, so that a batch succeeds over a slow network. The idle timeout releases the locks of a
+    /// server that died in the middle of a batch.
+    fn store_options(&self, runs: &[&[u8]]) -> TxnOptions {
         let bytes: u64 = runs.iter().map(|run| run.len() as u64).sum();
-        let timeout = self.limits.store_timeout + Duration::from_secs(bytes / BYTES_PER_SECOND_MIN);
-        let begin = format!(
+        let timeout = self.limits.store_timeout + Duration::from_secs(bytes / MIN_BYTES_PER_SECOND);
+        let begin_sql = format!(
             "BEGIN; SET LOCAL statement_timeout = {}; SET LOCAL lock_timeout = {}; \
              SET LOCAL idle_in_transaction_session_timeout = {}",
             timeout.as_millis(),
             self.limits.lock_timeout.as_millis(),
             self.limits.store_timeout.as_millis(),
         );
-        // Bytes that the network takes are no silence.
-        Terms { begin, patience: self.limits.store_timeout + self.limits.grace }
+        // The I/O timeout restarts with each transferred byte, so it excludes the transfer time.
+        TxnOptions { begin_sql, io_timeout: self.limits.store_timeout + self.limits.response_grace }
     }
 
-    /// When tables or the database are missing, what `prepare` found is no longer so.
-    fn noting<T>(&self, result: Result<T, StoreError>) -> Result<T, StoreError> {
+    /// Resets `prepared_day` when an error reports a missing table, database or schema.
+    fn invalidate_if_missing<T>(&self, result: Result<T, StoreError>) -> Result<T, StoreError> {
         if let Err(StoreError { sqlstate: Some(code), .. }) = &result
             && matches!(code.as_str(), "42P01" | "3D000" | "3F000")
         {
-            self.prepared.store(NEVER, Ordering::Release);
+            self.prepared_day.store(NOT_PREPARED, Ordering::Release);
         }
         result
     }
@@ -146,63 +158,73 @@ impl PostgresRepository {
 
 impl EventRepository for PostgresRepository {
     fn prepare(&self, now: Timestamp) -> Result<(), StoreError> {
-        let today = Day::of(now).number();
-        self.noting((|| {
-            if self.prepared.load(Ordering::Acquire) != today {
+        let today = Day::from_timestamp(now).number();
+        self.invalidate_if_missing((|| {
+            if self.prepared_day.load(Ordering::Acquire) != today {
                 migrate::run(&self.connections)?;
-                partition::ensure(&self.connections, now)?;
-                self.prepared.store(today, Ordering::Release);
+                partition::ensure_partitions(&self.connections, now)?;
+                self.prepared_day.store(today, Ordering::Release);
             }
             Ok(())
         })())
     }
 
     fn store(&self, runs: &[&[u8]], dead: &[DeadLetter<'_>], path: StorePath) -> Result<Stored, StoreError> {
-        self.noting(store::store(&self.connections, &self.store_terms(runs), runs, dead, path))
+        self.invalidate_if_missing(store::store(
+            &self.connections,
+            &self.store_options(runs),
+            runs,
+            dead,
+            path,
+        ))
     }
 
-    fn page(&self, page: &Page) -> Result<Vec<Event>, StoreError> {
-        self.noting(find::page(self.desk(&self.page_terms), page))
+    fn page(&self, page: &EventPage) -> Result<Vec<Event>, StoreError> {
+        self.invalidate_if_missing(find::page(self.read_pool(&self.page_options), page))
     }
 
-    fn chunk(&self, page: &Page, bytes_max: usize) -> Result<Chunk, StoreError> {
-        self.noting(find::chunk(self.desk(&self.page_terms), page, bytes_max))
+    fn chunk(&self, page: &EventPage, bytes_max: usize) -> Result<Chunk, StoreError> {
+        self.invalidate_if_missing(find::chunk(self.read_pool(&self.page_options), page, bytes_max))
     }
 
     fn count(&self, filter: &Filter) -> Result<u64, StoreError> {
-        self.noting(totals::count(self.desk(&self.query_terms), filter))
+        self.invalidate_if_missing(totals::count(self.read_pool(&self.query_options), filter))
     }
 
-    fn hours(&self, filter: &Filter, rows_max: u32) -> Result<Vec<HourCount>, StoreError> {
-        self.noting(totals::hours(self.desk(&self.query_terms), filter, rows_max))
+    fn hourly_counts(&self, filter: &Filter, rows_max: u32) -> Result<Vec<HourCount>, StoreError> {
+        self.invalidate_if_missing(totals::hourly_counts(
+            self.read_pool(&self.query_options),
+            filter,
+            rows_max,
+        ))
     }
 
-    fn find(&self, id: EventId) -> Result<Option<Found>, StoreError> {
-        self.noting(find::find(self.desk(&self.query_terms), id))
+    fn find(&self, id: EventId) -> Result<Option<EventStatus>, StoreError> {
+        self.invalidate_if_missing(find::find(self.read_pool(&self.query_options), id))
     }
 
     fn totals(&self, since: Timestamp, services_max: u16) -> Result<Totals, StoreError> {
-        self.noting(totals::totals(self.desk(&self.query_terms), since, services_max))
+        self.invalidate_if_missing(totals::totals(self.read_pool(&self.query_options), since, services_max))
     }
 
     fn ping(&self) -> Result<(), StoreError> {
-        self.connections.transaction(&self.ping_terms, |_client| Ok(()))
+        self.connections.transaction(&self.ping_options, |_client| Ok(()))
     }
 
-    fn days(&self) -> Result<Vec<Day>, StoreError> {
-        self.noting(self.connections.transaction(&self.query_terms, partition::days))
+    fn partition_days(&self) -> Result<Vec<Day>, StoreError> {
+        self.invalidate_if_missing(self.connections.transaction(&self.query_options, partition::days))
     }
 
-    fn tidy(&self) -> Result<Tidied, StoreError> {
-        self.noting(partition::empty_default(&self.connections))
+    fn drain_default_partition(&self) -> Result<DrainReport, StoreError> {
+        self.invalidate_if_missing(partition::drain_default(&self.connections))
     }
 
     fn last_sweep(&self) -> Result<Option<Timestamp>, StoreError> {
-        self.noting(self.connections.transaction(&self.query_terms, sweep::last))
+        self.invalidate_if_missing(self.connections.transaction(&self.query_options, sweep::last_finished))
     }
 
-    fn sweep(&self, edge: Timestamp) -> Result<Option<Box<dyn Sweeping + '_>>, StoreError> {
-        let sweep = self.noting(sweep::begin(&self.connections, edge))?;
-        Ok(sweep.map(|sweep| Box::new(sweep) as Box<dyn Sweeping>))
+    fn begin_sweep(&self, cutoff: Timestamp) -> Result<Option<Box<dyn RetentionSweep + '_>>, StoreError> {
+        let sweep = self.invalidate_if_missing(sweep::begin(&self.connections, cutoff))?;
+        Ok(sweep.map(|sweep| Box::new(sweep) as Box<dyn RetentionSweep>))
     }
 }

@@ -1,7 +1,7 @@
-//! Partitions: a day of events each, made before their day begins, and the default partition emptied into them.
+//! Daily partitions: creates them ahead of time and drains the default partition into them.
 //!
-//! The day of an event is the day of its id, which begins with its time. Names and bounds come from days alone.
-//! Dropping partitions is `sweep`'s business.
+//! The day of an event is the day of its id, which begins with the event's time. Names and bounds
+//! are functions of the day. `sweep` drops partitions.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -9,58 +9,58 @@ use std::time::Duration;
 use postgres::Client;
 use postgres::types::Type;
 
-use super::connect::{Connections, Terms};
+use super::advisory_lock::PARTITION;
+use super::connect::{Connections, TxnOptions};
 use super::error;
-use super::types::Uuid;
+use super::types::PgUuid;
 use crate::event::{EventId, Timestamp};
-use crate::storage::{Day, StoreError, Tidied};
+use crate::storage::{Day, DrainReport, StoreError};
 
-/// Days before and after today that have a partition: events may be late and clocks may be ahead, and a server that
-/// cannot reach its database for a week finds partitions when it can again.
+/// Days before and after today that have a partition: events may be late, clocks may be ahead, and
+/// a database that was unreachable for a week still has partitions when it returns.
 const DAYS_BEFORE: i64 = 1;
 const DAYS_AFTER: i64 = 7;
 
-/// Days that one call empties out of the default partition. The rest waits for the next call.
-const MOVED_DAYS_MAX: usize = 64;
+/// Maximum number of days that one call drains from the default partition.
+const DRAIN_DAYS_MAX: usize = 64;
 
-/// The key of the advisory lock under which one server at a time makes partitions.
-const LOCK: i64 = 0x6175_726f_7265_0002;
-
-/// For a look that takes milliseconds. The writer waits for it once a minute, so a silent database must not hold it.
-fn glance() -> Terms {
-    let begin = "BEGIN; SET LOCAL lock_timeout = '2s'; SET LOCAL statement_timeout = '10s'".to_owned();
-    Terms { begin, patience: Duration::from_secs(13) }
+/// Options of catalog reads, which take milliseconds. The writer runs one per minute, so a silent
+/// database must not block it for long.
+fn quick_txn() -> TxnOptions {
+    let begin_sql = "BEGIN; SET LOCAL lock_timeout = '2s'; SET LOCAL statement_timeout = '10s'".to_owned();
+    TxnOptions { begin_sql, io_timeout: Duration::from_secs(13) }
 }
 
-/// Attaching waits for queries that read the default partition, and everybody else waits behind it: not for long.
-fn terms() -> Terms {
-    let begin = "BEGIN; SET LOCAL lock_timeout = '2s'; SET LOCAL statement_timeout = '60s'".to_owned();
-    Terms { begin, patience: Duration::from_secs(70) }
+/// Options of ATTACH. It waits for queries on the default partition, and later lock requests queue
+/// behind it, so the lock timeout is short.
+fn attach_txn() -> TxnOptions {
+    let begin_sql = "BEGIN; SET LOCAL lock_timeout = '2s'; SET LOCAL statement_timeout = '60s'".to_owned();
+    TxnOptions { begin_sql, io_timeout: Duration::from_secs(70) }
 }
 
-/// The columns of `events`, for moving rows unchanged.
-const MOVED: &str = "id, event_id, timestamp, ingested_at, created_at, service, message, metadata";
+/// All columns of `events`, to move rows unchanged.
+const COLUMNS: &str = "id, event_id, timestamp, ingested_at, created_at, service, message, metadata";
 
 impl Day {
-    /// `events_YYYYMMDD`. Digits and nothing else, so that it may stand in a statement.
-    pub(super) fn table(self) -> String {
-        let date = chrono::DateTime::from_timestamp_micros(self.begin().micros())
+    /// Returns `events_YYYYMMDD`, which is safe to insert into SQL.
+    pub(super) fn partition_name(self) -> String {
+        let date = chrono::DateTime::from_timestamp_micros(self.start().micros())
             .expect("a day within 48 bits of milliseconds is a date");
         format!("events_{}", date.format("%Y%m%d")).replace('+', "")
     }
 
-    /// The bounds as they stand in a statement. There is none above the last day.
+    /// Returns the bounds as SQL. The upper bound of the last day is MAXVALUE.
     fn bounds(self) -> (String, String) {
         let to = if self < Self::LAST {
-            format!("'{}'", Self::numbered(self.number() + 1).floor())
+            format!("'{}'", Self::from_number(self.number() + 1).first_id())
         } else {
             "MAXVALUE".to_owned()
         };
-        (format!("'{}'", self.floor()), to)
+        (format!("'{}'", self.first_id()), to)
     }
 }
 
-/// The days that have a partition. One of another name or with other bounds is somebody else's affair.
+/// Lists the days that have a partition. Ignores partitions with other names or bounds.
 pub(super) fn days(client: &mut Client) -> Result<Vec<Day>, StoreError> {
     let rows = client
         .query_typed(
@@ -68,106 +68,109 @@ pub(super) fn days(client: &mut Client) -> Result<Vec<Day>, StoreError> {
              JOIN pg_class c ON c.oid = i.inhrelid WHERE i.inhparent = 'events'::regclass",
             &[],
         )
-        .map_err(|error| error::of("listing partitions", &error))?;
+        .map_err(|error| error::from_postgres("listing partitions", &error))?;
     let day = |row: &postgres::Row| {
         let (name, bound): (&str, &str) = (row.get(0), row.get(1));
         let low = bound.strip_prefix("FOR VALUES FROM ('")?.split('\'').next()?;
-        let day = Day::of_id(low.parse().ok()?);
+        let day = Day::from_id(low.parse().ok()?);
         let (from, to) = day.bounds();
-        (name == day.table() && bound == format!("FOR VALUES FROM ({from}) TO ({to})")).then_some(day)
+        (name == day.partition_name() && bound == format!("FOR VALUES FROM ({from}) TO ({to})"))
+            .then_some(day)
     };
     Ok(rows.iter().filter_map(day).collect())
 }
 
-/// The days around `now` that should have a partition.
-fn needed(now: Timestamp) -> impl Iterator<Item = Day> {
-    let today = Day::of(now).number();
-    let wanted = today - DAYS_BEFORE..=today + DAYS_AFTER;
-    wanted.filter(|day| (0..=Day::LAST.number()).contains(day)).map(Day::numbered)
+/// Lists the days around `now` that need a partition.
+fn required_days(now: Timestamp) -> impl Iterator<Item = Day> {
+    let today = Day::from_timestamp(now).number();
+    let days = today - DAYS_BEFORE..=today + DAYS_AFTER;
+    days.filter(|day| (0..=Day::LAST.number()).contains(day)).map(Day::from_number)
 }
 
-/// Makes the partitions around `now` that are missing.
-pub(super) fn ensure(connections: &Connections, now: Timestamp) -> Result<(), StoreError> {
-    let existing = connections.transaction(&glance(), existing)?;
-    for day in needed(now).filter(|day| !existing.contains(&day.table())) {
-        make(connections, day)?;
+/// Creates the missing partitions around `now`.
+pub(super) fn ensure_partitions(connections: &Connections, now: Timestamp) -> Result<(), StoreError> {
+    let existing = connections.transaction(&quick_txn(), partition_names)?;
+    for day in required_days(now).filter(|day| !existing.contains(&day.partition_name())) {
+        create_partition(connections, day)?;
     }
     Ok(())
 }
 
-/// Gives every day of which rows lie in the default partition a partition of its own, the oldest first.
-pub(super) fn empty_default(connections: &Connections) -> Result<Tidied, StoreError> {
-    let mut tidied = Tidied::default();
-    for _ in 0..MOVED_DAYS_MAX {
-        let (first, left) = connections.transaction(&glance(), look_into_default)?;
-        tidied.left = left;
+/// Creates a partition for each day that has rows in the default partition, oldest first, and moves
+/// the rows.
+pub(super) fn drain_default(connections: &Connections) -> Result<DrainReport, StoreError> {
+    let mut report = DrainReport::default();
+    for _ in 0..DRAIN_DAYS_MAX {
+        let (first, remaining) = connections.transaction(&quick_txn(), inspect_default)?;
+        report.remaining = remaining;
         let Some(id) = first else { break };
-        match make(connections, Day::of_id(id))? {
-            Made::Moved(rows) => tidied.moved += rows,
-            // The rest waits until somebody attaches or drops what stands in the way.
-            Made::InTheWay => break,
+        match create_partition(connections, Day::from_id(id))? {
+            CreatePartitionOutcome::Created(rows) => report.moved += rows,
+            // The rows remain until an operator attaches or drops the detached table.
+            CreatePartitionOutcome::NameTaken => break,
         }
     }
-    Ok(tidied)
+    Ok(report)
 }
 
-/// The first id there, and how many there are.
-fn look_into_default(client: &mut Client) -> Result<(Option<EventId>, u64), StoreError> {
+/// Returns the first id of the default partition and its row count, up to the counted maximum.
+fn inspect_default(client: &mut Client) -> Result<(Option<EventId>, u64), StoreError> {
     let row = client
         .query_typed_one(
             "SELECT (SELECT event_id FROM events_default ORDER BY event_id LIMIT 1), \
                     (SELECT count(*) FROM (SELECT event_id FROM events_default LIMIT $1) AS found)",
-            &[(&i64::try_from(Tidied::LEFT_MAX).unwrap_or(i64::MAX), Type::INT8)],
+            &[(&i64::try_from(DrainReport::REMAINING_MAX).unwrap_or(i64::MAX), Type::INT8)],
         )
-        .map_err(|error| error::of("looking into the default partition", &error))?;
-    let id: Option<Uuid> = row.get(0);
+        .map_err(|error| error::from_postgres("reading the default partition", &error))?;
+    let id: Option<PgUuid> = row.get(0);
     Ok((id.map(|id| id.0), u64::try_from(row.get::<_, i64>(1)).unwrap_or(0)))
 }
 
-fn existing(client: &mut Client) -> Result<BTreeSet<String>, StoreError> {
+fn partition_names(client: &mut Client) -> Result<BTreeSet<String>, StoreError> {
     let rows = client
         .query_typed(
             "SELECT c.relname::text FROM pg_inherits i JOIN pg_class c ON c.oid = i.inhrelid \
              WHERE i.inhparent = 'events'::regclass",
             &[],
         )
-        .map_err(|error| error::of("listing partitions", &error))?;
+        .map_err(|error| error::from_postgres("listing partitions", &error))?;
     Ok(rows.iter().map(|row| row.get(0)).collect())
 }
 
-/// What came of making a partition.
+/// The result of creating a partition.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Made {
-    /// It is there, and so many rows were moved into it.
-    Moved(u64),
-    /// There is a table of that name which is not attached: somebody took it out, and that is left alone.
-    InTheWay,
+enum CreatePartitionOutcome {
+    /// The partition exists; the number of rows moved into it.
+    Created(u64),
+    /// A table with the name exists and is not attached: an operator detached it. It is not
+    /// changed.
+    NameTaken,
 }
 
-/// Makes the partition of `day`, moving what the default partition holds of it, in one transaction.
-fn make(connections: &Connections, day: Day) -> Result<Made, StoreError> {
-    let table = day.table();
+/// Creates the partition of `day` and moves the day's rows from the default partition into it, in
+/// one transaction.
+fn create_partition(connections: &Connections, day: Day) -> Result<CreatePartitionOutcome, StoreError> {
+    let table = day.partition_name();
     let (from, to) = day.bounds();
-    let told = |error: postgres::Error| error::of(&format!("making the partition {table}"), &error);
-    connections.transaction(&terms(), |client| {
-        client
-            .batch_execute(&format!("SELECT pg_advisory_xact_lock({LOCK})"))
-            .map_err(told)?;
-        if existing(client)?.contains(&table) {
-            return Ok(Made::Moved(0));
+    let to_error =
+        |error: postgres::Error| error::from_postgres(&format!("creating the partition {table}"), &error);
+    connections.transaction(&attach_txn(), |client| {
+        client.batch_execute(&format!("SELECT pg_advisory_xact_lock({PARTITION})")).map_err(to_error)?;
+        if partition_names(client)?.contains(&table) {
+            return Ok(CreatePartitionOutcome::Created(0));
         }
         let name = &table;
-        let taken: bool = client
+        let name_taken: bool = client
             .query_typed_one("SELECT to_regclass($1) IS NOT NULL", &[(name, Type::TEXT)])
-            .map_err(told)?
+            .map_err(to_error)?
             .get(0);
-        if taken {
-            log::warn!(table = table.as_str(); "a detached table stands where a partition should be made");
-            return Ok(Made::InTheWay);
+        if name_taken {
+            log::warn!(table = table.as_str(); "partition not created: a detached table has its name");
+            return Ok(CreatePartitionOutcome::NameTaken);
         }
-        // A table made beside and attached holds up nobody who uses other partitions; PARTITION OF would lock all.
-        // The order of the locks is the one in which a COPY takes them. Checks and generated columns that somebody has
-        // added to `events` have to be there before it is attached; indexes and triggers come with that.
+        // CREATE and ATTACH do not block users of other partitions; PARTITION OF would lock all of
+        // them. The lock order is that of COPY. ATTACH requires the checks and generated columns of
+        // `events`, so LIKE copies them; ATTACH itself creates indexes and triggers.
         client
             .batch_execute(&format!(
                 "LOCK TABLE events IN SHARE UPDATE EXCLUSIVE MODE; \
@@ -175,24 +178,30 @@ fn make(connections: &Connections, day: Day) -> Result<Made, StoreError> {
                  CREATE TABLE {table} (LIKE events INCLUDING CONSTRAINTS INCLUDING DEFAULTS \
                  INCLUDING GENERATED INCLUDING STORAGE)"
             ))
-            .map_err(told)?;
+            .map_err(to_error)?;
         let upper = if to == "MAXVALUE" { String::new() } else { format!(" AND event_id < {to}") };
         let moved = client
             .execute_typed(
                 &format!(
-                    "WITH moved AS (DELETE FROM events_default WHERE event_id >= {from}{upper} RETURNING {MOVED}) \
-                     INSERT INTO {table} ({MOVED}) SELECT {MOVED} FROM moved"
+                    "WITH moved AS (DELETE FROM events_default WHERE event_id >= {from}{upper} \
+                     RETURNING {COLUMNS}) INSERT INTO {table} ({COLUMNS}) SELECT {COLUMNS} FROM moved"
                 ),
                 &[],
             )
-            .map_err(told)?;
+            .map_err(to_error)?;
         client
-            .batch_execute(&format!("ALTER TABLE events ATTACH PARTITION {table} FOR VALUES FROM ({from}) TO ({to})"))
-            .map_err(told)?;
+            .batch_execute(&format!(
+                "ALTER TABLE events ATTACH PARTITION {table} FOR VALUES FROM ({from}) TO ({to})"
+            ))
+            .map_err(to_error)?;
         if moved > 0 {
-            log::info!(partition = table.as_str(), rows = moved; "partition made from the default partition");
+            log::info!(
+                partition = table.as_str(),
+                rows = moved;
+                "rows moved from the default partition into a new partition"
+            );
         }
-        Ok(Made::Moved(moved))
+        Ok(CreatePartitionOutcome::Created(moved))
     })
 }
 
@@ -203,8 +212,8 @@ mod tests {
     const NOON: Timestamp = Timestamp::from_millis(1_767_268_800_000); // 2026-01-01T12:00:00Z
 
     #[test]
-    fn the_days_from_yesterday_to_a_week_ahead_are_needed() {
-        let tables: Vec<_> = needed(NOON).map(Day::table).collect();
+    fn partitions_are_required_from_yesterday_to_a_week_ahead() {
+        let tables: Vec<_> = required_days(NOON).map(Day::partition_name).collect();
         assert_eq!(tables.len(), 9);
         assert_eq!(tables[0], "events_20251231");
         assert_eq!(tables[1], "events_20260101");
@@ -212,27 +221,30 @@ mod tests {
     }
 
     #[test]
-    fn a_day_begins_at_its_first_millisecond_in_utc() {
-        let day = Day::of(NOON);
+    fn day_begins_at_its_first_millisecond_in_utc() {
+        let day = Day::from_timestamp(NOON);
         let midnight = Timestamp::from_millis(1_767_225_600_000);
-        assert_eq!(Day::of(midnight), day);
-        assert_eq!(Day::of(Timestamp::from_micros(midnight.micros() - 1)), Day::numbered(day.number() - 1));
-        assert_eq!(day.floor(), EventId::floor(1_767_225_600_000));
-        assert_eq!(Day::of_id(EventId::keyed(1_767_225_600_000, [0; 10])), day);
+        assert_eq!(Day::from_timestamp(midnight), day);
         assert_eq!(
-            Day::of_id(EventId::keyed(1_767_225_599_999, [0xff; 10])),
-            Day::numbered(day.number() - 1)
+            Day::from_timestamp(Timestamp::from_micros(midnight.micros() - 1)),
+            Day::from_number(day.number() - 1)
+        );
+        assert_eq!(day.first_id(), EventId::floor(1_767_225_600_000));
+        assert_eq!(Day::from_id(EventId::keyed(1_767_225_600_000, [0; 10])), day);
+        assert_eq!(
+            Day::from_id(EventId::keyed(1_767_225_599_999, [0xff; 10])),
+            Day::from_number(day.number() - 1)
         );
     }
 
     #[test]
-    fn the_ends_of_time_have_days_too() {
-        let last = Day::of(Timestamp::from_micros(i64::MAX));
+    fn day_clamps_times_outside_the_id_range() {
+        let last = Day::from_timestamp(Timestamp::from_micros(i64::MAX));
         assert_eq!((last, last.bounds().1.as_str()), (Day::LAST, "MAXVALUE"));
-        assert_eq!(last.table(), "events_108890802");
-        assert_eq!(Day::of_id(EventId::from_bytes([0xff; 16])), last);
-        let first = Day::of(Timestamp::from_micros(i64::MIN));
-        assert_eq!((first, first.table().as_str()), (Day::numbered(0), "events_19700101"));
-        assert_eq!(needed(Timestamp::from_micros(0)).count(), 8);
+        assert_eq!(last.partition_name(), "events_108890802");
+        assert_eq!(Day::from_id(EventId::from_bytes([0xff; 16])), last);
+        let first = Day::from_timestamp(Timestamp::from_micros(i64::MIN));
+        assert_eq!((first, first.partition_name().as_str()), (Day::from_number(0), "events_19700101"));
+        assert_eq!(required_days(Timestamp::from_micros(0)).count(), 8);
     }
 }

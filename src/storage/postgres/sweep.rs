@@ -1,42 +1,42 @@
-//! What is past its time, out of the tables: one step a transaction.
+//! Deletes expired rows and drops expired partitions, one transaction per step.
 //!
-//! A sweep holds a transaction open on a connection of its own, and in it the advisory lock that keeps others away. It
-//! has no snapshot and no number, so that VACUUM does not wait for it; should its connection be lost and a second sweep
-//! begin beside, each step is still right on its own.
+//! A sweep holds an advisory lock in an open transaction on a dedicated connection. That
+//! transaction has no snapshot and no transaction id, so it does not hold back VACUUM. If its
+//! connection is lost and a second sweep starts, each step is still correct on its own.
 //!
-//! A partition is detached in one transaction and dropped in a second. DETACH ... CONCURRENTLY would spare the lock on
-//! `events`, but PostgreSQL does not do it where there is a default partition. So the lock is held only for the change of
-//! a few catalogue rows: what takes longer (the counts of the day) is done before it, behind a lock on the partition
-//! alone, and what takes longest (the files) after it, on a table that nobody reads any more. Nobody waits for the lock
-//! longer than `DETACH_WAIT`; when a long query holds it, the caller tries again later.
+//! A partition is detached in one transaction and dropped in a second one. DETACH ... CONCURRENTLY
+//! would avoid the lock on `events`, but PostgreSQL does not support it with a default partition.
+//! So the lock is held only to change a few catalog rows: the counts of the day are deleted before,
+//! under a lock on the partition, and the files are removed after, when no query uses the table.
+//! The wait for the lock is limited to `DETACH_LOCK_TIMEOUT`; while a long query holds it, the step
+//! fails and the caller retries later.
 //!
-//! The detached table is renamed, in the same transaction, to `events_YYYYMMDD_retired`: one that was left behind by
-//! a crash is known by that from one that somebody took out to keep.
+//! The same transaction renames the detached table to `events_YYYYMMDD_retired`. The suffix
+//! distinguishes a table that a crash left behind from one that an operator detached to keep.
 
 use postgres::Client;
 use postgres::types::{ToSql, Type};
 use std::time::Duration;
 
-use super::connect::{Connections, Terms};
+use super::advisory_lock::SWEEP;
+use super::connect::{Connections, TxnOptions};
 use super::error;
-use super::types::{Time, Uuid};
+use super::types::{PgTimestamp, PgUuid};
 use crate::event::{EventId, Timestamp};
-use crate::storage::{Day, Deleted, StoreError, Sweeping};
+use crate::storage::{Day, DeletedChunk, RetentionSweep, StoreError};
 
-/// The key of the advisory lock under which one server at a time sweeps.
-pub(super) const LOCK: i64 = 0x6175_726f_7265_0003;
+/// Later lock requests queue behind the waiting DETACH, so this is short. A batch takes about 50
+/// ms.
+const DETACH_LOCK_TIMEOUT: &str = "150ms";
 
-/// Everybody who comes meanwhile waits behind it. A batch takes some 50 ms.
-const DETACH_WAIT: &str = "150ms";
-
-/// Sweeps of which the record is kept.
+/// Maximum number of rows in `retention_runs`.
 const RUNS_MAX: i64 = 1000;
 
-/// Longest that a step may take, and its silence a little longer.
+/// Statement timeout of a step; the I/O timeout is a little longer.
 const STEP_TIMEOUT: &str = "60s";
-const PATIENCE: Duration = Duration::from_secs(70);
+const STEP_IO_TIMEOUT: Duration = Duration::from_secs(70);
 
-/// Taken off the counts by what really went, in the order in which all lock them.
+/// Deletes events and lowers the counts by the deleted rows, in the lock order of all writers.
 const DELETE_EVENTS: &str = "\
     gone AS (DELETE FROM events WHERE event_id > $1 AND event_id <= $2 RETURNING service, timestamp), \
     lowered AS (\
@@ -49,125 +49,133 @@ const DELETE_EVENTS: &str = "\
 #[derive(Debug)]
 pub(super) struct PostgresSweep<'a> {
     connections: &'a Connections,
-    guard: Guard,
-    edge: Timestamp,
+    lock: SweepLock,
+    cutoff: Timestamp,
     /// The row of this sweep in `retention_runs`.
-    run: i64,
+    run_id: i64,
 }
 
-/// The connection whose transaction holds the lock.
-struct Guard(Client);
+/// The connection whose transaction holds the sweep lock.
+struct SweepLock(Client);
 
-impl std::fmt::Debug for Guard {
+impl std::fmt::Debug for SweepLock {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("Guard")
+        f.write_str("SweepLock")
     }
 }
 
-/// Begins a sweep, unless another server is at it.
+/// Begins a sweep. Returns None while another server holds the lock.
 pub(super) fn begin(
     connections: &Connections,
-    edge: Timestamp,
+    cutoff: Timestamp,
 ) -> Result<Option<PostgresSweep<'_>>, StoreError> {
-    let mut guard = connections.apart()?.client;
-    let told = |error| error::of("taking the lock of the sweep", &error);
-    guard
+    let mut connection = connections.dedicated()?.client;
+    let to_error = |error| error::from_postgres("acquiring the sweep lock", &error);
+    connection
         .batch_execute(&format!(
             "BEGIN; SET LOCAL statement_timeout = '{STEP_TIMEOUT}'; \
              SET LOCAL idle_in_transaction_session_timeout = 0"
         ))
-        .map_err(told)?;
-    let row =
-        guard.query_typed_one(&format!("SELECT pg_try_advisory_xact_lock({LOCK})"), &[]).map_err(told)?;
+        .map_err(to_error)?;
+    let row = connection
+        .query_typed_one(&format!("SELECT pg_try_advisory_xact_lock({SWEEP})"), &[])
+        .map_err(to_error)?;
     if !row.get::<_, bool>(0) {
         return Ok(None);
     }
-    let run = connections.transaction(&terms("2s"), |client| {
-        let told = |error| error::of("noting the sweep", &error);
-        let edge: (&(dyn ToSql + Sync), Type) = (&Time(edge), Type::TIMESTAMPTZ);
+    let run_id = connections.transaction(&step_options("2s"), |client| {
+        let to_error = |error| error::from_postgres("recording the sweep", &error);
+        let cutoff: (&(dyn ToSql + Sync), Type) = (&PgTimestamp(cutoff), Type::TIMESTAMPTZ);
         let row = client
-            .query_typed_one("INSERT INTO retention_runs (edge) VALUES ($1) RETURNING id", &[edge])
-            .map_err(told)?;
-        let run: i64 = row.get(0);
+            .query_typed_one("INSERT INTO retention_runs (edge) VALUES ($1) RETURNING id", &[cutoff])
+            .map_err(to_error)?;
+        let run_id: i64 = row.get(0);
         client
-            .execute_typed("DELETE FROM retention_runs WHERE id <= $1", &[(&(run - RUNS_MAX), Type::INT8)])
-            .map_err(told)?;
-        Ok(run)
+            .execute_typed("DELETE FROM retention_runs WHERE id <= $1", &[(&(run_id - RUNS_MAX), Type::INT8)])
+            .map_err(to_error)?;
+        Ok(run_id)
     })?;
-    Ok(Some(PostgresSweep { connections, guard: Guard(guard), edge, run }))
+    Ok(Some(PostgresSweep { connections, lock: SweepLock(connection), cutoff, run_id }))
 }
 
-/// When the latest one began that came to its end.
-pub(super) fn last(client: &mut Client) -> Result<Option<Timestamp>, StoreError> {
+/// Returns the start time of the latest sweep that finished without an error.
+pub(super) fn last_finished(client: &mut Client) -> Result<Option<Timestamp>, StoreError> {
     let row = client
         .query_typed_one(
             "SELECT max(started_at) FROM retention_runs WHERE finished_at IS NOT NULL AND error IS NULL",
             &[],
         )
-        .map_err(|error| error::of("looking for the last sweep", &error))?;
-    Ok(row.get::<_, Option<Time>>(0).map(|time| time.0))
+        .map_err(|error| error::from_postgres("reading the last sweep", &error))?;
+    Ok(row.get::<_, Option<PgTimestamp>>(0).map(|time| time.0))
 }
 
-/// A server that dies in the middle of a step must not hold locks for ever.
-fn terms(lock_timeout: &str) -> Terms {
-    let begin = format!(
+/// The idle timeout releases the locks of a server that died in the middle of a step.
+fn step_options(lock_timeout: &str) -> TxnOptions {
+    let begin_sql = format!(
         "BEGIN; SET LOCAL lock_timeout = '{lock_timeout}'; SET LOCAL statement_timeout = '{STEP_TIMEOUT}'; \
          SET LOCAL idle_in_transaction_session_timeout = '{STEP_TIMEOUT}'; SET LOCAL jit = off"
     );
-    Terms { begin, patience: PATIENCE }
+    TxnOptions { begin_sql, io_timeout: STEP_IO_TIMEOUT }
 }
 
 impl PostgresSweep<'_> {
-    /// One step, while the lock is held.
+    /// Runs one step after checking that the connection of the lock is alive.
     fn step<T>(
         &mut self,
-        terms: &Terms,
+        options: &TxnOptions,
         work: impl FnOnce(&mut Client, i64) -> Result<T, StoreError>,
     ) -> Result<T, StoreError> {
-        self.guard
+        self.lock
             .0
             .batch_execute("SELECT 1")
-            .map_err(|error| error::of("holding the lock of the sweep", &error))?;
-        let run = self.run;
-        self.connections.transaction(terms, |client| work(client, run))
+            .map_err(|error| error::from_postgres("checking the sweep lock", &error))?;
+        let run_id = self.run_id;
+        self.connections.transaction(options, |client| work(client, run_id))
     }
 
-    /// Takes the partition of a day out of `events`, and what was in it off the counts.
+    /// Detaches the partition of a day from `events` and deletes the counts of the day. Returns
+    /// their sum.
     pub(super) fn detach(&mut self, day: Day) -> Result<u64, StoreError> {
-        let table = day.table();
-        let told = |error| error::of(&format!("detaching {table}"), &error);
-        self.step(&terms(DETACH_WAIT), |client, run| {
-            // Whoever stores an event of that day locks its partition before the counts.
+        let table = day.partition_name();
+        let to_error = |error| error::from_postgres(&format!("detaching {table}"), &error);
+        self.step(&step_options(DETACH_LOCK_TIMEOUT), |client, run_id| {
+            // Lock order: a batch that stores events of that day also locks the partition first.
             client
                 .batch_execute(&format!("LOCK TABLE ONLY {table} IN ACCESS EXCLUSIVE MODE"))
-                .map_err(told)?;
-            let hours: [(&(dyn ToSql + Sync), Type); 2] =
-                [(&Time(day.begin()), Type::TIMESTAMPTZ), (&Time(day.end()), Type::TIMESTAMPTZ)];
+                .map_err(to_error)?;
+            let hours: [(&(dyn ToSql + Sync), Type); 2] = [
+                (&PgTimestamp(day.start()), Type::TIMESTAMPTZ),
+                (&PgTimestamp(day.end()), Type::TIMESTAMPTZ),
+            ];
             let row = client
                 .query_typed_one(
                     "WITH gone AS (DELETE FROM event_counts WHERE hour >= $1 AND hour < $2 RETURNING count) \
                      SELECT coalesce(sum(count), 0)::bigint FROM gone",
                     &hours,
                 )
-                .map_err(told)?;
+                .map_err(to_error)?;
             let rows: i64 = row.get(0);
-            note(
+            add_to_run(
                 client,
-                run,
+                run_id,
                 "partitions_dropped = partitions_dropped + 1, events_dropped = events_dropped",
                 rows,
             )?;
-            // One statement a message: Citus hands the whole message on for each.
-            client.batch_execute(&format!("ALTER TABLE events DETACH PARTITION {table}")).map_err(told)?;
-            client.batch_execute(&format!("ALTER TABLE {table} RENAME TO {table}_retired")).map_err(told)?;
+            // One statement per message: Citus forwards the whole message for each statement.
+            client
+                .batch_execute(&format!("ALTER TABLE events DETACH PARTITION {table}"))
+                .map_err(to_error)?;
+            client
+                .batch_execute(&format!("ALTER TABLE {table} RENAME TO {table}_retired"))
+                .map_err(to_error)?;
             Ok(u64::try_from(rows).unwrap_or(0))
         })
     }
 }
 
-impl Sweeping for PostgresSweep<'_> {
-    fn finish_drops(&mut self) -> Result<(), StoreError> {
-        let tables: Vec<String> = self.step(&terms("2s"), |client, _| {
+impl RetentionSweep for PostgresSweep<'_> {
+    fn drop_detached_partitions(&mut self) -> Result<(), StoreError> {
+        let tables: Vec<String> = self.step(&step_options("2s"), |client, _| {
             let rows = client
                 .query_typed(
                     "SELECT relname::text FROM pg_class WHERE relkind = 'r' AND NOT relispartition \
@@ -175,23 +183,23 @@ impl Sweeping for PostgresSweep<'_> {
                      AND relnamespace = (SELECT relnamespace FROM pg_class WHERE oid = 'events'::regclass)",
                     &[],
                 )
-                .map_err(|error| error::of("looking for detached partitions", &error))?;
+                .map_err(|error| error::from_postgres("listing detached partitions", &error))?;
             Ok(rows.iter().map(|row| row.get(0)).collect())
         })?;
         for table in tables {
-            self.step(&terms("2s"), |client, _| {
+            self.step(&step_options("2s"), |client, _| {
                 client
                     .batch_execute(&format!("DROP TABLE IF EXISTS {table}"))
-                    .map_err(|error| error::of(&format!("dropping {table}"), &error))
+                    .map_err(|error| error::from_postgres(&format!("dropping {table}"), &error))
             })?;
-            log::info!(table = table.as_str(); "partition dropped");
+            log::info!(partition = table.as_str(); "partition dropped");
         }
         Ok(())
     }
 
-    fn drop_day(&mut self, day: Day) -> Result<u64, StoreError> {
+    fn drop_partition(&mut self, day: Day) -> Result<u64, StoreError> {
         let rows = self.detach(day)?;
-        self.finish_drops()?;
+        self.drop_detached_partitions()?;
         Ok(rows)
     }
 
@@ -200,15 +208,16 @@ impl Sweeping for PostgresSweep<'_> {
         after: EventId,
         before: EventId,
         rows_max: u32,
-    ) -> Result<Deleted, StoreError> {
-        let told = |error| error::of("deleting old events", &error);
-        let edge = self.edge;
-        self.step(&terms("2s"), |client, run| {
-            // The keys have the order; what the planner believes of a partition that is being emptied is soon untrue.
+    ) -> Result<DeletedChunk, StoreError> {
+        let to_error = |error| error::from_postgres("deleting old events", &error);
+        let cutoff = self.cutoff;
+        self.step(&step_options("2s"), |client, run_id| {
+            // The primary key has the order; the planner's statistics of a partition that is being
+            // emptied are outdated.
             client
                 .batch_execute("SET LOCAL enable_seqscan = off; SET LOCAL enable_sort = off")
-                .map_err(told)?;
-            let (low, high, limit) = (Uuid(after), Uuid(before), i64::from(rows_max));
+                .map_err(to_error)?;
+            let (low, high, limit) = (PgUuid(after), PgUuid(before), i64::from(rows_max));
             let params: [(&(dyn ToSql + Sync), Type); 3] =
                 [(&low, Type::UUID), (&high, Type::UUID), (&limit, Type::INT8)];
             let last = client
@@ -217,76 +226,82 @@ impl Sweeping for PostgresSweep<'_> {
                      ORDER BY event_id OFFSET $3 - 1 LIMIT 1",
                     &params,
                 )
-                .map_err(told)?;
-            let next = last.first().map(|row| row.get::<_, Uuid>(0).0);
-            let up_to = next.map_or(high, Uuid);
-            let params: [(&(dyn ToSql + Sync), Type); 2] = [(&low, Type::UUID), (&up_to, Type::UUID)];
-            let row = client.query_typed_one(&format!("WITH {DELETE_EVENTS}"), &params).map_err(told)?;
+                .map_err(to_error)?;
+            let next = last.first().map(|row| row.get::<_, PgUuid>(0).0);
+            let last_id = next.map_or(high, PgUuid);
+            let params: [(&(dyn ToSql + Sync), Type); 2] = [(&low, Type::UUID), (&last_id, Type::UUID)];
+            let row = client.query_typed_one(&format!("WITH {DELETE_EVENTS}"), &params).map_err(to_error)?;
             let rows: i64 = row.get(0);
             if rows > 0 {
                 client
                     .execute_typed(
                         "DELETE FROM event_counts WHERE hour < $1 AND count <= 0",
-                        &[(&Time(edge), Type::TIMESTAMPTZ)],
+                        &[(&PgTimestamp(cutoff), Type::TIMESTAMPTZ)],
                     )
-                    .map_err(told)?;
-                note(client, run, "events_deleted = events_deleted", rows)?;
+                    .map_err(to_error)?;
+                add_to_run(client, run_id, "events_deleted = events_deleted", rows)?;
             }
-            Ok(Deleted { rows: u64::try_from(rows).unwrap_or(0), next })
+            Ok(DeletedChunk { rows: u64::try_from(rows).unwrap_or(0), next })
         })
     }
 
-    fn delete_dead(&mut self, rows_max: u32) -> Result<u64, StoreError> {
-        let told = |error| error::of("deleting old dead letters", &error);
-        let (edge, limit) = (Time(self.edge), i64::from(rows_max));
-        self.step(&terms("2s"), |client, run| {
-            let params: [(&(dyn ToSql + Sync), Type); 2] = [(&edge, Type::TIMESTAMPTZ), (&limit, Type::INT8)];
+    fn delete_dead_letters(&mut self, rows_max: u32) -> Result<u64, StoreError> {
+        let to_error = |error| error::from_postgres("deleting old dead letters", &error);
+        let (cutoff, limit) = (PgTimestamp(self.cutoff), i64::from(rows_max));
+        self.step(&step_options("2s"), |client, run_id| {
+            let params: [(&(dyn ToSql + Sync), Type); 2] =
+                [(&cutoff, Type::TIMESTAMPTZ), (&limit, Type::INT8)];
             let rows = client
                 .execute_typed(
                     "DELETE FROM dead_events WHERE event_id = ANY (ARRAY(\
                      SELECT event_id FROM dead_events WHERE died_at < $1 ORDER BY died_at LIMIT $2))",
                     &params,
                 )
-                .map_err(told)?;
+                .map_err(to_error)?;
             if rows > 0 {
-                note(client, run, "dead_deleted = dead_deleted", i64::try_from(rows).unwrap_or(i64::MAX))?;
+                add_to_run(
+                    client,
+                    run_id,
+                    "dead_deleted = dead_deleted",
+                    i64::try_from(rows).unwrap_or(i64::MAX),
+                )?;
             }
             Ok(rows)
         })
     }
 
-    fn delete_minutes(&mut self) -> Result<bool, StoreError> {
-        let told = |error| error::of("deleting old counts of minutes", &error);
-        let edge = Time(self.edge);
-        self.step(&terms("2s"), |client, _| {
+    fn delete_minute_counts(&mut self) -> Result<bool, StoreError> {
+        let to_error = |error| error::from_postgres("deleting old minute counts", &error);
+        let cutoff = PgTimestamp(self.cutoff);
+        self.step(&step_options("2s"), |client, _| {
             let deleted = client.execute_typed(
                 "DELETE FROM event_minutes WHERE minute < least(date_trunc('hour', $1, 'UTC'), \
                  date_trunc('hour', (SELECT min(minute) FROM event_minutes), 'UTC') + interval '1 hour')",
-                &[(&edge, Type::TIMESTAMPTZ)],
+                &[(&cutoff, Type::TIMESTAMPTZ)],
             );
-            Ok(deleted.map_err(told)? > 0)
+            Ok(deleted.map_err(to_error)? > 0)
         })
     }
 
-    fn end(&mut self, error: Option<&str>) -> Result<(), StoreError> {
-        self.step(&terms("2s"), |client, run| {
-            let params: [(&(dyn ToSql + Sync), Type); 2] = [(&run, Type::INT8), (&error, Type::TEXT)];
+    fn finish(&mut self, error: Option<&str>) -> Result<(), StoreError> {
+        self.step(&step_options("2s"), |client, run_id| {
+            let params: [(&(dyn ToSql + Sync), Type); 2] = [(&run_id, Type::INT8), (&error, Type::TEXT)];
             client
                 .execute_typed(
                     "UPDATE retention_runs SET finished_at = now(), error = $2 WHERE id = $1",
                     &params,
                 )
-                .map_err(|error| error::of("noting the end of the sweep", &error))?;
+                .map_err(|error| error::from_postgres("recording the end of the sweep", &error))?;
             Ok(())
         })
     }
 }
 
-/// Adds `rows` to the column that `what` ends with, in the record of the sweep.
-fn note(client: &mut Client, run: i64, what: &str, rows: i64) -> Result<(), StoreError> {
-    let params: [(&(dyn ToSql + Sync), Type); 2] = [(&run, Type::INT8), (&rows, Type::INT8)];
+/// Updates the record of the sweep by `assignment + rows`.
+fn add_to_run(client: &mut Client, run_id: i64, assignment: &str, rows: i64) -> Result<(), StoreError> {
+    let params: [(&(dyn ToSql + Sync), Type); 2] = [(&run_id, Type::INT8), (&rows, Type::INT8)];
     client
-        .execute_typed(&format!("UPDATE retention_runs SET {what} + $2 WHERE id = $1"), &params)
-        .map_err(|error| error::of("noting what was removed", &error))?;
+        .execute_typed(&format!("UPDATE retention_runs SET {assignment} + $2 WHERE id = $1"), &params)
+        .map_err(|error| error::from_postgres("recording the deleted rows", &error))?;
     Ok(())
 }

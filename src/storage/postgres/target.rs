@@ -1,7 +1,8 @@
-//! Where the database is: `DATABASE_URL`, or the socket of the embedded cluster.
+//! Connection parameters: from `DATABASE_URL`, or for the socket of the embedded cluster.
 //!
-//! `tokio-postgres` reads most of the URL; it does not know `verify-ca`, `verify-full` and `sslrootcert`, so
-//! those are taken out first. No message from here holds a value of the URL: one of them is the password.
+//! `tokio-postgres` parses most of the URL; it does not support `verify-ca`, `verify-full` and
+//! `sslrootcert`, so this module extracts them first. No error message contains a value of the URL,
+//! since one of them is the password.
 
 use std::fmt::{self, Write as _};
 use std::path::{Path, PathBuf};
@@ -12,22 +13,22 @@ use tokio_postgres::Config;
 use tokio_postgres::config::{Host, SslMode};
 use tokio_postgres::error::DbError;
 
-use super::error::chain;
-use super::tls::{self, Tls, Trust};
+use super::error::error_chain;
+use super::tls::{self, CertificateTrust, TlsMode};
 
-/// How long one attempt to reach one address of the database may take.
+/// Time limit of connecting to one address of the database.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
-/// After how much silence an idle connection is probed; how often; and how many probes may be lost.
+/// TCP keepalive: idle time before the first probe, interval, and number of lost probes.
 const KEEPALIVE_IDLE: Duration = Duration::from_secs(30);
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(5);
 const KEEPALIVE_RETRIES: u32 = 3;
-/// How long bytes that were sent may stay unacknowledged before the connection counts as lost.
+/// Maximum time that sent bytes may stay unacknowledged before the kernel drops the connection.
 const TCP_USER_TIMEOUT: Duration = Duration::from_secs(12);
-/// Where Debian and most others put the server's socket; what libpq would use without a host.
+/// The socket directory of Debian and most other distributions, libpq's default host.
 const SOCKET_DIR: &str = "/var/run/postgresql";
 
-/// Options of libpq that a URL may hold and that nothing here can honour: named in the message.
-const NOT_SUPPORTED: &[&str] = &[
+/// libpq options that are valid in a URL and not supported; the error names them.
+const UNSUPPORTED_OPTIONS: &[&str] = &[
     "sslcert",
     "sslkey",
     "sslpassword",
@@ -53,44 +54,44 @@ const NOT_SUPPORTED: &[&str] = &[
     "gssdelegation",
 ];
 
-/// A database that can be connected to.
+/// The parameters of a connection to one database.
 #[derive(Clone)]
-pub struct Target {
+pub struct ConnectTarget {
     pub(super) config: Config,
-    pub(super) tls: Tls,
-    pub(super) notices: Notices,
+    pub(super) tls: TlsMode,
+    pub(super) on_notice: NoticeHandler,
 }
 
-/// Who is told what the database remarks upon.
-pub(super) type Notices = Arc<dyn Fn(&DbError) + Send + Sync>;
+/// The callback for notices of the database.
+pub(super) type NoticeHandler = Arc<dyn Fn(&DbError) + Send + Sync>;
 
-impl fmt::Debug for Target {
+impl fmt::Debug for ConnectTarget {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_tuple("Target").field(&self.describe()).finish()
+        f.debug_tuple("ConnectTarget").field(&self.describe()).finish()
     }
 }
 
-/// Why `DATABASE_URL` is no use.
+/// An invalid `DATABASE_URL`.
 #[derive(Debug, thiserror::Error)]
-pub enum TargetError {
+pub enum ParseDatabaseUrlError {
     #[error("DATABASE_URL is neither postgresql://user:password@host:port/database nor a list of key=value")]
-    Form,
+    Malformed,
     #[error("DATABASE_URL: {0}")]
     Invalid(String),
     #[error("DATABASE_URL: the option {0} is not supported")]
-    NotSupported(&'static str),
+    UnsupportedOption(&'static str),
     #[error("DATABASE_URL: sslmode must be disable, prefer, require, verify-ca or verify-full")]
     SslMode,
     #[error("DATABASE_URL: sslrootcert: {0}")]
     RootCertificate(String),
 }
 
-impl Target {
-    /// Reads a URL or a list of `key=value`. Connects to nothing; reads the file of `sslrootcert`.
-    pub fn parse(text: &str) -> Result<Self, TargetError> {
+impl ConnectTarget {
+    /// Parses a URL or a list of `key=value`. Reads the file of `sslrootcert`; does not connect.
+    pub fn parse(text: &str) -> Result<Self, ParseDatabaseUrlError> {
         let text = text.trim();
         if text.is_empty() {
-            return Err(TargetError::Form);
+            return Err(ParseDatabaseUrlError::Malformed);
         }
         let (rest, options) = if text.starts_with("postgres://") || text.starts_with("postgresql://") {
             split_url(text)?
@@ -100,9 +101,9 @@ impl Target {
         let mut config: Config = rest.parse().map_err(|error| invalid(&error))?;
         let tls = options.tls()?;
         config.ssl_mode(match &tls {
-            Tls::Off => SslMode::Disable,
-            Tls::On { optional: true, .. } => SslMode::Prefer,
-            Tls::On { optional: false, .. } => SslMode::Require,
+            TlsMode::Disabled => SslMode::Disable,
+            TlsMode::Enabled { optional: true, .. } => SslMode::Prefer,
+            TlsMode::Enabled { optional: false, .. } => SslMode::Require,
         });
         if config.get_hosts().is_empty() && config.get_hostaddrs().is_empty() {
             if Path::new(SOCKET_DIR).is_dir() {
@@ -114,28 +115,28 @@ impl Target {
         Ok(Self::new(config, tls))
     }
 
-    /// A database behind the socket in `directory`, without a password.
-    pub(super) fn socket(directory: &Path, user: &str, database: &str) -> Self {
+    /// Returns the parameters for the Unix socket in `directory`, without a password.
+    pub(super) fn unix_socket(directory: &Path, user: &str, database: &str) -> Self {
         let mut config = Config::new();
         config.host_path(directory).user(user).dbname(database).ssl_mode(SslMode::Disable);
-        Self::new(config, Tls::Off)
+        Self::new(config, TlsMode::Disabled)
     }
 
-    fn new(config: Config, tls: Tls) -> Self {
-        // Notices are for people at a terminal ("relation exists, skipping").
+    fn new(config: Config, tls: TlsMode) -> Self {
+        // Notices are meant for interactive sessions ("relation exists, skipping").
         let notices = Arc::new(|notice: &DbError| log::debug!("PostgreSQL: {}", notice.message()));
-        Self { config: with_timeouts(config), tls, notices }
+        Self { config: with_timeouts(config), tls, on_notice: notices }
     }
 
-    /// The same for the `postgres` crate.
-    pub(super) fn blocking(&self) -> postgres::Config {
+    /// Converts the parameters for the blocking `postgres` crate.
+    pub(super) fn to_blocking_config(&self) -> postgres::Config {
         let mut config = postgres::Config::from(self.config.clone());
-        let notices = Arc::clone(&self.notices);
+        let notices = Arc::clone(&self.on_notice);
         config.notice_callback(move |notice| notices(&notice));
         config
     }
 
-    /// For messages and logs: where it is, and as whom. Never the password.
+    /// Formats host, port and database for messages and logs. Never includes the password.
     pub fn describe(&self) -> String {
         let mut text = String::new();
         for host in self.config.get_hosts() {
@@ -154,7 +155,7 @@ impl Target {
     }
 }
 
-/// The bounds on waiting that hold for every connection. What the URL says itself is kept.
+/// Sets the timeouts of every connection. Values from the URL take precedence.
 fn with_timeouts(mut config: Config) -> Config {
     if config.get_connect_timeout().is_none() {
         config.connect_timeout(CONNECT_TIMEOUT);
@@ -172,7 +173,7 @@ fn with_timeouts(mut config: Config) -> Config {
     config
 }
 
-/// What the `postgres` crate does not know.
+/// The TLS options that the `postgres` crate does not support.
 #[derive(Debug, Default)]
 struct SslOptions {
     mode: Option<String>,
@@ -180,49 +181,54 @@ struct SslOptions {
 }
 
 impl SslOptions {
-    /// Keeps `value` when `key` is one of ours.
-    fn take(&mut self, key: &str, value: &str) -> Result<bool, TargetError> {
+    /// Stores `value` and returns true when `key` is a TLS option. Fails for an unsupported option.
+    fn take(&mut self, key: &str, value: &str) -> Result<bool, ParseDatabaseUrlError> {
         match key {
             "sslmode" => self.mode = Some(value.to_owned()),
             "sslrootcert" => self.root_certificate = Some(value.to_owned()),
-            _ => match NOT_SUPPORTED.iter().find(|known| **known == key) {
-                Some(known) => return Err(TargetError::NotSupported(known)),
+            _ => match UNSUPPORTED_OPTIONS.iter().find(|option| **option == key) {
+                Some(option) => return Err(ParseDatabaseUrlError::UnsupportedOption(option)),
                 None => return Ok(false),
             },
         }
         Ok(true)
     }
 
-    fn tls(&self) -> Result<Tls, TargetError> {
-        let authorities = || match self.root_certificate.as_deref() {
-            None | Some("system") => tls::system_authorities().map_err(TargetError::RootCertificate),
-            Some(path) => tls::authorities(&PathBuf::from(path)).map_err(TargetError::RootCertificate),
+    fn tls(&self) -> Result<TlsMode, ParseDatabaseUrlError> {
+        let root_certificates = || match self.root_certificate.as_deref() {
+            None | Some("system") => {
+                tls::load_system_root_certificates().map_err(ParseDatabaseUrlError::RootCertificate)
+            }
+            Some(path) => tls::load_root_certificates(&PathBuf::from(path))
+                .map_err(ParseDatabaseUrlError::RootCertificate),
         };
         let (optional, trust) = match self.mode.as_deref().unwrap_or("prefer") {
-            "disable" => return Ok(Tls::Off),
-            "prefer" => (true, Trust::Anyone),
-            // As libpq does: with a root certificate at hand, `require` looks at it.
-            "require" if self.root_certificate.is_some() => (false, Trust::Chain(authorities()?)),
-            "require" => (false, Trust::Anyone),
-            "verify-ca" => (false, Trust::Chain(authorities()?)),
-            "verify-full" => (false, Trust::ChainAndName(authorities()?)),
-            _ => return Err(TargetError::SslMode),
+            "disable" => return Ok(TlsMode::Disabled),
+            "prefer" => (true, CertificateTrust::Any),
+            // As in libpq, `require` with a root certificate verifies the chain.
+            "require" if self.root_certificate.is_some() => {
+                (false, CertificateTrust::Chain(root_certificates()?))
+            }
+            "require" => (false, CertificateTrust::Any),
+            "verify-ca" => (false, CertificateTrust::Chain(root_certificates()?)),
+            "verify-full" => (false, CertificateTrust::ChainAndName(root_certificates()?)),
+            _ => return Err(ParseDatabaseUrlError::SslMode),
         };
-        Tls::on(optional, trust).map_err(TargetError::Invalid)
+        TlsMode::enabled(optional, trust).map_err(ParseDatabaseUrlError::Invalid)
     }
 }
 
-fn invalid(error: &postgres::Error) -> TargetError {
-    let text = chain(error);
-    // The crate quotes an option that it does not know; after a slip in quoting that may be part of a password.
-    TargetError::Invalid(if text.contains("unknown option") {
-        "it holds an unknown option".to_owned()
+fn invalid(error: &postgres::Error) -> ParseDatabaseUrlError {
+    let text = error_chain(error);
+    // The crate quotes an unknown option, which may be part of a password that is quoted wrongly.
+    ParseDatabaseUrlError::Invalid(if text.contains("unknown option") {
+        "it contains an unknown option".to_owned()
     } else {
         text
     })
 }
 
-fn split_url(url: &str) -> Result<(String, SslOptions), TargetError> {
+fn split_url(url: &str) -> Result<(String, SslOptions), ParseDatabaseUrlError> {
     let mut options = SslOptions::default();
     let Some((base, query)) = url.split_once('?') else {
         return Ok((url.to_owned(), options));
@@ -230,7 +236,7 @@ fn split_url(url: &str) -> Result<(String, SslOptions), TargetError> {
     let mut rest = base.to_owned();
     let mut separator = '?';
     for pair in query.split('&').filter(|pair| !pair.is_empty()) {
-        let (key, value) = pair.split_once('=').ok_or(TargetError::Form)?;
+        let (key, value) = pair.split_once('=').ok_or(ParseDatabaseUrlError::Malformed)?;
         if !options.take(key, &percent_decoded(value)?)? {
             rest.push(separator);
             rest.push_str(pair);
@@ -240,7 +246,7 @@ fn split_url(url: &str) -> Result<(String, SslOptions), TargetError> {
     Ok((rest, options))
 }
 
-fn percent_decoded(text: &str) -> Result<String, TargetError> {
+fn percent_decoded(text: &str) -> Result<String, ParseDatabaseUrlError> {
     let mut bytes = Vec::with_capacity(text.len());
     let mut rest = text.bytes();
     while let Some(byte) = rest.next() {
@@ -248,16 +254,18 @@ fn percent_decoded(text: &str) -> Result<String, TargetError> {
             bytes.push(byte);
             continue;
         }
-        let mut digit =
-            || rest.next().and_then(|byte| char::from(byte).to_digit(16)).ok_or(TargetError::Form);
+        let mut digit = || {
+            rest.next().and_then(|byte| char::from(byte).to_digit(16)).ok_or(ParseDatabaseUrlError::Malformed)
+        };
         let value = digit()? << 4 | digit()?;
         bytes.push(u8::try_from(value).expect("two hexadecimal digits fit a byte"));
     }
-    String::from_utf8(bytes).map_err(|_invalid| TargetError::Form)
+    String::from_utf8(bytes).map_err(|_invalid| ParseDatabaseUrlError::Malformed)
 }
 
-/// `key=value key='a value with \' in it'`, taken apart as libpq does and put together again without ours.
-fn split_pairs(text: &str) -> Result<(String, SslOptions), TargetError> {
+/// Parses `key=value key='a value with \' in it'` as libpq does, and returns the pairs without the
+/// TLS options.
+fn split_pairs(text: &str) -> Result<(String, SslOptions), ParseDatabaseUrlError> {
     let mut options = SslOptions::default();
     let mut rest = String::new();
     let mut chars = text.chars().peekable();
@@ -272,14 +280,14 @@ fn split_pairs(text: &str) -> Result<(String, SslOptions), TargetError> {
         }
         while chars.next_if(|c| c.is_whitespace()).is_some() {}
         if chars.next() != Some('=') {
-            return Err(TargetError::Form);
+            return Err(ParseDatabaseUrlError::Malformed);
         }
         while chars.next_if(|c| c.is_whitespace()).is_some() {}
         let quoted = chars.next_if_eq(&'\'').is_some();
         let mut value = String::new();
         loop {
             match chars.peek() {
-                None if quoted => return Err(TargetError::Form),
+                None if quoted => return Err(ParseDatabaseUrlError::Malformed),
                 Some('\'') if quoted => break,
                 None => break,
                 Some(c) if !quoted && c.is_whitespace() => break,
@@ -305,12 +313,12 @@ mod tests {
     use super::*;
 
     fn mode(text: &str) -> (SslMode, bool) {
-        let target = Target::parse(text).unwrap();
-        (target.config.get_ssl_mode(), matches!(target.tls, Tls::On { .. }))
+        let target = ConnectTarget::parse(text).unwrap();
+        (target.config.get_ssl_mode(), matches!(target.tls, TlsMode::Enabled { .. }))
     }
 
     #[test]
-    fn each_sslmode_is_honoured_in_both_forms() {
+    fn target_parse_applies_sslmode_in_urls_and_pairs() {
         for (name, expected) in [
             ("disable", (SslMode::Disable, false)),
             ("prefer", (SslMode::Prefer, true)),
@@ -323,8 +331,8 @@ mod tests {
     }
 
     #[test]
-    fn the_rest_of_the_options_reaches_the_connection() {
-        let target = Target::parse(
+    fn target_parse_passes_other_options_to_the_config() {
+        let target = ConnectTarget::parse(
             "postgresql://me:s%40crt@db1.example:6432/events?sslmode=disable&connect_timeout=2&application_name=x",
         )
         .unwrap();
@@ -334,31 +342,34 @@ mod tests {
         assert_eq!(target.config.get_connect_timeout(), Some(&Duration::from_secs(2)));
         assert_eq!(target.config.get_application_name(), Some("x"));
         assert_eq!(target.describe(), "db1.example:6432/events");
-        let pairs =
-            Target::parse(r"host=h user = me password='a \'b\\ c' sslmode = disable dbname=d").unwrap();
+        let pairs = ConnectTarget::parse(r"host=h user = me password='a \'b\\ c' sslmode = disable dbname=d")
+            .unwrap();
         assert_eq!(pairs.config.get_password(), Some(br"a 'b\ c".as_slice()));
-        assert_eq!(pairs.config.get_connect_timeout(), Some(&CONNECT_TIMEOUT), "bounded without being asked");
+        assert_eq!(pairs.config.get_connect_timeout(), Some(&CONNECT_TIMEOUT), "a default applies");
     }
 
     #[track_caller]
-    fn refused(text: &str, part: &str) {
-        let message = Target::parse(text).unwrap_err().to_string();
+    fn assert_rejected(text: &str, part: &str) {
+        let message = ConnectTarget::parse(text).unwrap_err().to_string();
         assert!(message.contains(part), "{message}");
-        assert!(!message.contains("hunter2"), "the password is in: {message}");
+        assert!(!message.contains("hunter2"), "the message contains the password: {message}");
         assert!(message.starts_with("DATABASE_URL"), "{message}");
     }
 
     #[test]
-    fn a_wrong_url_is_named_without_its_password() {
-        refused("postgres://u:hunter2@h/d?sslmode=maybe", "sslmode must be");
-        refused("postgres://u:hunter2@h:port/d", "port");
-        refused("postgres://u:hunter2@h/d?sslcert=x", "sslcert is not supported");
-        refused("postgres://u:hunter2@h/d?nosuch=hunter2", "unknown option");
-        refused("hunter2", "neither");
-        refused("", "neither");
-        refused("host=h password='hunter2", "neither");
-        refused("host=h password=it hunter2=x", "unknown option");
-        refused("mysql://u:hunter2@h/d", "neither");
-        refused("postgres://u:hunter2@h/d?sslmode=verify-full&sslrootcert=/no/such/file", "/no/such/file");
+    fn target_parse_errors_never_contain_the_password() {
+        assert_rejected("postgres://u:hunter2@h/d?sslmode=maybe", "sslmode must be");
+        assert_rejected("postgres://u:hunter2@h:port/d", "port");
+        assert_rejected("postgres://u:hunter2@h/d?sslcert=x", "sslcert is not supported");
+        assert_rejected("postgres://u:hunter2@h/d?nosuch=hunter2", "unknown option");
+        assert_rejected("hunter2", "neither");
+        assert_rejected("", "neither");
+        assert_rejected("host=h password='hunter2", "neither");
+        assert_rejected("host=h password=it hunter2=x", "unknown option");
+        assert_rejected("mysql://u:hunter2@h/d", "neither");
+        assert_rejected(
+            "postgres://u:hunter2@h/d?sslmode=verify-full&sslrootcert=/no/such/file",
+            "/no/such/file",
+        );
     }
 }

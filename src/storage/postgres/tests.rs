@@ -1,4 +1,4 @@
-//! The repository against a real PostgreSQL.
+//! Tests of `PostgresRepository` against a real PostgreSQL.
 
 mod counts;
 mod embedded;
@@ -7,11 +7,11 @@ mod network;
 mod plans;
 mod queries;
 mod schema;
-mod storing;
+mod store;
 mod sweeps;
 mod tls;
 
-use super::testing::Database;
+use super::test_database::TestDatabase;
 use crate::event::row;
 use crate::event::{EventId, Timestamp};
 use crate::storage::{EventRepository as _, StorePath, Stored};
@@ -31,15 +31,15 @@ fn id(millis: u64, tail: u8) -> EventId {
 fn event(micros: u64, tail: u8, service: &str, message: &str) -> Vec<u8> {
     let mut bytes = Vec::new();
     let timestamp = Timestamp::from_micros(i64::try_from(micros).unwrap());
-    row::begin(&mut bytes, id(micros / 1000, tail), timestamp, now());
-    row::text(&mut bytes, service.as_bytes());
-    row::text(&mut bytes, message.as_bytes());
-    row::metadata(&mut bytes, Some(br#"{"k": 1}"#));
+    row::append_header(&mut bytes, id(micros / 1000, tail), timestamp, now());
+    row::append_text(&mut bytes, service.as_bytes());
+    row::append_text(&mut bytes, message.as_bytes());
+    row::append_metadata(&mut bytes, Some(br#"{"k": 1}"#));
     bytes
 }
 
-fn prepared() -> (Database, super::PostgresRepository) {
-    let database = Database::new();
+fn prepared() -> (TestDatabase, super::PostgresRepository) {
+    let database = TestDatabase::new();
     let repository = database.repository();
     repository.prepare(now()).unwrap();
     (database, repository)

@@ -1,6 +1,6 @@
-//! The encryption of a connection and whom it trusts: rustls behind libpq's `sslmode`.
+//! TLS of database connections: a rustls configuration for each `sslmode` of libpq.
 //!
-//! Knows nothing of URLs and statements.
+//! It does not depend on URLs or statements.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -12,7 +12,7 @@ use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use rustls::{CertificateError, ClientConfig, DigitallySignedStruct, Error, RootCertStore, SignatureScheme};
 
-/// Where distributions keep the certificates that they trust.
+/// The CA bundles of common distributions.
 const SYSTEM_BUNDLES: &[&str] = &[
     "/etc/ssl/certs/ca-certificates.crt",
     "/etc/pki/tls/certs/ca-bundle.crt",
@@ -21,28 +21,28 @@ const SYSTEM_BUNDLES: &[&str] = &[
 ];
 
 #[derive(Clone, Debug)]
-pub(super) enum Tls {
-    Off,
-    On {
-        /// Without it when the server has none (`prefer`).
+pub(super) enum TlsMode {
+    Disabled,
+    Enabled {
+        /// Falls back to plain text when the server has no TLS (`prefer`).
         optional: bool,
         config: Arc<ClientConfig>,
     },
 }
 
-/// Whose certificate is good enough.
+/// The certificates that are accepted.
 #[derive(Debug)]
-pub(super) enum Trust {
-    /// Anyone's: encryption against listeners, not against impostors (`prefer`, `require`).
-    Anyone,
-    /// One that an authority signed, for whatever host (`verify-ca`).
+pub(super) enum CertificateTrust {
+    /// Any certificate: protects from eavesdropping, not from impersonation (`prefer`, `require`).
+    Any,
+    /// A certificate signed by a trusted CA, for any host (`verify-ca`).
     Chain(RootCertStore),
-    /// One that an authority signed for this host (`verify-full`).
+    /// A certificate signed by a trusted CA for this host (`verify-full`).
     ChainAndName(RootCertStore),
 }
 
-impl Tls {
-    pub(super) fn on(optional: bool, trust: Trust) -> Result<Self, String> {
+impl TlsMode {
+    pub(super) fn enabled(optional: bool, trust: CertificateTrust) -> Result<Self, String> {
         let provider = Arc::new(ring::default_provider());
         let builder = ClientConfig::builder_with_provider(Arc::clone(&provider))
             .with_safe_default_protocol_versions()
@@ -53,54 +53,60 @@ impl Tls {
                 .map_err(|error| error.to_string())
         };
         let mut config = match trust {
-            Trust::ChainAndName(roots) => builder.with_webpki_verifier(verifier(roots)?),
-            Trust::Chain(roots) => {
+            CertificateTrust::ChainAndName(roots) => builder.with_webpki_verifier(verifier(roots)?),
+            CertificateTrust::Chain(roots) => {
                 let chain = Some(verifier(roots)?);
-                builder.dangerous().with_custom_certificate_verifier(Arc::new(Lenient { chain, provider }))
+                builder
+                    .dangerous()
+                    .with_custom_certificate_verifier(Arc::new(PermissiveVerifier { chain, provider }))
             }
-            Trust::Anyone => builder
+            CertificateTrust::Any => builder
                 .dangerous()
-                .with_custom_certificate_verifier(Arc::new(Lenient { chain: None, provider })),
+                .with_custom_certificate_verifier(Arc::new(PermissiveVerifier { chain: None, provider })),
         }
         .with_no_client_auth();
-        // PostgreSQL 17 asks for its name in ALPN when TLS comes first; older servers ignore it.
+        // PostgreSQL 17 requires this ALPN name for direct TLS; older servers ignore it.
         config.alpn_protocols = vec![b"postgresql".to_vec()];
-        Ok(Self::On { optional, config: Arc::new(config) })
+        Ok(Self::Enabled { optional, config: Arc::new(config) })
     }
 }
 
-pub(super) fn authorities(path: &Path) -> Result<RootCertStore, String> {
-    let in_file = |error: &dyn std::fmt::Display| format!("{}: {error}", path.display());
+pub(super) fn load_root_certificates(path: &Path) -> Result<RootCertStore, String> {
+    let with_path = |error: &dyn std::fmt::Display| format!("{}: {error}", path.display());
     let mut roots = RootCertStore::empty();
-    for certificate in CertificateDer::pem_file_iter(path).map_err(|error| in_file(&error))? {
-        let certificate = certificate.map_err(|error| in_file(&error))?;
-        roots.add(certificate).map_err(|error| in_file(&error))?;
+    for certificate in CertificateDer::pem_file_iter(path).map_err(|error| with_path(&error))? {
+        let certificate = certificate.map_err(|error| with_path(&error))?;
+        roots.add(certificate).map_err(|error| with_path(&error))?;
     }
-    if roots.is_empty() { Err(in_file(&"it holds no certificate")) } else { Ok(roots) }
+    if roots.is_empty() { Err(with_path(&"it contains no certificate")) } else { Ok(roots) }
 }
 
-pub(super) fn system_authorities() -> Result<RootCertStore, String> {
+pub(super) fn load_system_root_certificates() -> Result<RootCertStore, String> {
     let bundle = SYSTEM_BUNDLES.iter().map(Path::new).find(|path| path.exists()).ok_or_else(|| {
-        "no certificates are installed (Debian: apt-get install ca-certificates); name a file".to_owned()
+        "no CA certificates are installed (Debian: apt-get install ca-certificates); set sslrootcert to a file".to_owned()
     })?;
     let mut roots = RootCertStore::empty();
     let certificates = CertificateDer::pem_file_iter(bundle)
         .map_err(|error| format!("{}: {error}", bundle.display()))?
         .filter_map(Result::ok);
-    // A system's bundle may hold relics that rustls does not read; the others count.
+    // A system bundle may hold old certificates that rustls cannot parse; they are skipped.
     roots.add_parsable_certificates(certificates);
-    if roots.is_empty() { Err(format!("{}: it holds no certificate", bundle.display())) } else { Ok(roots) }
+    if roots.is_empty() {
+        Err(format!("{}: it contains no certificate", bundle.display()))
+    } else {
+        Ok(roots)
+    }
 }
 
-/// Checks less than webpki does: no name, or no chain either. That the server owns the key of the certificate that it
-/// shows is checked always.
+/// A verifier that skips the host name check, or also the chain check when `chain` is None. It
+/// always checks that the server owns the key of its certificate.
 #[derive(Debug)]
-struct Lenient {
+struct PermissiveVerifier {
     chain: Option<Arc<WebPkiServerVerifier>>,
     provider: Arc<CryptoProvider>,
 }
 
-impl ServerCertVerifier for Lenient {
+impl ServerCertVerifier for PermissiveVerifier {
     fn verify_server_cert(
         &self,
         end_entity: &CertificateDer<'_>,
@@ -113,7 +119,7 @@ impl ServerCertVerifier for Lenient {
             return Ok(ServerCertVerified::assertion());
         };
         match chain.verify_server_cert(end_entity, intermediates, server_name, ocsp_response, now) {
-            // The name is looked at last, so the chain was good.
+            // webpki checks the name last, so the chain is valid.
             Err(Error::InvalidCertificate(
                 CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. },
             )) => Ok(ServerCertVerified::assertion()),

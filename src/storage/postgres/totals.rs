@@ -1,55 +1,54 @@
-//! How many events: of a filter, by the hour, in all.
+//! Event counts: of a filter, per hour, and overall.
 //!
-//! From the counts by hour and minute; the events themselves are counted only at the ends of a time.
+//! They are sums of the tables of counts per hour and minute. Event rows are counted only at the
+//! two ends of a time range, or when a predicate is not part of the counts.
 
 use std::fmt::{self, Write as _};
 
 use postgres::Row;
 use postgres::types::{ToSql, Type};
 
-use super::ask::Desk;
-use super::find::{IN_SPAN, More, Span};
-use super::types::{Time, Uuid};
-use crate::event::{EventId, Timestamp};
+use super::find::{EventRange, ExtraPredicates, IN_RANGE};
+use super::read_query::ReadPool;
+use super::types::{PgTimestamp, PgUuid};
+use crate::event::{EventId, HOUR_MICROS, MINUTE_MICROS, Timestamp};
 use crate::storage::{Filter, HourCount, StoreError, Totals};
 
-const HOUR_MICROS: i64 = 3_600_000_000;
-const MINUTE_MICROS: i64 = 60_000_000;
-const COUNTING: &str = "counting events";
+const COUNT_OPERATION: &str = "counting events";
 
-/// Added up from the counts in one statement, so that everything is of one moment.
-pub(super) fn count(desk: Desk<'_>, filter: &Filter) -> Result<u64, StoreError> {
-    let span = Span::of(filter);
-    if span.is_empty() {
+/// Counts the events that match, in one statement, so that all parts see one snapshot.
+pub(super) fn count(pool: ReadPool<'_>, filter: &Filter) -> Result<u64, StoreError> {
+    let range = EventRange::from_filter(filter);
+    if range.is_empty() {
         return Ok(0);
     }
-    let more = More::of(filter);
-    if !more.is_empty() {
-        return count_each(desk, filter, span, &more);
+    let extra = ExtraPredicates::from_filter(filter);
+    if !extra.is_empty() {
+        return count_rows(pool, filter, range, &extra);
     }
-    let of_service = filter.service.is_some();
-    if let Some(sum) = Sum::by_minutes(span, of_service)
-        && let Some(total) = sum.ask(desk, filter)?
+    let by_service = filter.service.is_some();
+    if let Some(query) = CountQuery::from_minute_counts(range, by_service)
+        && let Some(total) = query.run(pool, filter)?
     {
         return Ok(total);
     }
-    Ok(Sum::by_hours(span, of_service).ask(desk, filter)?.unwrap_or(0))
+    Ok(CountQuery::from_hour_counts(range, by_service).run(pool, filter)?.unwrap_or(0))
 }
 
-/// A sum in the making, as a statement of SQL. Its first parameter is the service or null, its second the name that this
-/// has in `event_minutes`.
-struct Sum {
+/// Builds the SQL of a sum of counts. `$1` is the service or null; `$2` is the service name in
+/// `event_minutes`, where the empty name stands for all services.
+struct CountQuery {
     sql: String,
-    params: Vec<Param>,
+    params: Vec<CountParam>,
     service: &'static str,
 }
 
-enum Param {
-    Id(Uuid),
-    Time(Time),
+enum CountParam {
+    Id(PgUuid),
+    Time(PgTimestamp),
 }
 
-impl Param {
+impl CountParam {
     fn as_sql(&self) -> (&(dyn ToSql + Sync), Type) {
         match self {
             Self::Id(id) => (id, Type::UUID),
@@ -58,121 +57,122 @@ impl Param {
     }
 }
 
-impl From<EventId> for Param {
+impl From<EventId> for CountParam {
     fn from(id: EventId) -> Self {
-        Self::Id(Uuid(id))
+        Self::Id(PgUuid(id))
     }
 }
 
-impl From<Timestamp> for Param {
+impl From<Timestamp> for CountParam {
     fn from(time: Timestamp) -> Self {
-        Self::Time(Time(time))
+        Self::Time(PgTimestamp(time))
     }
 }
 
-impl Sum {
-    fn new(of_service: bool) -> Self {
-        let service = if of_service { " AND service = $1" } else { "" };
+impl CountQuery {
+    fn new(by_service: bool) -> Self {
+        let service = if by_service { " AND service = $1" } else { "" };
         Self { sql: String::new(), params: Vec::new(), service }
     }
 
-    /// Whole hours from `event_counts`. At either end, what lies between the time asked for and the nearest hour is counted
-    /// event by event, and added or taken off: half an hour of events at most. Of the hour that is being filled,
-    /// nothing is there past now; so when the time asked for is nearer to now than to its beginning, what is left of it
-    /// is taken off the whole.
-    fn by_hours(span: Span, of_service: bool) -> Self {
-        let mut sum = Self::new(of_service);
-        sum.sql.push_str("SELECT 0");
-        let (first, last) = (nearest(span.from, HOUR_MICROS), nearest(span.to, HOUR_MICROS));
+    /// Sums whole hours from `event_counts`. At each end, the rows between the range's bound and
+    /// the nearest hour, at most half an hour of events, are counted and added or subtracted. The
+    /// current hour has no events after now; so when the bound is nearer to now than to the start
+    /// of the hour, the rows after the bound are subtracted from the whole hour.
+    fn from_hour_counts(range: EventRange, by_service: bool) -> Self {
+        let mut query = Self::new(by_service);
+        query.sql.push_str("SELECT 0");
+        let (first, last) = (round_to(range.from, HOUR_MICROS), round_to(range.to, HOUR_MICROS));
         if first >= last {
-            // Without an hour between them there is only the span itself.
-            sum.add_events('+', span);
+            // The range holds no whole hour: count its rows.
+            query.add_events('+', range);
         } else {
-            sum.add_edge(first, span.from);
-            sum.add_tail(first, last, span.to);
+            query.add_start(first, range.from);
+            query.add_hours_to(first, last, range.to);
         }
-        sum
+        query
     }
 
-    /// The same with minutes at either end, from `event_minutes`, and half a minute of events at most: what hours are
-    /// made of where thousands of events a second are stored. Null when the minutes of one of the two hours that
-    /// the time begins and ends in do not add up to what `event_counts` has of it.
-    fn by_minutes(span: Span, of_service: bool) -> Option<Self> {
-        if span.to.micros() - span.from.micros() < 2 * MINUTE_MICROS {
+    /// Sums whole hours, and minutes from `event_minutes` at each end, so that at most half a
+    /// minute of rows is counted per end. This matters at thousands of events per second. The
+    /// result is null when the minutes of the first or last hour do not add up to that hour's
+    /// `event_counts`.
+    fn from_minute_counts(range: EventRange, by_service: bool) -> Option<Self> {
+        if range.to.micros() - range.from.micros() < 2 * MINUTE_MICROS {
             return None;
         }
-        let mut sum = Self::new(of_service);
-        let (first, last) = (begin(span.from, HOUR_MICROS), begin(span.to, HOUR_MICROS));
-        let (from, to) = (nearest(span.from, MINUTE_MICROS), nearest(span.to, MINUTE_MICROS));
-        sum.sql.push_str("SELECT CASE WHEN first.whole = first.counted AND last.whole = last.counted THEN last.part - first.part");
-        sum.add_hours(first, last);
-        // What is left of the first hour begins with `from`.
-        sum.add_edge(from, span.from);
-        if span.to <= to {
-            sum.add_events('-', Span::new(span.to, to));
+        let mut query = Self::new(by_service);
+        let (first, last) = (floor_to(range.from, HOUR_MICROS), floor_to(range.to, HOUR_MICROS));
+        let (from, to) = (round_to(range.from, MINUTE_MICROS), round_to(range.to, MINUTE_MICROS));
+        query.sql.push_str("SELECT CASE WHEN first.whole = first.counted AND last.whole = last.counted THEN last.part - first.part");
+        query.add_hours(first, last);
+        // The counted part of the first hour begins at `from`.
+        query.add_start(from, range.from);
+        if range.to <= to {
+            query.add_events('-', EventRange::new(range.to, to));
         } else {
-            let (at, minute) = (sum.param(span.to), sum.param(to));
-            sum.push(format_args!(
+            let (at, minute) = (query.param(range.to), query.param(to));
+            query.push(format_args!(
                 " + CASE WHEN now() - ${at} < ${at} - ${minute} THEN (SELECT coalesce(sum(count), 0)::bigint \
                  FROM event_minutes WHERE service = $2 AND minute = ${minute})"
             ));
-            sum.add_events('-', Span::new(span.to, plus(to, MINUTE_MICROS)));
-            sum.sql.push_str(" ELSE 0");
-            sum.add_events('+', Span::new(to, span.to));
-            sum.sql.push_str(" END");
+            query.add_events('-', EventRange::new(range.to, plus(to, MINUTE_MICROS)));
+            query.sql.push_str(" ELSE 0");
+            query.add_events('+', EventRange::new(to, range.to));
+            query.sql.push_str(" END");
         }
-        sum.sql.push_str(" END FROM ");
-        sum.add_minutes_of(first, from, "first");
-        sum.sql.push_str(", ");
-        sum.add_minutes_of(last, to, "last");
-        Some(sum)
+        query.sql.push_str(" END FROM ");
+        query.add_minute_sums(first, from, "first");
+        query.sql.push_str(", ");
+        query.add_minute_sums(last, to, "last");
+        Some(query)
     }
 
-    fn ask(&self, desk: Desk<'_>, filter: &Filter) -> Result<Option<u64>, StoreError> {
+    fn run(&self, pool: ReadPool<'_>, filter: &Filter) -> Result<Option<u64>, StoreError> {
         let name = filter.service.as_deref().unwrap_or_default();
         let mut params: Vec<(&(dyn ToSql + Sync), Type)> =
             vec![(&filter.service, Type::TEXT), (&name, Type::TEXT)];
-        params.extend(self.params.iter().map(Param::as_sql));
-        let sums = desk.ask(COUNTING, &self.sql, &params, |row| row.get::<_, Option<i64>>(0))?;
+        params.extend(self.params.iter().map(CountParam::as_sql));
+        let sums = pool.query(COUNT_OPERATION, &self.sql, &params, |row| row.get::<_, Option<i64>>(0))?;
         Ok(sums.into_iter().flatten().next().map(|sum| u64::try_from(sum).unwrap_or(0)))
     }
 
     fn push(&mut self, text: fmt::Arguments<'_>) {
-        self.sql.write_fmt(text).expect("a string takes all that is written");
+        self.sql.write_fmt(text).expect("writing to a String cannot fail");
     }
 
-    fn param(&mut self, param: impl Into<Param>) -> usize {
+    fn param(&mut self, param: impl Into<CountParam>) -> usize {
         self.params.push(param.into());
         self.params.len() + 2
     }
 
-    /// The events of a span, one by one. Where ids alone tell, which is all but the first and the last millisecond, the
-    /// primary key is read and no table.
-    fn add_events(&mut self, sign: char, span: Span) {
+    /// Counts the rows of a range. For whole milliseconds the ids suffice, so an index-only scan of
+    /// the primary key counts all but the first and the last millisecond.
+    fn add_events(&mut self, sign: char, range: EventRange) {
         let whole = |micros: i64| Timestamp::from_millis(Timestamp::from_micros(micros).millis());
-        if span.is_empty() {
+        if range.is_empty() {
             return;
         }
-        let (from, to) = (whole(span.from.micros() + 999), whole(span.to.micros()));
+        let (from, to) = (whole(range.from.micros() + 999), whole(range.to.micros()));
         if !self.service.is_empty() || from >= to {
-            return self.add_events_by_time(sign, span);
+            return self.add_events_by_time(sign, range);
         }
-        if span.from < from {
-            self.add_events_by_time(sign, Span::new(span.from, from));
+        if range.from < from {
+            self.add_events_by_time(sign, EventRange::new(range.from, from));
         }
-        if to < span.to {
-            self.add_events_by_time(sign, Span::new(to, span.to));
+        if to < range.to {
+            self.add_events_by_time(sign, EventRange::new(to, range.to));
         }
-        let ids = Span::new(from, to);
+        let ids = EventRange::new(from, to);
         let [low, high] = [ids.low, ids.high].map(|id| self.param(id));
         self.push(format_args!(
             " {sign} (SELECT count(*) FROM events WHERE event_id >= ${low} AND event_id < ${high})"
         ));
     }
 
-    fn add_events_by_time(&mut self, sign: char, span: Span) {
-        let [low, high] = [span.low, span.high].map(|id| self.param(id));
-        let [from, to] = [span.from, span.to].map(|time| self.param(time));
+    fn add_events_by_time(&mut self, sign: char, range: EventRange) {
+        let [low, high] = [range.low, range.high].map(|id| self.param(id));
+        let [from, to] = [range.from, range.to].map(|time| self.param(time));
         let service = self.service;
         self.push(format_args!(
             " {sign} (SELECT count(*) FROM events WHERE event_id >= ${low} AND event_id < ${high} \
@@ -180,7 +180,7 @@ impl Sum {
         ));
     }
 
-    /// The counts of whole hours.
+    /// Adds the counts of whole hours.
     fn add_hours(&mut self, first: Timestamp, last: Timestamp) {
         let [first, last] = [first, last].map(|time| self.param(time));
         let service = self.service;
@@ -190,9 +190,9 @@ impl Sum {
         ));
     }
 
-    /// A row named `name` of the minutes of an hour: how many events they have in all, before `part`, and how many
-    /// the hour has.
-    fn add_minutes_of(&mut self, hour: Timestamp, part: Timestamp, name: &str) {
+    /// Adds a subquery `name` for one hour: the sum of its minutes (`whole`), the sum of the
+    /// minutes before `part`, and the hour's count (`counted`).
+    fn add_minute_sums(&mut self, hour: Timestamp, part: Timestamp, name: &str) {
         let end = plus(hour, HOUR_MICROS);
         let [hour, end, part] = [hour, end, part].map(|time| self.param(time));
         let service = self.service;
@@ -204,21 +204,21 @@ impl Sum {
         ));
     }
 
-    /// What lies between the hour or minute that the sum begins with and the time asked for.
-    fn add_edge(&mut self, whole: Timestamp, from: Timestamp) {
+    /// Adds or subtracts the rows between `whole`, where the sum of counts begins, and `from`.
+    fn add_start(&mut self, whole: Timestamp, from: Timestamp) {
         if from < whole {
-            self.add_events('+', Span::new(from, whole));
+            self.add_events('+', EventRange::new(from, whole));
         } else if from > whole {
-            self.add_events('-', Span::new(whole, from));
+            self.add_events('-', EventRange::new(whole, from));
         }
     }
 
-    /// The hours from `first` on, up to the time asked for, which `last` is the nearest hour to.
-    fn add_tail(&mut self, first: Timestamp, last: Timestamp, to: Timestamp) {
+    /// Adds the hours from `first` up to `to`; `last` is the hour nearest to `to`.
+    fn add_hours_to(&mut self, first: Timestamp, last: Timestamp, to: Timestamp) {
         if to <= last {
             self.add_hours(first, last);
             if to < last {
-                self.add_events('-', Span::new(to, last));
+                self.add_events('-', EventRange::new(to, last));
             }
             return;
         }
@@ -226,20 +226,26 @@ impl Sum {
         self.push(format_args!(" + CASE WHEN now() - ${at} < ${at} - ${from} THEN 0"));
         let end = plus(last, HOUR_MICROS);
         self.add_hours(first, end);
-        self.add_events('-', Span::new(to, end));
+        self.add_events('-', EventRange::new(to, end));
         self.sql.push_str(" ELSE 0");
         self.add_hours(first, last);
-        self.add_events('+', Span::new(last, to));
+        self.add_events('+', EventRange::new(last, to));
         self.sql.push_str(" END");
     }
 }
 
-/// What the counts know nothing of is counted event by event; the timeout bounds it.
-fn count_each(desk: Desk<'_>, filter: &Filter, span: Span, more: &More) -> Result<u64, StoreError> {
+/// Counts rows for predicates that are not part of the counts. The statement timeout bounds it.
+fn count_rows(
+    pool: ReadPool<'_>,
+    filter: &Filter,
+    range: EventRange,
+    extra: &ExtraPredicates,
+) -> Result<u64, StoreError> {
     let service = if filter.service.is_some() { " AND service = $5" } else { "" };
-    let mut statement = format!("SELECT count(*) FROM events WHERE {IN_SPAN}{service}");
-    more.require(&mut statement, 6);
-    let (low, high, from, to) = (Uuid(span.low), Uuid(span.high), Time(span.from), Time(span.to));
+    let mut statement = format!("SELECT count(*) FROM events WHERE {IN_RANGE}{service}");
+    extra.append_sql(&mut statement, 6);
+    let (low, high, from, to) =
+        (PgUuid(range.low), PgUuid(range.high), PgTimestamp(range.from), PgTimestamp(range.to));
     let mut params: Vec<(&(dyn ToSql + Sync), Type)> = vec![
         (&low, Type::UUID),
         (&high, Type::UUID),
@@ -247,8 +253,8 @@ fn count_each(desk: Desk<'_>, filter: &Filter, span: Span, more: &More) -> Resul
         (&to, Type::TIMESTAMPTZ),
         (&filter.service, Type::TEXT),
     ];
-    more.give(&mut params);
-    Ok(one(&desk.ask(COUNTING, &statement, &params, |row| number(row, 0))?))
+    extra.append_params(&mut params);
+    Ok(one(&pool.query(COUNT_OPERATION, &statement, &params, |row| number(row, 0))?))
 }
 
 fn one(counts: &[u64]) -> u64 {
@@ -259,42 +265,46 @@ fn number(row: &Row, column: usize) -> u64 {
     u64::try_from(row.get::<_, i64>(column)).unwrap_or(0)
 }
 
-pub(super) fn hours(desk: Desk<'_>, filter: &Filter, rows_max: u32) -> Result<Vec<HourCount>, StoreError> {
+pub(super) fn hourly_counts(
+    pool: ReadPool<'_>,
+    filter: &Filter,
+    rows_max: u32,
+) -> Result<Vec<HourCount>, StoreError> {
     let service = if filter.service.is_some() { "AND service = $4" } else { "" };
     let statement = format!(
         "SELECT hour, service, count FROM event_counts WHERE hour >= $1 AND hour < $2 {service} \
          ORDER BY hour, service LIMIT $3"
     );
-    let (from, to, limit) = (Time(filter.from), Time(filter.to), i64::from(rows_max));
+    let (from, to, limit) = (PgTimestamp(filter.from), PgTimestamp(filter.to), i64::from(rows_max));
     let params: [(&(dyn ToSql + Sync), Type); 4] = [
         (&from, Type::TIMESTAMPTZ),
         (&to, Type::TIMESTAMPTZ),
         (&limit, Type::INT8),
         (&filter.service, Type::TEXT),
     ];
-    desk.ask("reading the counts", &statement, &params, |row| HourCount {
-        hour: row.get::<_, Time>(0).0,
+    pool.query("reading the counts", &statement, &params, |row| HourCount {
+        hour: row.get::<_, PgTimestamp>(0).0,
         service: row.get(1),
         count: number(row, 2),
     })
 }
 
-/// All of it from `event_counts`, which has a row a service and hour.
-pub(super) fn totals(desk: Desk<'_>, since: Timestamp, services_max: u16) -> Result<Totals, StoreError> {
-    const DOING: &str = "adding up the counts";
-    let services = desk.ask(
-        DOING,
+/// Sums `event_counts`, which has one row per service and hour.
+pub(super) fn totals(pool: ReadPool<'_>, since: Timestamp, services_max: u16) -> Result<Totals, StoreError> {
+    const OPERATION: &str = "adding up the counts";
+    let services = pool.query(
+        OPERATION,
         "WITH sums AS (SELECT service, sum(count)::bigint AS events FROM event_counts GROUP BY service) \
          SELECT service, events, (SELECT sum(events)::bigint FROM sums) FROM sums \
          ORDER BY events DESC, service LIMIT $1",
         &[(&i64::from(services_max), Type::INT8)],
         |row| ((row.get(0), number(row, 1)), number(row, 2)),
     )?;
-    let hours = desk.ask(
-        DOING,
+    let hours = pool.query(
+        OPERATION,
         "SELECT hour, sum(count)::bigint FROM event_counts WHERE hour >= $1 GROUP BY hour ORDER BY hour",
-        &[(&Time(since), Type::TIMESTAMPTZ)],
-        |row| (row.get::<_, Time>(0).0, number(row, 1)),
+        &[(&PgTimestamp(since), Type::TIMESTAMPTZ)],
+        |row| (row.get::<_, PgTimestamp>(0).0, number(row, 1)),
     )?;
     Ok(Totals {
         events: services.first().map_or(0, |(_, all)| *all),
@@ -303,13 +313,13 @@ pub(super) fn totals(desk: Desk<'_>, since: Timestamp, services_max: u16) -> Res
     })
 }
 
-/// The whole hour or minute that a time lies in.
-fn begin(time: Timestamp, micros: i64) -> Timestamp {
+/// Rounds a time down to a multiple of `micros`.
+fn floor_to(time: Timestamp, micros: i64) -> Timestamp {
     Timestamp::from_micros(time.micros().div_euclid(micros) * micros)
 }
 
-fn nearest(time: Timestamp, micros: i64) -> Timestamp {
-    begin(plus(time, micros / 2), micros)
+fn round_to(time: Timestamp, micros: i64) -> Timestamp {
+    floor_to(plus(time, micros / 2), micros)
 }
 
 fn plus(time: Timestamp, micros: i64) -> Timestamp {

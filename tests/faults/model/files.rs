@@ -1,8 +1,9 @@
-//! A directory as the kernel has it and as the disk has it, and what a power cut makes of the difference.
+//! A simulated directory: its state in the page cache and on disk, and the effect of a power cut.
 //!
-//! What is appended is dirty until a sync. A sync that fails leaves it readable and never writes it again, as Linux
-//! does; a name is on disk when the directory was synced after it was made. A power cut keeps any sectors of what is
-//! dirty and any of the operations on names. Knows nothing of what the files hold.
+//! Written data is dirty until a sync. A failed sync leaves the data readable and clean, and no
+//! later sync writes it, as on Linux. A name is on disk once the directory was synced after the
+//! change. A power cut keeps arbitrary dirty sectors and arbitrary changes of names. The module
+//! does not depend on the contents of the files.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -10,25 +11,25 @@ use std::ops::Range;
 use rand::RngExt;
 use rand::rngs::StdRng;
 
-/// What a disk writes whole, if it is not cut off within.
+/// The unit of a disk write; a power cut may tear only the last one.
 const SECTOR_BYTES: usize = 512;
 
 #[derive(Debug, Default)]
 struct Content {
-    /// What a reader sees.
+    /// The contents that a reader gets.
     kernel: Vec<u8>,
-    /// What is there after a power cut.
+    /// The contents after a power cut.
     disk: Vec<u8>,
-    /// What the next sync writes.
+    /// Ranges that the next sync writes.
     dirty: Vec<Range<usize>>,
-    /// What the sync under way writes.
+    /// Ranges that the running sync writes.
     in_flight: Vec<Range<usize>>,
-    /// What a failed sync left clean and unwritten.
-    forsaken: Vec<Range<usize>>,
+    /// Ranges that a failed sync left clean and unwritten.
+    dropped_dirty: Vec<Range<usize>>,
 }
 
 #[derive(Clone, Debug)]
-enum Renaming {
+enum NameChange {
     Create(String, usize),
     Remove(String),
     Rename(String, String),
@@ -38,15 +39,15 @@ type Names = BTreeMap<String, usize>;
 
 /// The directory.
 #[derive(Debug, Default)]
-pub(super) struct Files {
+pub(super) struct SimDirectory {
     contents: Vec<Content>,
     kernel: Names,
     disk: Names,
-    /// What the next sync of the directory writes.
-    dirty: Vec<Renaming>,
+    /// Changes that the next sync of the directory writes.
+    dirty: Vec<NameChange>,
 }
 
-impl Files {
+impl SimDirectory {
     pub(super) fn names(&self) -> Vec<String> {
         self.kernel.keys().cloned().collect()
     }
@@ -55,14 +56,14 @@ impl Files {
         self.kernel.get(name).copied()
     }
 
-    /// None when there is a file of this name.
+    /// None if a file of this name exists.
     pub(super) fn create(&mut self, name: &str) -> Option<usize> {
         if self.kernel.contains_key(name) {
             return None;
         }
         self.contents.push(Content::default());
         let file = self.contents.len() - 1;
-        self.change(Renaming::Create(name.to_owned(), file));
+        self.change(NameChange::Create(name.to_owned(), file));
         Some(file)
     }
 
@@ -70,7 +71,7 @@ impl Files {
     pub(super) fn remove(&mut self, name: &str) -> bool {
         let there = self.kernel.contains_key(name);
         if there {
-            self.change(Renaming::Remove(name.to_owned()));
+            self.change(NameChange::Remove(name.to_owned()));
         }
         there
     }
@@ -79,36 +80,36 @@ impl Files {
     pub(super) fn rename(&mut self, from: &str, to: &str) -> bool {
         let there = self.kernel.contains_key(from);
         if there {
-            self.change(Renaming::Rename(from.to_owned(), to.to_owned()));
+            self.change(NameChange::Rename(from.to_owned(), to.to_owned()));
         }
         there
     }
 
-    fn change(&mut self, renaming: Renaming) {
-        apply(&mut self.kernel, &renaming);
-        self.dirty.push(renaming);
+    fn change(&mut self, name_change: NameChange) {
+        apply(&mut self.kernel, &name_change);
+        self.dirty.push(name_change);
     }
 
     pub(super) fn sync_names(&mut self) {
-        for renaming in self.dirty.drain(..) {
-            apply(&mut self.disk, &renaming);
+        for name_change in self.dirty.drain(..) {
+            apply(&mut self.disk, &name_change);
         }
     }
 
-    /// Any of the names may have got there; a later sync does not try them again.
-    pub(super) fn fail_to_sync_names(&mut self, chance: &mut StdRng) {
-        for renaming in std::mem::take(&mut self.dirty) {
-            if chance.random() {
-                apply(&mut self.disk, &renaming);
+    /// Any of the changes may be on disk; a later sync does not write them.
+    pub(super) fn fail_names_sync(&mut self, rng: &mut StdRng) {
+        for name_change in std::mem::take(&mut self.dirty) {
+            if rng.random() {
+                apply(&mut self.disk, &name_change);
             }
         }
     }
 
-    /// At the end of the file or before.
+    /// Writes at the end of the file or before.
     pub(super) fn write(&mut self, file: usize, at: usize, bytes: &[u8]) {
         let content = &mut self.contents[file];
         let range = at..at + bytes.len();
-        assert!(at <= content.kernel.len(), "a hole of {} bytes is left", at - content.kernel.len());
+        assert!(at <= content.kernel.len(), "a hole of {} bytes", at - content.kernel.len());
         if content.kernel.len() < range.end {
             content.kernel.resize(range.end, 0);
         }
@@ -120,7 +121,7 @@ impl Files {
         &self.contents[file].kernel
     }
 
-    /// What is written from here on is for the next sync.
+    /// Later writes belong to the next sync.
     pub(super) fn begin_sync(&mut self, file: usize) {
         let content = &mut self.contents[file];
         content.in_flight.append(&mut content.dirty);
@@ -133,29 +134,29 @@ impl Files {
         }
     }
 
-    /// Any sectors may have got there; a later sync does not try them again.
-    pub(super) fn fail_to_sync(&mut self, file: usize, chance: &mut StdRng) {
+    /// Any sectors may be on disk; a later sync does not write them.
+    pub(super) fn fail_sync(&mut self, file: usize, rng: &mut StdRng) {
         let content = &mut self.contents[file];
         for range in std::mem::take(&mut content.in_flight) {
-            content.forsaken.push(range.clone());
-            content.write_some_back(range, chance);
+            content.dropped_dirty.push(range.clone());
+            content.write_some_back(range, rng);
         }
     }
 
-    /// Whether something is readable that no sync will ever write.
-    pub(super) fn has_forsaken(&self) -> bool {
+    /// Whether readable data or names exist that no sync will write.
+    pub(super) fn has_unwritable_data(&self) -> bool {
         let mut disk = self.disk.clone();
-        self.dirty.iter().for_each(|renaming| apply(&mut disk, renaming));
-        let is_forsaken = |(name, file): (&String, &usize)| {
-            disk.get(name) != Some(file) || !self.contents[*file].forsaken.is_empty()
+        self.dirty.iter().for_each(|name_change| apply(&mut disk, name_change));
+        let is_unwritten = |(name, file): (&String, &usize)| {
+            disk.get(name) != Some(file) || !self.contents[*file].dropped_dirty.is_empty()
         };
-        self.kernel.iter().any(is_forsaken)
+        self.kernel.iter().any(is_unwritten)
     }
 
-    /// The kernel wants its memory back: what it holds for clean is read from disk again.
+    /// Evicts the page cache: clean data is read from disk again.
     pub(super) fn evict(&mut self) {
         for content in &mut self.contents {
-            for range in std::mem::take(&mut content.forsaken) {
+            for range in std::mem::take(&mut content.dropped_dirty) {
                 for at in range {
                     content.kernel[at] = content.disk.get(at).copied().unwrap_or(0);
                 }
@@ -163,35 +164,35 @@ impl Files {
         }
     }
 
-    pub(super) fn cut_power(&mut self, chance: &mut StdRng) {
-        // Nothing, all, as far as the disk had come, or any of it.
+    pub(super) fn power_cut(&mut self, rng: &mut StdRng) {
+        // Nothing, all, a prefix, or any subset survives.
         let dirty = std::mem::take(&mut self.dirty);
-        let manner = chance.random_range(0..4);
-        let come_to = chance.random_range(0..=dirty.len());
-        for (nth, renaming) in dirty.iter().enumerate() {
-            let survives = match manner {
+        let mode = rng.random_range(0..4);
+        let prefix = rng.random_range(0..=dirty.len());
+        for (nth, name_change) in dirty.iter().enumerate() {
+            let survives = match mode {
                 0 => false,
                 1 => true,
-                2 => nth < come_to,
-                _ => chance.random(),
+                2 => nth < prefix,
+                _ => rng.random(),
             };
             if survives {
-                apply(&mut self.disk, renaming);
+                apply(&mut self.disk, name_change);
             }
         }
         self.kernel = self.disk.clone();
         for content in &mut self.contents {
             let mut dirty = std::mem::take(&mut content.in_flight);
             dirty.append(&mut content.dirty);
-            let manner = chance.random_range(0..3);
+            let mode = rng.random_range(0..3);
             for range in dirty {
-                match manner {
+                match mode {
                     0 => {}
                     1 => content.write_back(range),
-                    _ => content.write_some_back(range, chance),
+                    _ => content.write_some_back(range, rng),
                 }
             }
-            content.forsaken.clear();
+            content.dropped_dirty.clear();
             content.kernel = content.disk.clone();
         }
     }
@@ -205,13 +206,13 @@ impl Content {
         self.disk[range.clone()].copy_from_slice(&self.kernel[range]);
     }
 
-    /// Some sectors of the range get to the disk, in no order, and the last of them perhaps in part.
-    fn write_some_back(&mut self, range: Range<usize>, chance: &mut StdRng) {
-        let end = chance.random_range(range.start..=range.end);
+    /// Writes an arbitrary subset of the sectors of the range, perhaps the last one in part.
+    fn write_some_back(&mut self, range: Range<usize>, rng: &mut StdRng) {
+        let end = rng.random_range(range.start..=range.end);
         let mut at = range.start;
         while at < end {
             let next = ((at / SECTOR_BYTES + 1) * SECTOR_BYTES).min(end);
-            if chance.random() {
+            if rng.random() {
                 self.write_back(at..next);
             }
             at = next;
@@ -219,15 +220,15 @@ impl Content {
     }
 }
 
-fn apply(names: &mut Names, renaming: &Renaming) {
-    match renaming {
-        Renaming::Create(name, file) => {
+fn apply(names: &mut Names, name_change: &NameChange) {
+    match name_change {
+        NameChange::Create(name, file) => {
             names.insert(name.clone(), *file);
         }
-        Renaming::Remove(name) => {
+        NameChange::Remove(name) => {
             names.remove(name);
         }
-        Renaming::Rename(from, to) => {
+        NameChange::Rename(from, to) => {
             if let Some(file) = names.remove(from) {
                 names.insert(to.clone(), file);
             }

@@ -1,43 +1,48 @@
-//! Finds the programs of PostgreSQL: on the PATH, where `pg_config` says, or where Debian keeps them.
+//! Finds PostgreSQL's programs: on the PATH, in `pg_config --bindir`, or in Debian's directories.
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use super::ClusterError;
-use super::home::Home;
+use super::paths::ClusterPaths;
 
-/// The oldest version whose SQL we speak.
+/// The oldest supported major version.
 const MAJOR_MIN: u32 = 14;
-/// Debian keeps the versions side by side, out of the PATH.
-const DEBIAN: &str = "/usr/lib/postgresql";
+/// Debian installs each version in a subdirectory, outside of the PATH.
+const DEBIAN_DIR: &str = "/usr/lib/postgresql";
 
 /// A directory with `initdb`, `postgres` and `pg_ctl` of one version.
 #[derive(Debug)]
 pub(super) struct Programs {
-    /// None: they are on the PATH.
+    /// None when the programs are on the PATH.
     directory: Option<PathBuf>,
 }
 
 impl Programs {
-    /// The programs of the version that made the cluster, or the first fit ones when there is none yet.
-    pub(super) fn find(home: &Home) -> Result<Self, ClusterError> {
-        let wanted = home.version();
+    /// Finds the programs of the version that created the cluster, or the first supported version
+    /// when there is no cluster.
+    pub(super) fn find(paths: &ClusterPaths) -> Result<Self, ClusterError> {
+        let required = paths.version();
         let mut found = Vec::new();
         for directory in candidates() {
             let programs = Self { directory };
             let Some(major) = programs.major().filter(|major| *major >= MAJOR_MIN) else {
                 continue;
             };
-            match &wanted {
-                Some(wanted) if *wanted != major.to_string() => found.push(major.to_string()),
+            match &required {
+                Some(required) if *required != major.to_string() => found.push(major.to_string()),
                 Some(_) | None => return Ok(programs),
             }
         }
-        match wanted {
-            Some(theirs) if !found.is_empty() => {
+        match required {
+            Some(cluster_version) if !found.is_empty() => {
                 found.dedup();
-                let ours = found.join(" and ");
-                Err(ClusterError::Version { directory: home.cluster().to_owned(), theirs, ours })
+                let installed = found.join(" and ");
+                Err(ClusterError::VersionMismatch {
+                    directory: paths.cluster().to_owned(),
+                    cluster_version,
+                    installed,
+                })
             }
             Some(_) | None => Err(ClusterError::NotInstalled),
         }
@@ -50,7 +55,7 @@ impl Programs {
         }
     }
 
-    /// The major version, when all three programs are there and run.
+    /// Returns the major version when all three programs exist, run and agree on it.
     fn major(&self) -> Option<u32> {
         let major = version(&self.path("postgres"))?;
         ["initdb", "pg_ctl"]
@@ -60,7 +65,7 @@ impl Programs {
     }
 }
 
-/// Where to look, in this order, lazily: asking costs a process each.
+/// Lists the directories to search, lazily, since each check starts a process.
 fn candidates() -> impl Iterator<Item = Option<PathBuf>> {
     let on_path = std::iter::once_with(|| Some(None));
     let configured = std::iter::once_with(|| {
@@ -68,28 +73,28 @@ fn candidates() -> impl Iterator<Item = Option<PathBuf>> {
         let text = String::from_utf8(output.stdout).ok()?;
         output.status.success().then(|| Some(PathBuf::from(text.trim())))
     });
-    on_path.chain(configured).flatten().chain(debian().into_iter().map(Some))
+    on_path.chain(configured).flatten().chain(debian_directories().into_iter().map(Some))
 }
 
-/// Debian's versions, newest first.
-fn debian() -> Vec<PathBuf> {
-    let Ok(entries) = std::fs::read_dir(DEBIAN) else {
+/// Lists the directories of Debian's versions, newest first.
+fn debian_directories() -> Vec<PathBuf> {
+    let Ok(entries) = std::fs::read_dir(DEBIAN_DIR) else {
         return Vec::new();
     };
     let mut majors: Vec<u32> =
         entries.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok()).collect();
     majors.sort_unstable_by(|a, b| b.cmp(a));
-    majors.into_iter().map(|major| Path::new(DEBIAN).join(major.to_string()).join("bin")).collect()
+    majors.into_iter().map(|major| Path::new(DEBIAN_DIR).join(major.to_string()).join("bin")).collect()
 }
 
 fn version(program: &Path) -> Option<u32> {
     let output =
         Command::new(program).arg("--version").stdin(Stdio::null()).stderr(Stdio::null()).output().ok()?;
-    major_of(std::str::from_utf8(&output.stdout).ok()?)
+    parse_major(std::str::from_utf8(&output.stdout).ok()?)
 }
 
-/// `postgres (PostgreSQL) 15.18 (Debian 15.18-0+deb12u1)`, `initdb (PostgreSQL) 17beta1`.
-fn major_of(text: &str) -> Option<u32> {
+/// Parses `postgres (PostgreSQL) 15.18 (Debian 15.18-0+deb12u1)` or `initdb (PostgreSQL) 17beta1`.
+fn parse_major(text: &str) -> Option<u32> {
     let (_name, number) = text.split_once("(PostgreSQL) ")?;
     let end = number.find(|c: char| !c.is_ascii_digit()).unwrap_or(number.len());
     number[..end].parse().ok()
@@ -97,10 +102,10 @@ fn major_of(text: &str) -> Option<u32> {
 
 #[cfg(test)]
 mod tests {
-    use super::major_of;
+    use super::parse_major;
 
     #[test]
-    fn the_major_version_is_read_from_what_the_programs_say() {
+    fn major_version_is_parsed_from_the_version_output() {
         for (text, major) in [
             ("postgres (PostgreSQL) 15.18 (Debian 15.18-0+deb12u1)\n", Some(15)),
             ("initdb (PostgreSQL) 17beta1\n", Some(17)),
@@ -109,7 +114,7 @@ mod tests {
             ("something else 15\n", None),
             ("", None),
         ] {
-            assert_eq!(major_of(text), major, "{text}");
+            assert_eq!(parse_major(text), major, "{text}");
         }
     }
 }

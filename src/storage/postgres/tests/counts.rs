@@ -1,13 +1,13 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::*;
-use crate::storage::postgres::{Difference, PostgresRepository, sweep};
-use crate::storage::{Day, Sweeping as _};
+use crate::storage::postgres::{CountMismatch, PostgresRepository, sweep};
+use crate::storage::{Day, RetentionSweep as _};
 
 const HOUR: u64 = 3_600_000_000;
 
-/// Thirty events of three services in three hours, one of which lies in the default partition.
-fn filled() -> (Database, PostgresRepository) {
+/// Thirty events of three services in three hours; one hour lies in the default partition.
+fn filled() -> (TestDatabase, PostgresRepository) {
     let (database, repository) = prepared();
     let mut rows = Vec::new();
     for index in 0..10_u64 {
@@ -21,11 +21,11 @@ fn filled() -> (Database, PostgresRepository) {
 
 fn all(
     repository: &PostgresRepository,
-    each: fn(&PostgresRepository, Timestamp) -> Result<Vec<Difference>, crate::storage::StoreError>,
+    each: fn(&PostgresRepository, Timestamp) -> Result<Vec<CountMismatch>, crate::storage::StoreError>,
 ) -> Vec<(String, i64, i64)> {
     let hours = repository.counted_hours().unwrap();
-    let differences = hours.into_iter().flat_map(|hour| each(repository, hour).unwrap());
-    differences.map(|found| (found.service, found.events, found.counted)).collect()
+    let mismatches = hours.into_iter().flat_map(|hour| each(repository, hour).unwrap());
+    mismatches.map(|found| (found.service, found.events, found.counted)).collect()
 }
 
 const BREAK: &str = "UPDATE event_counts SET count = 7 WHERE service = 'a'; DELETE FROM event_counts WHERE service = 'b'; \
@@ -33,40 +33,41 @@ const BREAK: &str = "UPDATE event_counts SET count = 7 WHERE service = 'a'; DELE
     UPDATE event_counts SET count = 11 WHERE service = 'c'";
 
 #[test]
-fn differences_of_all_kinds_are_found_and_put_right() {
+fn counts_repair_fixes_every_kind_of_mismatch() {
     let (database, repository) = filled();
-    assert_eq!(all(&repository, PostgresRepository::counts_check), []);
+    assert_eq!(all(&repository, PostgresRepository::check_counts), []);
     database.execute(BREAK);
-    let mut wanted = vec![
+    let mut expected = vec![
         ("old".to_owned(), 0, 3),
         ("a".to_owned(), 10, 7),
         ("ghost".to_owned(), 0, 5),
         ("b".to_owned(), 10, 0),
         ("c".to_owned(), 10, 11),
     ];
-    assert_eq!(all(&repository, PostgresRepository::counts_check), wanted);
-    assert_eq!(all(&repository, PostgresRepository::counts_repair), wanted, "and says what it was");
-    assert_eq!(all(&repository, PostgresRepository::counts_check), []);
-    assert_eq!(all(&repository, PostgresRepository::counts_repair), []);
+    assert_eq!(all(&repository, PostgresRepository::check_counts), expected);
+    assert_eq!(all(&repository, PostgresRepository::repair_counts), expected, "returns the mismatches");
+    assert_eq!(all(&repository, PostgresRepository::check_counts), []);
+    assert_eq!(all(&repository, PostgresRepository::repair_counts), []);
     assert_eq!(database.number("SELECT sum(count)::bigint FROM event_counts"), 30);
-    // In a table whose counts are gone altogether.
+    // All counts are missing.
     database.execute("DELETE FROM event_counts");
-    wanted = [("a", 10, 0), ("b", 10, 0), ("c", 10, 0)].map(|(name, a, b)| (name.to_owned(), a, b)).to_vec();
-    assert_eq!(all(&repository, PostgresRepository::counts_repair), wanted);
+    expected =
+        [("a", 10, 0), ("b", 10, 0), ("c", 10, 0)].map(|(name, a, b)| (name.to_owned(), a, b)).to_vec();
+    assert_eq!(all(&repository, PostgresRepository::repair_counts), expected);
 }
 
 #[test]
-fn a_repair_while_servers_write_loses_none_of_what_they_count() {
+fn counts_repair_keeps_the_counts_of_concurrent_writers() {
     let (database, repository) = filled();
     database.execute(BREAK);
-    let over = AtomicBool::new(false);
+    let stop = AtomicBool::new(false);
     std::thread::scope(|scope| {
-        for (server, path) in [(0_u64, StorePath::Copy), (1, StorePath::Stage), (2, StorePath::Copy)] {
-            let (over, database) = (&over, &database);
+        for (server, path) in [(0_u64, StorePath::Copy), (1, StorePath::Staging), (2, StorePath::Copy)] {
+            let (stop, database) = (&stop, &database);
             scope.spawn(move || {
                 let repository = database.repository();
                 for round in 0.. {
-                    if over.load(Ordering::Relaxed) {
+                    if stop.load(Ordering::Relaxed) {
                         break;
                     }
                     let micros = NOON * 1000 + 60_000_000 * (server + 1) + round * 1000;
@@ -81,29 +82,30 @@ fn a_repair_while_servers_write_loses_none_of_what_they_count() {
         }
         let mut found = 0;
         for _ in 0..20 {
-            found += all(&repository, PostgresRepository::counts_repair).len();
+            found += all(&repository, PostgresRepository::repair_counts).len();
         }
-        over.store(true, Ordering::Relaxed);
-        assert_eq!(found, 5, "what is being written never looks wrong");
+        stop.store(true, Ordering::Relaxed);
+        assert_eq!(found, 5, "concurrent stores cause no mismatch");
     });
-    assert_eq!(all(&repository, PostgresRepository::counts_check), []);
+    assert_eq!(all(&repository, PostgresRepository::check_counts), []);
     let differ = database
         .number("SELECT (SELECT sum(count) FROM event_counts)::bigint - (SELECT count(*) FROM events)");
     assert_eq!(differ, 0);
 }
 
 #[test]
-fn no_repair_runs_beside_a_sweep() {
+fn counts_repair_is_excluded_by_a_sweep() {
     let (_database, repository) = filled();
-    let mut sweeping = sweep::begin(&repository.connections, now()).unwrap().expect("nobody else sweeps");
+    let mut sweep_run =
+        sweep::begin(&repository.connections, now()).unwrap().expect("the sweep lock is free");
     let hour = Timestamp::from_millis(i64::try_from(NOON).unwrap());
-    let error = repository.counts_repair(hour).unwrap_err();
+    let error = repository.repair_counts(hour).unwrap_err();
     assert_eq!(error.sqlstate.as_deref(), Some("55P03"), "{error}");
-    assert_eq!(repository.counts_check(hour).unwrap(), []);
-    let today = Day::of(now());
-    assert_eq!(sweeping.drop_day(today).unwrap(), 20);
-    sweeping.end(None).unwrap();
-    drop(sweeping);
-    while repository.counts_repair(hour).is_err() {}
-    assert_eq!(all(&repository, PostgresRepository::counts_check), []);
+    assert_eq!(repository.check_counts(hour).unwrap(), []);
+    let today = Day::from_timestamp(now());
+    assert_eq!(sweep_run.drop_partition(today).unwrap(), 20);
+    sweep_run.finish(None).unwrap();
+    drop(sweep_run);
+    while repository.repair_counts(hour).is_err() {}
+    assert_eq!(all(&repository, PostgresRepository::check_counts), []);
 }

@@ -2,8 +2,8 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 
 use super::super::embedded::{Cluster, ClusterError, ClusterLimits};
-use super::super::testing::TempDir;
-use super::super::{Limits, PostgresRepository};
+use super::super::test_database::temp_dir;
+use super::super::{PostgresLimits, PostgresRepository};
 use super::*;
 use crate::clock::Clock;
 
@@ -12,45 +12,45 @@ fn start(directory: &Path) -> Result<Cluster, ClusterError> {
 }
 
 #[test]
-fn a_cluster_is_made_stopped_started_again_and_taken_over_from_a_killed_server() {
-    let directory = TempDir::new("embedded");
-    // What is left of a server that was killed while it made its cluster.
-    std::fs::create_dir(directory.0.join("postgres.unfinished")).unwrap();
-    std::fs::write(directory.0.join("postgres.unfinished/PG_VERSION"), "15\n").unwrap();
-    let cluster = start(&directory.0).unwrap();
-    let repository = PostgresRepository::new(&cluster.target(), Limits::default());
+fn cluster_initializes_stops_restarts_and_is_adopted_after_a_crash() {
+    let directory = temp_dir("embedded");
+    // The remains of a server that was killed during initialization.
+    std::fs::create_dir(directory.path().join("postgres.unfinished")).unwrap();
+    std::fs::write(directory.path().join("postgres.unfinished/PG_VERSION"), "15\n").unwrap();
+    let cluster = start(directory.path()).unwrap();
+    let repository = PostgresRepository::new(&cluster.target(), PostgresLimits::default());
     repository.prepare(now()).unwrap();
     store(&repository, &[&event(NOON * 1000, 1, "a", "m")], StorePath::Copy, (1, 0));
-    assert!(directory.0.join("postgres/PG_VERSION").exists());
-    assert!(!directory.0.join("postgres.unfinished").exists());
+    assert!(directory.path().join("postgres/PG_VERSION").exists());
+    assert!(!directory.path().join("postgres.unfinished").exists());
     cluster.stop().unwrap();
-    assert!(!directory.0.join("postgres/postmaster.pid").exists());
+    assert!(!directory.path().join("postgres/postmaster.pid").exists());
     assert!(repository.ping().is_err());
 
-    let first = start(&directory.0).unwrap();
+    let first = start(directory.path()).unwrap();
     repository.prepare(now()).unwrap();
-    // A killed server runs no destructors.
-    let pid = std::fs::read_to_string(directory.0.join("postgres/postmaster.pid")).unwrap();
+    // ManuallyDrop simulates a killed server, which runs no destructors.
+    let pid = std::fs::read_to_string(directory.path().join("postgres/postmaster.pid")).unwrap();
     let first = std::mem::ManuallyDrop::new(first);
-    let second = start(&directory.0).unwrap();
+    let second = start(directory.path()).unwrap();
     assert_eq!(
-        std::fs::read_to_string(directory.0.join("postgres/postmaster.pid")).unwrap(),
+        std::fs::read_to_string(directory.path().join("postgres/postmaster.pid")).unwrap(),
         pid,
-        "not started anew"
+        "the postmaster was adopted, not restarted"
     );
     assert!(matches!(repository.find(id(NOON, 1)), Ok(Some(_))));
     drop(second);
-    assert!(!directory.0.join("postgres/postmaster.pid").exists());
-    // It was ours after all: take it out of the table of processes.
+    assert!(!directory.path().join("postgres/postmaster.pid").exists());
+    // Reap the postmaster, which is a child of this process.
     drop(std::mem::ManuallyDrop::into_inner(first));
 }
 
 #[test]
-fn a_data_directory_with_a_long_path_gets_its_socket_elsewhere() {
-    let directory = TempDir::new("long");
-    let long = directory.0.join("x".repeat(100));
+fn cluster_with_a_long_path_uses_a_short_socket_directory() {
+    let directory = temp_dir("long");
+    let long = directory.path().join("x".repeat(100));
     let cluster = start(&long).unwrap();
-    PostgresRepository::new(&cluster.target(), Limits::default()).ping().unwrap();
+    PostgresRepository::new(&cluster.target(), PostgresLimits::default()).ping().unwrap();
     let socket_dir = cluster.target().describe().trim_end_matches("/aurore_events").to_owned();
     assert!(socket_dir.contains("aurore-events-") && socket_dir.len() < 90, "{socket_dir}");
     let mode = std::fs::metadata(&socket_dir).unwrap().permissions().mode();
@@ -60,10 +60,10 @@ fn a_data_directory_with_a_long_path_gets_its_socket_elsewhere() {
 }
 
 #[test]
-fn only_the_owner_gets_at_the_cluster() {
-    let directory = TempDir::new("private");
-    let cluster = start(&directory.0).unwrap();
-    let mut client = cluster.target().blocking().connect(postgres::NoTls).unwrap();
+fn cluster_is_accessible_to_its_owner_only() {
+    let directory = temp_dir("private");
+    let cluster = start(directory.path()).unwrap();
+    let mut client = cluster.target().to_blocking_config().connect(postgres::NoTls).unwrap();
     for (setting, expected) in [
         ("listen_addresses", ""),
         ("unix_socket_permissions", "0700"),
@@ -75,32 +75,38 @@ fn only_the_owner_gets_at_the_cluster() {
         let row = client.query_one("SELECT current_setting($1)", &[&setting]).unwrap();
         assert_eq!(row.get::<_, &str>(0), expected, "{setting}");
     }
-    let mode = std::fs::metadata(directory.0.join("postgres")).unwrap().permissions().mode();
+    let mode = std::fs::metadata(directory.path().join("postgres")).unwrap().permissions().mode();
     assert_eq!(mode & 0o777, 0o700);
 }
 
 #[test]
-fn another_major_version_is_refused_by_name() {
-    let directory = TempDir::new("version");
-    std::fs::create_dir(directory.0.join("postgres")).unwrap();
-    std::fs::write(directory.0.join("postgres/PG_VERSION"), "9\n").unwrap();
-    let error = start(&directory.0).unwrap_err();
-    assert!(matches!(&error, ClusterError::Version { theirs, .. } if theirs == "9"), "{error}");
+fn cluster_of_another_major_version_is_rejected() {
+    let directory = temp_dir("version");
+    std::fs::create_dir(directory.path().join("postgres")).unwrap();
+    std::fs::write(directory.path().join("postgres/PG_VERSION"), "9\n").unwrap();
+    let error = start(directory.path()).unwrap_err();
+    assert!(
+        matches!(&error, ClusterError::VersionMismatch { cluster_version, .. } if cluster_version == "9"),
+        "{error}"
+    );
     assert!(error.to_string().contains("pg_upgrade"));
 }
 
 #[test]
-fn a_directory_above_that_bars_the_way_is_named() {
+fn cluster_start_reports_a_directory_without_search_permission() {
     if !is_root() {
-        // Without root there is no other user, and so nobody to bar.
+        // Only root runs the programs as another user.
         return;
     }
-    let directory = TempDir::new("barred");
-    let above = directory.0.join("above");
+    let directory = temp_dir("barred");
+    let above = directory.path().join("above");
     std::fs::create_dir(&above).unwrap();
     std::fs::set_permissions(&above, std::fs::Permissions::from_mode(0o700)).unwrap();
     let error = start(&above.join("data")).unwrap_err();
-    assert!(matches!(&error, ClusterError::Barred { directory, .. } if *directory == above), "{error}");
+    assert!(
+        matches!(&error, ClusterError::NotTraversable { directory, .. } if *directory == above),
+        "{error}"
+    );
 }
 
 fn is_root() -> bool {

@@ -1,23 +1,23 @@
 use std::time::{Duration, Instant};
 
-use super::super::{Limits, PostgresRepository, Target};
+use super::super::{ConnectTarget, PostgresLimits, PostgresRepository};
 use super::*;
 
 #[test]
-fn a_backend_killed_while_it_lay_idle_is_replaced_unnoticed() {
+fn pool_replaces_a_backend_killed_while_idle() {
     let (database, repository) = prepared();
     let kill = "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity \
                 WHERE datname = current_database() AND pid <> pg_backend_pid()";
     for tail in 0..3 {
         store(&repository, &[&event(NOON * 1000, tail, "a", "m")], StorePath::Copy, (1, 0));
         assert!(repository.find(id(NOON, tail)).unwrap().is_some());
-        assert_eq!(database.number(kill), 2, "one for transactions and one for questions");
+        assert_eq!(database.number(kill), 2, "one transaction and one read connection");
     }
     repository.ping().unwrap();
 }
 
 #[test]
-fn a_backend_killed_in_a_batch_is_an_error_without_a_rows_fault_and_the_next_batch_is_stored() {
+fn store_fails_without_a_row_error_when_its_backend_is_killed_and_then_recovers() {
     let (database, repository) = prepared();
     let one = event(NOON * 1000, 1, "a", "m");
     let mut blocker = database.client();
@@ -39,10 +39,10 @@ fn a_backend_killed_in_a_batch_is_an_error_without_a_rows_fault_and_the_next_bat
 }
 
 #[test]
-fn a_locked_table_is_waited_for_no_longer_than_allowed() {
+fn store_stops_waiting_for_a_table_lock_at_the_lock_timeout() {
     let (database, repository) = prepared();
     drop(repository);
-    let limits = Limits { lock_timeout: Duration::from_millis(50), ..Limits::default() };
+    let limits = PostgresLimits { lock_timeout: Duration::from_millis(50), ..PostgresLimits::default() };
     let repository = PostgresRepository::new(&database.target(), limits);
     let one = event(NOON * 1000, 1, "a", "m");
     let mut blocker = database.client();
@@ -54,10 +54,10 @@ fn a_locked_table_is_waited_for_no_longer_than_allowed() {
 }
 
 #[test]
-fn a_slow_query_is_ended_by_its_timeout() {
+fn query_is_canceled_at_the_statement_timeout() {
     let (database, repository) = prepared();
     drop(repository);
-    let limits = Limits { query_timeout: Duration::from_millis(50), ..Limits::default() };
+    let limits = PostgresLimits { query_timeout: Duration::from_millis(50), ..PostgresLimits::default() };
     let repository = PostgresRepository::new(&database.target(), limits);
     let mut blocker = database.client();
     blocker.batch_execute("BEGIN; LOCK TABLE events IN ACCESS EXCLUSIVE MODE").unwrap();
@@ -68,22 +68,26 @@ fn a_slow_query_is_ended_by_its_timeout() {
         let error = repository.find(id(NOON, 1)).unwrap_err();
         assert_eq!(error.sqlstate.as_deref(), Some("57014"));
     }
-    let told = watcher.query_one(backends, &[]).unwrap().get::<_, String>(0);
+    let state = watcher.query_one(backends, &[]).unwrap().get::<_, String>(0);
     assert!(
-        !told.contains(' ') && told.ends_with("idle"),
-        "one connection, and no transaction left open: {told}"
+        !state.contains(' ') && state.ends_with("idle"),
+        "one connection without an open transaction: {state}"
     );
     blocker.batch_execute("ROLLBACK").unwrap();
     assert_eq!(repository.find(id(NOON, 1)).unwrap(), None);
-    assert_eq!(watcher.query_one(backends, &[]).unwrap().get::<_, String>(0), told, "the same one");
+    assert_eq!(
+        watcher.query_one(backends, &[]).unwrap().get::<_, String>(0),
+        state,
+        "the connection is reused"
+    );
 }
 
 #[test]
-fn an_unreachable_database_is_an_error_at_once() {
-    // A listener that was closed: its port refuses.
+fn store_fails_at_once_when_the_database_is_unreachable() {
+    // The listener is closed, so its port refuses connections.
     let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
     let url = format!("postgres://u:hunter2@127.0.0.1:{port}/d");
-    let repository = PostgresRepository::new(&Target::parse(&url).unwrap(), Limits::default());
+    let repository = PostgresRepository::new(&ConnectTarget::parse(&url).unwrap(), PostgresLimits::default());
     #[expect(clippy::disallowed_methods, reason = "how long it really takes is what is tested")]
     let before = Instant::now();
     for _ in 0..30 {
@@ -95,25 +99,25 @@ fn an_unreachable_database_is_an_error_at_once() {
 }
 
 #[test]
-fn configuration_faults_keep_their_sqlstate() {
-    let database = Database::new();
+fn configuration_errors_keep_their_sqlstate() {
+    let database = TestDatabase::new();
     let mut target = database.target();
     target.config.dbname("no_such_database");
-    let repository = PostgresRepository::new(&target, Limits::default());
+    let repository = PostgresRepository::new(&target, PostgresLimits::default());
     assert_eq!(repository.ping().unwrap_err().sqlstate.as_deref(), Some("3D000"));
     target.config.user("nobody_known");
-    let repository = PostgresRepository::new(&target, Limits::default());
+    let repository = PostgresRepository::new(&target, PostgresLimits::default());
     assert_eq!(repository.prepare(now()).unwrap_err().sqlstate.as_deref(), Some("28000"));
 }
 
 #[test]
-fn a_read_only_database_says_so_and_keeps_the_connection() {
+fn store_on_a_read_only_database_fails_and_keeps_the_connection() {
     let (database, repository) = prepared();
     let mut target = database.target();
     target.config.options("-c default_transaction_read_only=on");
-    let read_only = PostgresRepository::new(&target, Limits::default());
+    let read_only = PostgresRepository::new(&target, PostgresLimits::default());
     let one = event(NOON * 1000, 1, "a", "m");
-    for path in [StorePath::Copy, StorePath::Stage] {
+    for path in [StorePath::Copy, StorePath::Staging] {
         assert_eq!(read_only.store(&[&one], &[], path).unwrap_err().sqlstate.as_deref(), Some("25006"));
     }
     assert_eq!(read_only.find(id(NOON, 1)).unwrap(), None);
@@ -121,16 +125,16 @@ fn a_read_only_database_says_so_and_keeps_the_connection() {
 }
 
 #[test]
-fn connections_are_bounded_and_shared() {
+fn pool_bounds_and_shares_connections() {
     let (database, repository) = prepared();
     drop(repository);
-    let limits = Limits { connections_max: 2, ..Limits::default() };
+    let limits = PostgresLimits { connections_max: 2, ..PostgresLimits::default() };
     let repository = PostgresRepository::new(&database.target(), limits);
     std::thread::scope(|scope| {
         for tail in 0..8 {
             let repository = &repository;
             scope.spawn(move || {
-                store(repository, &[&event(NOON * 1000, tail, "a", "m")], StorePath::Stage, (1, 0));
+                store(repository, &[&event(NOON * 1000, tail, "a", "m")], StorePath::Staging, (1, 0));
             });
         }
     });
@@ -140,7 +144,7 @@ fn connections_are_bounded_and_shared() {
 }
 
 #[test]
-fn servers_that_store_the_same_events_at_once_store_each_once() {
+fn store_by_concurrent_servers_inserts_each_event_once() {
     let (database, repository) = prepared();
     let rows: Vec<_> = (0..200_u8)
         .map(|tail| {
@@ -157,7 +161,7 @@ fn servers_that_store_the_same_events_at_once_store_each_once() {
     let total: u64 = std::thread::scope(|scope| {
         let threads: Vec<_> = [&forward, &backward, &forward, &backward]
             .into_iter()
-            .map(|runs| scope.spawn(|| repository.store(runs, &[], StorePath::Stage).unwrap().stored))
+            .map(|runs| scope.spawn(|| repository.store(runs, &[], StorePath::Staging).unwrap().stored))
             .collect();
         threads.into_iter().map(|thread| thread.join().unwrap()).sum()
     });

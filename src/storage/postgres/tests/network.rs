@@ -1,4 +1,4 @@
-//! Over TCP, through a relay that can be told to misbehave.
+//! TCP connections through a relay with fault injection.
 
 use std::io::{Read as _, Write as _};
 use std::net::{Shutdown, TcpListener, TcpStream};
@@ -7,14 +7,14 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::{Duration, Instant};
 
-use super::super::{Limits, PostgresRepository, Target};
+use super::super::{ConnectTarget, PostgresLimits, PostgresRepository};
 use super::*;
 use crate::storage::StoreError;
 
 const PASS: u8 = 0;
-/// What the database says is kept back.
+/// The relay holds back responses of the database.
 const SILENCE: u8 = 1;
-/// COMMIT goes through, and then the connection is cut.
+/// The relay forwards COMMIT and then closes the connection.
 const CUT_AFTER_COMMIT: u8 = 2;
 
 struct Relay {
@@ -27,7 +27,7 @@ fn thread(work: impl FnOnce() + Send + 'static) {
 }
 
 impl Relay {
-    fn to(database: &Database) -> Self {
+    fn to(database: &TestDatabase) -> Self {
         let socket = format!("{}/.s.PGSQL.5432", database.target().describe().rsplit_once('/').unwrap().0);
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let port = listener.local_addr().unwrap().port();
@@ -35,7 +35,7 @@ impl Relay {
         let shared = Arc::clone(&mode);
         thread(move || {
             for client in listener.incoming() {
-                // The test is over when its cluster is.
+                // The cluster stops at the end of the test.
                 let (Ok(client), Ok(server)) = (client, UnixStream::connect(&socket)) else { return };
                 relay(client, server, &shared);
             }
@@ -47,19 +47,19 @@ impl Relay {
         self.mode.store(mode, Ordering::SeqCst);
     }
 
-    fn url(&self, database: &Database, options: &str) -> String {
+    fn url(&self, database: &TestDatabase, options: &str) -> String {
         let name = database.target().describe().rsplit_once('/').unwrap().1.to_owned();
         format!("postgres://postgres@127.0.0.1:{}/{name}?{options}", self.port)
     }
 
-    fn repository(&self, database: &Database, options: &str) -> PostgresRepository {
-        let limits = Limits {
+    fn repository(&self, database: &TestDatabase, options: &str) -> PostgresRepository {
+        let limits = PostgresLimits {
             store_timeout: Duration::from_millis(400),
             query_timeout: Duration::from_millis(400),
-            grace: Duration::from_millis(200),
-            ..Limits::default()
+            response_grace: Duration::from_millis(200),
+            ..PostgresLimits::default()
         };
-        PostgresRepository::new(&Target::parse(&self.url(database, options)).unwrap(), limits)
+        PostgresRepository::new(&ConnectTarget::parse(&self.url(database, options)).unwrap(), limits)
     }
 }
 
@@ -76,7 +76,7 @@ fn relay(client: TcpStream, server: UnixStream, mode: &Arc<AtomicU8>) {
             if up.load(Ordering::SeqCst) == CUT_AFTER_COMMIT
                 && bytes[..length].windows(7).any(|part| part == b"COMMIT\0")
             {
-                // Once the database has said that it is done, and without passing that on.
+                // Wait for the database to commit; the response is not forwarded.
                 std::thread::sleep(Duration::from_millis(300));
                 break;
             }
@@ -91,7 +91,7 @@ fn relay(client: TcpStream, server: UnixStream, mode: &Arc<AtomicU8>) {
             while down.load(Ordering::SeqCst) == SILENCE {
                 std::thread::sleep(Duration::from_millis(10));
             }
-            // The answer to COMMIT is what the command tag of that name is in.
+            // The response to COMMIT contains its command tag.
             if down.load(Ordering::SeqCst) == CUT_AFTER_COMMIT
                 && bytes[..length].windows(7).any(|part| part == b"COMMIT\0")
             {
@@ -107,7 +107,7 @@ fn relay(client: TcpStream, server: UnixStream, mode: &Arc<AtomicU8>) {
 
 #[track_caller]
 fn timed<T>(most: Duration, work: impl FnOnce() -> T) -> T {
-    #[expect(clippy::disallowed_methods, reason = "how long it really takes is what is tested")]
+    #[expect(clippy::disallowed_methods, reason = "the test measures real time")]
     let begin = Instant::now();
     let value = work();
     assert!(begin.elapsed() < most, "{:?}", begin.elapsed());
@@ -115,7 +115,7 @@ fn timed<T>(most: Duration, work: impl FnOnce() -> T) -> T {
 }
 
 #[test]
-fn events_pass_over_tcp_with_the_encryption_that_there_is() {
+fn store_over_tcp_works_with_each_available_sslmode() {
     let (database, _) = prepared();
     let relay = Relay::to(&database);
     for (tail, options) in ["sslmode=disable", "sslmode=prefer", ""].iter().enumerate() {
@@ -127,29 +127,32 @@ fn events_pass_over_tcp_with_the_encryption_that_there_is() {
             .collect();
         store(&repository, &[&rows], StorePath::Copy, (200, 0));
     }
-    // PostgreSQL has no TLS on its own socket, so behind the relay it says no.
+    // PostgreSQL does not support TLS on its Unix socket, to which the relay connects.
     for mode in ["require", "verify-full&sslrootcert=system"] {
-        let Ok(target) = Target::parse(&relay.url(&database, &format!("sslmode={mode}"))) else { continue };
-        let error = PostgresRepository::new(&target, Limits::default()).ping().unwrap_err();
-        assert!(error.message.contains("does not offer TLS"), "{error}");
+        let Ok(target) = ConnectTarget::parse(&relay.url(&database, &format!("sslmode={mode}"))) else {
+            continue;
+        };
+        let error = PostgresRepository::new(&target, PostgresLimits::default()).ping().unwrap_err();
+        assert!(error.message.contains("does not support TLS"), "{error}");
     }
 }
 
 #[test]
-fn a_database_that_accepts_and_never_answers_is_given_up() {
+fn connect_times_out_when_the_database_never_responds() {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     for mode in ["disable", "prefer", "require"] {
         let port = listener.local_addr().unwrap().port();
         let url = format!("postgres://u@127.0.0.1:{port}/d?connect_timeout=1&sslmode={mode}");
-        let repository = PostgresRepository::new(&Target::parse(&url).unwrap(), Limits::default());
+        let repository =
+            PostgresRepository::new(&ConnectTarget::parse(&url).unwrap(), PostgresLimits::default());
         let error = timed(Duration::from_secs(3), || repository.ping().unwrap_err());
         assert_eq!(error.sqlstate, None);
-        assert!(error.message.contains("not answered"), "{error}");
+        assert!(error.message.contains("no response"), "{error}");
     }
 }
 
 #[test]
-fn a_database_that_falls_silent_is_given_up_and_found_again() {
+fn store_times_out_on_a_silent_database_and_then_recovers() {
     let (database, _) = prepared();
     let relay = Relay::to(&database);
     let repository = relay.repository(&database, "sslmode=disable");
@@ -157,7 +160,7 @@ fn a_database_that_falls_silent_is_given_up_and_found_again() {
         (0..500).flat_map(|step| event((NOON + step) * 1000, tail, "a", &"m".repeat(9_000))).collect()
     };
     store(&repository, &[&rows(1)], StorePath::Copy, (500, 0));
-    // Longer than its patience; but nobody is waiting.
+    // Longer than the I/O timeout, which does not apply to an idle connection.
     std::thread::sleep(Duration::from_millis(800));
     store(&repository, &[&rows(2)], StorePath::Copy, (500, 0));
     relay.set(SILENCE);
@@ -166,12 +169,12 @@ fn a_database_that_falls_silent_is_given_up_and_found_again() {
     };
     check(timed(Duration::from_secs(8), || repository.store(&[&rows(3)], &[], StorePath::Copy).unwrap_err()));
     relay.set(PASS);
-    store(&repository, &[&rows(3)], StorePath::Stage, (500, 0));
+    store(&repository, &[&rows(3)], StorePath::Staging, (500, 0));
     assert_eq!(database.number("SELECT count(*) FROM events"), 1500);
 }
 
 #[test]
-fn a_lost_answer_to_commit_leaves_the_batch_in_doubt() {
+fn store_is_in_doubt_when_the_commit_result_is_lost() {
     let (database, _) = prepared();
     let relay = Relay::to(&database);
     let repository = relay.repository(&database, "sslmode=disable");
@@ -180,5 +183,5 @@ fn a_lost_answer_to_commit_leaves_the_batch_in_doubt() {
     let error = repository.store(&[&one], &[], StorePath::Copy).unwrap_err();
     assert!(error.in_doubt && error.sqlstate.is_none(), "{error:?}");
     relay.set(PASS);
-    store(&repository, &[&one], StorePath::Stage, (0, 1));
+    store(&repository, &[&one], StorePath::Staging, (0, 1));
 }

@@ -1,28 +1,28 @@
-//! The plans of what the server really asks, as `auto_explain` tells them: only the partitions of the time asked for,
-//! and by an index.
+//! Query plans of the server's statements, logged by `auto_explain`: each statement scans only the
+//! partitions of its time range, by index.
 
 use std::sync::{Arc, Mutex};
 
 use super::*;
-use crate::storage::postgres::{Limits, PostgresRepository, sweep};
-use crate::storage::{Filter, Order, Page, Sweeping as _};
+use crate::storage::postgres::{PostgresLimits, PostgresRepository, sweep};
+use crate::storage::{EventPage, Filter, RetentionSweep as _, SortOrder};
 
 const HOUR: i64 = 3_600_000_000;
 const MINUTE: i64 = 60_000_000;
 const DAYS: i64 = 8;
 
-/// What a session is told so that it sends its plans along.
-const TELL_PLANS: &str = "-c session_preload_libraries=auto_explain -c auto_explain.log_min_duration=0 \
+/// Session options that send the plan of each statement as a notice.
+const LOG_PLANS: &str = "-c session_preload_libraries=auto_explain -c auto_explain.log_min_duration=0 \
     -c auto_explain.log_level=notice -c client_min_messages=notice";
 
-struct Bench {
+struct PlanFixture {
     repository: PostgresRepository,
     plans: Arc<Mutex<Vec<String>>>,
-    database: Database,
+    database: TestDatabase,
 }
 
-/// A day of 5,000 events of ten services for each of the days before and up to now's, and dead letters.
-fn bench() -> Bench {
+/// Eight days up to today with 5,000 events of ten services each, and dead letters.
+fn fixture() -> PlanFixture {
     let (database, repository) = prepared();
     let day =
         "SELECT '2026-01-01 12:00Z'::timestamptz - n * interval '1 day' AS at FROM generate_series(0, 7) n";
@@ -30,7 +30,7 @@ fn bench() -> Bench {
     database.execute(&format!(
         "INSERT INTO events (event_id, timestamp, ingested_at, service, message) SELECT {id}, at, at, 's', 'm' FROM ({day}) d"
     ));
-    repository.tidy().unwrap();
+    repository.drain_default_partition().unwrap();
     database.execute(&format!(
         "DELETE FROM events; \
          INSERT INTO events (event_id, timestamp, ingested_at, service, message, metadata) \
@@ -46,24 +46,24 @@ fn bench() -> Bench {
     ));
     let plans = Arc::new(Mutex::new(Vec::new()));
     let mut target = database.target();
-    let told = Arc::clone(&plans);
-    target.config.options(TELL_PLANS);
-    target.notices = Arc::new(move |notice| {
+    let sink = Arc::clone(&plans);
+    target.config.options(LOG_PLANS);
+    target.on_notice = Arc::new(move |notice| {
         if notice.message().contains("plan:") {
-            told.lock().unwrap().push(notice.message().to_owned());
+            sink.lock().unwrap().push(notice.message().to_owned());
         }
     });
-    Bench { repository: PostgresRepository::new(&target, Limits::default()), plans, database }
+    PlanFixture { repository: PostgresRepository::new(&target, PostgresLimits::default()), plans, database }
 }
 
-impl Bench {
-    /// The plans of what `ask` asks.
-    fn plans<T>(&self, ask: impl FnOnce(&PostgresRepository) -> T) -> String {
+impl PlanFixture {
+    /// Returns the plans of the statements that `query` runs.
+    fn plans<T>(&self, query: impl FnOnce(&PostgresRepository) -> T) -> String {
         self.plans.lock().unwrap().clear();
-        ask(&self.repository);
+        query(&self.repository);
         let plans = self.plans.lock().unwrap().join("\n");
-        assert!(plans.contains("Query Text"), "no plan was told: {plans:?}");
-        // What a plan names besides the partitions themselves.
+        assert!(plans.contains("Query Text"), "no plan was logged: {plans:?}");
+        // The query text may also name partitions.
         plans
             .lines()
             .filter(|line| !line.trim_start().starts_with("Query Text"))
@@ -71,10 +71,10 @@ impl Bench {
             .join("\n")
     }
 
-    /// Asks, and checks that of the partitions only these days' were looked into, each by an index.
+    /// Asserts that `query` scans only the partitions of `days`, each by `index`.
     #[track_caller]
-    fn check<T>(&self, days: &[&str], index: &str, ask: impl FnOnce(&PostgresRepository) -> T) {
-        let plans = self.plans(ask);
+    fn check<T>(&self, days: &[&str], index: &str, query: impl FnOnce(&PostgresRepository) -> T) {
+        let plans = self.plans(query);
         assert_eq!(partitions(&plans), days, "{plans}");
         assert!(!plans.contains("Seq Scan on events_2") && !plans.contains("events_default"), "{plans}");
         for day in days {
@@ -83,7 +83,7 @@ impl Bench {
     }
 }
 
-/// The partitions that a plan names.
+/// Returns the partitions that the plans name.
 fn partitions(plans: &str) -> Vec<String> {
     let mut found: Vec<String> = plans
         .match_indices("events_20")
@@ -98,29 +98,30 @@ fn at(hours_back: i64) -> Timestamp {
     Timestamp::from_micros(now().micros() - hours_back * HOUR)
 }
 
-fn page(service: Option<&str>, from: i64, to: i64, order: Order) -> Page {
+fn page(service: Option<&str>, from: i64, to: i64, order: SortOrder) -> EventPage {
     let filter = Filter { service: service.map(str::to_owned), ..Filter::between(at(from), at(to)) };
-    Page { filter, order, limit: 101, after: None }
+    EventPage { filter, order, limit: 101, after: None }
 }
 
 #[test]
-fn every_query_looks_into_its_partitions_only_and_by_an_index() {
-    let bench = bench();
+fn query_plans_scan_only_their_partitions_by_index() {
+    let fixture = fixture();
     let (key, by_service) = ("pkey", "service_timestamp_idx");
     let two = ["events_20251231", "events_20260101"];
-    for order in [Order::Desc, Order::Asc] {
-        bench.check(&two, key, |repository| repository.page(&page(None, 24, 0, order)).unwrap());
-        bench.check(&two, by_service, |repository| repository.page(&page(Some("s3"), 24, 0, order)).unwrap());
-        // Deep in a week, the pages before it are not looked at, whichever way it goes.
+    for order in [SortOrder::Desc, SortOrder::Asc] {
+        fixture.check(&two, key, |repository| repository.page(&page(None, 24, 0, order)).unwrap());
+        fixture
+            .check(&two, by_service, |repository| repository.page(&page(Some("s3"), 24, 0, order)).unwrap());
+        // A page deep in a week does not scan the pages before it, in either order.
         for (service, index) in [(None, key), (Some("s3"), by_service)] {
-            let deep = Page {
+            let deep = EventPage {
                 after: Some((at(60), EventId::floor(NOON - 60 * 3_600_000))),
                 ..page(service, 24 * (DAYS - 1), 0, order)
             };
-            let plans = bench.plans(|repository| repository.page(&deep).unwrap());
+            let plans = fixture.plans(|repository| repository.page(&deep).unwrap());
             let (in_it, beyond) = match order {
-                Order::Desc => ("events_20251230", "events_20251231"),
-                Order::Asc => ("events_20251230", "events_20251229"),
+                SortOrder::Desc => ("events_20251230", "events_20251231"),
+                SortOrder::Asc => ("events_20251230", "events_20251229"),
             };
             let named = partitions(&plans);
             assert!(!named.contains(&beyond.to_owned()), "{plans}");
@@ -128,74 +129,75 @@ fn every_query_looks_into_its_partitions_only_and_by_an_index() {
             assert!(!plans.contains("Seq Scan on events_2"), "{plans}");
         }
     }
-    // Searches read what service and time leave, in the order of the page.
+    // Searches scan the rows of service and time range in the order of the page.
     let search = |service: Option<&str>| {
-        let mut page = page(service, 24, 0, Order::Desc);
+        let mut page = page(service, 24, 0, SortOrder::Desc);
         page.filter.metadata = vec![vec![r#"{"k":7}"#.to_owned()]];
         page.filter.text = Some("number".to_owned());
         page
     };
-    bench.check(&two, key, |repository| repository.page(&search(None)).unwrap());
-    bench.check(&two, by_service, |repository| repository.page(&search(Some("s7"))).unwrap());
-    let plans = bench.plans(|repository| repository.count(&search(None).filter).unwrap());
+    fixture.check(&two, key, |repository| repository.page(&search(None)).unwrap());
+    fixture.check(&two, by_service, |repository| repository.page(&search(Some("s7"))).unwrap());
+    let plans = fixture.plans(|repository| repository.count(&search(None).filter).unwrap());
     assert_eq!(partitions(&plans), two, "{plans}");
-    bench.check(&two, by_service, |repository| repository.count(&search(Some("s7")).filter).unwrap());
+    fixture.check(&two, by_service, |repository| repository.count(&search(Some("s7")).filter).unwrap());
 }
 
 #[test]
-fn totals_read_the_ends_of_their_time_and_for_the_rest_the_counts() {
-    let bench = bench();
+fn count_plans_scan_events_only_at_the_ends_of_the_range() {
+    let fixture = fixture();
     for service in [None, Some("s3")] {
-        let mut filter = page(service, 100, 30, Order::Desc).filter;
-        // A quarter past and a quarter to.
+        let mut filter = page(service, 100, 30, SortOrder::Desc).filter;
+        // From a quarter past to a quarter to an hour.
         filter.from = Timestamp::from_micros(filter.from.micros() + HOUR / 4);
         filter.to = Timestamp::from_micros(filter.to.micros() + HOUR * 3 / 4);
-        // A quarter of a minute past and to: the events of that are all that is read.
+        // A quarter of a minute more at each end: only these events are scanned.
         filter.from = Timestamp::from_micros(filter.from.micros() + MINUTE / 4);
         filter.to = Timestamp::from_micros(filter.to.micros() - MINUTE / 4);
-        let plans = bench.plans(|repository| repository.count(&filter).unwrap());
+        let plans = fixture.plans(|repository| repository.count(&filter).unwrap());
         assert_eq!(partitions(&plans), ["events_20251228", "events_20251231"], "{plans}");
         assert!(!plans.contains("Seq Scan on events_2") && plans.contains("event_counts"), "{plans}");
         assert!(
             plans.contains("event_minutes_pkey") && !plans.contains("Seq Scan on event_minutes"),
             "{plans}"
         );
-        assert_eq!(plans.matches("plan:").count(), 1, "one statement tells it all: {plans}");
+        assert_eq!(plans.matches("plan:").count(), 1, "one statement only: {plans}");
     }
-    let hours = page(None, 24, 0, Order::Desc).filter;
-    let plans = bench.plans(|repository| repository.hours(&hours, 1000).unwrap());
+    let hours = page(None, 24, 0, SortOrder::Desc).filter;
+    let plans = fixture.plans(|repository| repository.hourly_counts(&hours, 1000).unwrap());
     assert_eq!(partitions(&plans), [""; 0], "{plans}");
     assert!(plans.contains("event_counts_hour_idx"), "{plans}");
-    let plans = bench.plans(|repository| repository.totals(at(24), 50).unwrap());
-    assert_eq!(partitions(&plans), [""; 0], "business figures read no event: {plans}");
+    let plans = fixture.plans(|repository| repository.totals(at(24), 50).unwrap());
+    assert_eq!(partitions(&plans), [""; 0], "totals read no events: {plans}");
 }
 
 #[test]
-fn what_is_one_event_or_of_one_time_touches_one_partition() {
-    let bench = bench();
-    let one = bench.database.client().query_one("SELECT event_id FROM events_20251229 LIMIT 1", &[]).unwrap();
-    let id: crate::storage::postgres::types::Uuid = one.get(0);
-    bench.check(&["events_20251229"], "pkey", |repository| repository.find(id.0).unwrap().unwrap());
-    let plans = bench.plans(|repository| repository.find(EventId::floor(NOON)).unwrap());
+fn single_event_and_chunk_plans_scan_one_partition() {
+    let fixture = fixture();
+    let one =
+        fixture.database.client().query_one("SELECT event_id FROM events_20251229 LIMIT 1", &[]).unwrap();
+    let id: crate::storage::postgres::types::PgUuid = one.get(0);
+    fixture.check(&["events_20251229"], "pkey", |repository| repository.find(id.0).unwrap().unwrap());
+    let plans = fixture.plans(|repository| repository.find(EventId::floor(NOON)).unwrap());
     assert!(plans.contains("dead_events_pkey"), "{plans}");
     let hour = Timestamp::from_millis(i64::try_from(NOON).unwrap());
-    bench.check(&["events_20260101"], "pkey", |repository| repository.counts_check(hour).unwrap());
-    // Page after page of an export.
-    bench.check(&["events_20251231"], "pkey", |repository| {
-        repository.chunk(&page(None, 30, 20, Order::Asc), 1000).unwrap()
+    fixture.check(&["events_20260101"], "pkey", |repository| repository.check_counts(hour).unwrap());
+    // A chunk of an export.
+    fixture.check(&["events_20251231"], "pkey", |repository| {
+        repository.chunk(&page(None, 30, 20, SortOrder::Asc), 1000).unwrap()
     });
 
-    let mut sweeping = sweep::begin(&bench.repository.connections, at(24 * 6)).unwrap().unwrap();
-    // The edge lies within the seventh day back; what is before it are the partitions up to that day.
+    let mut sweep_run = sweep::begin(&fixture.repository.connections, at(24 * 6)).unwrap().unwrap();
+    // The cutoff lies six days back, so only the partitions up to that day are scanned.
     let before = EventId::floor(NOON - 6 * 86_400_000);
-    let plans = bench.plans(|_| sweeping.delete_events(EventId::floor(0), before, 100).unwrap());
-    // And the default one, which may hold what is older than all of them.
+    let plans = fixture.plans(|_| sweep_run.delete_events(EventId::floor(0), before, 100).unwrap());
+    // The default partition is scanned too, since it may hold older events.
     assert_eq!(partitions(&plans), ["events_20251225", "events_20251226"], "{plans}");
     assert!(!plans.contains("Seq Scan on events_"), "{plans}");
-    let plans = bench.plans(|_| sweeping.delete_dead(100).unwrap());
+    let plans = fixture.plans(|_| sweep_run.delete_dead_letters(100).unwrap());
     assert!(
         plans.contains("dead_events_died_at_idx") && !plans.contains("Seq Scan on dead_events"),
         "{plans}"
     );
-    sweeping.end(None).unwrap();
+    sweep_run.finish(None).unwrap();
 }

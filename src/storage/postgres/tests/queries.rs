@@ -1,14 +1,14 @@
 use super::*;
 use crate::event::Event;
-use crate::storage::{Filter, Found, Order, Page};
+use crate::storage::{EventPage, EventStatus, Filter, SortOrder};
 
 fn filter(service: Option<&str>, from: u64, to: u64) -> Filter {
     let time = |micros| Timestamp::from_micros(i64::try_from(micros).unwrap());
     Filter { service: service.map(str::to_owned), ..Filter::between(time(from), time(to)) }
 }
 
-/// Events over three days: many in one millisecond, some in one microsecond, some on edges.
-fn filled() -> (Database, super::super::PostgresRepository, Vec<(u64, u8, &'static str)>) {
+/// Events over three days: many in one millisecond, some in one microsecond, some at boundaries.
+fn filled() -> (TestDatabase, super::super::PostgresRepository, Vec<(u64, u8, &'static str)>) {
     let (database, repository) = prepared();
     let start = NOON * 1000;
     let mut all = Vec::new();
@@ -35,7 +35,7 @@ fn key(event: &Event) -> (Timestamp, EventId) {
 }
 
 #[test]
-fn pages_of_any_size_walk_through_all_events_in_both_orders() {
+fn pages_of_any_size_return_all_events_in_both_orders() {
     let (_database, repository, all) = filled();
     let start = NOON * 1000;
     for service in [None, Some("a"), Some("b"), Some("none")] {
@@ -57,9 +57,9 @@ fn pages_of_any_size_walk_through_all_events_in_both_orders() {
             expected.sort_unstable();
             let filter = filter(service, from, to);
             assert_eq!(repository.count(&filter).unwrap(), expected.len() as u64, "{filter:?}");
-            for order in [Order::Asc, Order::Desc] {
+            for order in [SortOrder::Asc, SortOrder::Desc] {
                 for limit in [1, 7, 1001] {
-                    let mut page = Page { filter: filter.clone(), order, limit, after: None };
+                    let mut page = EventPage { filter: filter.clone(), order, limit, after: None };
                     let mut found = Vec::new();
                     loop {
                         let events = repository.page(&page).unwrap();
@@ -79,19 +79,19 @@ fn pages_of_any_size_walk_through_all_events_in_both_orders() {
 }
 
 #[test]
-fn a_cursor_stays_where_it_is_while_events_arrive() {
+fn page_after_a_cursor_is_stable_while_events_arrive() {
     let (_database, repository, _) = filled();
     let filter = filter(None, 0, u64::MAX >> 1);
-    let page = Page { filter, order: Order::Desc, limit: 10, after: None };
+    let page = EventPage { filter, order: SortOrder::Desc, limit: 10, after: None };
     let first = repository.page(&page).unwrap();
-    let next = Page { after: Some(key(&first[9])), ..page.clone() };
+    let next = EventPage { after: Some(key(&first[9])), ..page.clone() };
     let before = repository.page(&next).unwrap();
     store(&repository, &[&event(NOON * 1000 + 500_000_000_000, 1, "a", "later")], StorePath::Copy, (1, 0));
     assert_eq!(repository.page(&next).unwrap(), before);
 }
 
 #[test]
-fn from_is_inclusive_and_to_exclusive_to_the_microsecond() {
+fn filter_from_is_inclusive_and_to_is_exclusive() {
     let (_database, repository) = prepared();
     let at = NOON * 1000 + 500;
     let rows: Vec<u8> =
@@ -107,13 +107,13 @@ fn from_is_inclusive_and_to_exclusive_to_the_microsecond() {
     ] {
         let filter = filter(None, from, to);
         assert_eq!(repository.count(&filter).unwrap(), expected, "{filter:?}");
-        let page = Page { filter, order: Order::Asc, limit: 10, after: None };
+        let page = EventPage { filter, order: SortOrder::Asc, limit: 10, after: None };
         assert_eq!(repository.page(&page).unwrap().len() as u64, expected, "{page:?}");
     }
 }
 
 #[test]
-fn counts_of_hours_and_of_their_edges_add_up() {
+fn count_sums_hours_and_partial_hours() {
     let (_database, repository) = prepared();
     let hour = 3_600_000_000;
     let mut rows = Vec::new();
@@ -151,9 +151,9 @@ fn counts_of_hours_and_of_their_edges_add_up() {
     }
 }
 
-/// Totals of many times, begun and ended anywhere within three hours, against what was stored.
+/// Compares counts of many random ranges within three hours with the stored events.
 #[track_caller]
-fn totals_are_exact(repository: &super::super::PostgresRepository, stored: &[(u64, &str)]) {
+fn assert_counts_are_exact(repository: &super::super::PostgresRepository, stored: &[(u64, &str)]) {
     let (at, hours) = (NOON * 1000, 3 * 3_600_000_000);
     let mut chance = 7_u64;
     let mut any = |below: u64| {
@@ -161,7 +161,7 @@ fn totals_are_exact(repository: &super::super::PostgresRepository, stored: &[(u6
         (chance >> 33) % below
     };
     for _ in 0..120 {
-        // Half of them begin or end with a minute, or a microsecond beside it.
+        // Half of the bounds lie at a minute or one microsecond beside it.
         let (from, to) = (at + any(hours), at + any(hours));
         let round = |time: u64| time / 60_000_000 * 60_000_000;
         let from = if any(2) == 0 { from } else { round(from) + any(3) - 1 };
@@ -179,10 +179,10 @@ fn totals_are_exact(repository: &super::super::PostgresRepository, stored: &[(u6
 }
 
 #[test]
-fn totals_are_exact_wherever_their_time_begins_and_ends_and_whatever_minutes_say() {
+fn count_is_exact_for_any_range_even_when_minute_counts_are_wrong() {
     let (database, repository) = prepared();
     let at = NOON * 1000;
-    // Seven a minute, some on its edges, in an order of their own.
+    // Seven events per minute, some at its boundaries, not in time order.
     let mut stored: Vec<(u64, &str)> = (0..3 * 60 * 7_u64)
         .map(|index| {
             let (minute, nth) = (at + index * 53 % (3 * 60) * 60_000_000, index % 7);
@@ -192,27 +192,28 @@ fn totals_are_exact_wherever_their_time_begins_and_ends_and_whatever_minutes_say
         .collect();
     stored.sort_unstable();
     stored.dedup_by_key(|(micros, _)| *micros);
-    // Those of one millisecond have ids of their own.
+    // Events of one millisecond have distinct ids.
     let tail = |micros: u64| u8::try_from(micros % 251).unwrap();
     let rows: Vec<_> =
         stored.iter().map(|(micros, service)| event(*micros, tail(*micros), service, "m")).collect();
-    // Once straight into the table, and all of it again through the stage.
+    // The first 600 by COPY, then all of them through the staging table.
     store(&repository, &[&rows[..600].concat()], StorePath::Copy, (600, 0));
-    store(&repository, &[&rows.concat()], StorePath::Stage, (stored.len() as u64 - 600, 600));
+    store(&repository, &[&rows.concat()], StorePath::Staging, (stored.len() as u64 - 600, 600));
     let uncounted = "SELECT count(*) FROM (SELECT coalesce(service, ''), \
          date_trunc('minute', timestamp, 'UTC') AS minute, count(*) FROM events \
          GROUP BY GROUPING SETS ((service, 2), (2)) EXCEPT TABLE event_minutes) AS t";
-    assert_eq!(database.number(uncounted), 0, "every minute is counted, of each service and of all");
-    totals_are_exact(&repository, &stored);
-    // One hour's are incomplete, as if an older server had stored some of it; then there are none.
+    assert_eq!(database.number(uncounted), 0, "event_minutes counts each service and all services");
+    assert_counts_are_exact(&repository, &stored);
+    // The minute counts of one hour are incomplete, as after stores by an older server; then none
+    // exist.
     database.execute("UPDATE event_minutes SET count = count - 1 WHERE minute = '2026-01-01 13:20Z'");
-    totals_are_exact(&repository, &stored);
+    assert_counts_are_exact(&repository, &stored);
     database.execute("DELETE FROM event_minutes");
-    totals_are_exact(&repository, &stored);
+    assert_counts_are_exact(&repository, &stored);
 }
 
 #[test]
-fn an_event_is_found_by_its_id_whole() {
+fn find_returns_the_whole_event() {
     let (_database, repository) = prepared();
     store(&repository, &[&event(NOON * 1000 + 123_456, 1, "svc", "héllo")], StorePath::Copy, (1, 0));
     let expected = Event {
@@ -223,13 +224,13 @@ fn an_event_is_found_by_its_id_whole() {
         metadata: Some(r#"{"k": 1}"#.to_owned()),
         ingested_at: now(),
     };
-    assert_eq!(repository.find(expected.event_id).unwrap(), Some(Found::Stored(expected)));
+    assert_eq!(repository.find(expected.event_id).unwrap(), Some(EventStatus::Stored(expected)));
     assert_eq!(repository.find(id(NOON, 9)).unwrap(), None);
     repository.ping().unwrap();
 }
 
 #[test]
-fn a_query_looks_into_the_partitions_of_its_range_only() {
+fn query_scans_only_the_partitions_of_its_range() {
     let (database, _repository) = prepared();
     let plan: Vec<String> = database
         .client()
@@ -251,7 +252,7 @@ fn a_query_looks_into_the_partitions_of_its_range_only() {
 }
 
 #[test]
-fn metadata_and_text_are_looked_for_literally_and_counted_the_same() {
+fn filter_matches_metadata_and_text_literally_in_pages_and_counts() {
     let (_database, repository) = prepared();
     let rows: Vec<u8> = [
         ("one 100% Sure", r#"{"k": 1, "s": "x"}"#),
@@ -263,10 +264,10 @@ fn metadata_and_text_are_looked_for_literally_and_counted_the_same() {
     .zip(1..)
     .flat_map(|((message, metadata), tail)| {
         let mut bytes = Vec::new();
-        row::begin(&mut bytes, id(NOON, tail), now(), now());
-        row::text(&mut bytes, b"s");
-        row::text(&mut bytes, message.as_bytes());
-        row::metadata(&mut bytes, Some(metadata.as_bytes()));
+        row::append_header(&mut bytes, id(NOON, tail), now(), now());
+        row::append_text(&mut bytes, b"s");
+        row::append_text(&mut bytes, message.as_bytes());
+        row::append_metadata(&mut bytes, Some(metadata.as_bytes()));
         bytes
     })
     .collect();
@@ -291,11 +292,14 @@ fn metadata_and_text_are_looked_for_literally_and_counted_the_same() {
             filter.text = text.map(str::to_owned);
             filter.metadata.clone_from(&metadata);
             assert_eq!(repository.count(&filter).unwrap(), expected, "{filter:?}");
-            for order in [Order::Asc, Order::Desc] {
-                let page = Page { filter: filter.clone(), order, limit: 10, after: None };
+            for order in [SortOrder::Asc, SortOrder::Desc] {
+                let page = EventPage { filter: filter.clone(), order, limit: 10, after: None };
                 assert_eq!(repository.page(&page).unwrap().len() as u64, expected, "{page:?}");
-                let next =
-                    Page { after: Some((Timestamp::from_micros(1), id(0, 0))), order: Order::Asc, ..page };
+                let next = EventPage {
+                    after: Some((Timestamp::from_micros(1), id(0, 0))),
+                    order: SortOrder::Asc,
+                    ..page
+                };
                 assert_eq!(repository.page(&next).unwrap().len() as u64, expected, "{next:?}");
             }
         }
@@ -303,18 +307,19 @@ fn metadata_and_text_are_looked_for_literally_and_counted_the_same() {
 }
 
 #[test]
-fn hours_come_from_the_counts_in_order_and_bounded() {
+fn hourly_counts_are_ordered_and_limited() {
     let (_database, repository, _) = filled();
-    let all = repository.hours(&filter(None, 0, NOON * 2000), 1000).unwrap();
+    let all = repository.hourly_counts(&filter(None, 0, NOON * 2000), 1000).unwrap();
     assert_eq!(all.iter().map(|hour| hour.count).sum::<u64>(), 120);
     assert!(all.is_sorted_by_key(|hour| (hour.hour, hour.service.clone())));
-    assert_eq!(repository.hours(&filter(None, 0, NOON * 2000), 3).unwrap(), all[..3]);
-    let of_a = repository.hours(&filter(Some("a"), NOON * 1000, NOON * 1000 + 3_600_000_000), 1000).unwrap();
+    assert_eq!(repository.hourly_counts(&filter(None, 0, NOON * 2000), 3).unwrap(), all[..3]);
+    let of_a =
+        repository.hourly_counts(&filter(Some("a"), NOON * 1000, NOON * 1000 + 3_600_000_000), 1000).unwrap();
     assert!(of_a.len() == 1 && of_a[0].service == "a" && of_a[0].hour == now());
 }
 
 #[test]
-fn totals_add_up_and_name_the_largest_services_and_the_hours_of_late() {
+fn totals_return_the_largest_services_and_recent_hours() {
     let (_database, repository, all) = filled();
     let since = Timestamp::from_micros(i64::try_from(NOON).unwrap() * 1000);
     let totals = repository.totals(since, 50).unwrap();

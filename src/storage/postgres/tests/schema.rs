@@ -1,8 +1,8 @@
 use super::*;
 
 #[test]
-fn four_servers_may_prepare_an_empty_database_at_once() {
-    let database = Database::new();
+fn prepare_is_safe_for_four_concurrent_servers() {
+    let database = TestDatabase::new();
     std::thread::scope(|scope| {
         for _ in 0..4 {
             scope.spawn(|| {
@@ -30,7 +30,7 @@ fn four_servers_may_prepare_an_empty_database_at_once() {
 }
 
 #[test]
-fn each_day_and_its_edges_fall_into_their_partition() {
+fn partition_holds_the_first_and_last_microsecond_of_its_day() {
     let (database, repository) = prepared();
     let midnight = 1_767_225_600_000_000;
     let rows = [
@@ -46,7 +46,7 @@ fn each_day_and_its_edges_fall_into_their_partition() {
 }
 
 #[test]
-fn the_default_partition_takes_the_rest_and_is_emptied_into_partitions() {
+fn default_partition_takes_other_days_and_is_drained() {
     let (database, repository) = prepared();
     let day = 86_400_000_000;
     let rows = [
@@ -63,7 +63,7 @@ fn the_default_partition_takes_the_rest_and_is_emptied_into_partitions() {
         .query_one("SELECT string_agg(e::text, '|' ORDER BY event_id) FROM events e", &[])
         .unwrap()
         .get(0);
-    repository.tidy().unwrap();
+    repository.drain_default_partition().unwrap();
     assert_eq!(database.number("SELECT count(*) FROM events_default"), 0);
     assert_eq!(database.number("SELECT count(*) FROM events_20251212"), 2);
     let after: String = database
@@ -72,23 +72,23 @@ fn the_default_partition_takes_the_rest_and_is_emptied_into_partitions() {
         .unwrap()
         .get(0);
     assert_eq!(before, after, "moved unchanged");
-    store(&repository, &runs, StorePath::Stage, (0, 4));
-    // Moved rows and new ones are found by the partition's own index and key.
+    store(&repository, &runs, StorePath::Staging, (0, 4));
+    // ATTACH has created the indexes of the partition.
     assert_eq!(database.number("SELECT count(*) FROM pg_indexes WHERE tablename = 'events_20251212'"), 2);
 }
 
 #[test]
-fn a_detached_table_is_left_alone_and_its_day_goes_to_the_default() {
+fn drain_leaves_a_detached_table_unchanged() {
     let (database, repository) = prepared();
     database.execute("ALTER TABLE events DETACH PARTITION events_20260103");
     store(&repository, &[&event((NOON + 2 * 86_400_000) * 1000, 1, "a", "m")], StorePath::Copy, (1, 0));
-    repository.tidy().unwrap();
-    database.repository().tidy().unwrap();
+    repository.drain_default_partition().unwrap();
+    database.repository().drain_default_partition().unwrap();
     assert_eq!(database.number("SELECT count(*) FROM events_default"), 1);
 }
 
 #[test]
-fn partitions_can_be_made_while_rows_stream_in() {
+fn drain_creates_partitions_during_concurrent_stores() {
     let (database, repository) = prepared();
     let day = 86_400_000_000;
     std::thread::scope(|scope| {
@@ -114,29 +114,29 @@ fn partitions_can_be_made_while_rows_stream_in() {
         });
         let other = database.repository();
         while !storing.is_finished() {
-            other.tidy().unwrap();
+            other.drain_default_partition().unwrap();
         }
         assert!(storing.join().unwrap() < 40);
     });
-    repository.tidy().unwrap();
+    repository.drain_default_partition().unwrap();
     assert_eq!(database.number("SELECT count(*) FROM events"), 320);
     assert_eq!(database.number("SELECT count(*) FROM events_default"), 0);
     assert_eq!(database.number("SELECT sum(count)::bigint FROM event_counts"), 320);
 }
 
 #[test]
-fn what_somebody_adds_to_the_table_is_on_the_partitions_that_come_later() {
+fn new_partitions_inherit_constraints_columns_and_indexes() {
     let (database, repository) = prepared();
     database.execute(
         "ALTER TABLE events ADD CONSTRAINT no_poison CHECK (message <> 'poison'); \
          ALTER TABLE events ADD COLUMN length int GENERATED ALWAYS AS (length(message)) STORED; \
          CREATE INDEX ON events (length)",
     );
-    // Ahead of need, and out of the default partition.
+    // One partition is created ahead of time, one by draining the default partition.
     repository.prepare(Timestamp::from_millis(now().millis() + 3 * 86_400_000)).unwrap();
     let far = NOON * 1000 + 200 * 86_400_000_000;
     store(&repository, &[&event(far, 1, "a", "four")], StorePath::Copy, (1, 0));
-    assert_eq!(repository.tidy().unwrap().moved, 1);
+    assert_eq!(repository.drain_default_partition().unwrap().moved, 1);
     assert_eq!(database.number("SELECT sum(length)::bigint FROM events"), 4);
     for micros in [NOON * 1000 + 10 * 86_400_000_000, far] {
         let error = repository.store(&[&event(micros, 2, "a", "poison")], &[], StorePath::Copy).unwrap_err();
@@ -145,7 +145,7 @@ fn what_somebody_adds_to_the_table_is_on_the_partitions_that_come_later() {
 }
 
 #[test]
-fn a_new_day_gets_its_partition_and_missing_tables_are_noticed() {
+fn prepare_creates_new_partitions_and_recreates_missing_tables() {
     let (database, repository) = prepared();
     repository.prepare(Timestamp::from_millis(now().millis() + 3 * 86_400_000)).unwrap();
     assert_eq!(database.number("SELECT count(*) FROM events_20260111"), 0);

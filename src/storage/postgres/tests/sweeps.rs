@@ -1,7 +1,7 @@
 use super::*;
 use crate::storage::postgres::PostgresRepository;
 use crate::storage::postgres::sweep::{self, PostgresSweep};
-use crate::storage::{Day, Deleted, Filter, Sweeping as _};
+use crate::storage::{Day, DeletedChunk, Filter, RetentionSweep as _};
 
 const DAY: u64 = 86_400_000_000;
 const HOUR: u64 = 3_600_000_000;
@@ -11,15 +11,16 @@ const EVENTS: &str = "SELECT count(*) FROM events";
 const ALL: (EventId, EventId) = (EventId::from_bytes([0; 16]), EventId::from_bytes([0xff; 16]));
 
 fn day(days_back: i64) -> Day {
-    Day::numbered(Day::of(now()).number() - days_back)
+    Day::from_number(Day::from_timestamp(now()).number() - days_back)
 }
 
 fn sweep(repository: &PostgresRepository) -> PostgresSweep<'_> {
-    sweep::begin(&repository.connections, now()).unwrap().expect("nobody else sweeps")
+    sweep::begin(&repository.connections, now()).unwrap().expect("the sweep lock is free")
 }
 
-/// Ten events for each of ten days, an hour apart from noon on, of two services. Each day has a partition.
-fn filled() -> (Database, PostgresRepository) {
+/// Ten events per day for ten days, one hour apart from noon on, of two services. Each day has a
+/// partition.
+fn filled() -> (TestDatabase, PostgresRepository) {
     let (database, repository) = prepared();
     let mut rows = Vec::new();
     for back in 0..10 {
@@ -29,14 +30,14 @@ fn filled() -> (Database, PostgresRepository) {
         }
     }
     store(&repository, &[&rows], StorePath::Copy, (100, 0));
-    repository.tidy().unwrap();
-    counts_are_right(&database);
+    repository.drain_default_partition().unwrap();
+    assert_counts_match_events(&database);
     (database, repository)
 }
 
-/// What the counts say is what is there, hour by hour.
+/// Asserts that `event_counts` equals the number of events per service and hour.
 #[track_caller]
-fn counts_are_right(database: &Database) {
+fn assert_counts_match_events(database: &TestDatabase) {
     let differences = database.number(
         "SELECT count(*) FROM (SELECT service, date_trunc('hour', timestamp, 'UTC') AS hour, count(*) \
          FROM events GROUP BY 1, 2) AS e FULL JOIN event_counts AS c USING (service, hour) \
@@ -46,34 +47,35 @@ fn counts_are_right(database: &Database) {
 }
 
 #[test]
-fn a_day_goes_with_its_partition_and_its_counts() {
+fn sweep_drops_a_day_with_its_partition_and_counts() {
     let (database, repository) = filled();
-    assert!(repository.days().unwrap().contains(&day(9)));
+    assert!(repository.partition_days().unwrap().contains(&day(9)));
     let mut sweep = sweep(&repository);
-    assert_eq!(sweep.drop_day(day(9)).unwrap(), 10);
-    assert_eq!(sweep.drop_day(day(8)).unwrap(), 10);
-    assert_eq!(repository.last_sweep().unwrap(), None, "it has not come to its end");
-    sweep.end(None).unwrap();
+    assert_eq!(sweep.drop_partition(day(9)).unwrap(), 10);
+    assert_eq!(sweep.drop_partition(day(8)).unwrap(), 10);
+    assert_eq!(repository.last_sweep().unwrap(), None, "the sweep has not finished");
+    sweep.finish(None).unwrap();
     assert!(repository.last_sweep().unwrap().is_some());
-    assert!(!repository.days().unwrap().contains(&day(9)));
+    assert!(!repository.partition_days().unwrap().contains(&day(9)));
     assert_eq!((database.number(EVENTS), database.number(DETACHED)), (80, 0));
-    counts_are_right(&database);
+    assert_counts_match_events(&database);
     assert_eq!(repository.count(&Filter::between(Timestamp::default(), now())).unwrap(), 70);
     let noted = database.number(
         "SELECT partitions_dropped * 1000 + events_dropped FROM retention_runs WHERE finished_at IS NOT NULL",
     );
     assert_eq!(noted, 2020);
-    // An event of that day that comes late is not lost: it gets a partition again, for the next sweep.
+    // A late event of a dropped day is stored; draining creates its partition again for the next
+    // sweep.
     store(&repository, &[&event(NOON * 1000 - 9 * DAY, 2, "a", "late")], StorePath::Copy, (1, 0));
-    repository.tidy().unwrap();
-    assert!(repository.days().unwrap().contains(&day(9)));
-    counts_are_right(&database);
+    repository.drain_default_partition().unwrap();
+    assert!(repository.partition_days().unwrap().contains(&day(9)));
+    assert_counts_match_events(&database);
 }
 
 #[test]
-fn the_rest_goes_in_chunks_and_off_the_counts() {
+fn sweep_deletes_events_in_chunks_and_lowers_the_counts() {
     let (database, repository) = filled();
-    // Some in the default partition, and an edge in the middle of an hour.
+    // One event in the default partition, and a cutoff in the middle of an hour.
     let extra =
         [event(NOON * 1000 - 20 * DAY, 5, "c", "m"), event(NOON * 1000 - 9 * DAY + 1000, 6, "a", "m")];
     store(&repository, &[&extra.concat()], StorePath::Copy, (2, 0));
@@ -82,69 +84,69 @@ fn the_rest_goes_in_chunks_and_off_the_counts() {
     let mut after = ALL.0;
     let mut rows = Vec::new();
     loop {
-        let Deleted { rows: deleted, next } = sweep.delete_events(after, before, 2).unwrap();
+        let DeletedChunk { rows: deleted, next } = sweep.delete_events(after, before, 2).unwrap();
         rows.push(deleted);
-        counts_are_right(&database);
+        assert_counts_match_events(&database);
         let Some(next) = next else { break };
         after = next;
     }
-    assert_eq!(rows, [2, 2, 2, 0], "the default's one, and five of the ninth day");
+    assert_eq!(rows, [2, 2, 2, 0], "one in the default partition and five of the ninth day");
     assert_eq!(database.number(EVENTS), 96);
     assert_eq!(database.number("SELECT count(*) FROM event_counts WHERE service = 'c'"), 0);
     assert_eq!(database.number("SELECT events_deleted FROM retention_runs"), 6);
-    assert_eq!(sweep.delete_events(ALL.0, before, 5000).unwrap(), Deleted { rows: 0, next: None });
+    assert_eq!(sweep.delete_events(ALL.0, before, 5000).unwrap(), DeletedChunk { rows: 0, next: None });
 }
 
 #[test]
-fn the_counts_of_minutes_go_by_the_hour_and_stay_from_the_edge_on() {
+fn sweep_deletes_minute_counts_per_hour_up_to_the_cutoff() {
     const LEFT: &str = "SELECT count(*) FROM event_minutes WHERE service <> ''";
     let (database, repository) = filled();
-    // In the middle of the second hour of the last day but one, of which an event is there.
+    // In the middle of the second hour of yesterday, which has an event.
     let edge = Timestamp::from_micros(i64::try_from(NOON * 1000 - DAY + HOUR + HOUR / 2).unwrap());
     let mut sweep = sweep::begin(&repository.connections, edge).unwrap().unwrap();
     let mut steps = 0;
-    while sweep.delete_minutes().unwrap() {
+    while sweep.delete_minute_counts().unwrap() {
         steps += 1;
     }
-    assert_eq!(steps, 81, "each of the ten hours of eight days, and one of the ninth");
+    assert_eq!(steps, 81, "ten hours of eight days and one hour of the ninth");
     assert_eq!(database.number(LEFT), 19);
     assert_eq!(database.number("SELECT sum(count)::bigint FROM event_minutes WHERE service = ''"), 19);
 }
 
 #[test]
-fn one_server_sweeps_at_a_time_and_a_dead_one_does_not_keep_others_away() {
+fn sweep_lock_is_exclusive_and_released_when_its_server_dies() {
     let (_database, repository) = filled();
     let first = sweep(&repository);
-    assert!(repository.sweep(now()).unwrap().is_none());
+    assert!(repository.begin_sweep(now()).unwrap().is_none());
     drop(first);
-    // PostgreSQL notices the end of a connection in its own time.
-    while repository.sweep(now()).unwrap().is_none() {}
+    // PostgreSQL detects the closed connection with a delay.
+    while repository.begin_sweep(now()).unwrap().is_none() {}
 }
 
 #[test]
-fn what_a_crash_left_detached_is_dropped_by_the_next_sweep_and_no_other_table_is() {
+fn sweep_drops_only_the_partitions_that_a_crash_left_detached() {
     let (database, repository) = filled();
     let mut crashed = sweep(&repository);
     assert_eq!(crashed.detach(day(9)).unwrap(), 10);
-    counts_are_right(&database);
+    assert_counts_match_events(&database);
     drop(crashed);
     assert_eq!(database.number(DETACHED), 1);
-    // One that an operator took out, to keep it, and one that only looks like a day's.
+    // A partition that an operator detached to keep, and a table that only has a partition's name.
     database.execute("ALTER TABLE events DETACH PARTITION events_20251225; CREATE TABLE events_20200101 ()");
-    assert!(!repository.days().unwrap().contains(&day(7)));
+    assert!(!repository.partition_days().unwrap().contains(&day(7)));
     let mut next = loop {
         if let Some(sweep) = sweep::begin(&repository.connections, now()).unwrap() {
             break sweep;
         }
     };
-    next.finish_drops().unwrap();
+    next.drop_detached_partitions().unwrap();
     assert_eq!(database.number(DETACHED), 0);
     assert_eq!(database.number("SELECT count(*) FROM events_20251225"), 10);
     assert_eq!(database.number("SELECT count(*) FROM events_20200101"), 0);
 }
 
 #[test]
-fn a_reader_in_the_way_is_not_cut_off_and_others_do_not_wait_long_behind_the_sweep() {
+fn sweep_does_not_cancel_readers_or_block_other_sessions() {
     let (database, repository) = filled();
     let mut reader = database.client();
     reader.batch_execute("BEGIN").unwrap();
@@ -152,10 +154,10 @@ fn a_reader_in_the_way_is_not_cut_off_and_others_do_not_wait_long_behind_the_swe
     let mut sweep = sweep(&repository);
     std::thread::scope(|scope| {
         let detaching = scope.spawn(|| {
-            let error = sweep.drop_day(day(9)).unwrap_err();
+            let error = sweep.drop_partition(day(9)).unwrap_err();
             assert_eq!(error.sqlstate.as_deref(), Some("55P03"), "{error}");
         });
-        // Queries and batches go on meanwhile, within the patience of their own timeouts.
+        // Queries and batches succeed meanwhile, within their timeouts.
         let filter = Filter::between(now(), Timestamp::from_micros(now().micros() + 1));
         let mut tail = 10;
         while !detaching.is_finished() {
@@ -168,28 +170,28 @@ fn a_reader_in_the_way_is_not_cut_off_and_others_do_not_wait_long_behind_the_swe
         }
         detaching.join().unwrap();
     });
-    assert!(repository.days().unwrap().contains(&day(9)), "nothing of it was done");
-    counts_are_right(&database);
+    assert!(repository.partition_days().unwrap().contains(&day(9)), "the partition was not detached");
+    assert_counts_match_events(&database);
     assert_eq!(reader.query_one("SELECT 1::bigint", &[]).unwrap().get::<_, i64>(0), 1);
     reader.batch_execute("COMMIT").unwrap();
-    assert_eq!(sweep.drop_day(day(9)).unwrap(), 10);
+    assert_eq!(sweep.drop_partition(day(9)).unwrap(), 10);
 }
 
 #[test]
-fn days_are_dropped_while_rows_stream_in() {
+fn sweep_drops_days_during_concurrent_stores() {
     let (database, repository) = filled();
     std::thread::scope(|scope| {
         let storing = scope.spawn(|| {
             let mut stored = 0;
             for index in 0..40_u64 {
-                // Also into the days that go.
+                // Also into the days that are dropped.
                 let rows: Vec<u8> =
                     (0..10).flat_map(|back| event(NOON * 1000 - back * DAY + index, 7, "s", "m")).collect();
                 let rows_again: Vec<u8> = (0..10)
                     .flat_map(|back| event(NOON * 1000 - back * DAY + index * 1000, 9, "s", "m"))
                     .collect();
-                let path = if index % 2 == 0 { StorePath::Stage } else { StorePath::Copy };
-                let rows = if path == StorePath::Stage { rows } else { rows_again };
+                let path = if index % 2 == 0 { StorePath::Staging } else { StorePath::Copy };
+                let rows = if path == StorePath::Staging { rows } else { rows_again };
                 loop {
                     match repository.store(&[&rows], &[], path) {
                         Ok(done) => break stored += done.stored,
@@ -205,9 +207,10 @@ fn days_are_dropped_while_rows_stream_in() {
         let mut sweep = sweep(&repository);
         while !storing.is_finished() {
             for back in 5..10 {
-                match sweep.drop_day(day(back)) {
+                match sweep.drop_partition(day(back)) {
                     Ok(_) => {}
-                    // In the way; or not there, or gone, since the rows are in the default partition.
+                    // Lock conflicts; or the partition does not exist, since its rows are in the
+                    // default partition.
                     Err(error)
                         if matches!(
                             error.sqlstate.as_deref(),
@@ -216,16 +219,16 @@ fn days_are_dropped_while_rows_stream_in() {
                     Err(error) => panic!("{error:?}"),
                 }
             }
-            other.tidy().unwrap();
+            other.drain_default_partition().unwrap();
         }
         assert!(storing.join().unwrap() > 0);
     });
-    counts_are_right(&database);
+    assert_counts_match_events(&database);
     assert_eq!(database.number(DETACHED), 0);
 }
 
 #[test]
-fn dead_letters_go_when_they_have_been_dead_for_as_long_as_events_are_kept() {
+fn sweep_deletes_dead_letters_older_than_the_cutoff() {
     let (database, repository) = prepared();
     database.execute(
         "INSERT INTO dead_events (event_id, timestamp, service, row, sqlstate, reason, died_at) \
@@ -233,7 +236,7 @@ fn dead_letters_go_when_they_have_been_dead_for_as_long_as_events_are_kept() {
          FROM generate_series(-5, 4) n",
     );
     let mut sweep = sweep(&repository);
-    assert_eq!((sweep.delete_dead(3).unwrap(), sweep.delete_dead(3).unwrap()), (3, 2));
+    assert_eq!((sweep.delete_dead_letters(3).unwrap(), sweep.delete_dead_letters(3).unwrap()), (3, 2));
     assert_eq!(database.number("SELECT count(*) FROM dead_events"), 5);
     assert_eq!(database.number("SELECT dead_deleted FROM retention_runs"), 5);
 }

@@ -1,23 +1,24 @@
-//! Encrypted connections to a PostgreSQL with a certificate for `localhost`, signed by the authority of `tls/ca.pem`.
+//! TLS connections to a PostgreSQL with a certificate for `localhost` that the CA of `tls/ca.pem`
+//! signed.
 
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, chown};
 
 use super::super::embedded::{Cluster, ClusterLimits};
-use super::super::testing::TempDir;
-use super::super::{Limits, PostgresRepository, Target};
+use super::super::test_database::temp_dir;
+use super::super::{ConnectTarget, PostgresLimits, PostgresRepository};
 use super::*;
 use crate::clock::Clock;
 
-/// An address of the loopback network that nobody else listens on, so that the port may stay what it is.
+/// A loopback address that no other process uses, so that the default port is free.
 const ADDRESS: &str = "127.83.109.2";
 const SETTINGS: &[&str] =
     &["listen_addresses=127.83.109.2", "ssl=on", "ssl_cert_file=server.pem", "ssl_key_file=server.key"];
 
 #[test]
-fn each_sslmode_trusts_whom_it_should() {
-    let directory = TempDir::new("tls");
-    let cluster = directory.0.join("postgres");
-    Cluster::start(&directory.0, ClusterLimits::default(), &Clock::system()).unwrap().stop().unwrap();
+fn tls_sslmode_accepts_only_trusted_certificates() {
+    let directory = temp_dir("tls");
+    let cluster = directory.path().join("postgres");
+    Cluster::start(directory.path(), ClusterLimits::default(), &Clock::system()).unwrap().stop().unwrap();
     let owner = std::fs::metadata(&cluster).unwrap();
     for (name, text) in [
         ("server.pem", include_str!("tls/server.pem")),
@@ -30,20 +31,20 @@ fn each_sslmode_trusts_whom_it_should() {
         chown(&path, Some(owner.uid()), Some(owner.gid())).unwrap();
     }
     let authority = |name: &str, text: &str| {
-        let path = directory.0.join(name);
+        let path = directory.path().join(name);
         std::fs::write(&path, text).unwrap();
         path.display().to_string()
     };
     let ours = authority("ca.pem", include_str!("tls/ca.pem"));
     let other = authority("other.pem", include_str!("tls/other.pem"));
     let _running =
-        Cluster::start_with(&directory.0, ClusterLimits::default(), &Clock::system(), SETTINGS).unwrap();
+        Cluster::start_with(directory.path(), ClusterLimits::default(), &Clock::system(), SETTINGS).unwrap();
 
     let ping = |host: &str, options: &str| {
         let text = format!(
             "host={host} hostaddr={ADDRESS} user=postgres dbname=aurore_events connect_timeout=5 {options}"
         );
-        PostgresRepository::new(&Target::parse(&text).unwrap(), Limits::default()).ping()
+        PostgresRepository::new(&ConnectTarget::parse(&text).unwrap(), PostgresLimits::default()).ping()
     };
     for (host, options, part) in [
         ("localhost", "sslmode=prefer".to_owned(), None),
@@ -64,11 +65,12 @@ fn each_sslmode_trusts_whom_it_should() {
             (result, _) => panic!("{host} {options}: {result:?}"),
         }
     }
-    // More than one TLS record, and more than the socket takes at once.
+    // More than one TLS record and more than the socket buffer.
     let text = format!(
         "host=localhost hostaddr={ADDRESS} user=postgres dbname=aurore_events sslmode=verify-full sslrootcert={ours}"
     );
-    let repository = PostgresRepository::new(&Target::parse(&text).unwrap(), Limits::default());
+    let repository =
+        PostgresRepository::new(&ConnectTarget::parse(&text).unwrap(), PostgresLimits::default());
     repository.prepare(now()).unwrap();
     let rows: Vec<u8> =
         (0..300).flat_map(|step| event((NOON + step) * 1000, 1, "a", &"m".repeat(30_000))).collect();

@@ -1,0 +1,458 @@
+//! Handles gateway requests on an acceptor: parses a request, calls the shared [`Gateway`], writes
+//! the response. Must not block.
+
+use std::borrow::Cow;
+use std::sync::Arc;
+
+use super::exposition::ExpositionFormat;
+use super::forward::ForwardRequest;
+use super::grouping_key::GroupingKey;
+use super::push::{self, ParsePushError};
+use super::scrape::{ScrapeQueue, ScrapeRequest};
+use super::{Aggregated, Gateway, PushMetricsError, api_v1, idempotency, protobuf, text};
+use crate::access::{Grant, allows_service};
+use crate::event::Timestamp;
+use crate::http::content_negotiation::preferred_media_type;
+use crate::http::gzip;
+use crate::http::percent::decode;
+use crate::http::problem::{self, FieldError, FieldErrors, ProblemKind};
+use crate::http::{ContentCoding, Decompressor};
+use crate::http::{HandlerResult, Headers, Method, Promise, Request, Response};
+use crate::ingest::idempotency::HeaderKey;
+use crate::journal::Durability;
+use crate::metrics::gateway::RefusalReason;
+
+/// `Retry-After` while the log cannot be written.
+const RETRY_S: u64 = 5;
+
+/// A route of the gateway.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum GatewayRoute<'a> {
+    /// `POST /metrics/push`
+    Push,
+    /// PUT, POST or DELETE of `/metrics/job/…`; the percent-decoded path after `/metrics/`.
+    Group(Cow<'a, str>),
+    /// `GET /metrics/pushed`
+    Scrape,
+    /// `DELETE /metrics/pushed`
+    DeleteSeries,
+    Healthy,
+    Ready,
+    /// `GET /api/v1/metrics`
+    Groups,
+    Status,
+    Wipe,
+}
+
+/// When the response may be sent.
+#[derive(Debug)]
+pub enum PushOutcome {
+    /// Now.
+    Ready,
+    /// Once all changes so far have reached this level.
+    OnDurable(Durability),
+}
+
+#[derive(Debug)]
+pub struct GatewayHandlers {
+    gateway: Arc<Gateway>,
+    scrape_queue: ScrapeQueue,
+    /// The level if the request has no header `Durability`.
+    durability: Durability,
+    started_at: Timestamp,
+    /// The settings for `/api/v1/status`, without secrets.
+    settings: Arc<[String]>,
+}
+
+/// The reason for refusing a request before it reaches the state.
+enum RequestError {
+    Problem(ProblemKind, String),
+    Field(&'static str, String),
+}
+
+impl GatewayHandlers {
+    pub fn new(
+        gateway: Arc<Gateway>,
+        scrape_queue: ScrapeQueue,
+        durability: Durability,
+        started_at: Timestamp,
+        settings: Arc<[String]>,
+    ) -> Self {
+        Self { gateway, scrape_queue, durability, started_at, settings }
+    }
+
+    pub fn gateway(&self) -> &Gateway {
+        &self.gateway
+    }
+
+    /// The request for the scrape thread if that thread must render the response.
+    pub fn scrape_request(page: &GatewayRoute<'_>, headers: Headers<'_>) -> Option<ScrapeRequest> {
+        match page {
+            GatewayRoute::Scrape => Some(ScrapeRequest::Exposition {
+                format: exposition_format(headers),
+                gzipped: gzip::is_accepted(headers),
+            }),
+            GatewayRoute::Groups => Some(ScrapeRequest::Groups),
+            GatewayRoute::Push
+            | GatewayRoute::Group(_)
+            | GatewayRoute::DeleteSeries
+            | GatewayRoute::Healthy
+            | GatewayRoute::Ready
+            | GatewayRoute::Status
+            | GatewayRoute::Wipe => None,
+        }
+    }
+
+    /// Submits a request to the scrape thread, or answers 503 if too many are running. `later`
+    /// creates the promise.
+    pub fn submit_scrape(
+        &self,
+        asked: ScrapeRequest,
+        response: &mut Response,
+        later: impl FnOnce() -> Promise,
+    ) -> HandlerResult {
+        if self.scrape_queue.submit(asked, later) {
+            return HandlerResult::Pending;
+        }
+        problem::write_retryable(response, ProblemKind::QueriesFull, "too many scrapes are running", 1);
+        HandlerResult::Done
+    }
+
+    /// Handles the routes that need no other thread.
+    pub fn handle(
+        &self,
+        page: &GatewayRoute<'_>,
+        grant: &Grant,
+        request: &Request<'_>,
+        decompressor: &mut Decompressor,
+        response: &mut Response,
+    ) -> PushOutcome {
+        match page {
+            GatewayRoute::Push => self.handle_push(grant, request, decompressor, response),
+            GatewayRoute::Group(path) => self.handle_group(path, grant, request, decompressor, response),
+            GatewayRoute::DeleteSeries => self.handle_delete_series(request, response),
+            GatewayRoute::Wipe => self.handle_wipe(request, response),
+            GatewayRoute::Status => {
+                response.content_type = "application/json";
+                response.body = api_v1::status_json(self.started_at, &self.settings).into_bytes();
+                PushOutcome::Ready
+            }
+            GatewayRoute::Healthy | GatewayRoute::Ready | GatewayRoute::Scrape | GatewayRoute::Groups => {
+                unreachable!("BUG: the caller handles these routes")
+            }
+        }
+    }
+
+    /// The durability level for this request.
+    fn requested_level(&self, headers: Headers<'_>) -> Result<Durability, RequestError> {
+        let Some(name) = headers.get("Durability") else { return Ok(self.durability) };
+        Durability::parse(name).ok_or_else(|| {
+            RequestError::Field("Durability", "must be one of memory, written, synced".to_owned())
+        })
+    }
+
+    /// Finishes the response to an applied change.
+    fn acknowledge(level: Durability, response: &mut Response) -> PushOutcome {
+        response.header("Durability", level.name());
+        if level == Durability::Memory { PushOutcome::Ready } else { PushOutcome::OnDurable(level) }
+    }
+
+    /// `POST /metrics/push`
+    fn handle_push(
+        &self,
+        grant: &Grant,
+        request: &Request<'_>,
+        decompressor: &mut Decompressor,
+        response: &mut Response,
+    ) -> PushOutcome {
+        let parsed = self.parse_push_request(grant, request, decompressor);
+        decompressor.release();
+        let (level, key, pushed) = match parsed {
+            Ok(request) => request,
+            Err(error) => {
+                self.gateway.metrics.record_refused(RefusalReason::Invalid, 1);
+                error.write_to(response);
+                return PushOutcome::Ready;
+            }
+        };
+        match self.gateway.push_aggregated(pushed, key) {
+            Ok(aggregated) if aggregated.counts.accepted == 0 => {
+                problem::write_invalid(response, "no metric was accepted", &aggregated.errors);
+                PushOutcome::Ready
+            }
+            Ok(aggregated) => {
+                write_push_response(&aggregated, response);
+                Self::acknowledge(level, response)
+            }
+            Err(_log) => {
+                problem::write_journal_unavailable(response, RETRY_S);
+                PushOutcome::Ready
+            }
+        }
+    }
+
+    fn parse_push_request(
+        &self,
+        grant: &Grant,
+        request: &Request<'_>,
+        decompressor: &mut Decompressor,
+    ) -> Result<(Durability, Option<idempotency::KeyHash>, push::ParsedPush), RequestError> {
+        let headers = request.headers;
+        let level = self.requested_level(headers)?;
+        // `navigator.sendBeacon` and `fetch` send these without a CORS preflight: plain text, or no
+        // type.
+        if let Some(kind) = headers.get("Content-Type") {
+            let name = kind.split(|byte| *byte == b';').next().unwrap_or_default().trim_ascii();
+            if !["application/json", "text/plain"]
+                .iter()
+                .any(|known| name.eq_ignore_ascii_case(known.as_bytes()))
+            {
+                let detail = "the content type must be application/json, text/plain or none".to_owned();
+                return Err(RequestError::Problem(ProblemKind::UnsupportedType, detail));
+            }
+        }
+        let key = HeaderKey::from_headers(headers).map_err(|_invalid_key| {
+            RequestError::Field(
+                HeaderKey::NAME,
+                "must occur once and be 1 to 128 visible ASCII characters".to_owned(),
+            )
+        })?;
+        let body = decompress_body(headers, request.body, decompressor)?;
+        let pushed = push::parse(body, grant.services.as_deref()).map_err(|error| match error {
+            ParsePushError::TooManyMetrics => RequestError::Problem(ProblemKind::TooLarge, error.to_string()),
+            ParsePushError::NotUtf8
+            | ParsePushError::Syntax { .. }
+            | ParsePushError::NotAnObject
+            | ParsePushError::UnknownField(_)
+            | ParsePushError::Empty => RequestError::Field("metrics", error.to_string()),
+        })?;
+        Ok((level, key.map(|key| idempotency::hash(key.bytes())), pushed))
+    }
+
+    /// Pushgateway's PUT, POST and DELETE. Responses are Pushgateway's: plain text, 200 for a push,
+    /// 202 for a deletion.
+    fn handle_group(
+        &self,
+        path: &str,
+        grant: &Grant,
+        request: &Request<'_>,
+        decompressor: &mut Decompressor,
+        response: &mut Response,
+    ) -> PushOutcome {
+        let result = self.apply_group_request(path, grant, request, decompressor, response);
+        decompressor.release();
+        match result {
+            Ok(level) => Self::acknowledge(level, response),
+            Err((status, detail)) => {
+                response.status = status;
+                if status == 503 {
+                    response.header("Retry-After", RETRY_S);
+                }
+                write_plain_text(response, &detail);
+                PushOutcome::Ready
+            }
+        }
+    }
+
+    fn apply_group_request(
+        &self,
+        path: &str,
+        grant: &Grant,
+        request: &Request<'_>,
+        decompressor: &mut Decompressor,
+        response: &mut Response,
+    ) -> Result<Durability, (u16, String)> {
+        let invalid = |detail: String| {
+            self.gateway.metrics.record_refused(RefusalReason::Invalid, 1);
+            (400, detail)
+        };
+        let headers = request.headers;
+        let grouping_key = GroupingKey::parse(path).map_err(|error| invalid(error.to_string()))?;
+        if grant.services.as_ref().is_some_and(|services| !allows_service(services, grouping_key.job())) {
+            return Err((403, format!("the token does not allow the job {:?}", grouping_key.job())));
+        }
+        let level = self.requested_level(headers).map_err(|_invalid_level| {
+            (400, "the header Durability must be one of memory, written, synced".to_owned())
+        })?;
+        let forwarded = |method| {
+            let text = |name| headers.get(name).map(|value| String::from_utf8_lossy(value).into_owned());
+            ForwardRequest {
+                method,
+                path: request.path.to_owned(),
+                content_type: text("Content-Type"),
+                content_encoding: text("Content-Encoding"),
+                body: if method == "DELETE" { Vec::new() } else { request.body.to_vec() },
+            }
+        };
+        let to_response = |error: PushMetricsError| match error {
+            PushMetricsError::LogUnavailable => (503, error.to_string()),
+            PushMetricsError::Invalid(_) | PushMetricsError::Conflict(_) => {
+                (400, format!("pushed metrics are invalid or inconsistent with existing metrics: {error}"))
+            }
+        };
+        if request.method == Method::Delete {
+            self.gateway.delete_group(&grouping_key, || forwarded("DELETE")).map_err(to_response)?;
+            response.status = 202;
+            return Ok(level);
+        }
+        let body = decompress_body(headers, request.body, decompressor).map_err(|error| match error {
+            RequestError::Problem(kind, detail) => (kind.status(), detail),
+            RequestError::Field(_, detail) => (400, detail),
+        })?;
+        let parsed = if is_protobuf(headers) {
+            protobuf::parse(body).map_err(|error| invalid(error.to_string()))?
+        } else {
+            text::parse(body).map_err(|error| invalid(error.to_string()))?
+        };
+        let replace = request.method == Method::Put;
+        let method = if replace { "PUT" } else { "POST" };
+        self.gateway.push_group(grouping_key, parsed, replace, || forwarded(method)).map_err(to_response)?;
+        Ok(level)
+    }
+
+    /// `DELETE /metrics/pushed?name=NAME&LABEL=VALUE`
+    fn handle_delete_series(&self, request: &Request<'_>, response: &mut Response) -> PushOutcome {
+        let mut wanted = Vec::new();
+        for pair in request.query.split('&').filter(|pair| !pair.is_empty()) {
+            let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
+            let (Ok(name), Ok(value)) = (decode(name), decode(value)) else {
+                RequestError::Field("query", "has invalid percent-encoding".to_owned()).write_to(response);
+                return PushOutcome::Ready;
+            };
+            wanted.push((name.into_owned(), value.into_owned()));
+        }
+        let at = wanted.iter().position(|(name, value)| name == "name" && !value.is_empty());
+        let Some(at) = at else {
+            RequestError::Field("name", "is required: the metric whose series are deleted".to_owned())
+                .write_to(response);
+            return PushOutcome::Ready;
+        };
+        let (_, name) = wanted.swap_remove(at);
+        self.apply(
+            request,
+            response,
+            |gateway| gateway.delete_series(&name, &wanted),
+            |removed, response| {
+                response.content_type = "application/json";
+                response.body = format!("{{\"deleted\":{removed}}}").into_bytes();
+            },
+        )
+    }
+
+    fn handle_wipe(&self, request: &Request<'_>, response: &mut Response) -> PushOutcome {
+        self.apply(request, response, Gateway::wipe, |(), response| response.status = 202)
+    }
+
+    /// Applies a change and calls `write` to write the response. A request with an invalid header
+    /// changes nothing.
+    fn apply<T>(
+        &self,
+        request: &Request<'_>,
+        response: &mut Response,
+        change: impl FnOnce(&Gateway) -> Result<T, PushMetricsError>,
+        write: impl FnOnce(T, &mut Response),
+    ) -> PushOutcome {
+        let level = match self.requested_level(request.headers) {
+            Ok(level) => level,
+            Err(error) => {
+                error.write_to(response);
+                return PushOutcome::Ready;
+            }
+        };
+        match change(&self.gateway) {
+            Ok(value) => {
+                write(value, response);
+                Self::acknowledge(level, response)
+            }
+            Err(_log) => {
+                problem::write_journal_unavailable(response, RETRY_S);
+                PushOutcome::Ready
+            }
+        }
+    }
+}
+
+impl RequestError {
+    fn write_to(self, response: &mut Response) {
+        match self {
+            Self::Problem(kind, detail) => {
+                if kind == ProblemKind::UnsupportedType {
+                    response.header("Accept-Post", "application/json, text/plain");
+                } else if kind == ProblemKind::UnsupportedEncoding {
+                    response.header("Accept-Encoding", "gzip, zstd, identity");
+                }
+                problem::write(response, kind, &detail);
+            }
+            Self::Field(field, detail) => {
+                let mut errors = FieldErrors::default();
+                errors.push(|| FieldError { index: None, field: field.into(), detail: detail.clone() });
+                problem::write_invalid(response, &detail, &errors);
+            }
+        }
+    }
+}
+
+/// The decompressed body.
+fn decompress_body<'a>(
+    headers: Headers<'_>,
+    body: &'a [u8],
+    decompressor: &'a mut Decompressor,
+) -> Result<&'a [u8], RequestError> {
+    let coding = ContentCoding::from_headers(headers)
+        .map_err(|error| RequestError::Problem(ProblemKind::UnsupportedEncoding, error.to_string()))?;
+    decompressor.decode(coding, body).map_err(|error| {
+        let kind = if error.is_too_large() { ProblemKind::TooLarge } else { ProblemKind::Invalid };
+        RequestError::Problem(kind, error.to_string())
+    })
+}
+
+fn is_protobuf(headers: Headers<'_>) -> bool {
+    let Some(Ok(value)) = headers.get("Content-Type").map(str::from_utf8) else { return false };
+    let mut parts = value.split(';').map(str::trim);
+    if !parts.next().is_some_and(|name| name.eq_ignore_ascii_case("application/vnd.google.protobuf")) {
+        return false;
+    }
+    let has = |wanted: &str, value: &str| {
+        parts.clone().filter_map(|part| part.split_once('=')).any(|(name, found)| {
+            name.trim().eq_ignore_ascii_case(wanted) && found.trim().trim_matches('"') == value
+        })
+    };
+    has("encoding", "delimited") && has("proto", "io.prometheus.client.MetricFamily")
+}
+
+/// The format for a scrape: text if the client accepts it, as Prometheus does. `OpenMetrics` writes
+/// bucket bounds differently (`1.0` for `1`), so all histogram series would get other labels than
+/// with Pushgateway.
+fn exposition_format(headers: Headers<'_>) -> ExpositionFormat {
+    const OFFERS: [&str; 2] = ["text/plain", "application/openmetrics-text"];
+    let accept = headers.get("Accept").and_then(|accept| str::from_utf8(accept).ok()).unwrap_or("");
+    let takes_text = accept.to_ascii_lowercase().contains("text/plain")
+        && preferred_media_type(accept, &OFFERS[..1]).is_some();
+    if !takes_text && preferred_media_type(accept, &OFFERS) == Some(1) {
+        ExpositionFormat::OpenMetrics
+    } else {
+        ExpositionFormat::Text
+    }
+}
+
+fn write_push_response(aggregated: &Aggregated, response: &mut Response) {
+    let counts = aggregated.counts;
+    response.status = 202;
+    response.content_type = "application/json";
+    let out = &mut response.body;
+    out.extend_from_slice(
+        format!("{{\"accepted\":{},\"rejected\":{},", counts.accepted, counts.rejected).as_bytes(),
+    );
+    if aggregated.is_duplicate {
+        out.extend_from_slice(b"\"repeated\":true,");
+    }
+    aggregated.errors.write_members(out);
+    out.push(b'}');
+}
+
+/// An error response as written by Go's `http.Error`.
+fn write_plain_text(response: &mut Response, text: &str) {
+    response.content_type = "text/plain; charset=utf-8";
+    response.body.extend_from_slice(text.as_bytes());
+    response.body.push(b'\n');
+}

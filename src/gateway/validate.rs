@@ -1,0 +1,139 @@
+//! Validates a push to a group and converts it for the state: adds the labels of the grouping key,
+//! sorts, checks limits. Runs on an acceptor without access to shared state.
+
+use std::sync::Arc;
+
+use super::grouping_key::GroupingKey;
+use super::metric::{
+    Block, MetricKind, ParsedBody, ParsedFamily, Series, SeriesValue, is_label_name, is_metric_name,
+    is_reserved_label, render_labels,
+};
+use super::state::{FAILURE_TIME, PUSH_TIME};
+use crate::clock::Moment;
+use crate::http::problem::ECHO_BYTES_MAX;
+use crate::json::text::truncate;
+
+/// Bytes of the name of a metric or label.
+pub const NAME_BYTES_MAX: usize = 1024;
+/// Bytes of a label value or a help text.
+pub const VALUE_BYTES_MAX: usize = 16 * 1024;
+/// Labels of a series, with those of the grouping key.
+pub const LABELS_MAX: usize = 64;
+/// Buckets of a histogram, or quantiles of a summary.
+pub const BUCKETS_MAX: usize = 1000;
+
+/// The reason for refusing a push whatever the state is.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ValidatePushError {
+    #[error("pushed metrics must not have timestamps")]
+    Timestamps,
+    #[error("{0}")]
+    Body(String),
+    #[error("{0:?} is not a valid metric name")]
+    MetricName(String),
+    #[error("metric {0:?} has a label with an invalid name: {1:?}")]
+    LabelName(String, String),
+    #[error("metric {0:?} has two or more labels with the same name: {1}")]
+    DuplicateLabel(String, String),
+    #[error("{2} {0:?} must not have an explicit {1:?} label")]
+    ReservedLabel(String, &'static str, &'static str),
+    #[error("metric {0}{{{1}}} was pushed before with the same name and label values")]
+    Duplicate(String, String),
+    #[error("metric {0:?}: {1} is more than {2}")]
+    LimitExceeded(String, &'static str, usize),
+}
+
+/// Returns the families sorted by name, each with its series sorted by labels.
+pub fn validate_push(
+    grouping_key: &GroupingKey,
+    parsed: ParsedBody<'_>,
+    (now, wall_s): (Moment, f64),
+) -> Result<Vec<(String, Block)>, ValidatePushError> {
+    if parsed.has_timestamps {
+        return Err(ValidatePushError::Timestamps);
+    }
+    if let Some(inconsistency) = parsed.inconsistency {
+        return Err(ValidatePushError::Body(inconsistency));
+    }
+    let mut families = Vec::with_capacity(parsed.families.len());
+    for family in parsed.families {
+        if family.name == PUSH_TIME || family.name == FAILURE_TIME {
+            // The server maintains these two series itself and ignores pushed ones.
+            continue;
+        }
+        let name = family.name.clone();
+        let series = validate_series(grouping_key, family.samples.len(), &family)?;
+        let help: Arc<str> = family.help.as_ref().into();
+        families.push((
+            name.into_owned(),
+            Block { kind: family.kind, help, series, last_push: now, last_push_wall_s: wall_s },
+        ));
+    }
+    families.sort_unstable_by(|(a, _), (b, _)| a.cmp(b));
+    Ok(families)
+}
+
+fn validate_series(
+    grouping_key: &GroupingKey,
+    count: usize,
+    family: &ParsedFamily<'_>,
+) -> Result<Vec<Series>, ValidatePushError> {
+    let name = || truncate(&family.name, ECHO_BYTES_MAX);
+    if !is_metric_name(family.name.as_bytes()) {
+        return Err(ValidatePushError::MetricName(name()));
+    }
+    if family.name.len() > NAME_BYTES_MAX {
+        return Err(ValidatePushError::LimitExceeded(name(), "its name", NAME_BYTES_MAX));
+    }
+    if family.help.len() > VALUE_BYTES_MAX {
+        return Err(ValidatePushError::LimitExceeded(name(), "its help text", VALUE_BYTES_MAX));
+    }
+    let mut series = Vec::with_capacity(count);
+    let mut labels = Vec::new();
+    for sample in &family.samples {
+        labels.clear();
+        labels.extend(sample.labels.iter().map(|(name, value)| ((&**name).into(), (&**value).into())));
+        grouping_key.apply_to(&mut labels);
+        if labels.len() > LABELS_MAX {
+            return Err(ValidatePushError::LimitExceeded(name(), "the number of its labels", LABELS_MAX));
+        }
+        let rendered = render_labels(&mut labels);
+        for (nth, (label, value)) in labels.iter().enumerate() {
+            let echo = || truncate(label, ECHO_BYTES_MAX);
+            if !is_label_name(label.as_bytes()) || is_reserved_label(label) {
+                return Err(ValidatePushError::LabelName(name(), echo()));
+            }
+            if nth > 0 && labels[nth - 1].0 == *label {
+                return Err(ValidatePushError::DuplicateLabel(name(), echo()));
+            }
+            match (family.kind, &**label) {
+                (MetricKind::Summary, "quantile") => {
+                    return Err(ValidatePushError::ReservedLabel(name(), "quantile", "summary"));
+                }
+                (MetricKind::Histogram, "le") => {
+                    return Err(ValidatePushError::ReservedLabel(name(), "le", "histogram"));
+                }
+                _ => {}
+            }
+            if label.len() > NAME_BYTES_MAX || value.len() > VALUE_BYTES_MAX {
+                return Err(ValidatePushError::LimitExceeded(name(), "a label", VALUE_BYTES_MAX));
+            }
+        }
+        let places = match &sample.value {
+            SeriesValue::Number(_) => 0,
+            SeriesValue::Histogram(histogram) => histogram.buckets.len(),
+            SeriesValue::Summary(summary) => summary.quantiles.len(),
+        };
+        if places > BUCKETS_MAX {
+            return Err(ValidatePushError::LimitExceeded(name(), "the number of its buckets", BUCKETS_MAX));
+        }
+        series.push(Series { labels: rendered.into(), value: sample.value.clone() });
+    }
+    series.sort_by(|a, b| a.labels.cmp(&b.labels));
+    match series.windows(2).find(|pair| pair[0].labels == pair[1].labels) {
+        Some(pair) => {
+            Err(ValidatePushError::Duplicate(name(), truncate(&pair[0].labels, 4 * ECHO_BYTES_MAX)))
+        }
+        None => Ok(series),
+    }
+}

@@ -1,0 +1,161 @@
+//! Accepts connections from a listener and handles exhausted file descriptors. Must not depend on
+//! requests.
+
+use std::fs::File;
+use std::io::{self, Write};
+use std::net::{IpAddr, Shutdown};
+use std::time::Duration;
+
+use mio::net::{TcpListener, TcpStream};
+use mio::{Interest, Registry, Token};
+
+use crate::clock::Moment;
+
+/// Pause after a failed accept(2). Closing connections frees descriptors; retrying in a loop would
+/// take the CPU from them.
+const RETRY_DELAY: Duration = Duration::from_millis(100);
+/// `ENFILE` and `EMFILE`, the same on all systems this runs on.
+const OUT_OF_DESCRIPTORS: [i32; 2] = [23, 24];
+
+/// The outcome of one accept(2).
+#[derive(Debug)]
+pub(super) enum Accepted {
+    Connection(TcpStream, IpAddr),
+    /// No connection is waiting.
+    WouldBlock,
+    /// accept(2) failed; accepting pauses for [`RETRY_DELAY`].
+    Failed,
+}
+
+/// Invariant: `spare_descriptor` is open, except after descriptors ran out and until it can be
+/// reopened.
+#[derive(Debug)]
+pub(super) struct AcceptQueue {
+    listener: Option<TcpListener>,
+    /// A reserved descriptor. Closing it lets one waiting client be accepted and sent a 503.
+    spare_descriptor: Option<File>,
+    paused_until: Option<Moment>,
+    /// Consecutive failures. The first one and the recovery are logged.
+    failures: u64,
+    /// Connections may be waiting: no `WouldBlock` since the last readiness event.
+    pending: bool,
+}
+
+impl AcceptQueue {
+    pub(super) fn new(
+        listener: std::net::TcpListener,
+        registry: &Registry,
+        token: Token,
+    ) -> io::Result<Self> {
+        listener.set_nonblocking(true)?;
+        let mut listener = TcpListener::from_std(listener);
+        registry.register(&mut listener, token, Interest::READABLE)?;
+        Ok(Self {
+            listener: Some(listener),
+            spare_descriptor: open_spare(),
+            paused_until: None,
+            failures: 0,
+            pending: true,
+        })
+    }
+
+    pub(super) fn mark_pending(&mut self) {
+        self.pending = true;
+    }
+
+    /// Whether [`AcceptQueue::accept`] may return a connection now.
+    pub(super) fn is_pending(&self) -> bool {
+        self.pending && self.listener.is_some() && self.paused_until.is_none()
+    }
+
+    pub(super) fn paused_until(&self) -> Option<Moment> {
+        self.paused_until
+    }
+
+    pub(super) fn resume_at(&mut self, now: Moment) {
+        if self.paused_until.is_some_and(|until| until <= now) {
+            self.paused_until = None;
+            if self.spare_descriptor.is_none() {
+                self.spare_descriptor = open_spare();
+            }
+        }
+    }
+
+    pub(super) fn close(&mut self) {
+        self.listener = None;
+    }
+
+    pub(super) fn accept(&mut self, now: Moment) -> Accepted {
+        let Some(listener) = &self.listener else { return Accepted::WouldBlock };
+        loop {
+            match listener.accept() {
+                Ok((stream, peer)) => {
+                    if self.failures > 0 {
+                        log::info!("accepting connections works again after {} failures", self.failures);
+                        self.failures = 0;
+                    }
+                    return Accepted::Connection(stream, peer.ip().to_canonical());
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    self.pending = false;
+                    return Accepted::WouldBlock;
+                }
+                // The peer closed the connection while it was queued.
+                Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => {}
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => {
+                    self.on_accept_error(&error, now);
+                    return Accepted::Failed;
+                }
+            }
+        }
+    }
+
+    fn on_accept_error(&mut self, error: &io::Error, now: Moment) {
+        if self.failures == 0 {
+            log::error!(
+                "accepting connections failed, retrying every {} ms: {error}",
+                RETRY_DELAY.as_millis()
+            );
+        }
+        self.failures += 1;
+        self.paused_until = Some(now.plus(RETRY_DELAY));
+        let out = error.raw_os_error().is_some_and(|code| OUT_OF_DESCRIPTORS.contains(&code));
+        if out && self.spare_descriptor.take().is_some() {
+            if let Some(Ok((stream, _))) = self.listener.as_ref().map(TcpListener::accept) {
+                reject(stream);
+            }
+            self.spare_descriptor = open_spare();
+        }
+    }
+}
+
+fn open_spare() -> Option<File> {
+    File::open("/dev/null").ok()
+}
+
+/// Sends a 503 without blocking and closes the connection.
+pub(super) fn reject(mut stream: TcpStream) {
+    // If the socket buffer does not take these few bytes at once, the client gets no response.
+    if stream.write_all(OVER_LIMIT_RESPONSE).is_ok() {
+        stream.shutdown(Shutdown::Write).ok();
+    }
+}
+
+const OVER_LIMIT_RESPONSE: &[u8] =
+    b"HTTP/1.1 503 Service Unavailable\r\nContent-Type: application/problem+json\r\n\
+Content-Length: 143\r\nRetry-After: 1\r\nConnection: close\r\n\r\n\
+{\"type\":\"urn:aurore-events:problem:unavailable\",\
+\"title\":\"The server cannot answer now\",\"status\":503,\"detail\":\"there are too many connections\"}\n";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn over_limit_response_has_a_correct_content_length() {
+        let text = std::str::from_utf8(OVER_LIMIT_RESPONSE).unwrap();
+        let (head, body) = text.split_once("\r\n\r\n").unwrap();
+        assert!(head.contains(&format!("Content-Length: {}\r\n", body.len())), "{}", body.len());
+    }
+}

@@ -1,0 +1,518 @@
+//! The journal thread: drains the lanes, writes blocks to the active segment, schedules syncs,
+//! completes waiters, and removes finished segments.
+//!
+//! The sync thread runs one sync at a time, while the journal thread continues to write.
+//! [`JournalWriter`] is a state machine without threads: [`JournalWriter::tick`] takes the
+//! completion of the last sync and returns the next sync.
+//!
+//! A failed write or sync abandons the segment. Its blocks that are neither synced nor finalized
+//! are still in memory and are written to another segment. A sync is never retried on the same
+//! file: the retry may succeed without having written anything.
+//!
+//! It must not depend on what the rows contain.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use crossbeam::sync::Parker;
+use rand::Rng;
+use rand::rngs::StdRng;
+
+use super::filesystem::Filesystem;
+use super::pipeline::{Pipeline, complete, drop_finalized};
+use super::record::{HEADER_BYTES, SegmentHeader};
+use super::segment::{self, Segment, WriteGroup};
+use super::sync::{SyncCompletion, SyncJob, SyncLink};
+use super::{
+    Durability, DurabilityWaiter, ExistingSegment, Journal, JournalOp, LaneEntry, NOT_SYNCED, NOT_WRITABLE,
+    SegmentUpdate,
+};
+use crate::buffer::{Buffer, RowBlock, SegmentAssignment};
+use crate::clock::{Clock, Moment};
+use crate::logging::RateLimitedLog;
+
+/// Bound on the bytes of one write, unless a single block is larger.
+const GROUP_BYTES_MAX: usize = 1024 * 1024;
+/// A segment of this size is sealed when the sync interval has passed. Its events are soon
+/// committed and its file is removed, so that a crash replays a few intervals of events, not a
+/// whole segment.
+const SEAL_BYTES_MIN: u64 = 1024 * 1024;
+/// The first and the maximum delay after a failure.
+const RETRY_DELAY_MIN: Duration = Duration::from_millis(100);
+const RETRY_DELAY_MAX: Duration = Duration::from_secs(1);
+const ERROR_LOG_INTERVAL: Duration = Duration::from_secs(5);
+
+#[derive(Clone, Copy, Debug)]
+pub struct JournalLimits {
+    /// Maximum time that a block is in memory only.
+    pub write_interval: Duration,
+    /// Maximum time that a block is in the page cache only.
+    pub sync_interval: Duration,
+    pub segment_bytes_max: u64,
+}
+
+/// Exponential backoff of writes or syncs.
+#[derive(Debug)]
+struct RetryDelay {
+    retry_at: Moment,
+    delay: Duration,
+}
+
+impl Default for RetryDelay {
+    fn default() -> Self {
+        Self { retry_at: Moment::ZERO, delay: RETRY_DELAY_MIN }
+    }
+}
+
+impl RetryDelay {
+    fn schedule_retry(&mut self, now: Moment) {
+        self.retry_at = now.plus(self.delay);
+        self.delay = (self.delay * 2).min(RETRY_DELAY_MAX);
+    }
+}
+
+/// The state of a segment whose file exists.
+#[derive(Debug)]
+struct SegmentState {
+    /// Blocks in the segment, or read from it, that are not finalized.
+    outstanding: u64,
+    bytes: u64,
+    /// Whether recovery may not have read all of the segment.
+    pending_recovery: bool,
+    /// The file is renamed to `.damaged` instead of removed.
+    damaged: bool,
+}
+
+/// The state of the journal thread.
+///
+/// Invariant: a block that is neither finalized nor synced is in a lane, in `unwritten` or in
+/// `pipeline`. A waiter is completed with `true` only if every block before it has reached its
+/// level: each failed write or sync completes all waiters with `false`, except those of another
+/// sync in flight.
+#[derive(Debug)]
+pub struct JournalWriter {
+    journal: Arc<Journal>,
+    buffer: Arc<Buffer>,
+    disk: Arc<dyn Filesystem>,
+    limits: JournalLimits,
+    clock: Clock,
+    parker: Parker,
+    rng: StdRng,
+    /// Blocks to be written, oldest first.
+    unwritten: VecDeque<RowBlock>,
+    /// Waiters for the blocks in `unwritten`.
+    waiters: Vec<DurabilityWaiter>,
+    pipeline: Pipeline,
+    segments: BTreeMap<u64, SegmentState>,
+    next_number: u64,
+    group: WriteGroup,
+    sync_at: Moment,
+    write_retry: RetryDelay,
+    sync_retry: RetryDelay,
+    /// Whether a segment may have become removable since the last removal.
+    gc_pending: bool,
+    gc_retry_at: Moment,
+    error_log: RateLimitedLog,
+}
+
+impl JournalWriter {
+    pub fn new(
+        (journal, buffer): (Arc<Journal>, Arc<Buffer>),
+        disk: Arc<dyn Filesystem>,
+        limits: JournalLimits,
+        clock: Clock,
+        parker: Parker,
+        existing: &[ExistingSegment],
+    ) -> Self {
+        let next_number = existing.iter().map(|found| found.segment + 1).max().unwrap_or(1);
+        let states = existing.iter().map(|found| {
+            (
+                found.segment,
+                SegmentState { outstanding: 0, bytes: found.bytes, pending_recovery: true, damaged: false },
+            )
+        });
+        let mut writer = Self {
+            rng: clock.rng(),
+            sync_at: clock.now().plus(limits.sync_interval),
+            segments: states.collect(),
+            journal,
+            buffer,
+            disk,
+            limits,
+            clock,
+            parker,
+            unwritten: VecDeque::new(),
+            waiters: Vec::new(),
+            pipeline: Pipeline::default(),
+            next_number,
+            group: WriteGroup::default(),
+            write_retry: RetryDelay::default(),
+            sync_retry: RetryDelay::default(),
+            gc_pending: false,
+            gc_retry_at: Moment::ZERO,
+            error_log: RateLimitedLog::new(ERROR_LOG_INTERVAL),
+        };
+        writer.publish_metrics();
+        writer
+    }
+
+    /// Runs until `Journal::finish` was called and all blocks are synced, or cannot be.
+    pub fn run(&mut self, syncs: &SyncLink) {
+        loop {
+            let finishing = self.journal.is_finishing();
+            if let Some(job) = self.tick(syncs.results.try_recv().ok()) {
+                syncs.jobs.send(job).expect("BUG: the sync thread outlives this one");
+            }
+            if finishing && self.is_finished() {
+                return;
+            }
+            self.parker.park_timeout(self.limits.write_interval);
+        }
+    }
+
+    /// Writes every block that is in the lanes, and returns a sync if one is due or waited for and
+    /// none is in flight. `completion` is the result of the previous sync, once it has ended.
+    pub fn tick(&mut self, completion: Option<SyncCompletion>) -> Option<SyncJob> {
+        let now = self.clock.now();
+        let finishing = self.journal.is_finishing();
+        if let Some(completion) = completion {
+            // Before the lanes are drained: a waiter that is appended later wakes this thread.
+            self.journal.mark_sync_ended();
+            self.on_sync_result(completion, now);
+        }
+        self.apply_segment_updates();
+        self.drain_lanes();
+        if self.journal.fault().is_some() {
+            self.unspill_unwritten();
+        }
+        if now >= self.write_retry.retry_at || finishing {
+            match self.write_unwritten(now) {
+                Ok(()) => self.on_all_written(),
+                Err((op, error)) => self.on_write_failure(op, &error, now),
+            }
+        } else {
+            self.fail_waiters();
+        }
+        let job = self.next_sync(now, finishing);
+        if self.gc_pending && now >= self.gc_retry_at {
+            self.remove_finished_segments(now);
+        }
+        self.publish_metrics();
+        job
+    }
+
+    /// Whether all blocks are synced, or a fault prevents it, and no sync is in flight.
+    pub fn is_finished(&self) -> bool {
+        let all = self.unwritten.is_empty() && self.pipeline.is_fully_synced();
+        !self.pipeline.is_in_flight() && (all || self.journal.fault().is_some())
+    }
+
+    fn apply_segment_updates(&mut self) {
+        let (mut unassigned, mut assigned) = (0, 0);
+        // Updates pushed after this load are left to the next tick.
+        for _ in 0..self.journal.segment_updates.len() {
+            let Some(update) = self.journal.segment_updates.pop() else { break };
+            match update {
+                SegmentUpdate::Finalized { segment: None, blocks } => unassigned += blocks,
+                SegmentUpdate::Finalized { segment: Some(segment), blocks } => {
+                    assigned += blocks;
+                    self.update_outstanding(segment, |outstanding| outstanding - blocks);
+                }
+                SegmentUpdate::Replayed { segment, blocks } => {
+                    self.update_outstanding(segment, |outstanding| outstanding + blocks);
+                }
+                SegmentUpdate::FullyRead { segment, damaged } => {
+                    let state =
+                        self.segments.get_mut(&segment).expect("BUG: a segment was read after its removal");
+                    state.pending_recovery = false;
+                    state.damaged = damaged;
+                    self.gc_pending = true;
+                }
+            }
+        }
+        if unassigned > 0 {
+            drop_finalized(&mut self.unwritten, unassigned);
+        }
+        if assigned > 0 {
+            self.pipeline.drop_finalized(assigned);
+        }
+    }
+
+    fn update_outstanding(&mut self, segment: u64, change: impl FnOnce(u64) -> u64) {
+        let state =
+            self.segments.get_mut(&segment).expect("BUG: a segment with outstanding blocks has no state");
+        state.outstanding = change(state.outstanding);
+        self.gc_pending |= state.outstanding == 0;
+    }
+
+    fn drain_lanes(&mut self) {
+        for lane in &self.journal.lanes {
+            for _ in 0..lane.len() {
+                match lane.pop() {
+                    Some(LaneEntry::Block(block)) if block.is_finalized() => {}
+                    Some(LaneEntry::Block(block)) => self.unwritten.push_back(block),
+                    Some(LaneEntry::Waiter(waiter)) => self.waiters.push(waiter),
+                    None => break,
+                }
+            }
+        }
+    }
+
+    /// Moves unwritten spilled blocks to the buffer, as far as it has capacity: they must not wait
+    /// for a failing disk.
+    fn unspill_unwritten(&mut self) {
+        for block in self.unwritten.iter_mut().filter(|block| block.is_spilled()) {
+            match self.buffer.unspill(0, block) {
+                Ok(unspilled) => *block = unspilled,
+                Err(_full) => return,
+            }
+        }
+    }
+
+    fn write_unwritten(&mut self, now: Moment) -> Result<(), (JournalOp, io::Error)> {
+        if !self.journal.guarantees(Durability::Written) {
+            // Only a successful write clears the fault, even if no block is unwritten.
+            self.active_or_new_segment()?;
+        }
+        if let Some(oldest) = self.unwritten.front() {
+            let lag = u64::try_from(now.since(oldest.admitted_at()).as_nanos()).unwrap_or(u64::MAX);
+            self.journal.metrics.lag_nanos.store(lag, Ordering::Relaxed);
+        }
+        while !self.unwritten.is_empty() {
+            self.write_group()?;
+        }
+        Ok(())
+    }
+
+    fn write_group(&mut self) -> Result<(), (JournalOp, io::Error)> {
+        // Moved out of `self`, since the active segment borrows `self`.
+        let mut group = std::mem::take(&mut self.group);
+        let bytes_max = self.limits.segment_bytes_max;
+        self.active_or_new_segment()?;
+        let active = self.pipeline.active().expect("BUG: it was created above");
+        group.clear(GROUP_BYTES_MAX);
+        let mut blocks = 0;
+        for block in &self.unwritten {
+            if !block.is_finalized() {
+                if group.bytes() > 0 && group.bytes() + WriteGroup::record_bytes(block) > GROUP_BYTES_MAX {
+                    break;
+                }
+                group.push(active, block);
+            }
+            blocks += 1;
+        }
+        let written = if group.bytes() > 0 { active.append(&group) } else { Ok(()) };
+        let (segment, is_full, length) = (active.number, active.bytes >= bytes_max, active.file_bytes());
+        let rows = group.rows;
+        self.group = group;
+        written.map_err(|error| (JournalOp::Write, error))?;
+        self.pipeline.add_rows(rows);
+        self.journal.metrics.events_written.fetch_add(rows, Ordering::Relaxed);
+        self.segments.get_mut(&segment).expect("BUG: the active segment has no state").bytes = length;
+        for _ in 0..blocks {
+            let block = self.unwritten.pop_front().expect("BUG: the group has as many blocks");
+            self.assign_to_segment(segment, block);
+        }
+        if is_full {
+            self.pipeline.seal_active();
+        }
+        Ok(())
+    }
+
+    fn assign_to_segment(&mut self, segment: u64, block: RowBlock) {
+        match block.assign_segment(segment) {
+            SegmentAssignment::Finalized => return,
+            SegmentAssignment::New => {}
+            SegmentAssignment::MovedFrom(before) => {
+                self.update_outstanding(before, |outstanding| outstanding - 1);
+            }
+        }
+        self.update_outstanding(segment, |outstanding| outstanding + 1);
+        self.pipeline.push_block(block);
+    }
+
+    /// Every unwritten block was written: completes the waiters for a write and queues those for a
+    /// sync.
+    fn on_all_written(&mut self) {
+        self.journal.clear_fault(NOT_WRITABLE);
+        self.write_retry = RetryDelay::default();
+        for waiter in std::mem::take(&mut self.waiters) {
+            let reached = match waiter.level {
+                Durability::Memory | Durability::Written => Some(waiter),
+                Durability::Synced => self.pipeline.add_sync_waiter(waiter),
+            };
+            complete(reached, true);
+        }
+    }
+
+    fn next_sync(&mut self, now: Moment, finishing: bool) -> Option<SyncJob> {
+        if now < self.sync_retry.retry_at && !finishing {
+            complete(self.pipeline.take_waiters(), false);
+            return None;
+        }
+        let probe = !self.journal.guarantees(Durability::Synced);
+        let interval_elapsed = now >= self.sync_at || finishing;
+        let due = interval_elapsed || self.buffer.spill().sync_urgent();
+        if due || probe {
+            self.sync_at = now.plus(self.limits.sync_interval);
+            if interval_elapsed && self.pipeline.active().is_some_and(|active| active.bytes >= SEAL_BYTES_MIN)
+            {
+                self.pipeline.seal_active();
+                self.gc_pending = true;
+            }
+            // Only a successful sync clears the fault, even if no block is unsynced.
+            if probe && self.journal.guarantees(Durability::Written) && !self.pipeline.is_in_flight() {
+                match self.active_or_new_segment() {
+                    Ok(_) => {}
+                    Err((op, error)) => self.on_write_failure(op, &error, now),
+                }
+            }
+            self.pipeline.mark_all_due();
+        }
+        let segments = &self.segments;
+        let is_idle = |segment| !probe && segments.get(&segment).is_none_or(|state| state.outstanding == 0);
+        let job = self.pipeline.next_sync(is_idle, self.limits.segment_bytes_max);
+        self.gc_pending |= due;
+        if let Some(active) = self.pipeline.active() {
+            let state = self.segments.get_mut(&active.number).expect("BUG: the active segment has no state");
+            state.bytes = active.file_bytes();
+        }
+        if job.is_some() {
+            self.journal.mark_sync_started();
+        }
+        job
+    }
+
+    fn on_sync_result(&mut self, completion: SyncCompletion, now: Moment) {
+        match completion.result {
+            Ok(()) => {
+                let (mut synced, spilled) = self.pipeline.complete_sync(completion.segment);
+                if let Some(range) = spilled {
+                    self.journal.enqueue_refill(range);
+                }
+                self.journal.metrics.events_synced.fetch_add(synced.rows, Ordering::Relaxed);
+                self.journal.clear_fault(NOT_SYNCED);
+                self.sync_retry = RetryDelay::default();
+                self.gc_pending = true;
+                synced.complete(true);
+            }
+            Err(error) => {
+                let mut unconfirmed = self.pipeline.fail_sync(completion.segment);
+                self.requeue(&mut unconfirmed.blocks);
+                unconfirmed.complete(false);
+                self.record_failure(JournalOp::Sync, completion.segment, &error, now);
+                self.sync_retry.schedule_retry(now);
+                self.fail_waiters();
+            }
+        }
+    }
+
+    /// Returns the active segment. Creates it if there is none.
+    fn active_or_new_segment(&mut self) -> Result<&mut Segment, (JournalOp, io::Error)> {
+        if self.pipeline.active_number().is_none() {
+            let number = self.next_number;
+            // A number is never reused: the file of a failed creation may exist.
+            self.next_number += 1;
+            self.segments.insert(
+                number,
+                SegmentState {
+                    outstanding: 0,
+                    bytes: HEADER_BYTES as u64,
+                    pending_recovery: false,
+                    damaged: false,
+                },
+            );
+            let mut tag = [0; 8];
+            self.rng.fill_bytes(&mut tag);
+            let header = SegmentHeader { segment: number, tag, created_at: self.clock.wall() };
+            match Segment::create(&*self.disk, header) {
+                Ok(segment) => self.pipeline.activate(segment),
+                Err(error) => {
+                    self.gc_pending = true;
+                    return Err((JournalOp::Create, error));
+                }
+            }
+        }
+        Ok(self.pipeline.active().expect("BUG: it was created above"))
+    }
+
+    /// Abandons the active segment after a failed write or creation.
+    fn on_write_failure(&mut self, op: JournalOp, error: &io::Error, now: Moment) {
+        let segment = self.pipeline.active_number().unwrap_or(self.next_number - 1);
+        // The blocks written since its last sync began are not durable. Those not finalized are
+        // still in memory.
+        let mut unconfirmed = self.pipeline.abandon_active();
+        self.requeue(&mut unconfirmed.blocks);
+        unconfirmed.complete(false);
+        self.record_failure(op, segment, error, now);
+        self.write_retry.schedule_retry(now);
+        self.fail_waiters();
+    }
+
+    fn requeue(&mut self, blocks: &mut VecDeque<RowBlock>) {
+        blocks.append(&mut self.unwritten);
+        std::mem::swap(blocks, &mut self.unwritten);
+        self.gc_pending = true;
+    }
+
+    fn record_failure(&mut self, op: JournalOp, segment: u64, error: &io::Error, now: Moment) {
+        self.journal.record_failure(op, if op == JournalOp::Sync { NOT_SYNCED } else { NOT_WRITABLE });
+        if let Some(suppressed) = self.error_log.due(now) {
+            log::error!(
+                operation = op.label(), segment = segment, suppressed = suppressed;
+                "the journal failed; durability is unavailable until a retry succeeds: {error}"
+            );
+        }
+    }
+
+    /// Fails waiters: durability is unavailable. Waiters of a sync in flight are completed by its
+    /// result.
+    fn fail_waiters(&mut self) {
+        complete(std::mem::take(&mut self.waiters), false);
+        complete(self.pipeline.take_waiters(), false);
+    }
+
+    fn remove_finished_segments(&mut self, now: Moment) {
+        self.gc_pending = false;
+        let active = self.pipeline.active_number();
+        let is_finished = |(number, state): &(&u64, &SegmentState)| {
+            state.outstanding == 0 && !state.pending_recovery && Some(**number) != active
+        };
+        let finished: Vec<_> = self
+            .segments
+            .iter()
+            .filter(is_finished)
+            .map(|(number, state)| (*number, state.damaged))
+            .collect();
+        for (number, damaged) in finished {
+            let name = segment::file_name(number);
+            let removed = if damaged {
+                self.disk.rename(&name, &format!("{name}.damaged"))
+            } else {
+                self.disk.remove(&name)
+            };
+            match removed {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                    self.journal.record_failure(JournalOp::Remove, 0);
+                    if let Some(suppressed) = self.error_log.due(now) {
+                        log::error!(suppressed = suppressed; "cannot remove the finished segment {name}: {error}");
+                    }
+                    self.gc_pending = true;
+                    self.gc_retry_at = now.plus(RETRY_DELAY_MAX);
+                }
+                Ok(()) | Err(_) => {
+                    self.segments.remove(&number);
+                }
+            }
+        }
+    }
+
+    fn publish_metrics(&mut self) {
+        let metrics = &self.journal.metrics;
+        metrics.segments.store(self.segments.len() as u64, Ordering::Relaxed);
+        metrics.bytes.store(self.segments.values().map(|state| state.bytes).sum(), Ordering::Relaxed);
+    }
+}

@@ -1,0 +1,100 @@
+//! The errors that end the server, and their exit codes.
+
+use std::io;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use crate::access::tokens::LoadTokensError;
+use crate::commands::counts::RunCountsError;
+use crate::commands::dead::RunDeadError;
+use crate::gateway::compare::CompareError;
+use crate::gateway::recovery;
+use crate::http::tls::LoadIdentityError;
+use crate::journal::OpenJournalError;
+use crate::storage::StoreError;
+use crate::storage::postgres::ParseDatabaseUrlError;
+use crate::storage::postgres::embedded::ClusterError;
+
+/// Why the server or a command failed.
+#[derive(Debug, thiserror::Error)]
+pub enum RunServerError {
+    #[error("cannot use DATA_DIR {path}: {error}")]
+    DataDir { path: PathBuf, error: io::Error },
+    #[error("DATA_DIR {0} is in use by another aurore-events")]
+    DataDirInUse(PathBuf),
+    #[error("cannot listen on {address}: {error}")]
+    Listen { address: SocketAddr, error: io::Error },
+    #[error("{0}")]
+    Identity(#[from] LoadIdentityError),
+    #[error("cannot start a thread: {0}")]
+    Thread(io::Error),
+    #[error("cannot create the event loop of an acceptor: {0}")]
+    Acceptor(io::Error),
+    #[error("cannot handle signals: {0}")]
+    Signals(String),
+    #[error("{0}")]
+    Tokens(#[from] LoadTokensError),
+    #[error("{0}")]
+    Target(#[from] ParseDatabaseUrlError),
+    #[error("{0}")]
+    Cluster(#[from] ClusterError),
+    #[error("the database migration failed: {0}")]
+    Migrate(#[from] StoreError),
+    #[error("{0}")]
+    Command(Box<StoreError>),
+    #[error("{0}")]
+    Journal(#[from] OpenJournalError),
+    #[error("the journal is corrupt")]
+    JournalCorrupt,
+    #[error("{0}")]
+    Counts(Box<RunCountsError>),
+    #[error("{0}")]
+    Gateway(#[from] recovery::RecoverGatewayError),
+    #[error("{0}")]
+    Compare(#[from] CompareError),
+    #[error("{0}")]
+    Dead(Box<RunDeadError>),
+    #[error("there is no database: DATABASE_URL is not set, and {0} contains no cluster")]
+    NoCluster(PathBuf),
+    #[error("the thread {0} died; its state may be inconsistent")]
+    ThreadDied(String),
+    #[error(
+        "shutdown forced by a second signal; {0} acknowledged events are not stored, and remain in the journal for the next start"
+    )]
+    StopForced(u64),
+    #[error(
+        "SHUTDOWN_TIMEOUT_MS has passed and the journal is unavailable; {0} acknowledged events are not stored"
+    )]
+    Undrained(u64),
+}
+
+impl RunServerError {
+    pub fn exit_code(&self) -> ExitCode {
+        match self {
+            // The exit code of invalid settings: these errors are in files or URLs given by
+            // settings.
+            Self::Target(_) | Self::Identity(_) | Self::Tokens(_) => ExitCode::from(2),
+            // EX_SOFTWARE of sysexits(3).
+            Self::ThreadDied(_) => ExitCode::from(70),
+            Self::DataDir { .. }
+            | Self::DataDirInUse(_)
+            | Self::Listen { .. }
+            | Self::Thread(_)
+            | Self::Acceptor(_)
+            | Self::Signals(_)
+            | Self::Cluster(_)
+            | Self::Migrate(_)
+            | Self::Command(_)
+            | Self::Journal(_)
+            | Self::JournalCorrupt
+            | Self::Counts(_)
+            | Self::Gateway(_)
+            | Self::Compare(_)
+            | Self::Dead(_)
+            | Self::NoCluster(_)
+            | Self::StopForced(_)
+            | Self::Undrained(_) => ExitCode::FAILURE,
+        }
+    }
+}

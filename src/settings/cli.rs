@@ -1,0 +1,145 @@
+//! The subcommands of the command line.
+
+use clap::{Arg, ArgAction, ArgMatches, Command};
+
+use crate::access::NewToken;
+use crate::commands::counts::{self, CountsCommand};
+use crate::commands::dead::{self, DeadCommand};
+use crate::gateway::compare::CompareCommand;
+
+/// The selected subcommand.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum CliCommand {
+    Serve,
+    CheckConfig,
+    Migrate,
+    History,
+    JournalInspect,
+    Dead(DeadCommand),
+    Counts(CountsCommand),
+    GatewayCompare(CompareCommand),
+    CreateToken(NewToken),
+    RetentionRun {
+        /// Report what would be deleted, without deleting.
+        dry_run: bool,
+    },
+}
+
+/// Adds the subcommands to `program`, in the order of the help text.
+pub(super) fn add_subcommands(program: Command) -> Command {
+    program
+        .subcommand(Command::new("serve").about("Run the server (the default)"))
+        .subcommand(Command::new("check-config").about("Validate and print the settings, and exit"))
+        .subcommand(Command::new("migrate").about("Migrate the database schema and exit"))
+        .subcommand(token_command())
+        .subcommand(Command::new("history").about("Print the metrics history of DATA_DIR as a table"))
+        .subcommand(dead::command())
+        .subcommand(counts::command())
+        .subcommand(gateway_command())
+        .subcommand(
+            Command::new("retention").about("Remove expired events").subcommand_required(true).subcommand(
+                Command::new("run").about("Remove events older than RETENTION_DAYS now, and exit").arg(
+                    Arg::new("DRY_RUN")
+                        .long("dry-run")
+                        .action(ArgAction::SetTrue)
+                        .help("Print what would be removed, without removing it"),
+                ),
+            ),
+        )
+        .subcommand(
+            Command::new("journal")
+                .about("Inspect the journal in DATA_DIR")
+                .subcommand_required(true)
+                .subcommand(Command::new("inspect").about("Print the contents of each segment; read-only")),
+        )
+}
+
+fn token_command() -> Command {
+    let arg = |name: &'static str, value: &'static str, help: &'static str| {
+        Arg::new(name).long(name).value_name(value).help(help)
+    };
+    Command::new("token").about("Tokens for AUTH_TOKENS_FILE").subcommand_required(true).subcommand(
+        Command::new("create")
+            .about("Create a token: prints it once, and the line with its hash for AUTH_TOKENS_FILE")
+            .arg(arg("name", "NAME", "Name of the token's owner, used in the log").required(true))
+            .arg(arg("scopes", "LIST", "Scopes of the token: ingest, query, metrics, admin").required(true))
+            .arg(arg(
+                "services",
+                "LIST",
+                "Services the token is restricted to, percent-encoded; default: all",
+            )),
+    )
+}
+
+fn gateway_command() -> Command {
+    let arg = |name: &'static str, value: &'static str, help: &'static str| {
+        Arg::new(name).long(name).value_name(value).help(help)
+    };
+    Command::new("gateway").about("The metrics gateway").subcommand_required(true).subcommand(
+        Command::new("compare")
+            .about("Print the series that differ between a Pushgateway and this server; exit code 1 if there are any")
+            .arg(arg("pushgateway", "URL", "The Pushgateway, such as http://pushgateway:9091").required(true))
+            .arg(arg("server", "URL", "This server; default: http://HOST:PORT"))
+            .arg(arg("token", "TOKEN", "A token with the scope metrics, if the server requires one")),
+    )
+}
+
+fn gateway_compare(matches: &ArgMatches) -> Result<CliCommand, String> {
+    let url = |name: &str, default: String| {
+        let given = matches.get_one::<String>(name).cloned().unwrap_or(default);
+        super::http_url(&given)
+            .ok_or_else(|| format!("--{name} {given:?} is not a URL such as http://localhost:9091"))
+    };
+    let of = |name| matches.get_one::<String>(name).map_or("", String::as_str);
+    let (host, port) = (of("HOST"), of("PORT"));
+    let host = if host.contains(':') { format!("[{host}]") } else { host.to_owned() };
+    Ok(CliCommand::GatewayCompare(CompareCommand {
+        pushgateway: url("pushgateway", String::new())?,
+        server: url("server", format!("http://{host}:{port}"))?,
+        token: matches.get_one::<String>("token").cloned(),
+    }))
+}
+
+fn create_token(matches: &ArgMatches) -> Result<CliCommand, String> {
+    let text = |name| matches.get_one::<String>(name).map(String::as_str);
+    let (name, scopes) = (text("name").unwrap_or_default(), text("scopes").unwrap_or_default());
+    NewToken::new(name, scopes, text("services")).map(CliCommand::CreateToken)
+}
+
+/// Returns the subcommand and the matches with its flags and the settings, or the error in its
+/// arguments.
+pub(super) fn parse(matches: ArgMatches) -> Result<(CliCommand, ArgMatches), String> {
+    let Some((name, command_matches)) = matches.subcommand() else { return Ok((CliCommand::Serve, matches)) };
+    let own = || command_matches.clone();
+    // For nested subcommands, the innermost matches contain the flags.
+    let inner = || command_matches.subcommand().map_or_else(own, |(_, inner)| inner.clone());
+    Ok(match name {
+        "check-config" => (CliCommand::CheckConfig, own()),
+        "migrate" => (CliCommand::Migrate, own()),
+        "history" => (CliCommand::History, own()),
+        "dead" => {
+            let (command, action_matches) =
+                DeadCommand::of(command_matches).expect("BUG: clap requires a subcommand");
+            (CliCommand::Dead(command), action_matches)
+        }
+        "counts" => {
+            let (command, action_matches) =
+                CountsCommand::of(command_matches).expect("BUG: clap requires a subcommand");
+            (CliCommand::Counts(command), action_matches)
+        }
+        "journal" => (CliCommand::JournalInspect, inner()),
+        "gateway" => {
+            let inner = inner();
+            (gateway_compare(&inner)?, inner)
+        }
+        "token" => {
+            let inner = inner();
+            (create_token(&inner)?, inner)
+        }
+        "retention" => {
+            let run_matches = inner();
+            (CliCommand::RetentionRun { dry_run: run_matches.get_flag("DRY_RUN") }, run_matches)
+        }
+        _ => (CliCommand::Serve, own()),
+    })
+}
