@@ -12,6 +12,7 @@
 //! group must be checked together.
 
 pub mod api_v1;
+pub mod apply;
 pub mod compare;
 pub mod exposition;
 pub mod file;
@@ -45,12 +46,13 @@ use crate::clock::{Clock, Moment};
 use crate::http::problem::{FieldError, FieldErrors};
 use crate::journal::{Durability, DurabilityCallback};
 use crate::metrics::gateway::{GatewayMetrics, PushApi, RefusalReason};
+use apply::ApplyPushError;
 use forward::{ForwardQueue, ForwardRequest};
 use grouping_key::GroupingKey;
 use idempotency::{KeyHash, PushCounts};
 use metric::{Block, ParsedBody};
 use push::ParsedPush;
-use state::{ApplyPushError, GatewayState, Name, Owner, Snapshot};
+use state::{GatewayState, Name, Owner, Snapshot};
 use validate::{ValidatePushError, validate_push};
 
 /// Bytes of records that may wait for the log thread. More wait only if the disk has stalled.

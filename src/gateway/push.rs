@@ -4,11 +4,11 @@
 
 use std::borrow::Cow;
 
+use super::apply::{Change, SampleUpdate};
 use super::metric::{
     Histogram, Label, MetricKind, is_label_name, is_metric_name, is_reserved_label, parse_float,
     render_labels,
 };
-use super::state::{Change, SampleUpdate};
 use super::validate::{BUCKETS_MAX, LABELS_MAX, NAME_BYTES_MAX, VALUE_BYTES_MAX};
 use crate::http::problem::{ECHO_BYTES_MAX, FieldError, FieldErrors};
 use crate::json::text::{truncate, unescape};

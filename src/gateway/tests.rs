@@ -537,11 +537,11 @@ proptest! {
         };
         for (value, observed) in &values {
             let change = if *observed {
-                state::Change::Observe { value: *value, bounds: bounds.clone() }
+                apply::Change::Observe { value: *value, bounds: bounds.clone() }
             } else {
-                state::Change::Merge(merged(*value))
+                apply::Change::Merge(merged(*value))
             };
-            let update = state::SampleUpdate { name: "h".into(), kind: MetricKind::Histogram, help: String::new(), labels: "".into(), change };
+            let update = apply::SampleUpdate { name: "h".into(), kind: MetricKind::Histogram, help: String::new(), labels: "".into(), change };
             state.apply(&update, (Moment::ZERO, 0.0), |_, _| {}).unwrap();
         }
         let page = render_all(state.snapshot(), ExpositionFormat::Text);
@@ -552,10 +552,10 @@ proptest! {
         }
         let count = format!("h_count {}\n", values.len());
         prop_assert!(page.contains(&count));
-        let other = state::Change::Merge(Histogram { buckets: vec![(2.0, 1)], sum: 1.0, count: 1 });
-        let update = state::SampleUpdate { name: "h".into(), kind: MetricKind::Histogram, help: String::new(), labels: "".into(), change: other };
+        let other = apply::Change::Merge(Histogram { buckets: vec![(2.0, 1)], sum: 1.0, count: 1 });
+        let update = apply::SampleUpdate { name: "h".into(), kind: MetricKind::Histogram, help: String::new(), labels: "".into(), change: other };
         let refused = state.apply(&update, (Moment::ZERO, 0.0), |_, _| ());
-        let is_refused = matches!(refused, Err(state::ApplyPushError::BucketMismatch(_)));
+        let is_refused = matches!(refused, Err(apply::ApplyPushError::BucketMismatch(_)));
         prop_assert!(is_refused, "{:?}", refused);
     }
 }

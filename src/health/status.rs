@@ -273,18 +273,18 @@ impl Status {
     /// if they are missing or stale.
     pub fn health_business(&self, response: &mut Response) {
         let latest = self.business.latest();
-        let age = latest.as_ref().map(|figures| self.clock.wall().micros() - figures.as_of.micros());
+        let age = latest.as_ref().map(|metrics| self.clock.wall().micros() - metrics.as_of.micros());
         let fresh = age.is_some_and(|micros| micros < BUSINESS_STALE_MICROS);
-        let figures = latest.as_deref();
-        let hours = figures.map_or(&[][..], |figures| &figures.hours);
-        let services = figures.map_or(&[][..], |figures| &figures.services);
+        let metrics = latest.as_deref();
+        let hours = metrics.map_or(&[][..], |metrics| &metrics.hours);
+        let services = metrics.map_or(&[][..], |metrics| &metrics.services);
         let business = BusinessHealth {
             status: if fresh { HealthStatus::Healthy } else { HealthStatus::Degraded },
-            as_of: figures.map(|figures| figures.as_of.to_string()),
-            total_events: figures.map(|figures| figures.total),
-            events_last_24h: figures.map(|figures| figures.last_24h),
-            events_last_hour: figures.map(|figures| figures.last_hour),
-            average_events_per_minute: figures.map(BusinessMetrics::per_minute),
+            as_of: metrics.map(|metrics| metrics.as_of.to_string()),
+            total_events: metrics.map(|metrics| metrics.total),
+            events_last_24h: metrics.map(|metrics| metrics.last_24h),
+            events_last_hour: metrics.map(|metrics| metrics.last_hour),
+            average_events_per_minute: metrics.map(BusinessMetrics::per_minute),
             events_by_service: services.iter().map(|(service, events)| (service.as_str(), *events)).collect(),
             top_services: services
                 .iter()
@@ -318,12 +318,12 @@ impl Status {
     }
 
     fn journal_health(&self, inputs: &HealthInputs) -> JournalHealth {
-        let figures = &self.journal.metrics;
+        let metrics = &self.journal.metrics;
         JournalHealth {
             status: inputs.journal(),
             recovering: self.journal.is_recovering(),
-            segments: figures.segments.load(Ordering::Relaxed),
-            bytes: figures.bytes.load(Ordering::Relaxed),
+            segments: metrics.segments.load(Ordering::Relaxed),
+            bytes: metrics.bytes.load(Ordering::Relaxed),
             disk_free_bytes: self.disk.bytes().0,
         }
     }
