@@ -43,13 +43,13 @@ fn main() -> ExitCode {
     }
     logging::init(settings.log_level, settings.log_format, &clock);
     let result = match command {
-        CliCommand::Migrate => server::migrate(&settings, &clock),
-        CliCommand::RetentionRun { dry_run } => server::retention(&settings, &clock, dry_run),
-        CliCommand::History => server::history(&settings).map(|table| print(&table)),
-        CliCommand::JournalInspect => server::inspect_journal(&settings),
-        CliCommand::Counts(command) => server::counts(&settings, &clock, command),
-        CliCommand::Dead(command) => server::dead(&settings, &clock, &command),
-        CliCommand::GatewayCompare(command) => server::compare(&command),
+        CliCommand::Migrate => server::commands::migrate(&settings, &clock),
+        CliCommand::RetentionRun { dry_run } => server::commands::retention(&settings, &clock, dry_run),
+        CliCommand::History => server::commands::history(&settings).map(|table| print(&table)),
+        CliCommand::JournalInspect => server::commands::inspect_journal(&settings),
+        CliCommand::Counts(command) => server::commands::counts(&settings, &clock, command),
+        CliCommand::Dead(command) => server::commands::dead(&settings, &clock, &command),
+        CliCommand::GatewayCompare(command) => server::commands::compare(&command),
         CliCommand::Serve | CliCommand::CheckConfig | CliCommand::CreateToken(_) => {
             server::run(&settings, &clock)
         }

@@ -1,6 +1,7 @@
 //! Builds the stages of the pipeline, starts their threads, and stops them in the order of the data
-//! flow. Also runs the one-shot commands.
+//! flow.
 
+pub mod commands;
 mod error;
 mod stages;
 
@@ -11,7 +12,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
-use crossbeam::channel::{Receiver, RecvError, RecvTimeoutError, bounded, select};
+use crossbeam::channel::{Receiver, RecvError, RecvTimeoutError, select};
 use signal_hook::consts::{SIGHUP, SIGTERM, SIGUSR1, SIGUSR2};
 
 pub use error::RunServerError;
@@ -22,9 +23,6 @@ use crate::api::ApiHandler;
 use crate::api::router::LABELS;
 use crate::buffer::Buffer;
 use crate::clock::Clock;
-use crate::commands::counts::CountsCommand;
-use crate::commands::dead::DeadCommand;
-use crate::gateway::compare::CompareCommand;
 use crate::gateway::handlers::GatewayHandlers;
 use crate::health::ProbeState;
 use crate::health::status::Status;
@@ -36,11 +34,10 @@ use crate::journal::{
 };
 use crate::lifecycle::{Lifecycle, LifecycleEvent, LifecyclePhase};
 use crate::logging;
-use crate::metrics::history::{History, format_table};
 use crate::metrics::{BusinessCache, DiskSpace, HttpMetrics, Ledger, Sampler, WriterMetrics};
 use crate::settings::{HttpEngine, Settings};
 use crate::storage::postgres::embedded::{Cluster, ClusterError, ClusterLimits, ClusterSupervisor};
-use crate::storage::postgres::{ConnectTarget, PostgresLimits as StoreLimits, PostgresRepository};
+use crate::storage::postgres::{ConnectTarget, PostgresLimits, PostgresRepository};
 use crate::storage::{Breaker, BreakerLimits, EventRepository};
 use crate::writer::{BatchLimits, Drain, Writer, WriterDeps};
 
@@ -84,38 +81,6 @@ pub fn run(settings: &Settings, clock: &Clock) -> Result<(), RunServerError> {
     served
 }
 
-/// `aurore-events migrate`.
-pub fn migrate(settings: &Settings, clock: &Clock) -> Result<(), RunServerError> {
-    let _lock = if settings.database_url.is_none() { Some(lock_data_dir(&settings.data_dir)?) } else { None };
-    let (repository, cluster) = open_database(settings, clock)?;
-    let migrated = repository.prepare(clock.wall()).and_then(|()| repository.drain_default_partition());
-    drop(repository);
-    stop(cluster);
-    migrated?;
-    log::info!("the database schema is up to date");
-    Ok(())
-}
-
-/// `aurore-events history`: returns the table. Read-only; a server may be running.
-pub fn history(settings: &Settings) -> Result<String, RunServerError> {
-    let failed = |error| RunServerError::DataDir { path: settings.data_dir.clone(), error };
-    let history = History::new(&settings.data_dir, settings.history_bytes_max);
-    let (entries, unreadable) = history.read().map_err(failed)?;
-    if unreadable > 0 {
-        log::warn!(lines = unreadable; "some lines of the metrics history are unreadable");
-    }
-    Ok(format_table(&entries))
-}
-
-/// `aurore-events journal inspect`.
-pub fn inspect_journal(settings: &Settings) -> Result<(), RunServerError> {
-    let path = settings.data_dir.join(JOURNAL_DIR);
-    let failed = |error| RunServerError::from(OpenJournalError::Io { path: path.clone(), error });
-    let disk = OsDirectory::open_existing(path.clone()).map_err(failed)?;
-    let whole = journal::inspect::inspect(&disk, &mut std::io::stdout().lock()).map_err(failed)?;
-    if whole { Ok(()) } else { Err(RunServerError::JournalCorrupt) }
-}
-
 /// Opens the journal directory and returns it with the segments left by an earlier process.
 pub fn open_journal(data_dir: &Path) -> Result<(Arc<dyn Filesystem>, Vec<ExistingSegment>), RunServerError> {
     let path = data_dir.join(JOURNAL_DIR);
@@ -124,88 +89,6 @@ pub fn open_journal(data_dir: &Path) -> Result<(Arc<dyn Filesystem>, Vec<Existin
     let found = journal::scan_segments(&disk).map_err(failed)??;
     log_recovered_journal(&found);
     Ok((Arc::new(disk), found))
-}
-
-/// `aurore-events dead`.
-pub fn dead(settings: &Settings, clock: &Clock, command: &DeadCommand) -> Result<(), RunServerError> {
-    let database = CommandDatabase::open(settings, clock)?;
-    let done = command.run(&database.repository, clock, &mut std::io::stdout().lock());
-    database.close();
-    done.map_err(|error| RunServerError::Dead(Box::new(error)))
-}
-
-/// `aurore-events counts`.
-pub fn counts(settings: &Settings, clock: &Clock, command: CountsCommand) -> Result<(), RunServerError> {
-    let database = CommandDatabase::open(settings, clock)?;
-    let done = command.run(&database.repository, &mut std::io::stdout().lock());
-    database.close();
-    done.map_err(|error| RunServerError::Counts(Box::new(error)))
-}
-
-/// `aurore-events retention run`.
-pub fn retention(settings: &Settings, clock: &Clock, dry_run: bool) -> Result<(), RunServerError> {
-    let database = CommandDatabase::open(settings, clock)?;
-    database.repository.prepare(clock.wall())?;
-    let retention =
-        stages::retention(settings, database.repository.clone(), breaker(settings), Arc::default(), clock);
-    let done = if dry_run {
-        retention.preview().map(|preview| {
-            #[expect(clippy::print_stdout, reason = "the command output")]
-            {
-                println!("{preview}");
-            }
-        })
-    } else {
-        // There is no graceful stop: a signal ends the process, and the next sweep continues.
-        let (_stop, stopped) = bounded::<()>(0);
-        retention.sweep(&stopped).map(drop)
-    };
-    drop(retention);
-    database.close();
-    done.map_err(|error| RunServerError::Command(Box::new(error)))
-}
-
-/// The database of a command. Connects to the private cluster of a running server if there is one;
-/// otherwise starts the cluster for the duration of the command.
-struct CommandDatabase {
-    repository: Arc<PostgresRepository>,
-    cluster: Option<Cluster>,
-    _lock: Option<File>,
-}
-
-impl CommandDatabase {
-    fn open(settings: &Settings, clock: &Clock) -> Result<Self, RunServerError> {
-        let own_cluster = settings.data_dir.join("postgres");
-        let (lock, target, cluster) = match &settings.database_url {
-            Some(url) => (None, ConnectTarget::parse(url)?, None),
-            None if !own_cluster.is_dir() => {
-                return Err(RunServerError::NoCluster(settings.data_dir.clone()));
-            }
-            None => match lock_data_dir(&settings.data_dir) {
-                Ok(lock) => {
-                    let cluster = Cluster::start(&settings.data_dir, ClusterLimits::default(), clock)?;
-                    (Some(lock), cluster.target(), Some(cluster))
-                }
-                Err(RunServerError::DataDirInUse(_)) => {
-                    (None, Cluster::running_target(&settings.data_dir)?, None)
-                }
-                Err(error) => return Err(error),
-            },
-        };
-        let limits = StoreLimits { connections_max: 2, ..StoreLimits::default() };
-        let repository = Arc::new(PostgresRepository::new(&target, limits));
-        Ok(Self { repository, cluster, _lock: lock })
-    }
-
-    fn close(self) {
-        drop(self.repository);
-        stop(self.cluster);
-    }
-}
-
-/// `aurore-events gateway compare`.
-pub fn compare(command: &CompareCommand) -> Result<(), RunServerError> {
-    Ok(command.run(&mut std::io::stdout().lock())?)
 }
 
 /// Locks the data directory, so that two servers cannot share it. The kernel releases the lock when
@@ -259,7 +142,7 @@ fn open_database(
         (cluster.target(), Some(cluster))
     };
     log::info!(embedded = cluster.is_some(); "storing into {}", target.describe());
-    let limits = StoreLimits { connections_max: settings.db_pool_max, ..StoreLimits::default() };
+    let limits = PostgresLimits { connections_max: settings.db_pool_max, ..PostgresLimits::default() };
     Ok((Arc::new(PostgresRepository::new(&target, limits)), cluster))
 }
 

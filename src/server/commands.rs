@@ -1,0 +1,134 @@
+//! The one-shot commands: each opens the data directory or the database, runs to its end, and prints its result.
+
+use std::fs::File;
+use std::sync::Arc;
+
+use crossbeam::channel::bounded;
+
+use super::error::RunServerError;
+use super::{JOURNAL_DIR, breaker, lock_data_dir, open_database, stages, stop};
+use crate::clock::Clock;
+use crate::commands::counts::CountsCommand;
+use crate::commands::dead::DeadCommand;
+use crate::gateway::compare::CompareCommand;
+use crate::journal::filesystem::OsDirectory;
+use crate::journal::{self, OpenJournalError};
+use crate::metrics::history::{History, format_table};
+use crate::settings::Settings;
+use crate::storage::EventRepository;
+use crate::storage::postgres::embedded::{Cluster, ClusterLimits};
+use crate::storage::postgres::{ConnectTarget, PostgresLimits, PostgresRepository};
+
+/// `aurore-events migrate`.
+pub fn migrate(settings: &Settings, clock: &Clock) -> Result<(), RunServerError> {
+    let _lock = if settings.database_url.is_none() { Some(lock_data_dir(&settings.data_dir)?) } else { None };
+    let (repository, cluster) = open_database(settings, clock)?;
+    let migrated = repository.prepare(clock.wall()).and_then(|()| repository.drain_default_partition());
+    drop(repository);
+    stop(cluster);
+    migrated?;
+    log::info!("the database schema is up to date");
+    Ok(())
+}
+
+/// `aurore-events history`: returns the table. Read-only; a server may be running.
+pub fn history(settings: &Settings) -> Result<String, RunServerError> {
+    let failed = |error| RunServerError::DataDir { path: settings.data_dir.clone(), error };
+    let history = History::new(&settings.data_dir, settings.history_bytes_max);
+    let (entries, unreadable) = history.read().map_err(failed)?;
+    if unreadable > 0 {
+        log::warn!(lines = unreadable; "some lines of the metrics history are unreadable");
+    }
+    Ok(format_table(&entries))
+}
+
+/// `aurore-events journal inspect`.
+pub fn inspect_journal(settings: &Settings) -> Result<(), RunServerError> {
+    let path = settings.data_dir.join(JOURNAL_DIR);
+    let failed = |error| RunServerError::from(OpenJournalError::Io { path: path.clone(), error });
+    let disk = OsDirectory::open_existing(path.clone()).map_err(failed)?;
+    let whole = journal::inspect::inspect(&disk, &mut std::io::stdout().lock()).map_err(failed)?;
+    if whole { Ok(()) } else { Err(RunServerError::JournalCorrupt) }
+}
+
+/// `aurore-events dead`.
+pub fn dead(settings: &Settings, clock: &Clock, command: &DeadCommand) -> Result<(), RunServerError> {
+    let database = CommandDatabase::open(settings, clock)?;
+    let done = command.run(&database.repository, clock, &mut std::io::stdout().lock());
+    database.close();
+    done.map_err(|error| RunServerError::Dead(Box::new(error)))
+}
+
+/// `aurore-events counts`.
+pub fn counts(settings: &Settings, clock: &Clock, command: CountsCommand) -> Result<(), RunServerError> {
+    let database = CommandDatabase::open(settings, clock)?;
+    let done = command.run(&database.repository, &mut std::io::stdout().lock());
+    database.close();
+    done.map_err(|error| RunServerError::Counts(Box::new(error)))
+}
+
+/// `aurore-events retention run`.
+pub fn retention(settings: &Settings, clock: &Clock, dry_run: bool) -> Result<(), RunServerError> {
+    let database = CommandDatabase::open(settings, clock)?;
+    database.repository.prepare(clock.wall())?;
+    let retention =
+        stages::retention(settings, database.repository.clone(), breaker(settings), Arc::default(), clock);
+    let done = if dry_run {
+        retention.preview().map(|preview| {
+            #[expect(clippy::print_stdout, reason = "the command output")]
+            {
+                println!("{preview}");
+            }
+        })
+    } else {
+        // There is no graceful stop: a signal ends the process, and the next sweep continues.
+        let (_stop, stopped) = bounded::<()>(0);
+        retention.sweep(&stopped).map(drop)
+    };
+    drop(retention);
+    database.close();
+    done.map_err(|error| RunServerError::Command(Box::new(error)))
+}
+
+/// The database of a command. Connects to the private cluster of a running server if there is one;
+/// otherwise starts the cluster for the duration of the command.
+struct CommandDatabase {
+    repository: Arc<PostgresRepository>,
+    cluster: Option<Cluster>,
+    _lock: Option<File>,
+}
+
+impl CommandDatabase {
+    fn open(settings: &Settings, clock: &Clock) -> Result<Self, RunServerError> {
+        let own_cluster = settings.data_dir.join("postgres");
+        let (lock, target, cluster) = match &settings.database_url {
+            Some(url) => (None, ConnectTarget::parse(url)?, None),
+            None if !own_cluster.is_dir() => {
+                return Err(RunServerError::NoCluster(settings.data_dir.clone()));
+            }
+            None => match lock_data_dir(&settings.data_dir) {
+                Ok(lock) => {
+                    let cluster = Cluster::start(&settings.data_dir, ClusterLimits::default(), clock)?;
+                    (Some(lock), cluster.target(), Some(cluster))
+                }
+                Err(RunServerError::DataDirInUse(_)) => {
+                    (None, Cluster::running_target(&settings.data_dir)?, None)
+                }
+                Err(error) => return Err(error),
+            },
+        };
+        let limits = PostgresLimits { connections_max: 2, ..PostgresLimits::default() };
+        let repository = Arc::new(PostgresRepository::new(&target, limits));
+        Ok(Self { repository, cluster, _lock: lock })
+    }
+
+    fn close(self) {
+        drop(self.repository);
+        stop(self.cluster);
+    }
+}
+
+/// `aurore-events gateway compare`.
+pub fn compare(command: &CompareCommand) -> Result<(), RunServerError> {
+    Ok(command.run(&mut std::io::stdout().lock())?)
+}
