@@ -1,7 +1,10 @@
-//! The subcommands of the command line.
+//! The command line: flags of the settings, and subcommands.
+
+use std::path::PathBuf;
 
 use clap::{Arg, ArgAction, ArgMatches, Command};
 
+use super::reader::Setting;
 use crate::access::NewToken;
 use crate::commands::counts::{self, CountsCommand};
 use crate::commands::dead::{self, DeadCommand};
@@ -25,8 +28,44 @@ pub enum CliCommand {
     },
 }
 
+fn flag(name: &str) -> String {
+    name.to_ascii_lowercase().replace('_', "-")
+}
+
+/// The command line: a flag for every setting, and the subcommands.
+pub(super) fn command(settings: &[Setting]) -> Command {
+    let args = settings.iter().map(|setting| {
+        let arg = Arg::new(setting.name)
+            .long(flag(setting.name))
+            .env(setting.name)
+            // DATABASE_URL may contain a password, which --help must not print.
+            .hide_env_values(true)
+            .value_name("VALUE")
+            .global(true)
+            .help(setting.help());
+        match &setting.default {
+            Some(default) => arg.default_value(default.clone()),
+            None => arg,
+        }
+    });
+    let program = Command::new("aurore-events")
+        .version(env!("CARGO_PKG_VERSION"))
+        .about("Accepts events over HTTP and stores every acknowledged event in PostgreSQL exactly once")
+        .max_term_width(110)
+        .args(args)
+        .arg(
+            Arg::new("ENV_FILE")
+                .long("env-file")
+                .value_name("FILE")
+                .global(true)
+                .value_parser(clap::value_parser!(PathBuf))
+                .help("File of NAME=value lines; flags and the environment override it"),
+        );
+    add_subcommands(program)
+}
+
 /// Adds the subcommands to `program`, in the order of the help text.
-pub(super) fn add_subcommands(program: Command) -> Command {
+fn add_subcommands(program: Command) -> Command {
     program
         .subcommand(Command::new("serve").about("Run the server (the default)"))
         .subcommand(Command::new("check-config").about("Validate and print the settings, and exit"))

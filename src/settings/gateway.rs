@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::{Setting, SettingsReader, setting};
+use super::reader::{Setting, SettingsReader};
 use crate::gateway::Ttl;
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -14,62 +14,73 @@ pub struct GatewaySettings {
     pub pushgateway_url: Option<String>,
 }
 
-pub(super) const SETTINGS: &[Setting] = &[
-    setting(
-        "PUSHED_SERIES_MAX",
-        "100000",
-        "Maximum pushed series; each histogram bucket is a series [1 to 100000000]",
-    ),
-    setting(
-        "PUSHED_MAX_BYTES",
-        "268435456",
-        "Approximate maximum memory of pushed series in bytes [65536 to 34359738368]",
-    ),
-    setting(
-        "PUSHED_TTL",
-        "1h",
-        "Time to live of a series of /metrics/push after its last push: milliseconds, or with s, m, h or d; \
-         0 is forever [0 to 3650d]",
-    ),
-    setting(
-        "PUSHED_GROUP_TTL",
-        "0",
-        "Time to live of groups of the Pushgateway protocol; 0 is forever, as in Pushgateway [0 to 3650d]",
-    ),
-    Setting {
-        name: "PUSHGATEWAY_URL",
-        default: None,
-        help: "Pushgateway to which every push is also forwarded, such as http://pushgateway:9091. \
-               Unset: pushes are not forwarded",
-    },
-];
+/// The longest TTL.
+const TTL_DAYS_MAX: u64 = 3650;
+
+const DAY_MS: u64 = 86_400_000;
 
 impl GatewaySettings {
     pub(super) fn read(from: &mut SettingsReader<'_>) -> Self {
         Self {
-            series_max: from.number("PUSHED_SERIES_MAX", 1..=100_000_000),
-            bytes_max: from.number("PUSHED_MAX_BYTES", 1 << 16..=1 << 35),
-            lifetimes: Ttl { aggregated: ttl(from, "PUSHED_TTL"), groups: ttl(from, "PUSHED_GROUP_TTL") },
-            pushgateway_url: pushgateway_url(from),
+            series_max: from.number(
+                "PUSHED_SERIES_MAX",
+                100_000,
+                1..=100_000_000,
+                "Maximum pushed series; each histogram bucket is a series",
+            ),
+            bytes_max: from.number(
+                "PUSHED_MAX_BYTES",
+                256 << 20,
+                1 << 16..=1 << 35,
+                "Approximate maximum memory of pushed series in bytes",
+            ),
+            lifetimes: Ttl {
+                aggregated: ttl(
+                    from,
+                    "PUSHED_TTL",
+                    "1h",
+                    "Time to live of a series of /metrics/push after its last push: milliseconds, or with \
+                     s, m, h or d; 0 is forever",
+                ),
+                groups: ttl(
+                    from,
+                    "PUSHED_GROUP_TTL",
+                    "0",
+                    "Time to live of groups of the Pushgateway protocol; 0 is forever, as in Pushgateway",
+                ),
+            },
+            pushgateway_url: from.read(
+                Setting::optional(
+                    "PUSHGATEWAY_URL",
+                    "Pushgateway to which every push is also forwarded, such as http://pushgateway:9091. \
+                     Unset: pushes are not forwarded",
+                )
+                .secret(),
+                |text| match text {
+                    "" => Ok(None),
+                    url => http_url(url).map(Some).ok_or("a URL such as http://pushgateway:9091".into()),
+                },
+            ),
         }
     }
 }
 
-fn ttl(from: &mut SettingsReader<'_>, name: &str) -> Option<Duration> {
-    let text = from.text(name);
-    match parse_duration(&text) {
-        Some(found) if found.is_zero() => None,
-        Some(found) => Some(found),
-        None => {
-            from.push_error(name, &text, "milliseconds, or a number with ms, s, m, h or d, up to 3650d");
-            None
-        }
-    }
+fn ttl(
+    from: &mut SettingsReader<'_>,
+    name: &'static str,
+    default: &str,
+    help: &'static str,
+) -> Option<Duration> {
+    let setting = Setting::new(name, default, help).bounds(format!("0 to {TTL_DAYS_MAX}d"));
+    let ttl = from.read(setting, |text| {
+        parse_duration(text)
+            .ok_or_else(|| format!("milliseconds, or a number with ms, s, m, h or d, up to {TTL_DAYS_MAX}d"))
+    });
+    Some(ttl).filter(|ttl| !ttl.is_zero())
 }
 
 /// Parses `90000`, `90s`, `1h`; without a unit, milliseconds.
 fn parse_duration(text: &str) -> Option<Duration> {
-    const DAY_MS: u64 = 86_400_000;
     let digits = text.find(|char: char| !char.is_ascii_digit()).unwrap_or(text.len());
     let (number, unit) = text.split_at(digits);
     let factor = match unit {
@@ -80,8 +91,8 @@ fn parse_duration(text: &str) -> Option<Duration> {
         "d" => DAY_MS,
         _ => return None,
     };
-    let millis = number.parse::<u64>().ok()?.checked_mul(factor).filter(|millis| *millis <= 3650 * DAY_MS)?;
-    Some(Duration::from_millis(millis))
+    let millis = number.parse::<u64>().ok()?.checked_mul(factor)?;
+    (millis <= TTL_DAYS_MAX * DAY_MS).then(|| Duration::from_millis(millis))
 }
 
 /// Returns `text` without trailing slashes if it is an HTTP base URL.
@@ -89,19 +100,6 @@ pub fn http_url(text: &str) -> Option<String> {
     let rest = text.strip_prefix("http://").or_else(|| text.strip_prefix("https://"))?;
     let good = !rest.is_empty() && !rest.starts_with('/') && !text.contains(['?', '#', ' ']);
     good.then(|| text.trim_end_matches('/').to_owned())
-}
-
-fn pushgateway_url(from: &mut SettingsReader<'_>) -> Option<String> {
-    let text = from.text("PUSHGATEWAY_URL");
-    if text.is_empty() {
-        return None;
-    }
-    let url = http_url(&text);
-    if url.is_none() {
-        let shown = super::redact_password(&text);
-        from.push_error("PUSHGATEWAY_URL", &shown, "a URL such as http://pushgateway:9091");
-    }
-    url
 }
 
 #[cfg(test)]
