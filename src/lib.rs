@@ -14,6 +14,7 @@ pub mod server;
 
 pub mod event;
 pub mod json;
+pub mod recordlog;
 
 pub mod http;
 

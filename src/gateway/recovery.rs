@@ -4,11 +4,12 @@ use std::collections::BTreeMap;
 use std::io;
 use std::sync::Arc;
 
-use super::file::{self, DecodeWalHeaderError, FileDamage, FileKind};
+use super::file::{self, FileKind};
 use super::record::WalRecord;
 use super::state::GatewayState;
 use crate::clock::Moment;
 use crate::journal::filesystem::Filesystem;
+use crate::recordlog::{Damage, DecodeHeaderError, OpenError};
 
 /// The files found and the damage in them.
 #[derive(Clone, Debug, Default)]
@@ -17,7 +18,7 @@ pub struct GatewayRecovery {
     pub logs: BTreeMap<u64, u64>,
     pub snapshot_bytes: u64,
     pub next_number: u64,
-    pub damage: FileDamage,
+    pub damage: Damage,
     /// Data is missing, so that a snapshot must be taken. A torn tail does not count.
     pub is_incomplete: bool,
     pub records: u64,
@@ -26,7 +27,7 @@ pub struct GatewayRecovery {
 #[derive(Debug, thiserror::Error)]
 pub enum RecoverGatewayError {
     #[error("cannot read the gateway file {name}: {error}")]
-    NewerVersion { name: String, error: DecodeWalHeaderError },
+    NewerVersion { name: String, error: DecodeHeaderError },
     #[error("cannot read the gateway files in DATA_DIR/gateway: {0}")]
     Io(#[from] io::Error),
 }
@@ -90,13 +91,19 @@ fn read_file(
         records += 1;
         replay(state, record, now)
     });
-    let damage = damage.map_err(|error| RecoverGatewayError::NewerVersion { name: name.clone(), error })?;
+    let damage = damage.map_err(|error| match error {
+        OpenError::UnsupportedVersion(error) => {
+            RecoverGatewayError::NewerVersion { name: name.clone(), error }
+        }
+        OpenError::Io(error) => RecoverGatewayError::Io(error),
+    })?;
+    let corrupt_ranges = damage.corrupt_ranges + u64::from(damage.header_corrupt);
     recovered.records += records;
-    recovered.damage.corrupt_ranges += damage.corrupt_ranges;
+    recovered.damage.corrupt_ranges += corrupt_ranges;
     recovered.damage.torn_bytes += damage.torn_bytes;
-    if damage.corrupt_ranges > 0 {
+    if corrupt_ranges > 0 {
         recovered.is_incomplete = true;
-        log::error!(file = name, corrupt_ranges = damage.corrupt_ranges; "a gateway file is corrupt: its valid records are recovered, the others are lost; a copy is kept as {name}.damaged");
+        log::error!(file = name, corrupt_ranges = corrupt_ranges; "a gateway file is corrupt: its valid records are recovered, the others are lost; a copy is kept as {name}.damaged");
         let kept = disk.create(&format!("{name}.damaged")).and_then(|kept| kept.write(0, &bytes));
         if let Err(error) = kept {
             log::warn!("cannot copy the corrupt gateway file {name}: {error}");

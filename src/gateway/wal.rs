@@ -18,7 +18,7 @@ use rand::Rng;
 use rand::rngs::StdRng;
 
 use super::Gateway;
-use super::file::{self, FileKind, WalFileHeader};
+use super::file::{self, FileKind};
 use super::record;
 use super::state::{Name, Owner, Snapshot, families_of};
 use crate::clock::{Clock, Moment};
@@ -267,7 +267,7 @@ impl WalWriter {
         let mut tag = [0; 8];
         self.rng.fill_bytes(&mut tag);
         let file = self.disk.create(name)?;
-        let header = WalFileHeader { kind, number, tag }.encode();
+        let header = file::encode_header(kind, number, tag);
         file.write(0, &header)?;
         Ok(LogFile { number, tag, file, bytes: header.len() as u64 })
     }

@@ -35,7 +35,7 @@ pub fn inspect(disk: &dyn Filesystem, out: &mut dyn Write) -> io::Result<bool> {
             records += 1;
             rows += u64::from(record.rows);
         }
-        let damage = reader.damage;
+        let damage = reader.damage();
         write!(out, "{name}: {bytes} bytes, {records} records, {rows} events")?;
         if damage.header_corrupt {
             write!(out, ", the header is corrupt")?;
@@ -46,8 +46,8 @@ pub fn inspect(disk: &dyn Filesystem, out: &mut dyn Write) -> io::Result<bool> {
         if damage.torn_bytes > 0 {
             write!(out, ", {} bytes of torn tail", damage.torn_bytes)?;
         }
-        if reader.preallocated > 0 {
-            write!(out, ", {} bytes preallocated", reader.preallocated)?;
+        if reader.preallocated() > 0 {
+            write!(out, ", {} bytes preallocated", reader.preallocated())?;
         }
         writeln!(out)?;
         whole &= damage.corrupt_ranges == 0 && !damage.header_corrupt;

@@ -122,7 +122,8 @@
 //!   (`journal_torn_bytes_total`) and ignored; the segment is removed as usual.
 //! - Corrupt header: the tag is taken from the first record, if its checksum matches; otherwise the
 //!   whole file counts as a torn tail. The segment is renamed to `.damaged` in both cases. A header
-//!   that is cut off or all zeros was never synced, and only makes the file a torn tail.
+//!   that is cut off, or all zeros without a valid first record, was never synced, and only makes
+//!   the file a torn tail.
 //! - A segment that cannot be read (I/O error) is kept, also after its rows are finalized, and is
 //!   read again at the next start.
 //!

@@ -13,12 +13,12 @@ use crossbeam::sync::Parker;
 
 use super::filesystem::Filesystem;
 use super::reader::{OpenSegmentError, SegmentDamage, SegmentReader};
-use super::record::DecodeSegmentHeaderError;
 use super::refill::{RefillStopped, Refiller};
 use super::{Journal, JournalOp, SegmentUpdate, segment};
 use crate::buffer::{Buffer, RefillOrigin};
 use crate::clock::Clock;
 use crate::lifecycle::Lifecycle;
+use crate::recordlog::DecodeHeaderError;
 
 const PROBE_FILE: &str = "probe";
 
@@ -35,7 +35,7 @@ pub enum OpenJournalError {
     #[error("cannot use the journal in {path}: {error}")]
     Io { path: PathBuf, error: io::Error },
     #[error("cannot read {name} of the journal: {error}; nothing was changed")]
-    UnsupportedVersion { name: String, error: DecodeSegmentHeaderError },
+    UnsupportedVersion { name: String, error: DecodeHeaderError },
 }
 
 /// Lists the segments of earlier processes, in order, and verifies their format versions, before
@@ -188,7 +188,7 @@ impl Recovery {
                 .events_recovered
                 .fetch_add(u64::from(record.rows), Ordering::Relaxed);
         }
-        let damage = reader.damage;
+        let damage = reader.damage();
         let metrics = &self.refiller.journal.metrics;
         metrics
             .corrupt_ranges

@@ -153,7 +153,7 @@ impl Refiller {
             }
             range.span.start = reader.position();
         }
-        self.journal.metrics.corrupt_ranges.fetch_add(reader.damage.corrupt_ranges, Ordering::Relaxed);
+        self.journal.metrics.corrupt_ranges.fetch_add(reader.damage().corrupt_ranges, Ordering::Relaxed);
         Ok(Ok(()))
     }
 

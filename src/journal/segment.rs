@@ -8,9 +8,10 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use super::filesystem::{File, Filesystem};
-use super::record::{HEADER_BYTES, RECORD_HEADER_BYTES, RecordHeader, SegmentHeader};
+use super::record::{HEADER_BYTES, RECORD_HEADER_BYTES, SegmentHeader};
 use super::sync::SyncJob;
 use crate::buffer::RowBlock;
+use crate::recordlog;
 
 /// A smaller segment is not preallocated: it gets few syncs before it is sealed or removed.
 const PREALLOCATE_BYTES_MIN: u64 = 64 * 1024;
@@ -48,10 +49,12 @@ impl WriteGroup {
     }
 
     pub fn push(&mut self, segment: &Segment, block: &RowBlock) {
-        let header =
-            RecordHeader::new(segment.number, segment.tag, block.rows(), block.is_spilled(), block.bytes());
-        self.bytes.extend_from_slice(&header.encode());
-        self.bytes.extend_from_slice(block.bytes());
+        recordlog::append_record(
+            &mut self.bytes,
+            (segment.number, segment.tag),
+            (block.rows(), block.is_spilled()),
+            block.bytes(),
+        );
         self.rows += u64::from(block.rows());
     }
 

@@ -163,7 +163,7 @@ fn read(disk: &MemoryFilesystem, number: u64) -> (Vec<String>, reader::SegmentDa
     while let Some(record) = reader.next_record().unwrap() {
         messages.extend(messages_of(record.bytes));
     }
-    (messages, reader.damage)
+    (messages, reader.damage())
 }
 
 /// The bytes of a segment of these messages, and the end offset of each record.

@@ -15,7 +15,7 @@ const LAYERS: &[&[&str]] = &[
     &["buffer", "access"],
     &["metrics"],
     &["http", "storage"],
-    &["logging", "json"],
+    &["logging", "json", "recordlog"],
     &["clock", "lifecycle"],
     &["event"],
 ];
