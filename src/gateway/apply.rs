@@ -8,8 +8,6 @@ use super::metric::{Histogram, MetricKind, SeriesValue};
 /// The reason for refusing a change that conflicts with the state.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ApplyPushError {
-    #[error("{0} is a metric of this server itself")]
-    ServerMetric(String),
     #[error("{0} is a metric that the server adds to each group")]
     GroupMetric(String),
     #[error("metric {name} is already a {is} and cannot be a {wanted}")]
@@ -33,7 +31,7 @@ impl ApplyPushError {
     pub fn reason(&self) -> crate::metrics::gateway::RefusalReason {
         use crate::metrics::gateway::RefusalReason;
         match self {
-            Self::ServerMetric(_) | Self::GroupMetric(_) => RefusalReason::OwnName,
+            Self::GroupMetric(_) => RefusalReason::OwnName,
             Self::KindMismatch { .. } | Self::Collision { .. } | Self::BucketMismatch(_) => {
                 RefusalReason::Type
             }

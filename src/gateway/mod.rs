@@ -25,7 +25,6 @@ pub mod protobuf;
 pub mod push;
 pub mod record;
 pub mod recovery;
-pub mod reserved_names;
 pub mod scrape;
 pub mod state;
 pub mod text;
@@ -564,9 +563,7 @@ impl Gateway {
 /// The field of the metric that the error is reported for.
 fn field_name(conflict: &ApplyPushError) -> &'static str {
     match conflict {
-        ApplyPushError::ServerMetric(_)
-        | ApplyPushError::GroupMetric(_)
-        | ApplyPushError::Collision { .. } => "name",
+        ApplyPushError::GroupMetric(_) | ApplyPushError::Collision { .. } => "name",
         ApplyPushError::KindMismatch { .. } => "type",
         ApplyPushError::Duplicate { .. }
         | ApplyPushError::TooManySeries(_)

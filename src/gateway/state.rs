@@ -95,7 +95,6 @@ pub struct Snapshot {
 #[derive(Debug)]
 pub struct GatewayState {
     limits: GatewayLimits,
-    reserved_names: &'static [&'static str],
     maps: Snapshot,
     names: HashMap<Name, NameUsage>,
     /// Hashes of name and labels. Two series with the same hash count as duplicates; for a million
@@ -110,26 +109,19 @@ impl GatewayState {
     /// Without limits, for recovery: the records were within the limits when they were written.
     pub fn new(keys: IdempotencyKeys) -> Self {
         let limits = GatewayLimits { series_max: usize::MAX, bytes_max: usize::MAX };
-        Self::with_limits(limits, &[], keys)
+        Self::with_limits(limits, keys)
     }
 
-    /// Sets the limits for later changes. `reserved_names` must be sorted; pushes of these names
-    /// are refused.
-    pub fn set_limits(&mut self, limits: GatewayLimits, reserved_names: &'static [&'static str]) {
-        debug_assert!(reserved_names.is_sorted(), "BUG: binary search needs sorted names");
-        (self.limits, self.reserved_names) = (limits, reserved_names);
+    /// Sets the limits for later changes.
+    pub fn set_limits(&mut self, limits: GatewayLimits) {
+        self.limits = limits;
     }
 
-    fn with_limits(
-        limits: GatewayLimits,
-        reserved_names: &'static [&'static str],
-        keys: IdempotencyKeys,
-    ) -> Self {
+    fn with_limits(limits: GatewayLimits, keys: IdempotencyKeys) -> Self {
         let maps =
             Snapshot { blocks: OrdMap::new(), groups: OrdMap::new(), group_families: OrdSet::new(), keys };
         Self {
             limits,
-            reserved_names,
             maps,
             names: HashMap::new(),
             series_hashes: HashSet::default(),
@@ -287,7 +279,7 @@ impl GatewayState {
 
     /// Deletes everything but the idempotency keys. Returns the previous maps.
     pub fn wipe(&mut self) -> Snapshot {
-        let fresh = Self::with_limits(self.limits, self.reserved_names, self.maps.keys.clone());
+        let fresh = Self::with_limits(self.limits, self.maps.keys.clone());
         std::mem::replace(self, fresh).maps
     }
 
@@ -383,9 +375,6 @@ impl GatewayState {
         };
         let kind_of = |name: &str| pushed.get(name).copied().or_else(|| others(name));
         for (name, kind) in pushed {
-            if self.is_reserved_name(name) {
-                return Err(ApplyPushError::ServerMetric((*name).to_owned()));
-            }
             if let Some(other) = others(name).filter(|other| other != kind) {
                 return Err(kind_mismatch(name, other, *kind));
             }
@@ -411,13 +400,6 @@ impl GatewayState {
             }
         }
         Ok(())
-    }
-
-    /// Whether the name is a metric of this server, or a part of one of its histograms or
-    /// summaries.
-    fn is_reserved_name(&self, name: &str) -> bool {
-        let bases = ["_count", "_sum", "_bucket"].iter().filter_map(|suffix| name.strip_suffix(suffix));
-        bases.chain([name]).any(|name| self.reserved_names.binary_search(&name).is_ok())
     }
 
     /// Inserts the hashes of all series of these families, or none if one of them exists.

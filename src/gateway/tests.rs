@@ -114,10 +114,7 @@ struct TestGateway {
 fn start(disk: &Arc<FlakyFilesystem>, clock: &Clock, ttl: Ttl, limits: WalOptions) -> TestGateway {
     let mut state = GatewayState::new(IdempotencyKeys::new(KEYS));
     let found = recovery::recover(&**disk, &mut state, clock.now()).unwrap();
-    state.set_limits(
-        GatewayLimits { series_max: 10_000, bytes_max: 16 << 20 },
-        reserved_names::RESERVED_NAMES,
-    );
+    state.set_limits(GatewayLimits { series_max: 10_000, bytes_max: 16 << 20 });
     let (gateway, parker) = Gateway::new(state, ttl, None, clock.clone());
     let log = WalWriter::new(gateway.clone(), disk.clone(), limits, clock.clone(), parker, &found);
     TestGateway { gateway, log, recovered: found }

@@ -19,7 +19,7 @@ use crate::gateway::forward::{ForwardQueue, Forwarder};
 use crate::gateway::idempotency::{IdempotencyKeys, KeyLimits};
 use crate::gateway::state::{self, GatewayState};
 use crate::gateway::wal::{WalOptions, WalWriter};
-use crate::gateway::{self, Gateway, reserved_names, scrape};
+use crate::gateway::{self, Gateway, scrape};
 use crate::health::DatabaseProbe;
 use crate::health::status::Status;
 use crate::http::tls::{LoadIdentityError, TlsIdentity};
@@ -138,10 +138,7 @@ pub(super) fn gateway(
     let mut state = GatewayState::new(IdempotencyKeys::new(IDEMPOTENCY_LIMITS));
     let found = gateway::recovery::recover(&disk, &mut state, clock.now())?;
     let limits = &settings.gateway;
-    state.set_limits(
-        state::GatewayLimits { series_max: limits.series_max, bytes_max: limits.bytes_max },
-        reserved_names::RESERVED_NAMES,
-    );
+    state.set_limits(state::GatewayLimits { series_max: limits.series_max, bytes_max: limits.bytes_max });
     if found.records > 0 {
         log::info!(series = state.samples(), groups = state.groups(); "the gateway's state was recovered");
     }
