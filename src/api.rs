@@ -21,7 +21,7 @@ use crate::http::{Continuation, Handler, HandlerResult, Headers, Method, Promise
 use crate::ingest::IngestLimits;
 use crate::journal::Durability;
 use crate::metrics::HttpMetrics;
-use crate::query::{ExportOptions, Format, QueryRequest, QueryService};
+use crate::query::{ExportFormat, ExportOptions, QueryRequest, QueryService};
 use gateway::PushContext;
 use intake::{Intake, IntakeOutcome, LongBody};
 use router::{MatchedRoute, Route};
@@ -269,12 +269,12 @@ impl Handler for ApiHandler {
 }
 
 /// The export format, if `Accept` prefers one to JSON.
-fn export_format(headers: Headers<'_>) -> Option<Format> {
+fn export_format(headers: Headers<'_>) -> Option<ExportFormat> {
     const OFFERS: [&str; 3] = ["application/json", "application/x-ndjson", "text/csv"];
     let accept = headers.get("Accept").and_then(|accept| str::from_utf8(accept).ok())?;
     match preferred_media_type(accept, &OFFERS)? {
-        1 => Some(Format::Ndjson),
-        2 => Some(Format::Csv),
+        1 => Some(ExportFormat::Ndjson),
+        2 => Some(ExportFormat::Csv),
         _ => None,
     }
 }

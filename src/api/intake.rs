@@ -17,7 +17,9 @@ use crate::http::{
     ContentCoding, DecompressBodyError, DecompressLimits, Decompressor, Headers, Promise, Request, Response,
     problem,
 };
-use crate::ingest::{self, BodyFormat, DecodedRequest, IngestDecoder, IngestHeaders, IngestLimits};
+use crate::ingest::{
+    self, BodyFormat, DecodedRequest, IngestDecoder, IngestHeaders, IngestLimits, RetainedHeaders,
+};
 use crate::journal::Durability;
 use crate::lifecycle::LifecyclePhase;
 use crate::metrics::DropReason;
@@ -53,6 +55,7 @@ pub(super) struct LongBody(Option<Box<DecodeState>>);
 
 /// Decoding state of one long body. An acceptor processes one long body at a time.
 struct DecodeState {
+    headers: RetainedHeaders,
     decompressor: Decompressor,
     ingest: IngestDecoder,
     now: Timestamp,
@@ -145,28 +148,31 @@ impl Intake {
             state
         } else {
             // Time may have passed since `post` checked the request.
-            if admission.check_request(services, request, response).is_none() {
+            let Some(headers) = admission.check_request(services, request, response) else {
                 return IntakeOutcome::Answered;
-            }
-            let (decompressor, ingest) = (self.decompressor.fork(), self.ingest.fork());
-            Box::new(DecodeState { decompressor, ingest, now: admission.clock.wall(), decompressed: false })
+            };
+            Box::new(DecodeState {
+                headers: RetainedHeaders::new(&headers),
+                decompressor: self.decompressor.fork(),
+                ingest: self.ingest.fork(),
+                now: admission.clock.wall(),
+                decompressed: false,
+            })
         };
-        let Ok(headers) = IngestHeaders::parse(request.headers) else {
-            unreachable!("BUG: the same headers were valid before");
-        };
-        let headers = IngestHeaders { services, ..headers };
-        if !state.decompressed {
-            match state.decompressor.decode_slice(headers.coding, request.body, DECOMPRESS_SLICE_BYTES) {
-                Ok(complete) => state.decompressed = complete,
+        let DecodeState { headers, decompressor, ingest, now, decompressed } = &mut *state;
+        let headers = headers.borrow(services);
+        if !*decompressed {
+            match decompressor.decode_slice(headers.coding, request.body, DECOMPRESS_SLICE_BYTES) {
+                Ok(complete) => *decompressed = complete,
                 Err(error) => return admission.reject_undecodable(error, response),
             }
             return IntakeOutcome::Yield(LongBody(Some(state)));
         }
-        let body = state.decompressor.decompressed(headers.coding, request.body);
-        if !state.ingest.decode_slice(headers, body, state.now, DECODE_SLICE_BYTES) {
+        let body = decompressor.decompressed(headers.coding, request.body);
+        if !ingest.decode_slice(headers, body, *now, DECODE_SLICE_BYTES) {
             return IntakeOutcome::Yield(LongBody(Some(state)));
         }
-        admission.admit(headers, &state.ingest.decoded(), response)
+        admission.admit(headers, &ingest.decoded(), response)
     }
 
     /// Fulfils `promise` with `response` once the events are durable at `level`, or with 503 if

@@ -1,9 +1,10 @@
 //! The names and the format of the gateway's logs and snapshots: [`recordlog`](crate::recordlog)
 //! files with a kind. Each record has one item, a change or a part of a snapshot.
 
-use crate::recordlog::{self, Damage, FileHeader, Format, OpenError, Scan};
+use crate::recordlog::{self, Damage, FileFormat, FileHeader, OpenError, Scan};
 
-const FORMAT: Format = Format { magic: *b"AURGATE\n", version: 1, has_kind: true, has_created_at: false };
+const FORMAT: FileFormat =
+    FileFormat { magic: *b"AURGATE\n", version: 1, has_kind: true, has_created_at: false };
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum FileKind {

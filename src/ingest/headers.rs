@@ -66,6 +66,28 @@ impl<'a> IngestHeaders<'a> {
     }
 }
 
+/// Parsed headers that outlive the turn of their request, so that a body decoded in slices parses
+/// them once.
+#[derive(Clone, Debug)]
+pub struct RetainedHeaders {
+    format: BodyFormat,
+    coding: ContentCoding,
+    key: Option<Box<[u8]>>,
+    durability: Option<Durability>,
+}
+
+impl RetainedHeaders {
+    pub fn new(headers: &IngestHeaders<'_>) -> Self {
+        let &IngestHeaders { format, coding, key, durability, services: _ } = headers;
+        Self { format, coding, key: key.map(|key| key.bytes().into()), durability }
+    }
+
+    pub fn borrow<'a>(&'a self, services: Option<&'a [Box<str>]>) -> IngestHeaders<'a> {
+        let key = self.key.as_deref().map(HeaderKey::from_validated);
+        IngestHeaders { format: self.format, coding: self.coding, key, durability: self.durability, services }
+    }
+}
+
 impl ParseIngestHeadersError {
     pub fn write_response(&self, response: &mut Response) {
         match self {

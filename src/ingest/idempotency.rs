@@ -52,6 +52,12 @@ impl<'a> HeaderKey<'a> {
         }
     }
 
+    /// The key of bytes that [`Self::new`] has accepted before.
+    pub(super) fn from_validated(value: &'a [u8]) -> Self {
+        debug_assert!(Self::new(value).is_ok(), "BUG: a retained key was not validated");
+        Self(value)
+    }
+
     pub fn bytes(&self) -> &'a [u8] {
         self.0
     }

@@ -20,7 +20,7 @@ use std::time::Duration;
 
 use rand::rngs::StdRng;
 
-pub use headers::{BodyFormat, IngestHeaders, ParseIngestHeadersError};
+pub use headers::{BodyFormat, IngestHeaders, ParseIngestHeadersError, RetainedHeaders};
 
 use crate::event::{EventId, Timestamp};
 use crate::http::{Response, problem};

@@ -6,12 +6,12 @@
 //! It must not depend on files.
 
 use crate::event::Timestamp;
-use crate::recordlog::{FileHeader, Format};
+use crate::recordlog::{FileFormat, FileHeader};
 
 pub use crate::recordlog::{RECORD_HEADER_BYTES, RecordHeader};
 
-pub const FORMAT: Format =
-    Format { magic: *b"AURJRNL\n", version: VERSION, has_kind: false, has_created_at: true };
+pub const FORMAT: FileFormat =
+    FileFormat { magic: *b"AURJRNL\n", version: VERSION, has_kind: false, has_created_at: true };
 /// The version that is written, and the newest that is read.
 pub const VERSION: u32 = 2;
 pub const HEADER_BYTES: usize = FORMAT.header_bytes();

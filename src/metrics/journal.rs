@@ -8,7 +8,7 @@ use prometheus::proto::MetricFamily;
 use super::family::{MetricValue, family};
 use super::rates::to_f64;
 
-/// A file operation that can fail: the label `operation` of `journal_failures_total`.
+/// A file operation that can fail: the label `op` of `journal_failures_total`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub enum JournalOp {

@@ -9,16 +9,16 @@ use flate2::write::GzEncoder;
 use super::page::{write_id, write_members};
 use crate::event::Event;
 
-/// Format of an export.
+/// ExportFormat of an export.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Format {
+pub enum ExportFormat {
     /// One event per line, with the members of a page's event.
     Ndjson,
     /// RFC 4180 with a header line. Values are not altered; spreadsheet formulas are not escaped.
     Csv,
 }
 
-impl Format {
+impl ExportFormat {
     pub fn content_type(self) -> &'static str {
         match self {
             Self::Ndjson => "application/x-ndjson",
@@ -32,7 +32,7 @@ const CSV_HEADER: &[u8] = b"event_id,timestamp,service,message,metadata,ingested
 /// Encodes events one by one and returns the output in blocks.
 #[derive(Debug)]
 pub(super) struct Encoder {
-    format: Format,
+    format: ExportFormat,
     output: EncoderOutput,
 }
 
@@ -43,9 +43,9 @@ enum EncoderOutput {
 }
 
 impl Encoder {
-    pub(super) fn new(format: Format, gzipped: bool) -> Self {
+    pub(super) fn new(format: ExportFormat, gzipped: bool) -> Self {
         let mut plain = Vec::new();
-        if format == Format::Csv {
+        if format == ExportFormat::Csv {
             plain.extend_from_slice(CSV_HEADER);
         }
         let sink = if gzipped {
@@ -59,13 +59,13 @@ impl Encoder {
     pub(super) fn write(&mut self, event: &Event) {
         let (EncoderOutput::Plain(out) | EncoderOutput::Gzip { plain: out, .. }) = &mut self.output;
         match self.format {
-            Format::Ndjson => {
+            ExportFormat::Ndjson => {
                 out.push(b'{');
                 write_id(out, event.event_id);
                 write_members(out, event);
                 out.extend_from_slice(b"}\n");
             }
-            Format::Csv => {
+            ExportFormat::Csv => {
                 out.extend_from_slice(&event.event_id.text());
                 out.extend_from_slice(format!(",{},", event.timestamp).as_bytes());
                 csv_field(out, &event.service);
@@ -130,7 +130,7 @@ mod tests {
         }
     }
 
-    fn written(format: Format, gzipped: bool, events: &[Event]) -> Vec<u8> {
+    fn written(format: ExportFormat, gzipped: bool, events: &[Event]) -> Vec<u8> {
         let mut encoder = Encoder::new(format, gzipped);
         let mut all = Vec::new();
         for event in events {
@@ -167,27 +167,27 @@ mod tests {
     fn encoder_writes_one_event_per_ndjson_or_csv_line() {
         let events = [event("s", "a \"b\"\n", Some(r#"{"k": 1}"#)), event("=1+1", "x,y", None)];
         assert_eq!(
-            String::from_utf8(written(Format::Ndjson, false, &events[..1])).unwrap(),
+            String::from_utf8(written(ExportFormat::Ndjson, false, &events[..1])).unwrap(),
             "{\"event_id\":\"00000000-0001-0000-0000-000000000000\",\"timestamp\":\"1970-01-01T00:00:00.001000Z\",\
              \"service\":\"s\",\"message\":\"a \\\"b\\\"\\n\",\"metadata\":{\"k\": 1},\
              \"ingested_at\":\"1970-01-01T00:00:00.002000Z\"}\n"
         );
         assert_eq!(
-            String::from_utf8(written(Format::Csv, false, &events)).unwrap(),
+            String::from_utf8(written(ExportFormat::Csv, false, &events)).unwrap(),
             "event_id,timestamp,service,message,metadata,ingested_at\r\n\
              00000000-0001-0000-0000-000000000000,1970-01-01T00:00:00.001000Z,s,\"a \"\"b\"\"\n\",\
              \"{\"\"k\"\": 1}\",1970-01-01T00:00:00.002000Z\r\n\
              00000000-0001-0000-0000-000000000000,1970-01-01T00:00:00.001000Z,=1+1,\"x,y\",,\
              1970-01-01T00:00:00.002000Z\r\n"
         );
-        assert_eq!(written(Format::Csv, false, &[]), CSV_HEADER);
-        assert_eq!(written(Format::Ndjson, false, &[]), b"");
+        assert_eq!(written(ExportFormat::Csv, false, &[]), CSV_HEADER);
+        assert_eq!(written(ExportFormat::Ndjson, false, &[]), b"");
     }
 
     #[test]
     fn gzipped_blocks_form_one_stream() {
         let events = vec![event("s", "m", None); 1000];
-        for format in [Format::Ndjson, Format::Csv] {
+        for format in [ExportFormat::Ndjson, ExportFormat::Csv] {
             let small = written(format, true, &events);
             let mut back = Vec::new();
             flate2::read::GzDecoder::new(small.as_slice()).read_to_end(&mut back).unwrap();
@@ -199,7 +199,7 @@ mod tests {
         #[test]
         fn csv_fields_round_trip_any_text(texts in prop::collection::vec("[\"',;\r\n\\PC]{1,12}", 1..8)) {
             let events: Vec<_> = texts.iter().map(|text| event(text, text, Some(text))).collect();
-            let read = records(&String::from_utf8(written(Format::Csv, false, &events)).unwrap());
+            let read = records(&String::from_utf8(written(ExportFormat::Csv, false, &events)).unwrap());
             prop_assert_eq!(read.len(), texts.len() + 1);
             for (record, text) in read[1..].iter().zip(&texts) {
                 prop_assert_eq!(record.len(), 6);

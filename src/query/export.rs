@@ -16,7 +16,7 @@ use std::time::Duration;
 use crossbeam::channel::{Receiver, Sender, bounded};
 
 use super::breaker_guard::{BreakerGuard, RunQueryError};
-use super::encode::{Encoder, Format};
+use super::encode::{Encoder, ExportFormat};
 use super::page_and_total::fulfil;
 use super::params::{self, Query};
 use super::request::QueryRequest;
@@ -116,7 +116,7 @@ impl Exports {
 /// Options of an export that the request headers select.
 #[derive(Clone, Copy, Debug)]
 pub struct ExportOptions {
-    pub format: Format,
+    pub format: ExportFormat,
     pub gzipped: bool,
     /// HEAD: respond with the header fields only.
     pub head_only: bool,

@@ -17,7 +17,7 @@ mod encode;
 mod metadata_filter;
 mod page_and_total;
 
-pub use encode::Format;
+pub use encode::ExportFormat;
 pub use export::{ExportOptions, Exporters, Exports};
 pub use params::{Count, Query};
 pub use readers::{QueryQueue, ReaderLimits, Readers, query_queue};

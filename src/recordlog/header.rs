@@ -8,7 +8,7 @@ const CRC_BYTES: usize = 4;
 
 /// The constants of one file format.
 #[derive(Debug)]
-pub struct Format {
+pub struct FileFormat {
     pub magic: [u8; 8],
     /// The version that is written, and the newest that is read.
     pub version: u32,
@@ -38,7 +38,7 @@ pub enum DecodeHeaderError {
     UnsupportedVersion { version: u32, newest: u32 },
 }
 
-impl Format {
+impl FileFormat {
     /// The length of a header.
     pub const fn header_bytes(&self) -> usize {
         self.created_at_at() + if self.has_created_at { 8 } else { 0 } + CRC_BYTES
@@ -108,9 +108,9 @@ mod tests {
 
     const HEADER: FileHeader = FileHeader { kind: 3, number: 7, tag: *b"tagtagta", created_at_us: -5 };
 
-    fn formats() -> impl Iterator<Item = Format> {
+    fn formats() -> impl Iterator<Item = FileFormat> {
         [(false, false), (false, true), (true, false), (true, true)].into_iter().map(
-            |(has_kind, has_created_at)| Format {
+            |(has_kind, has_created_at)| FileFormat {
                 magic: *b"AURTEST\n",
                 version: 2,
                 has_kind,
@@ -144,10 +144,10 @@ mod tests {
     #[test]
     fn newer_version_is_reported_as_unsupported_not_as_corrupt() {
         for format in formats() {
-            let bytes = Format { version: 9, ..format }.encode_header(&HEADER);
+            let bytes = FileFormat { version: 9, ..format }.encode_header(&HEADER);
             let error = DecodeHeaderError::UnsupportedVersion { version: 9, newest: 2 };
             assert_eq!(format.decode_header(&bytes), Err(error));
-            let bytes = Format { version: 0, ..format }.encode_header(&HEADER);
+            let bytes = FileFormat { version: 0, ..format }.encode_header(&HEADER);
             assert_eq!(format.decode_header(&bytes), Err(DecodeHeaderError::Corrupt));
         }
     }

@@ -1,6 +1,6 @@
 //! The format of append-only files of checksummed records: a file header, then records that begin
 //! with the random tag of their file. The journal's segments and the gateway's logs and snapshots
-//! have this format; a [`Format`] holds the constants in which they differ. All integers are
+//! have this format; a [`FileFormat`] holds the constants in which they differ. All integers are
 //! little-endian, all checksums are CRC32C (Castagnoli).
 //!
 //! ```text
@@ -19,7 +19,7 @@ mod header;
 mod record;
 mod scan;
 
-pub use header::{DecodeHeaderError, FileHeader, Format};
+pub use header::{DecodeHeaderError, FileFormat, FileHeader};
 pub use record::{RECORD_HEADER_BYTES, RecordHeader, append_record};
 pub use scan::{Damage, OpenError, ReadAt, Scan};
 

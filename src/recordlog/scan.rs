@@ -4,7 +4,7 @@ use std::fmt::Debug;
 use std::io;
 use std::ops::Range;
 
-use super::header::{DecodeHeaderError, Format};
+use super::header::{DecodeHeaderError, FileFormat};
 use super::record::{RECORD_HEADER_BYTES, RecordHeader};
 
 /// Bytes of one read, and the bound on the memory for a record whose checksum has not been
@@ -65,7 +65,12 @@ pub struct Scan<R> {
 impl<R: ReadAt> Scan<R> {
     /// Begins a scan of all records of a file of `end` bytes, which is expected to have this kind
     /// (0 if the format has none) and number.
-    pub fn open(source: R, end: u64, format: &Format, (kind, number): (u32, u64)) -> Result<Self, OpenError> {
+    pub fn open(
+        source: R,
+        end: u64,
+        format: &FileFormat,
+        (kind, number): (u32, u64),
+    ) -> Result<Self, OpenError> {
         let records_at = format.header_bytes() as u64;
         let mut scan = Self::with_span(source, number, None, records_at..end);
         if let Some(bytes) = scan.bytes_at(0, format.header_bytes())? {
@@ -260,7 +265,8 @@ mod tests {
     use super::super::{FileHeader, append_record};
     use super::*;
 
-    const FORMAT: Format = Format { magic: *b"AURTEST\n", version: 1, has_kind: true, has_created_at: false };
+    const FORMAT: FileFormat =
+        FileFormat { magic: *b"AURTEST\n", version: 1, has_kind: true, has_created_at: false };
     const HEADER: FileHeader = FileHeader { kind: 1, number: 7, tag: *b"tagtagta", created_at_us: 0 };
 
     fn file(payloads: &[&[u8]]) -> Vec<u8> {
