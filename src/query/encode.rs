@@ -9,7 +9,7 @@ use flate2::write::GzEncoder;
 use super::page::{write_id, write_members};
 use crate::event::Event;
 
-/// ExportFormat of an export.
+/// The format of an export.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ExportFormat {
     /// One event per line, with the members of a page's event.
