@@ -1,5 +1,5 @@
-//! The table of routes: path, methods, route class, metric label and operation of each, declared once in [`ROUTES`].
-//! It owns all paths of the server and must not depend on the handlers.
+//! The table of routes: path, methods, route class, metric label and operation of each, declared
+//! once in [`ROUTES`]. It owns all paths of the server and must not depend on the handlers.
 
 use std::borrow::Cow;
 use std::sync::LazyLock;
@@ -41,12 +41,14 @@ enum Pattern {
     Exact(&'static str),
     /// The prefix, and one non-empty segment after it, which is the parameter.
     Segment(&'static str),
-    /// `/metrics/job/…` or `/metrics/job@base64/…`; the parameter is the grouping key from `job` on.
+    /// `/metrics/job/…` or `/metrics/job@base64/…`; the parameter is the grouping key from `job`
+    /// on.
     GroupingKey,
 }
 
 impl Pattern {
-    /// The parameter in `path`, still percent-encoded; empty for a pattern without one. None if `path` does not match.
+    /// The parameter in `path`, still percent-encoded; empty for a pattern without one. None if
+    /// `path` does not match.
     fn parameter(self, path: &str) -> Option<&str> {
         match self {
             Self::Exact(exact) => (path == exact).then_some(""),
@@ -81,13 +83,14 @@ const fn path(path: &'static str, operations: &'static [Operation]) -> RouteSpec
     RouteSpec { pattern: Pattern::Exact(path), label: path, operations }
 }
 
-/// A file that a page of the console loads. All assets share a metric label, and `openapi.json` omits them.
+/// A file that a page of the console loads. All assets share a metric label, and `openapi.json`
+/// omits them.
 const fn asset(path: &'static str, operations: &'static [Operation]) -> RouteSpec {
     RouteSpec { pattern: Pattern::Exact(path), label: "assets", operations }
 }
 
 const fn get(class: RouteClass, route: for<'a> fn(Cow<'a, str>) -> Route<'a>) -> Operation {
-    Operation { method: Method::Get, class, route }
+    operation(Method::Get, class, route)
 }
 
 const fn operation(
@@ -159,8 +162,8 @@ const OPTIONS: usize = ROUTES.len();
 /// Index in [`LABELS`] of requests without a route.
 pub const OTHER: usize = ROUTES.len() + 1;
 
-/// Values of the label `route` in the HTTP metrics, a bounded set. A label that several routes share is counted at its
-/// first index only.
+/// Values of the label `route` in the HTTP metrics, a bounded set. A label that several routes share
+/// is counted at its first index only.
 pub const LABELS: [&str; ROUTES.len() + 2] = {
     let mut labels = ["options"; ROUTES.len() + 2];
     let mut nth = 0;
@@ -172,14 +175,31 @@ pub const LABELS: [&str; ROUTES.len() + 2] = {
     labels
 };
 
-/// For each route, the first index of its label, and the value of `Allow`.
-static DERIVED: LazyLock<Vec<(usize, String)>> = LazyLock::new(|| {
-    let of = |spec: &RouteSpec| {
-        let label = ROUTES.iter().position(|other| other.label == spec.label);
-        (label.expect("the route itself has the label"), spec.allow())
-    };
-    ROUTES.iter().map(of).collect()
-});
+/// For each route, the first index of its label. A constant, since every request reads it.
+const LABEL_INDEX: [usize; ROUTES.len()] = {
+    let mut index = [0; ROUTES.len()];
+    let mut nth = 0;
+    while nth < ROUTES.len() {
+        while !is_equal(ROUTES[index[nth]].label, ROUTES[nth].label) {
+            index[nth] += 1;
+        }
+        nth += 1;
+    }
+    index
+};
+
+/// `==` of strings is not available in constants.
+const fn is_equal(a: &str, b: &str) -> bool {
+    let (a, b) = (a.as_bytes(), b.as_bytes());
+    let mut at = 0;
+    while at < a.len() && at < b.len() && a[at] == b[at] {
+        at += 1;
+    }
+    at == a.len() && at == b.len()
+}
+
+/// For each route, the value of `Allow`. Only OPTIONS and refusals read it.
+static ALLOW: LazyLock<Vec<String>> = LazyLock::new(|| ROUTES.iter().map(RouteSpec::allow).collect());
 
 impl RouteSpec {
     fn allow(&self) -> String {
@@ -209,14 +229,15 @@ pub struct MatchedRoute<'a> {
 /// Finds the route.
 ///
 /// # Errors
-/// 404 for an unknown path, 405 with `Allow` for a method without an operation, 400 for an invalid percent-encoding.
+/// 404 for an unknown path, 405 with `Allow` for a method without an operation, 400 for an invalid
+/// percent-encoding.
 pub fn route(method: Method, path: &str) -> Result<MatchedRoute<'_>, Refusal> {
     const NOT_FOUND: Refusal = Refusal::new(404, "there is nothing at this path");
     let options =
         |allow| Ok(MatchedRoute { route: Route::Options(allow), class: RouteClass::Public, label: OPTIONS });
     // The server as a whole (RFC 9112, 3.2.4): the methods of its main resource.
     if path == "*" {
-        return options(DERIVED[0].1.as_str());
+        return options(ALLOW[0].as_str());
     }
     let found = ROUTES.iter().enumerate().find_map(|(nth, spec)| Some((nth, spec.pattern.parameter(path)?)));
     let (nth, parameter) = found.ok_or(NOT_FOUND)?;
@@ -227,13 +248,13 @@ pub fn route(method: Method, path: &str) -> Result<MatchedRoute<'_>, Refusal> {
         Some(operation) => Ok(MatchedRoute {
             route: (operation.route)(parameter),
             class: operation.class,
-            label: DERIVED[nth].0,
+            label: LABEL_INDEX[nth],
         }),
-        None if method == Method::Options => options(DERIVED[nth].1.as_str()),
+        None if method == Method::Options => options(ALLOW[nth].as_str()),
         None => Err(Refusal {
             status: 405,
             detail: "this path does not support the method",
-            allow: DERIVED[nth].1.as_str(),
+            allow: ALLOW[nth].as_str(),
         }),
     }
 }

@@ -1,5 +1,5 @@
-//! Changes of aggregated series (`POST /metrics/push`): the value of a series after a change, and the
-//! reasons for which the state refuses one.
+//! Changes of aggregated series (`POST /metrics/push`): the value of a series after a change, and
+//! the reasons for which the state refuses one.
 
 use std::sync::Arc;
 

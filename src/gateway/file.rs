@@ -119,11 +119,7 @@ mod tests {
         for bit in 0..good.len() * 8 {
             let mut bytes = good.clone();
             bytes[bit / 8] ^= 1 << (bit % 8);
-            let Ok(Ok((found, damage))) = std::panic::catch_unwind(|| Ok::<_, OpenError>(read_all(&bytes)))
-            else {
-                // Only a newer version is an error, and then the checksum would not match.
-                panic!("bit {bit}");
-            };
+            let (found, damage) = read_all(&bytes);
             assert!(damage != Damage::default(), "bit {bit} was not detected");
             assert!(found.len() >= 2, "bit {bit} lost more than its record");
         }

@@ -18,8 +18,8 @@ pub struct QueryRequest<'a> {
 }
 
 impl QueryRequest<'_> {
-    /// Parses the query string with `parse`. Writes 400 if it is not valid, 403 if the token may not read the service
-    /// that it selects, and returns None in both cases.
+    /// Parses the query string with `parse`. Writes 400 if it is not valid, 403 if the token may not
+    /// read the service that it selects, and returns None in both cases.
     pub(super) fn parse<T>(
         self,
         parse: impl FnOnce(&str, Timestamp) -> Result<T, FieldErrors>,

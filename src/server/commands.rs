@@ -1,4 +1,5 @@
-//! The one-shot commands: each opens the data directory or the database, runs to its end, and prints its result.
+//! The one-shot commands: each opens the data directory or the database, runs to its end, and
+//! prints its result.
 
 use std::fs::File;
 use std::sync::Arc;

@@ -68,7 +68,7 @@ fn poison_rows_among_keyed_and_duplicate_events_are_found() {
 fn a_misconfigured_database_loses_no_event_until_it_is_repaired() {
     let test = TestServer::start(&[("CIRCUIT_BREAKER_TIMEOUT_MS", "100"), ("DRAIN_INTERVAL", "50")]);
     let mut stored = 0;
-    for (breaks, mends) in [
+    for (breaks, repairs) in [
         ("ALTER TABLE events RENAME TO events_away", "ALTER TABLE events_away RENAME TO events"),
         ("REVOKE INSERT ON events FROM aurore", "GRANT INSERT ON events TO aurore"),
         (
@@ -83,7 +83,7 @@ fn a_misconfigured_database_loses_no_event_until_it_is_repaired() {
         // Ingestion continues.
         ids_of(&test.server.client().post_ndjson(&batch));
         assert_eq!(test.server.metric("buffer_size"), 100, "{breaks}");
-        test.postgres.execute(mends);
+        test.postgres.execute(repairs);
         wait_for_drain(&test.server);
         stored += 100;
         assert_eq!(test.postgres.stored(), stored, "{breaks}");
