@@ -21,6 +21,7 @@ use crate::http::{Continuation, Handler, HandlerResult, Headers, Method, Promise
 use crate::ingest::IngestLimits;
 use crate::journal::Durability;
 use crate::metrics::HttpMetrics;
+use crate::metrics::text_format::ExpositionFormat;
 use crate::query::{ExportFormat, ExportOptions, QueryRequest, QueryService};
 use gateway::PushContext;
 use intake::{Intake, IntakeOutcome, LongBody};
@@ -86,7 +87,7 @@ impl ApiHandler {
             Route::HealthDatabase => self.status.health(HealthPart::Database, response),
             Route::HealthDetailed => self.status.health(HealthPart::Detailed, response),
             Route::Metrics => self.metrics(request, response),
-            Route::MetricsPrometheus => self.status.metrics_text(response),
+            Route::MetricsPrometheus => self.status.metrics_exposition(ExpositionFormat::Text, response),
             Route::Console(page) => console::answer(*page, request.headers, response),
             Route::Options(allow) => {
                 response.status = 204;
@@ -191,8 +192,8 @@ impl ApiHandler {
         const OFFERS: [&str; 3] = ["application/json", "text/plain", "application/openmetrics-text"];
         let accept = request.headers.get("Accept").and_then(|accept| str::from_utf8(accept).ok());
         match accept.and_then(|accept| preferred_media_type(accept, &OFFERS)) {
-            Some(2) => self.status.metrics_openmetrics(response),
-            Some(1) => self.status.metrics_text(response),
+            Some(2) => self.status.metrics_exposition(ExpositionFormat::OpenMetrics, response),
+            Some(1) => self.status.metrics_exposition(ExpositionFormat::Text, response),
             // JSON is the default.
             Some(_) | None => self.status.metrics_json(response),
         }

@@ -1,151 +1,164 @@
 //! Renders the JSON of `/api/v1/metrics` and `/api/v1/status` in Pushgateway's format.
 
-use super::metric::{Block, MetricKind, Series, SeriesValue, format_float, rendered_labels};
+use serde::ser::{Serialize, SerializeMap, Serializer};
+
+use super::exposition::{FAILURE_HELP, PUSH_HELP};
+use super::metric::{Block, MetricKind, Series, SeriesValue, render_labels, rendered_labels};
 use super::state::{FAILURE_TIME, MetricGroup, Name, Owner, PUSH_TIME, Snapshot, families_of};
 use crate::event::Timestamp;
-use crate::json::text::quote;
+use crate::metrics::text_format::format_float;
+
+#[derive(serde::Serialize)]
+struct Envelope<T> {
+    status: &'static str,
+    data: T,
+}
+
+fn success(data: impl Serialize) -> String {
+    sonic_rs::to_string(&Envelope { status: "success", data })
+        .expect("BUG: strings and maps with string keys are serializable")
+}
 
 /// All groups with their metrics.
 pub fn metrics_json(snapshot: &Snapshot) -> String {
-    let mut out = br#"{"status":"success","data":["#.to_vec();
-    for (nth, (key, group)) in snapshot.groups.iter().enumerate() {
-        if nth > 0 {
-            out.push(b',');
-        }
-        let owner = Owner::Group(key.clone());
-        let names: Vec<Name> = families_of(&snapshot.group_families, key).collect();
-        let blocks = names.iter().map(|name| (&**name, &*snapshot.blocks[&(name.clone(), owner.clone())]));
-        write_group(&mut out, group, blocks);
-    }
-    out.extend_from_slice(b"]}");
-    String::from_utf8(out).expect("the JSON is UTF-8")
+    success(Groups(snapshot))
 }
 
-fn write_group<'a>(
-    out: &mut Vec<u8>,
-    group: &MetricGroup,
-    blocks: impl Iterator<Item = (&'a str, &'a Block)>,
-) {
-    out.extend_from_slice(b"{\"labels\":{");
-    for (nth, (name, value)) in group.grouping_key.labels.iter().enumerate() {
-        write_key(out, nth, name);
-        quote(out, value);
+struct Groups<'a>(&'a Snapshot);
+
+impl Serialize for Groups<'_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let snapshot = self.0;
+        serializer.collect_seq(snapshot.groups.iter().map(|(key, group)| {
+            let owner = Owner::Group(key.clone());
+            let names = families_of(&snapshot.group_families, key);
+            let families =
+                names.map(|name| (name.clone(), &*snapshot.blocks[&(name, owner.clone())])).collect();
+            Group { group, families }
+        }))
     }
-    let good = group.last_success_s > group.last_failure_s;
-    out.extend_from_slice(format!("}},\"last_push_successful\":{good}").as_bytes());
-    for (name, block) in blocks {
-        write_key(out, 1, name);
-        write_family(out, block);
-    }
-    for (name, help, value) in [
-        (FAILURE_TIME, super::exposition::FAILURE_HELP, group.last_failure_s),
-        (PUSH_TIME, super::exposition::PUSH_HELP, group.last_success_s),
-    ] {
-        write_key(out, 1, name);
-        let mut labels = Vec::new();
-        group.grouping_key.apply_to(&mut labels);
-        let labels = super::metric::render_labels(&mut labels).into();
-        let series = vec![Series { labels, value: SeriesValue::Number(value) }];
-        let wall_s = group.last_success_s.max(group.last_failure_s);
-        let touched = group.last_push;
-        write_family(
-            out,
-            &Block {
-                kind: MetricKind::Gauge,
-                help: help.into(),
-                series,
-                last_push: touched,
-                last_push_wall_s: wall_s,
-            },
-        );
-    }
-    out.push(b'}');
 }
 
-fn write_family(out: &mut Vec<u8>, block: &Block) {
-    #[expect(clippy::cast_possible_truncation, reason = "times of this era")]
-    let time = Timestamp::from_micros((block.last_push_wall_s * 1e6) as i64);
-    out.extend_from_slice(b"{\"time_stamp\":");
-    quote(out, &time.to_string());
-    out.extend_from_slice(b",\"type\":");
-    quote(out, &block.kind.name().to_ascii_uppercase());
-    if !block.help.is_empty() {
-        out.extend_from_slice(b",\"help\":");
-        quote(out, &block.help);
-    }
-    out.extend_from_slice(b",\"metrics\":[");
-    for (nth, series) in block.series.iter().enumerate() {
-        out.extend_from_slice(if nth == 0 { b"{\"labels\":{" } else { b",{\"labels\":{" });
-        for (nth, (name, value)) in rendered_labels(&series.labels).enumerate() {
-            write_key(out, nth, name);
-            quote(out, &value);
+struct Group<'a> {
+    group: &'a MetricGroup,
+    families: Vec<(Name, &'a Block)>,
+}
+
+impl Serialize for Group<'_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let group = self.group;
+        let mut map = serializer.serialize_map(None)?;
+        let labels = group.grouping_key.labels.iter().map(|(name, value)| (&**name, &**value));
+        map.serialize_entry("labels", &Pairs(labels.collect()))?;
+        map.serialize_entry("last_push_successful", &(group.last_success_s > group.last_failure_s))?;
+        for (name, block) in &self.families {
+            map.serialize_entry(&**name, &Family(block))?;
         }
-        out.push(b'}');
-        let mut pairs = |name: &str, pairs: Vec<(f64, String)>| {
-            write_key(out, 1, name);
-            out.push(b'{');
-            for (nth, (bound, value)) in pairs.iter().enumerate() {
-                write_key(out, nth, &format_float(*bound));
-                quote(out, value);
+        map.serialize_entry(FAILURE_TIME, &Family(&time_block(group, FAILURE_HELP, group.last_failure_s)))?;
+        map.serialize_entry(PUSH_TIME, &Family(&time_block(group, PUSH_HELP, group.last_success_s)))?;
+        map.end()
+    }
+}
+
+/// The family of a time of `group`.
+fn time_block(group: &MetricGroup, help: &str, time_s: f64) -> Block {
+    let mut labels = Vec::new();
+    group.grouping_key.apply_to(&mut labels);
+    let labels = render_labels(&mut labels).into();
+    Block {
+        kind: MetricKind::Gauge,
+        help: help.into(),
+        series: vec![Series { labels, value: SeriesValue::Number(time_s) }],
+        last_push: group.last_push,
+        last_push_wall_s: group.last_success_s.max(group.last_failure_s),
+    }
+}
+
+struct Family<'a>(&'a Block);
+
+impl Serialize for Family<'_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let block = self.0;
+        #[expect(clippy::cast_possible_truncation, reason = "times of this era")]
+        let time = Timestamp::from_micros((block.last_push_wall_s * 1e6) as i64);
+        let mut map = serializer.serialize_map(None)?;
+        map.serialize_entry("time_stamp", &time.to_string())?;
+        map.serialize_entry("type", &block.kind.name().to_ascii_uppercase())?;
+        if !block.help.is_empty() {
+            map.serialize_entry("help", &*block.help)?;
+        }
+        map.serialize_entry("metrics", &block.series.iter().map(Sample).collect::<Vec<_>>())?;
+        map.end()
+    }
+}
+
+struct Sample<'a>(&'a Series);
+
+impl Serialize for Sample<'_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let mut map = serializer.serialize_map(None)?;
+        map.serialize_entry("labels", &Pairs(rendered_labels(&self.0.labels).collect()))?;
+        let (count, sum) = match &self.0.value {
+            SeriesValue::Number(number) => {
+                map.serialize_entry("value", &format_float(*number))?;
+                return map.end();
             }
-            out.push(b'}');
-        };
-        match &series.value {
-            SeriesValue::Number(number) => write_values(out, &[("value", format_float(*number))]),
             SeriesValue::Summary(summary) => {
-                pairs(
-                    "quantiles",
-                    summary.quantiles.iter().map(|(q, value)| (*q, format_float(*value))).collect(),
-                );
-                write_values(
-                    out,
-                    &[("count", summary.count.to_string()), ("sum", format_float(summary.sum))],
-                );
+                let quantiles = summary.quantiles.iter();
+                let pairs =
+                    quantiles.map(|(quantile, value)| (format_float(*quantile), format_float(*value)));
+                map.serialize_entry("quantiles", &Pairs(pairs.collect()))?;
+                (summary.count, summary.sum)
             }
             SeriesValue::Histogram(histogram) => {
-                pairs(
-                    "buckets",
-                    histogram.buckets.iter().map(|(b, count)| (*b, count.to_string())).collect(),
-                );
-                write_values(
-                    out,
-                    &[("count", histogram.count.to_string()), ("sum", format_float(histogram.sum))],
-                );
+                let buckets = histogram.buckets.iter();
+                let pairs = buckets.map(|(bound, count)| (format_float(*bound), count.to_string()));
+                map.serialize_entry("buckets", &Pairs(pairs.collect()))?;
+                (histogram.count, histogram.sum)
             }
-        }
-        out.push(b'}');
-    }
-    out.extend_from_slice(b"]}");
-}
-
-fn write_values(out: &mut Vec<u8>, values: &[(&str, String)]) {
-    for (name, value) in values {
-        write_key(out, 1, name);
-        quote(out, value);
+        };
+        map.serialize_entry("count", &count.to_string())?;
+        map.serialize_entry("sum", &format_float(sum))?;
+        map.end()
     }
 }
 
-fn write_key(out: &mut Vec<u8>, nth: usize, name: &str) {
-    if nth > 0 {
-        out.push(b',');
+/// An object with these members, in this order.
+struct Pairs<N, V>(Vec<(N, V)>);
+
+impl<N: Serialize, V: Serialize> Serialize for Pairs<N, V> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_map(self.0.iter().map(|(name, value)| (name, value)))
     }
-    quote(out, name);
-    out.push(b':');
+}
+
+#[derive(serde::Serialize)]
+struct Status<'a> {
+    build_information: BuildInformation,
+    flags: Pairs<&'a str, &'a str>,
+    start_time: String,
+}
+
+/// Pushgateway's fields; all but the version are about a build by Go.
+#[derive(Default, serde::Serialize)]
+#[serde(rename_all = "camelCase")]
+struct BuildInformation {
+    version: &'static str,
+    branch: &'static str,
+    build_date: &'static str,
+    build_user: &'static str,
+    go_version: &'static str,
+    revision: &'static str,
 }
 
 /// Version, start time and settings. The settings contain no secrets.
 pub fn status_json(started_at: Timestamp, flags: &[String]) -> String {
-    let mut out = br#"{"status":"success","data":{"build_information":{"version":"#.to_vec();
-    quote(&mut out, env!("CARGO_PKG_VERSION"));
-    out.extend_from_slice(
-        br#","branch":"","buildDate":"","buildUser":"","goVersion":"","revision":""},"flags":{"#,
-    );
-    for (nth, (name, value)) in flags.iter().filter_map(|flag| flag.split_once('=')).enumerate() {
-        write_key(&mut out, nth, name);
-        quote(&mut out, value);
-    }
-    out.extend_from_slice(b"},\"start_time\":");
-    quote(&mut out, &started_at.to_string());
-    out.extend_from_slice(b"}}");
-    String::from_utf8(out).expect("the JSON is UTF-8")
+    success(Status {
+        build_information: BuildInformation {
+            version: env!("CARGO_PKG_VERSION"),
+            ..BuildInformation::default()
+        },
+        flags: Pairs(flags.iter().filter_map(|flag| flag.split_once('=')).collect()),
+        start_time: started_at.to_string(),
+    })
 }

@@ -9,11 +9,12 @@ use std::time::Duration;
 use crossbeam::channel::{Receiver, RecvTimeoutError};
 
 use super::Gateway;
-use super::exposition::{Exposition, ExpositionFormat};
+use super::exposition::Exposition;
 use super::forward::{DEFAULT_JOB, http_client};
-use super::metric::{Label, SeriesValue, format_float, render_labels};
+use super::metric::{Label, SeriesValue, render_labels};
 use super::state::{FAILURE_TIME, PUSH_TIME};
 use super::text;
+use crate::metrics::text_format::{ExpositionFormat, format_float};
 
 /// The interval between comparisons, and the shorter one after a mismatch.
 const COMPARE_INTERVAL: Duration = Duration::from_mins(1);

@@ -1,30 +1,16 @@
 //! Renders the state for a scrape, chunk by chunk, from one snapshot, ordered by family name and
 //! labels. Memory for text is bounded by the chunk size, not by the number of series.
+//!
+//! Every series keeps the name that it has in the text format: a counter whose name does not end in
+//! `_total` has the type `unknown` in `OpenMetrics`, which would rename it.
 
 use std::ops::Bound;
 
-use super::metric::{Block, MetricKind, Series, SeriesValue, escape, write_float};
+use super::metric::{Block, MetricKind, Series, SeriesValue};
 use super::state::{FAILURE_TIME, MetricGroup, Name, Owner, PUSH_TIME, Snapshot};
-
-/// The format of a page.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum ExpositionFormat {
-    /// Prometheus' text format 0.0.4.
-    Text,
-    /// `OpenMetrics` 1.0. Every series keeps the name that it has in the text format: a counter
-    /// whose name does not end in `_total` has the type `unknown`, since `OpenMetrics` would rename
-    /// it.
-    OpenMetrics,
-}
-
-impl ExpositionFormat {
-    pub fn content_type(self) -> &'static str {
-        match self {
-            Self::Text => "text/plain; version=0.0.4; charset=utf-8",
-            Self::OpenMetrics => "application/openmetrics-text; version=1.0.0; charset=utf-8",
-        }
-    }
-}
+use crate::metrics::text_format::{
+    ExpositionFormat, OPENMETRICS_EOF, write_float, write_label, write_sample,
+};
 
 /// A chunk ends at the first series past this size.
 const CHUNK_BYTES: usize = 64 * 1024;
@@ -82,7 +68,7 @@ impl Exposition {
             let (name, _) = key;
             let header = FamilyHeader::of(self.format, name, block.kind, &self.snapshot);
             if self.last_header.as_ref() != Some(name) {
-                header.write(out, self.format, &block.help);
+                self.format.write_header(out, header.name, header.kind, &block.help);
                 self.last_header = Some(name.clone());
             }
             for (nth, series) in block.series.iter().enumerate().skip(skip) {
@@ -106,14 +92,14 @@ impl Exposition {
         let (nth, after) = (*nth, after.take());
         let Some((name, help, of)) = FAMILIES.get(nth).filter(|_| !self.snapshot.groups.is_empty()) else {
             if self.format == ExpositionFormat::OpenMetrics {
-                out.push_str("# EOF\n");
+                out.push_str(OPENMETRICS_EOF);
             }
             self.position = ExpositionPosition::End;
             return;
         };
         let from = match after {
             None => {
-                FamilyHeader { name, kind: "gauge" }.write(out, self.format, help);
+                self.format.write_header(out, name, "gauge", help);
                 Bound::Unbounded
             }
             Some(key) => Bound::Excluded(key),
@@ -151,13 +137,6 @@ fn write_group_labels(out: &mut String, group: &MetricGroup) {
     }
 }
 
-fn write_label(out: &mut String, name: &str, value: &str) {
-    out.push_str(name);
-    out.push_str("=\"");
-    escape(out, value, true);
-    out.push('"');
-}
-
 /// The name and type of a family in `# TYPE` and `# HELP`.
 struct FamilyHeader<'a> {
     name: &'a str,
@@ -182,19 +161,6 @@ impl<'a> FamilyHeader<'a> {
             }
         }
     }
-
-    fn write(&self, out: &mut String, format: ExpositionFormat, help: &str) {
-        if !help.is_empty() {
-            out.push_str("# HELP ");
-            out.push_str(self.name);
-            out.push(' ');
-            escape(out, help, format == ExpositionFormat::OpenMetrics);
-            out.push('\n');
-        }
-        for part in ["# TYPE ", self.name, " ", self.kind, "\n"] {
-            out.push_str(part);
-        }
-    }
 }
 
 fn has_family(snapshot: &Snapshot, name: &str) -> bool {
@@ -205,19 +171,19 @@ fn has_family(snapshot: &Snapshot, name: &str) -> bool {
 fn write_series(out: &mut String, format: ExpositionFormat, name: &str, series: &Series) {
     let labels = &*series.labels;
     match &series.value {
-        SeriesValue::Number(number) => write_line(out, (name, ""), labels, None, *number),
+        SeriesValue::Number(number) => write_sample(out, (name, ""), labels, None, *number),
         SeriesValue::Histogram(histogram) => {
             for (bound, count) in &histogram.buckets {
-                write_line(
+                write_sample(
                     out,
                     (name, "_bucket"),
                     labels,
-                    Some(("le", &format_bound(format, *bound))),
+                    Some(("le", &format.format_bound(*bound))),
                     count_to_float(*count),
                 );
             }
             if !histogram.has_infinity() {
-                write_line(
+                write_sample(
                     out,
                     (name, "_bucket"),
                     labels,
@@ -225,21 +191,21 @@ fn write_series(out: &mut String, format: ExpositionFormat, name: &str, series: 
                     count_to_float(histogram.count),
                 );
             }
-            write_line(out, (name, "_sum"), labels, None, histogram.sum);
-            write_line(out, (name, "_count"), labels, None, count_to_float(histogram.count));
+            write_sample(out, (name, "_sum"), labels, None, histogram.sum);
+            write_sample(out, (name, "_count"), labels, None, count_to_float(histogram.count));
         }
         SeriesValue::Summary(summary) => {
             for (quantile, value) in &summary.quantiles {
-                write_line(
+                write_sample(
                     out,
                     (name, ""),
                     labels,
-                    Some(("quantile", &format_bound(format, *quantile))),
+                    Some(("quantile", &format.format_bound(*quantile))),
                     *value,
                 );
             }
-            write_line(out, (name, "_sum"), labels, None, summary.sum);
-            write_line(out, (name, "_count"), labels, None, count_to_float(summary.count));
+            write_sample(out, (name, "_sum"), labels, None, summary.sum);
+            write_sample(out, (name, "_count"), labels, None, count_to_float(summary.count));
         }
     }
 }
@@ -247,34 +213,6 @@ fn write_series(out: &mut String, format: ExpositionFormat, name: &str, series: 
 #[expect(clippy::cast_precision_loss, reason = "counts are floats in both formats")]
 fn count_to_float(count: u64) -> f64 {
     count as f64
-}
-
-/// A bound as a label value. `OpenMetrics` requires a decimal point in whole numbers.
-fn format_bound(format: ExpositionFormat, value: f64) -> String {
-    let mut text = super::metric::format_float(value);
-    if format == ExpositionFormat::OpenMetrics && value.is_finite() && !text.contains(['.', 'e']) {
-        text.push_str(".0");
-    }
-    text
-}
-
-fn write_line(out: &mut String, name: (&str, &str), labels: &str, extra: Option<(&str, &str)>, value: f64) {
-    out.push_str(name.0);
-    out.push_str(name.1);
-    if extra.is_some() || !labels.is_empty() {
-        out.push('{');
-        out.push_str(labels);
-        if let Some((name, value)) = extra {
-            if !labels.is_empty() {
-                out.push(',');
-            }
-            write_label(out, name, value);
-        }
-        out.push('}');
-    }
-    out.push(' ');
-    write_float(out, value);
-    out.push('\n');
 }
 
 /// The whole page, for small states.

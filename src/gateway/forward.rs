@@ -21,10 +21,11 @@ use ureq::tls::{RootCerts, TlsConfig};
 
 use super::Gateway;
 use super::exposition::render_block;
-use super::metric::{Block, escape, rendered_labels};
+use super::metric::{Block, rendered_labels};
 use crate::clock::Clock;
 use crate::logging::RateLimitedLog;
 use crate::metrics::gateway::ForwardMetrics;
+use crate::metrics::text_format::escape;
 
 /// Limits of the queue: pushes and their bytes.
 const QUEUE_MAX: usize = 10_000;

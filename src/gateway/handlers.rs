@@ -4,7 +4,6 @@
 use std::borrow::Cow;
 use std::sync::Arc;
 
-use super::exposition::ExpositionFormat;
 use super::forward::ForwardRequest;
 use super::grouping_key::GroupingKey;
 use super::push::{self, ParsePushError};
@@ -21,6 +20,7 @@ use crate::http::{HandlerResult, Headers, Method, Promise, Request, Response};
 use crate::ingest::idempotency::HeaderKey;
 use crate::journal::Durability;
 use crate::metrics::gateway::RefusalReason;
+use crate::metrics::text_format::ExpositionFormat;
 
 /// `Retry-After` while the log cannot be written.
 const RETRY_S: u64 = 5;

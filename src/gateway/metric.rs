@@ -3,10 +3,10 @@
 //! identifies a series within its family.
 
 use std::borrow::Cow;
-use std::fmt::Write as _;
 use std::sync::Arc;
 
 use crate::clock::Moment;
+use crate::metrics::text_format::write_label;
 
 /// The type of a family, as in `# TYPE`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -190,27 +190,9 @@ pub fn render_labels(labels: &mut [Label<'_>]) -> String {
         if nth > 0 {
             out.push(',');
         }
-        out.push_str(name);
-        out.push_str("=\"");
-        escape(&mut out, value, true);
-        out.push('"');
+        write_label(&mut out, name, value);
     }
     out
-}
-
-/// Escapes a label value, or the text of `# HELP` if `quotes` is false.
-pub fn escape(out: &mut String, text: &str, quotes: bool) {
-    let special = |byte: u8| byte == b'\\' || byte == b'\n' || (quotes && byte == b'"');
-    let mut from = 0;
-    for (at, byte) in text.bytes().enumerate() {
-        if special(byte) {
-            out.push_str(&text[from..at]);
-            out.push('\\');
-            out.push(if byte == b'\n' { 'n' } else { char::from(byte) });
-            from = at + 1;
-        }
-    }
-    out.push_str(&text[from..]);
 }
 
 /// Parses the output of [`render_labels`].
@@ -248,44 +230,6 @@ fn unescape(text: &str) -> Cow<'_, str> {
     Cow::Owned(out)
 }
 
-/// Appends a number in Go's shortest `%g` form, as Prometheus and its client libraries write it.
-pub fn write_float(out: &mut String, value: f64) {
-    let text = |out: &mut String, arguments: std::fmt::Arguments<'_>| {
-        out.write_fmt(arguments).expect("writing to a string cannot fail");
-    };
-    if value.is_nan() {
-        out.push_str("NaN");
-    } else if value.is_infinite() {
-        out.push_str(if value > 0.0 { "+Inf" } else { "-Inf" });
-    } else if value == 0.0 {
-        // -0 is written without its sign.
-        out.push('0');
-    } else if (1e-4..1e6).contains(&value.abs()) {
-        // For integers, `%g` would switch to the shorter exponent form at 21 digits, which is above
-        // this range.
-        text(out, format_args!("{value}"));
-    } else {
-        // Rust writes 1e-7, Go writes 1e-07.
-        let start = out.len();
-        text(out, format_args!("{value:e}"));
-        let exponent = start + out[start..].find('e').expect("{:e} writes an exponent") + 1;
-        let digits = exponent + usize::from(out[exponent..].starts_with('-'));
-        if out.len() - digits < 2 {
-            out.insert(digits, '0');
-        }
-        if digits == exponent {
-            out.insert(exponent, '+');
-        }
-    }
-}
-
-/// [`write_float`] into a new string.
-pub fn format_float(value: f64) -> String {
-    let mut out = String::new();
-    write_float(&mut out, value);
-    out
-}
-
 /// Parses a number as Go does: no hexadecimal, no underscores, nothing out of range, no signed NaN.
 pub fn parse_float(text: &str) -> Option<f64> {
     let value: f64 = text.parse().ok()?;
@@ -318,31 +262,6 @@ mod tests {
             rendered_labels(&text).map(|(name, value)| (name.to_owned().into(), value)).collect();
         assert_eq!(back, labels);
         assert_eq!(rendered_labels("").count(), 0);
-    }
-
-    #[test]
-    fn floats_are_written_in_go_format() {
-        for (value, text) in [
-            (0.0, "0"),
-            (-0.0, "0"),
-            (1.0, "1"),
-            (-2.5, "-2.5"),
-            (123_456.0, "123456"),
-            (999_999.5, "999999.5"),
-            (1_000_000.0, "1e+06"),
-            (1_234_567.0, "1.234567e+06"),
-            (1_583_872_347.716_605_7, "1.5838723477166057e+09"),
-            (1e300, "1e+300"),
-            (0.0001, "0.0001"),
-            (0.00001, "1e-05"),
-            (-1.5e-7, "-1.5e-07"),
-            (5e-324, "5e-324"),
-            (f64::INFINITY, "+Inf"),
-            (f64::NEG_INFINITY, "-Inf"),
-            (f64::NAN, "NaN"),
-        ] {
-            assert_eq!(format_float(value), text);
-        }
     }
 
     #[test]

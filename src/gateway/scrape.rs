@@ -13,8 +13,9 @@ use flate2::write::GzEncoder;
 
 use super::Gateway;
 use super::api_v1;
-use super::exposition::{Exposition, ExpositionFormat};
+use super::exposition::Exposition;
 use crate::http::{BodySender, Promise, Response, body_channel};
+use crate::metrics::text_format::ExpositionFormat;
 
 /// Scrapes and listings that may be queued or running.
 const RUNNING_MAX: usize = 32;

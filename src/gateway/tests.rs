@@ -12,7 +12,7 @@ use proptest::prelude::*;
 
 use tempfile::TempDir;
 
-use super::exposition::{ExpositionFormat, render_all};
+use super::exposition::render_all;
 use super::grouping_key::GroupingKey;
 use super::idempotency::{IdempotencyKeys, KeyLimits};
 use super::metric::{Histogram, MetricKind, ParsedBody, ParsedFamily, ParsedSample, SeriesValue, Summary};
@@ -23,6 +23,7 @@ use crate::event::Timestamp;
 use crate::http::streaming_body::NextBlock;
 use crate::http::{Promise, Response};
 use crate::journal::filesystem::{File, Filesystem, OsDirectory};
+use crate::metrics::text_format::{ExpositionFormat, format_float};
 
 const KEYS: KeyLimits = KeyLimits { count_max: 10, age_max: Duration::from_hours(1) };
 const LIMITS: WalOptions = WalOptions {
@@ -439,7 +440,7 @@ proptest! {
         let mut lines = BTreeSet::new();
         for ((_, name), (kind, series)) in &model {
             let suffix = if matches!(kind, MetricKind::Summary | MetricKind::Histogram) { "_sum" } else { "" };
-            lines.extend(series.iter().map(|(labels, value)| format!("{name}{suffix}{{{labels}}} {}", metric::format_float(*value))));
+            lines.extend(series.iter().map(|(labels, value)| format!("{name}{suffix}{{{labels}}} {}", format_float(*value))));
         }
         let shown: BTreeSet<String> = page.lines()
             .filter(|line| !line.starts_with('#') && !line.starts_with("push_"))

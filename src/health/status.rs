@@ -16,9 +16,10 @@ use crate::http::{ConnectionStats, Response};
 use crate::journal::Journal;
 use crate::lifecycle::Lifecycle;
 use crate::metrics::history::HistoryEntry;
+use crate::metrics::text_format::ExpositionFormat;
 use crate::metrics::{
-    BusinessCache, BusinessMetrics, DiskSpace, HttpMetrics, Ledger, MetricsFormat, MetricsSnapshot,
-    RetentionMetrics, Sampler, SpillMetrics, WriterMetrics, retry_after,
+    BusinessCache, BusinessMetrics, DiskSpace, HttpMetrics, Ledger, MetricsSnapshot, RetentionMetrics,
+    Sampler, SpillMetrics, WriterMetrics, retry_after,
 };
 use crate::storage::Breaker;
 use crate::storage::breaker::BreakerState;
@@ -239,22 +240,21 @@ impl Status {
         }
     }
 
-    /// `GET /metrics/prometheus`.
-    pub fn metrics_text(&self, response: &mut Response) {
-        response.content_type = "text/plain; version=0.0.4; charset=utf-8";
-        response.body = self.render_metrics(MetricsFormat::Text);
-    }
-
-    /// `GET /metrics` as `OpenMetrics`, if `Accept` prefers it.
-    pub fn metrics_openmetrics(&self, response: &mut Response) {
-        response.content_type = "application/openmetrics-text; version=1.0.0; charset=utf-8";
-        response.body = self.render_metrics(MetricsFormat::OpenMetrics);
+    /// `GET /metrics/prometheus`; and `GET /metrics`, if `Accept` prefers this format.
+    pub fn metrics_exposition(&self, format: ExpositionFormat, response: &mut Response) {
+        response.content_type = format.content_type();
+        response.body = self.with_view(|view| view.encode(format));
     }
 
     /// `GET /metrics` as JSON, the default.
     pub fn metrics_json(&self, response: &mut Response) {
         response.content_type = "application/json";
-        response.body = self.render_metrics(MetricsFormat::Json);
+        #[expect(
+            clippy::redundant_closure_for_method_calls,
+            reason = "the method itself is not general enough"
+        )]
+        let body = self.with_view(|view| view.encode_json());
+        response.body = body;
     }
 
     /// `Retry-After` in seconds for a producer that is refused because the buffer is full.
@@ -374,10 +374,6 @@ impl Status {
             reason = "the method itself is not general enough"
         )]
         self.with_view(|view| view.history_entry())
-    }
-
-    fn render_metrics(&self, form: MetricsFormat) -> Vec<u8> {
-        self.with_view(|view| view.encode(form))
     }
 
     /// Calls `read` with the current values of all metrics.

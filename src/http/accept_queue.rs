@@ -9,6 +9,8 @@ use std::time::Duration;
 use mio::net::{TcpListener, TcpStream};
 use mio::{Interest, Registry, Token};
 
+use super::encode::closing_response;
+use super::problem::ProblemKind;
 use crate::clock::Moment;
 
 /// Pause after a failed accept(2). Closing connections frees descriptors; retrying in a loop would
@@ -137,25 +139,8 @@ fn open_spare() -> Option<File> {
 /// Sends a 503 without blocking and closes the connection.
 pub(super) fn reject(mut stream: TcpStream) {
     // If the socket buffer does not take these few bytes at once, the client gets no response.
-    if stream.write_all(OVER_LIMIT_RESPONSE).is_ok() {
+    if stream.write_all(&closing_response(ProblemKind::Unavailable, "there are too many connections")).is_ok()
+    {
         stream.shutdown(Shutdown::Write).ok();
-    }
-}
-
-const OVER_LIMIT_RESPONSE: &[u8] =
-    b"HTTP/1.1 503 Service Unavailable\r\nContent-Type: application/problem+json\r\n\
-Content-Length: 143\r\nRetry-After: 1\r\nConnection: close\r\n\r\n\
-{\"type\":\"urn:aurore-events:problem:unavailable\",\
-\"title\":\"The server cannot answer now\",\"status\":503,\"detail\":\"there are too many connections\"}\n";
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn over_limit_response_has_a_correct_content_length() {
-        let text = std::str::from_utf8(OVER_LIMIT_RESPONSE).unwrap();
-        let (head, body) = text.split_once("\r\n\r\n").unwrap();
-        assert!(head.contains(&format!("Content-Length: {}\r\n", body.len())), "{}", body.len());
     }
 }

@@ -1,6 +1,7 @@
 //! Encodes responses. Must not depend on sockets.
 
 use super::Response;
+use super::problem::{self, ProblemKind};
 use super::response::reason_phrase;
 use crate::clock::{Clock, Moment};
 
@@ -110,6 +111,21 @@ pub(super) fn encode(out: &mut Vec<u8>, response: &Response, frame: Frame, date:
     }
 }
 
+/// An error response for a client whose request is not read, with `Connection: close` and without
+/// `Date`.
+pub(super) fn closing_response(kind: ProblemKind, detail: &str) -> Vec<u8> {
+    let mut response = Response::default();
+    if kind.status() == 503 {
+        problem::write_retryable(&mut response, kind, detail, 1);
+    } else {
+        problem::write(&mut response, kind, detail);
+    }
+    let frame = Frame { head_only: false, is_http_1_0: false, keep_alive: false };
+    let mut out = Vec::new();
+    encode(&mut out, &response, frame, &DateLine { line: Vec::new(), until: Moment::ZERO });
+    out
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -193,5 +209,22 @@ mod tests {
         clock.advance(std::time::Duration::from_millis(1));
         date.refresh(&clock, clock.now());
         assert_ne!(date.line, first);
+    }
+
+    #[test]
+    fn closing_response_is_a_problem_with_its_length() {
+        let text = |kind| String::from_utf8(closing_response(kind, "d")).unwrap();
+        let unavailable = text(ProblemKind::Unavailable);
+        let (head, body) = unavailable.split_once("\r\n\r\n").unwrap();
+        assert_eq!(
+            head,
+            format!(
+                "HTTP/1.1 503 Service Unavailable\r\nContent-Type: application/problem+json\r\n\
+                 Content-Length: {}\r\nRetry-After: 1\r\nConnection: close",
+                body.len()
+            )
+        );
+        assert!(body.starts_with("{\"type\":\"urn:aurore-events:problem:unavailable\""), "{body}");
+        assert!(!text(ProblemKind::Invalid).contains("Retry-After"));
     }
 }

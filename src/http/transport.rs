@@ -10,6 +10,9 @@ use mio::net::TcpStream;
 use mio::{Interest, Registry, Token};
 use rustls::ServerConnection;
 
+use super::encode::closing_response;
+use super::problem::ProblemKind;
+
 /// The first byte of a TLS handshake record, with which every TLS connection begins.
 const TLS_HANDSHAKE_RECORD: u8 = 22;
 /// Records without application data that one read processes, so that a client that sends only those
@@ -180,7 +183,8 @@ impl TlsTransport {
         // Closing a socket with unread data sends a RST, which may overtake the response.
         let read = stream.read(into)?;
         log::debug!("answered {read} bytes of plaintext on a TLS port with 400");
-        write_some(stream, PLAINTEXT_RESPONSE)?;
+        let detail = "this port requires TLS: use https://";
+        write_some(stream, &closing_response(ProblemKind::Invalid, detail))?;
         stream.shutdown(Shutdown::Write)?;
         Ok(0)
     }
@@ -217,22 +221,5 @@ fn write_some(stream: &mut TcpStream, bytes: &[u8]) -> io::Result<usize> {
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
             Err(error) => return Err(error),
         }
-    }
-}
-
-const PLAINTEXT_RESPONSE: &[u8] = b"HTTP/1.1 400 Bad Request\r\nContent-Type: application/problem+json\r\n\
-Content-Length: 141\r\nConnection: close\r\n\r\n\
-{\"type\":\"urn:aurore-events:problem:invalid\",\
-\"title\":\"The request is not valid\",\"status\":400,\"detail\":\"this port requires TLS: use https://\"}\n";
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn plaintext_response_has_a_correct_content_length() {
-        let text = std::str::from_utf8(PLAINTEXT_RESPONSE).unwrap();
-        let (head, body) = text.split_once("\r\n\r\n").unwrap();
-        assert!(head.contains(&format!("Content-Length: {}\r\n", body.len())), "{}", body.len());
     }
 }

@@ -5,7 +5,9 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use crossbeam::channel::{Receiver, RecvTimeoutError};
+use prometheus::proto::MetricFamily;
 
+use super::family::{MetricValue, family};
 use super::rates::to_f64;
 use crate::clock::Clock;
 use crate::event::{HOUR_MICROS, Timestamp};
@@ -151,6 +153,41 @@ impl BusinessCollector {
         }
         REFRESH_INTERVAL.max(self.clock.now().since(started) * IDLE_PER_BUSY)
     }
+}
+
+/// Families of all events in the table, stored by any server.
+pub(super) fn business_families(metrics: &BusinessMetrics) -> Vec<MetricFamily> {
+    let gauge =
+        |name, help, events| family(name, help, vec![(Vec::new(), MetricValue::Gauge(to_f64(events)))]);
+    let mut families = vec![
+        family(
+            "business_events_total",
+            "Events stored by all servers on this database. Does not decrease when events expire.",
+            vec![(Vec::new(), MetricValue::Counter(to_f64(metrics.cumulative)))],
+        ),
+        gauge(
+            "business_events_last_24h",
+            "Stored events of the last 24 hours, by timestamp.",
+            metrics.last_24h,
+        ),
+        gauge(
+            "business_events_last_hour",
+            "Stored events of the last hour, by timestamp.",
+            metrics.last_hour,
+        ),
+    ];
+    if !metrics.services.is_empty() {
+        let services = metrics.services.iter();
+        let metrics = services.map(|(service, events)| {
+            (vec![("service", service.as_str())], MetricValue::Gauge(to_f64(*events)))
+        });
+        families.push(family(
+            "business_events_by_service",
+            "Events in the table by service: the 50 largest, all others together.",
+            metrics.collect(),
+        ));
+    }
+    families
 }
 
 #[cfg(test)]

@@ -1,4 +1,4 @@
-//! Encodes a snapshot of all metrics as Prometheus text (0.0.4), OpenMetrics or JSON.
+//! Encodes a snapshot of all metrics as Prometheus text (0.0.4) or OpenMetrics.
 //!
 //! Metric names are a contract with dashboards and alerts.
 
@@ -8,9 +8,8 @@ use std::time::Duration;
 use prometheus::core::Collector;
 use prometheus::proto::MetricFamily;
 use prometheus::{Encoder, TextEncoder};
-use serde::Serialize;
 
-use super::business::BusinessMetrics;
+use super::business::{BusinessMetrics, business_families};
 use super::family::{MetricValue, family};
 use super::gateway::GatewayMetrics;
 use super::history::HistoryEntry;
@@ -20,20 +19,10 @@ use super::ledger::{Balance, DropReason};
 use super::openmetrics;
 use super::rates::{WindowRates, to_f64};
 use super::retention::RetentionMetrics;
+use super::text_format::ExpositionFormat;
 use super::writer::WriterMetrics;
 use crate::event::Timestamp;
 use crate::http::ConnectionStats;
-
-/// Encoding of the metrics.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum MetricsFormat {
-    /// Prometheus text format 0.0.4.
-    Text,
-    /// `OpenMetrics` 1.0.
-    OpenMetrics,
-    /// The metrics of buffer, writer and ledger only.
-    Json,
-}
 
 /// Events that are in the journal only.
 #[derive(Clone, Copy, Debug, Default)]
@@ -83,11 +72,10 @@ pub struct MetricsSnapshot<'a> {
 }
 
 impl MetricsSnapshot<'_> {
-    pub fn encode(&self, form: MetricsFormat) -> Vec<u8> {
-        match form {
-            MetricsFormat::Text => self.text(),
-            MetricsFormat::OpenMetrics => openmetrics::encode(&self.families()).into_bytes(),
-            MetricsFormat::Json => self.json(),
+    pub fn encode(&self, format: ExpositionFormat) -> Vec<u8> {
+        match format {
+            ExpositionFormat::Text => self.text(),
+            ExpositionFormat::OpenMetrics => openmetrics::encode(&self.families()).into_bytes(),
         }
     }
 
@@ -235,13 +223,13 @@ impl MetricsSnapshot<'_> {
     }
 
     /// Uncommitted events in memory.
-    fn size(&self) -> u64 {
+    pub(super) fn size(&self) -> u64 {
         self.balance.buffered() - self.spilled_events()
     }
 
     /// Uncommitted events in the journal only. The counts are read one after the other, so the
     /// result is bounded to add up with `size`.
-    fn spilled_events(&self) -> u64 {
+    pub(super) fn spilled_events(&self) -> u64 {
         let (buffered, spilled) = (self.balance.buffered(), self.spill.events);
         let beyond = buffered.saturating_sub(self.capacity as u64);
         if spilled == 0 { 0 } else { spilled.max(beyond).min(buffered) }
@@ -404,129 +392,6 @@ impl MetricsSnapshot<'_> {
             memory_bytes: self.rates.memory_bytes,
         }
     }
-
-    /// The JSON form of `GET /metrics`.
-    fn json(&self) -> Vec<u8> {
-        let (insert_ms, total_ms) = self.writer.totals_ms();
-        let batches = self.writer.batches.load(Ordering::Relaxed);
-        let mean = |sum: f64| if batches == 0 { 0.0 } else { sum / to_f64(batches) };
-        let ms = |since: Option<Duration>| since.map(|since| since.as_secs_f64() * 1e3);
-        let time = |since: Option<Duration>| {
-            let micros = i64::try_from(since?.as_micros()).ok()?;
-            Some(Timestamp::from_micros(self.wall.micros() - micros).to_string())
-        };
-        let metrics = MetricsJson {
-            size: self.size(),
-            capacity: self.capacity,
-            bytes: self.bytes,
-            bytes_capacity: self.bytes_max,
-            spilled_events: self.spilled_events(),
-            spilled_bytes: self.spill.bytes,
-            spill_capacity_bytes: self.spill.bytes_max,
-            utilization_percent: self.utilization_percent,
-            health_status: ["critical", "degraded", "healthy"][usize::from(self.buffer_health)],
-            total_enqueued: self.balance.received,
-            total_dropped: self.balance.dropped.iter().sum(),
-            drop_rate_percent: self.rates.drop_percent,
-            throughput_per_second: self.rates.received,
-            last_enqueue_time: time(self.since_enqueue),
-            last_drain_time: time(self.since_drain),
-            time_since_last_enqueue_ms: ms(self.since_enqueue),
-            time_since_last_drain_ms: ms(self.since_drain),
-            total_batches_processed: batches,
-            total_events_processed: self.writer.events.load(Ordering::Relaxed),
-            total_insert_time_ms: insert_ms,
-            total_processing_time_ms: total_ms,
-            average_batch_processing_time_ms: mean(total_ms),
-            average_insert_time_ms: mean(insert_ms),
-            total_retries: self.writer.retries.load(Ordering::Relaxed),
-            ledger: LedgerJson {
-                received: self.balance.received,
-                stored: self.balance.stored,
-                duplicate: self.balance.duplicate,
-                dead: self.balance.dead,
-                lost: self.balance.lost,
-                buffered: self.balance.buffered(),
-            },
-        };
-        sonic_rs::to_vec(&metrics).expect("BUG: numbers and strings are serializable")
-    }
-}
-
-/// `GET /metrics` as JSON. Timestamps are RFC 3339 in UTC, null before the first event.
-#[derive(Serialize)]
-#[serde(rename_all = "camelCase")]
-struct MetricsJson {
-    size: u64,
-    capacity: usize,
-    bytes: usize,
-    bytes_capacity: usize,
-    spilled_events: u64,
-    spilled_bytes: u64,
-    spill_capacity_bytes: u64,
-    utilization_percent: f64,
-    health_status: &'static str,
-    total_enqueued: u64,
-    total_dropped: u64,
-    drop_rate_percent: f64,
-    throughput_per_second: f64,
-    last_enqueue_time: Option<String>,
-    last_drain_time: Option<String>,
-    time_since_last_enqueue_ms: Option<f64>,
-    time_since_last_drain_ms: Option<f64>,
-    total_batches_processed: u64,
-    total_events_processed: u64,
-    total_insert_time_ms: f64,
-    total_processing_time_ms: f64,
-    average_batch_processing_time_ms: f64,
-    average_insert_time_ms: f64,
-    total_retries: u64,
-    ledger: LedgerJson,
-}
-
-#[derive(Serialize)]
-struct LedgerJson {
-    received: u64,
-    stored: u64,
-    duplicate: u64,
-    dead: u64,
-    lost: u64,
-    buffered: u64,
-}
-
-/// Families of all events in the table, stored by any server.
-fn business_families(metrics: &BusinessMetrics) -> Vec<MetricFamily> {
-    let gauge =
-        |name, help, events| family(name, help, vec![(Vec::new(), MetricValue::Gauge(to_f64(events)))]);
-    let mut families = vec![
-        family(
-            "business_events_total",
-            "Events stored by all servers on this database. Does not decrease when events expire.",
-            vec![(Vec::new(), MetricValue::Counter(to_f64(metrics.cumulative)))],
-        ),
-        gauge(
-            "business_events_last_24h",
-            "Stored events of the last 24 hours, by timestamp.",
-            metrics.last_24h,
-        ),
-        gauge(
-            "business_events_last_hour",
-            "Stored events of the last hour, by timestamp.",
-            metrics.last_hour,
-        ),
-    ];
-    if !metrics.services.is_empty() {
-        let services = metrics.services.iter();
-        let metrics = services.map(|(service, events)| {
-            (vec![("service", service.as_str())], MetricValue::Gauge(to_f64(*events)))
-        });
-        families.push(family(
-            "business_events_by_service",
-            "Events in the table by service: the 50 largest, all others together.",
-            metrics.collect(),
-        ));
-    }
-    families
 }
 
 fn status_label(status: u16) -> String {

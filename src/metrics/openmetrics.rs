@@ -1,10 +1,11 @@
-//! Encodes metric families as OpenMetrics 1.0 text. Differences to the Prometheus text format:
-//! counter families are named without `_total`, bucket bounds are floats, and the text ends with `#
-//! EOF`.
-
-use std::fmt::Write as _;
+//! Encodes the server's own metric families as `OpenMetrics` 1.0 text.
 
 use prometheus::proto::{LabelPair, MetricFamily, MetricType};
+
+use super::rates::to_f64;
+use super::text_format::{ExpositionFormat, OPENMETRICS_EOF, write_label, write_sample};
+
+const FORMAT: ExpositionFormat = ExpositionFormat::OpenMetrics;
 
 /// # Panics
 /// If a family is neither counter, gauge nor histogram, or a counter's name does not end in
@@ -12,13 +13,13 @@ use prometheus::proto::{LabelPair, MetricFamily, MetricType};
 pub(super) fn encode(families: &[MetricFamily]) -> String {
     let mut out = String::with_capacity(16 * 1024);
     for family in families {
-        write_family(&mut out, family).expect("a write to a String does not fail");
+        write_family(&mut out, family);
     }
-    out.push_str("# EOF\n");
+    out.push_str(OPENMETRICS_EOF);
     out
 }
 
-fn write_family(out: &mut String, family: &MetricFamily) -> std::fmt::Result {
+fn write_family(out: &mut String, family: &MetricFamily) {
     let name = family.name();
     let (kind, base) = match family.get_field_type() {
         MetricType::COUNTER => {
@@ -28,56 +29,42 @@ fn write_family(out: &mut String, family: &MetricFamily) -> std::fmt::Result {
         MetricType::HISTOGRAM => ("histogram", name),
         MetricType::SUMMARY | MetricType::UNTYPED => unreachable!("BUG: no metric has this type"),
     };
-    writeln!(out, "# TYPE {base} {kind}")?;
-    writeln!(out, "# HELP {base} {}", escaped(family.help()))?;
+    FORMAT.write_header(out, base, kind, family.help());
     for metric in family.get_metric() {
-        let labels = metric.get_label();
+        let labels = render_labels(metric.get_label());
         match family.get_field_type() {
             MetricType::COUNTER => {
-                sample(out, name, labels, None, &metric.get_counter().get_value().to_string())?;
+                write_sample(out, (name, ""), &labels, None, metric.get_counter().get_value());
             }
             MetricType::GAUGE => {
-                sample(out, name, labels, None, &metric.get_gauge().get_value().to_string())?;
+                write_sample(out, (name, ""), &labels, None, metric.get_gauge().get_value());
             }
             MetricType::HISTOGRAM => {
                 let histogram = metric.get_histogram();
-                let bucket = format!("{name}_bucket");
+                let count = to_f64(histogram.get_sample_count());
                 for at in histogram.get_bucket() {
-                    let bound = format!("{:?}", at.upper_bound());
-                    sample(out, &bucket, labels, Some(&bound), &at.cumulative_count().to_string())?;
+                    let bound = FORMAT.format_bound(at.upper_bound());
+                    let below = to_f64(at.cumulative_count());
+                    write_sample(out, (name, "_bucket"), &labels, Some(("le", &bound)), below);
                 }
-                let count = histogram.get_sample_count().to_string();
-                sample(out, &bucket, labels, Some("+Inf"), &count)?;
-                sample(out, &format!("{name}_count"), labels, None, &count)?;
-                sample(out, &format!("{name}_sum"), labels, None, &histogram.get_sample_sum().to_string())?;
+                write_sample(out, (name, "_bucket"), &labels, Some(("le", "+Inf")), count);
+                write_sample(out, (name, "_count"), &labels, None, count);
+                write_sample(out, (name, "_sum"), &labels, None, histogram.get_sample_sum());
             }
             MetricType::SUMMARY | MetricType::UNTYPED => {}
         }
     }
-    Ok(())
 }
 
-fn sample(
-    out: &mut String,
-    name: &str,
-    labels: &[LabelPair],
-    bound: Option<&str>,
-    value: &str,
-) -> std::fmt::Result {
-    out.push_str(name);
-    let pairs = labels.iter().map(|pair| (pair.name(), pair.value()));
-    for (nth, (name, value)) in pairs.chain(bound.map(|bound| ("le", bound))).enumerate() {
-        out.push(if nth == 0 { '{' } else { ',' });
-        write!(out, "{name}=\"{}\"", escaped(value))?;
+fn render_labels(labels: &[LabelPair]) -> String {
+    let mut out = String::new();
+    for (nth, pair) in labels.iter().enumerate() {
+        if nth > 0 {
+            out.push(',');
+        }
+        write_label(&mut out, pair.name(), pair.value());
     }
-    if bound.is_some() || !labels.is_empty() {
-        out.push('}');
-    }
-    writeln!(out, " {value}")
-}
-
-fn escaped(text: &str) -> String {
-    text.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n")
+    out
 }
 
 #[cfg(test)]
@@ -101,9 +88,9 @@ mod tests {
         ];
         assert_eq!(
             encode(&families),
-            "# TYPE a counter\n# HELP a A \\\"b\\\"\\\\\na_total{s=\"x\\n\\\"\"} 3\n\
-             # TYPE g gauge\n# HELP g G\ng 0.5\n\
-             # TYPE h histogram\n# HELP h H\nh_bucket{le=\"1.0\"} 2\nh_bucket{le=\"+Inf\"} 3\nh_count 3\n\
+            "# HELP a A \\\"b\\\"\\\\\n# TYPE a counter\na_total{s=\"x\\n\\\"\"} 3\n\
+             # HELP g G\n# TYPE g gauge\ng 0.5\n\
+             # HELP h H\n# TYPE h histogram\nh_bucket{le=\"1.0\"} 2\nh_bucket{le=\"+Inf\"} 3\nh_count 3\n\
              h_sum 7.5\n# EOF\n"
         );
     }

@@ -1,10 +1,11 @@
 //! The response of `GET /stats`: events by hour and service, from the counters maintained as events
 //! are stored. No event row is read, so the resolution is one hour.
 
+use serde::Serialize;
+
 use crate::event::{HOUR_MICROS, Timestamp};
 use crate::http::Response;
 use crate::http::problem::{self, ProblemKind};
-use crate::json::text::quote;
 use crate::storage::{Filter, HourCount};
 
 /// Maximum rows of a response: a week of 59 services.
@@ -26,18 +27,35 @@ pub(super) fn write_stats(response: &mut Response, filter: &Filter, hours: &[Hou
     response.status = 200;
     response.content_type = "application/json";
     let total: u64 = hours.iter().map(|hour| hour.count).sum();
-    let out = &mut response.body;
-    out.clear();
-    let head =
-        format!("{{\"from\":\"{}\",\"to\":\"{}\",\"total\":{total},\"hours\":[", filter.from, filter.to);
-    out.extend_from_slice(head.as_bytes());
-    for (nth, hour) in hours.iter().enumerate() {
-        let comma = if nth == 0 { "" } else { "," };
-        out.extend_from_slice(format!("{comma}{{\"hour\":\"{}\",\"service\":", hour.hour).as_bytes());
-        quote(out, &hour.service);
-        out.extend_from_slice(format!(",\"count\":{}}}", hour.count).as_bytes());
+    let stats = Stats {
+        from: filter.from.to_string(),
+        to: filter.to.to_string(),
+        total,
+        hours: hours.iter().map(StatsHour::from).collect(),
+    };
+    response.body.clear();
+    sonic_rs::to_writer(&mut response.body, &stats).expect("BUG: strings and numbers are serializable");
+}
+
+#[derive(Serialize)]
+struct Stats<'a> {
+    from: String,
+    to: String,
+    total: u64,
+    hours: Vec<StatsHour<'a>>,
+}
+
+#[derive(Serialize)]
+struct StatsHour<'a> {
+    hour: String,
+    service: &'a str,
+    count: u64,
+}
+
+impl<'a> From<&'a HourCount> for StatsHour<'a> {
+    fn from(count: &'a HourCount) -> Self {
+        Self { hour: count.hour.to_string(), service: &count.service, count: count.count }
     }
-    out.extend_from_slice(b"]}");
 }
 
 #[cfg(test)]
