@@ -129,8 +129,19 @@ impl<'kvs> VisitSource<'kvs> for LogLine {
     }
 }
 
-/// Writes a quoted string that is valid in both logfmt and JSON. Control characters are escaped, so
-/// a value cannot start a new line.
+/// Whether a character changes how a terminal shows the text around it: a control character, or one
+/// of Unicode's bidirectional controls, line and paragraph separators.
+pub(crate) fn is_display_control(c: char) -> bool {
+    c.is_control()
+        || matches!(
+            c,
+            '\u{061c}' | '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}'
+        )
+}
+
+/// Writes a quoted string that is valid in both logfmt and JSON. Characters of
+/// [`is_display_control`] are escaped, so that a value can neither start a new line nor reorder the
+/// text of its line.
 fn quote(out: &mut String, text: &str) {
     out.push('"');
     for c in text.chars() {
@@ -138,7 +149,7 @@ fn quote(out: &mut String, text: &str) {
             '"' => out.push_str("\\\""),
             '\\' => out.push_str("\\\\"),
             '\n' => out.push_str("\\n"),
-            c if c.is_control() => {
+            c if is_display_control(c) => {
                 write!(out, "\\u{:04x}", u32::from(c)).expect("a write to a String does not fail");
             }
             c => out.push(c),
@@ -192,14 +203,15 @@ mod tests {
 
     #[test]
     fn log_line_quotes_values_and_escapes_line_breaks() {
-        let pairs = [("level", "warn"), ("msg", "a \"b\"\nc"), ("empty", ""), ("x", "\u{7f}\\")];
+        let pairs =
+            [("level", "warn"), ("msg", "a \"b\"\nc"), ("empty", ""), ("x", "\u{7f}\\"), ("y", "ä\u{202e}")];
         assert_eq!(
             line(LogFormat::Logfmt, &pairs),
-            "level=warn msg=\"a \\\"b\\\"\\nc\" empty=\"\" x=\"\\u007f\\\\\"\n"
+            "level=warn msg=\"a \\\"b\\\"\\nc\" empty=\"\" x=\"\\u007f\\\\\" y=\"ä\\u202e\"\n"
         );
         assert_eq!(
             line(LogFormat::Json, &pairs),
-            "{\"level\":\"warn\",\"msg\":\"a \\\"b\\\"\\nc\",\"empty\":\"\",\"x\":\"\\u007f\\\\\"}\n"
+            "{\"level\":\"warn\",\"msg\":\"a \\\"b\\\"\\nc\",\"empty\":\"\",\"x\":\"\\u007f\\\\\",\"y\":\"ä\\u202e\"}\n"
         );
     }
 

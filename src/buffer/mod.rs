@@ -167,7 +167,7 @@ impl Buffer {
     }
 
     /// Admits rows read from `segment` of the journal, which still holds them. `before_enqueue` is
-    /// called before the writer can pop them.
+    /// called with the block before the writer can pop it.
     pub fn admit_refill(
         &self,
         shard: usize,
@@ -175,7 +175,7 @@ impl Buffer {
         bytes: &[u8],
         (segment, origin): (u64, RefillOrigin),
         now: Moment,
-        before_enqueue: impl FnOnce(),
+        before_enqueue: impl FnOnce(&RowBlock),
     ) -> Result<(), AdmitError> {
         let replayed = origin == RefillOrigin::PreviousProcess;
         if replayed {
@@ -186,9 +186,10 @@ impl Buffer {
             self.occupancy.reserve_ignoring_close(rows as usize, bytes.len())?;
         }
         let before = self.uncommitted.add_unchecked(rows as usize, bytes.len());
-        before_enqueue();
         let reservation = self.reservation(rows, bytes.len());
-        self.push(shard, RowBlock::refilled(bytes, rows, now, segment, replayed, reservation));
+        let block = RowBlock::refilled(bytes, rows, now, segment, replayed, reservation);
+        before_enqueue(&block);
+        self.push(shard, block);
         if !replayed {
             self.spill.release(u64::from(rows), bytes.len() as u64);
         }

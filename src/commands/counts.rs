@@ -8,6 +8,7 @@ use std::io::{self, Write};
 use clap::{Arg, ArgAction, ArgMatches, Command};
 use serde::Serialize;
 
+use crate::logging::is_display_control;
 use crate::storage::StoreError;
 use crate::storage::postgres::{CountMismatch, PostgresRepository};
 
@@ -100,8 +101,8 @@ impl CountsCommand {
             let row = DifferenceRow { hour: hour.to_string(), service, events: *events, counted: *counted };
             return write_json(out, &row);
         }
-        // A service may contain control characters; the output must stay one line.
-        let service = service.replace(char::is_control, " ");
+        // The output must stay one line, whatever the service contains.
+        let service = service.replace(is_display_control, " ");
         writeln!(out, "{hour}\t{service}\tevents {events}\tcounted {counted}")
     }
 }

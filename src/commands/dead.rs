@@ -10,6 +10,7 @@ use serde::Serialize;
 
 use crate::clock::Clock;
 use crate::event::{EventId, Timestamp};
+use crate::logging::is_display_control;
 use crate::storage::StoreError;
 use crate::storage::postgres::{DeadEvent, DeadFilter, PostgresRepository, ReplayOutcome};
 use crate::writer::ErrorClass;
@@ -247,8 +248,8 @@ fn print_dead_event(event: &DeadEvent, json: bool, out: &mut impl Write) -> io::
         died_at: event.died_at.to_string(),
     };
     print(out, json, &row, || {
-        // Service and reason may contain control characters; the output must stay one line.
-        let plain = |text: &str| text.replace(char::is_control, " ");
+        // The output must stay one line, whatever service and reason contain.
+        let plain = |text: &str| text.replace(is_display_control, " ");
         let (service, reason) = (plain(row.service), plain(row.reason));
         format!("{}\t{}\t{}\t{service}\t{reason}", row.event_id, row.died_at, row.sqlstate)
     })

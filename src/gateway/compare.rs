@@ -14,6 +14,7 @@ use super::forward::{DEFAULT_JOB, http_client};
 use super::metric::{Label, SeriesValue, render_labels};
 use super::state::{FAILURE_TIME, PUSH_TIME};
 use super::text;
+use crate::logging::is_display_control;
 use crate::metrics::text_format::{ExpositionFormat, format_float};
 
 /// The interval between comparisons, and the shorter one after a mismatch.
@@ -194,7 +195,7 @@ impl CompareCommand {
             true
         })?;
         for difference in &found {
-            writeln!(out, "{difference}")?;
+            writeln!(out, "{}", difference.to_string().replace(is_display_control, " "))?;
         }
         if found.is_empty() {
             writeln!(out, "no series differs")?;

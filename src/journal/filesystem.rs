@@ -5,7 +5,7 @@
 use std::fmt::Debug;
 use std::fs;
 use std::io;
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 /// A flat directory of append-only files.
@@ -39,9 +39,15 @@ pub trait File: Send + Sync + Debug {
 pub struct OsDirectory(PathBuf);
 
 impl OsDirectory {
-    /// Opens the directory, creating it if needed, and syncs its parent.
+    /// Opens the directory, creating it if needed, and syncs its parent. The files contain events:
+    /// other users must not read them.
     pub fn open(path: PathBuf) -> io::Result<Self> {
-        fs::create_dir_all(&path)?;
+        fs::DirBuilder::new().recursive(true).mode(0o700).create(&path)?;
+        if fs::metadata(&path)?.permissions().mode() & 0o077 != 0
+            && let Err(error) = fs::set_permissions(&path, fs::Permissions::from_mode(0o700))
+        {
+            log::warn!("other users can read {}: {error}", path.display());
+        }
         // Without this sync, a power cut could lose the directory itself, with the files synced in
         // it.
         if let Some(parent) = path.parent() {
@@ -68,7 +74,9 @@ impl Filesystem for OsDirectory {
     }
 
     fn create(&self, name: &str) -> io::Result<Box<dyn File>> {
-        let file = fs::OpenOptions::new().write(true).read(true).create_new(true).open(self.0.join(name))?;
+        let mut options = fs::OpenOptions::new();
+        options.write(true).read(true).create_new(true).mode(0o600);
+        let file = options.open(self.0.join(name))?;
         Ok(Box::new(file))
     }
 
@@ -104,5 +112,25 @@ impl File for fs::File {
 
     fn read(&self, at: u64, into: &mut [u8]) -> io::Result<()> {
         self.read_exact_at(into, at)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn mode(path: &Path) -> u32 {
+        fs::metadata(path).unwrap().permissions().mode() & 0o777
+    }
+
+    #[test]
+    fn other_users_cannot_read_the_directory_and_its_files() {
+        let parent = tempfile::tempdir().unwrap();
+        let path = parent.path().join("a/journal");
+        OsDirectory::open(path.clone()).unwrap().create("1").unwrap();
+        assert_eq!((mode(&path), mode(&path.join("1"))), (0o700, 0o600));
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
+        OsDirectory::open(path.clone()).unwrap();
+        assert_eq!(mode(&path), 0o700, "a directory of an older version is restricted");
     }
 }

@@ -139,6 +139,7 @@ pub mod record;
 pub mod recovery;
 mod refill;
 pub mod segment;
+mod segment_table;
 pub mod sync;
 pub mod writer;
 

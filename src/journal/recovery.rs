@@ -13,7 +13,7 @@ use crossbeam::sync::Parker;
 
 use super::filesystem::Filesystem;
 use super::reader::{OpenSegmentError, SegmentDamage, SegmentReader};
-use super::refill::{RefillStopped, Refiller};
+use super::refill::{RecordSource, RefillStopped, Refiller};
 use super::{Journal, JournalOp, SegmentUpdate, segment};
 use crate::buffer::{Buffer, RefillOrigin};
 use crate::clock::Clock;
@@ -162,12 +162,18 @@ impl Recovery {
     /// Replays one segment. Returns whether it is corrupt, apart from a torn tail.
     fn replay_segment(&mut self, segment: u64) -> io::Result<Result<bool, RefillStopped>> {
         let file = self.refiller.disk.open(&segment::file_name(segment))?;
-        // A killed process may have left data in the page cache only. A failure breaks no
-        // guarantee: the process acknowledged as `synced` only what it had synced.
-        if let Err(error) = file.sync() {
+        // A killed process may have left data in the page cache only. After a failed sync it stays
+        // there or is lost with the next power cut, however long the events wait for the database.
+        let synced = file.sync();
+        if let Err(error) = &synced {
             self.refiller.journal.record_failure(JournalOp::Sync, 0);
-            log::warn!(segment = segment; "cannot sync a segment during recovery: {error}");
+            log::error!(
+                segment = segment;
+                "cannot sync a segment during recovery, its events are written to a new one: {error}"
+            );
         }
+        let source =
+            RecordSource { segment, origin: RefillOrigin::PreviousProcess, rewrite: synced.is_err() };
         let mut reader = match SegmentReader::open(file, segment) {
             Ok(reader) => reader,
             Err(OpenSegmentError::Io(error)) => return Err(error),
@@ -176,9 +182,7 @@ impl Recovery {
             }
         };
         while let Some(record) = reader.next_record()? {
-            if let Err(RefillStopped) =
-                self.refiller.enqueue_record(segment, RefillOrigin::PreviousProcess, record.bytes)
-            {
+            if let Err(RefillStopped) = self.refiller.enqueue_record(source, record.bytes) {
                 return Ok(Err(RefillStopped));
             }
             self.events += u64::from(record.rows);

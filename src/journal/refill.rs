@@ -16,7 +16,7 @@ use crossbeam::sync::Parker;
 use super::filesystem::Filesystem;
 use super::reader::SegmentReader;
 use super::{Journal, JournalOp, SegmentUpdate, segment};
-use crate::buffer::{AdmitError, Buffer, RefillOrigin};
+use crate::buffer::{AdmitError, Buffer, RefillOrigin, RowBlock};
 use crate::clock::{Clock, Moment};
 use crate::event::row::rows;
 use crate::lifecycle::{Lifecycle, LifecyclePhase};
@@ -86,6 +86,15 @@ impl RefillQueue {
     }
 }
 
+/// The origin of the rows of a record.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct RecordSource {
+    pub(super) segment: u64,
+    pub(super) origin: RefillOrigin,
+    /// The segment could not be synced: its rows are written again, to another segment.
+    pub(super) rewrite: bool,
+}
+
 /// The server stops; events that were not read remain in the journal.
 #[derive(Debug)]
 pub(super) struct RefillStopped;
@@ -142,11 +151,10 @@ impl Refiller {
     fn read_range(&self, range: &mut SegmentRange) -> io::Result<Result<(), RefillStopped>> {
         let file = self.disk.open(&segment::file_name(range.segment))?;
         let mut reader = SegmentReader::open_range(file, range.segment, range.tag, range.span.clone())?;
+        let source = RecordSource { segment: range.segment, origin: RefillOrigin::Spill, rewrite: false };
         while let Some(record) = reader.next_record()? {
             if record.spilled {
-                if let Err(RefillStopped) =
-                    self.enqueue_record(range.segment, RefillOrigin::Spill, record.bytes)
-                {
+                if let Err(RefillStopped) = self.enqueue_record(source, record.bytes) {
                     return Ok(Err(RefillStopped));
                 }
                 range.spilled.subtract(record.rows, record.bytes.len());
@@ -175,12 +183,7 @@ impl Refiller {
     }
 
     /// Admits the rows of a record to the buffer, in blocks that fit the buffer and a batch.
-    pub(super) fn enqueue_record(
-        &self,
-        segment: u64,
-        origin: RefillOrigin,
-        bytes: &[u8],
-    ) -> Result<(), RefillStopped> {
+    pub(super) fn enqueue_record(&self, source: RecordSource, bytes: &[u8]) -> Result<(), RefillStopped> {
         let limits = self.buffer.limits();
         let rows_max = limits.rows_max.min(limits.batch_rows_max);
         let bytes_max = limits.bytes_max.min(limits.batch_bytes_max);
@@ -188,18 +191,18 @@ impl Refiller {
         for row in rows(bytes) {
             let length = row.bytes().len();
             if count as usize == rows_max || (count > 0 && end - start + length > bytes_max) {
-                self.admit_when_room((segment, origin), count, &bytes[start..end])?;
+                self.admit_when_room(source, count, &bytes[start..end])?;
                 (start, count) = (end, 0);
             }
             end += length;
             count += 1;
         }
-        self.admit_when_room((segment, origin), count, &bytes[start..])?;
-        if origin == RefillOrigin::Spill {
+        self.admit_when_room(source, count, &bytes[start..])?;
+        if source.origin == RefillOrigin::Spill {
             // The spilled block counted as one outstanding block of its segment. It is finalized
             // only after the last of its parts was counted, so that the segment is not removed
             // before.
-            self.journal.push_update(SegmentUpdate::Finalized { segment: Some(segment), blocks: 1 });
+            self.journal.push_update(SegmentUpdate::Finalized { segment: Some(source.segment), blocks: 1 });
         }
         Ok(())
     }
@@ -207,7 +210,7 @@ impl Refiller {
     /// Admits one block, and waits until the buffer has capacity.
     fn admit_when_room(
         &self,
-        (segment, origin): (u64, RefillOrigin),
+        RecordSource { segment, origin, rewrite }: RecordSource,
         rows: u32,
         bytes: &[u8],
     ) -> Result<(), RefillStopped> {
@@ -216,9 +219,14 @@ impl Refiller {
             if self.must_stop(origin) {
                 return Err(RefillStopped);
             }
-            let count_block = || self.journal.push_update(SegmentUpdate::Replayed { segment, blocks: 1 });
+            let record_block = |block: &RowBlock| {
+                self.journal.push_update(SegmentUpdate::Replayed { segment, blocks: 1 });
+                if rewrite {
+                    self.journal.append(0, block);
+                }
+            };
             let now = self.clock.now();
-            match self.buffer.admit_refill(0, rows, bytes, (segment, origin), now, count_block) {
+            match self.buffer.admit_refill(0, rows, bytes, (segment, origin), now, record_block) {
                 Ok(()) => {
                     self.journal.metrics.refill_stalled.store(false, Ordering::Release);
                     return Ok(());

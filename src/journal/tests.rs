@@ -247,8 +247,13 @@ const ROWS_MAX: usize = 10;
 
 impl JournalHarness {
     fn new() -> Self {
+        Self::with_segments(MemoryFilesystem::default(), &[])
+    }
+
+    /// A harness on `disk`, which holds these segments of an earlier process.
+    fn with_segments(disk: MemoryFilesystem, existing: &[ExistingSegment]) -> Self {
         let (journal, parkers) = Journal::new(1);
-        let (journal, disk) = (Arc::new(journal), MemoryFilesystem::default());
+        let journal = Arc::new(journal);
         let clock = Clock::manual(Timestamp::from_millis(1), 1);
         let limits = JournalLimits {
             write_interval: Duration::from_millis(10),
@@ -266,7 +271,8 @@ impl JournalHarness {
         };
         let buffer = Arc::new(Buffer::new(buffer_limits, 1, ledger.clone()).0);
         let shared = (journal.clone(), buffer.clone());
-        let writer = JournalWriter::new(shared, dyn_disk.clone(), limits, clock.clone(), parkers.writer, &[]);
+        let writer =
+            JournalWriter::new(shared, dyn_disk.clone(), limits, clock.clone(), parkers.writer, existing);
         let refiller = Refiller {
             journal: journal.clone(),
             disk: dyn_disk,
@@ -416,6 +422,31 @@ fn writer_rewrites_blocks_to_a_new_segment_after_a_failed_sync() {
     harness.tick_after(Duration::from_secs(1));
     assert!(harness.journal.guarantees(Durability::Synced));
     assert_eq!(harness.journal.metrics.failures[JournalOp::Sync as usize].load(Ordering::Relaxed), 1);
+}
+
+#[test]
+fn recovery_rewrites_a_segment_that_cannot_be_synced() {
+    let (bytes, _) = segment_of(&["one", "two"]);
+    let existing = ExistingSegment { segment: 1, bytes: bytes.len() as u64 };
+    let mut harness = JournalHarness::with_segments(MemoryFilesystem::with(bytes), &[existing]);
+    harness.disk.fail(Some(JournalOp::Sync));
+    let JournalHarness { refiller, disk, .. } = &harness;
+    let mut recovery = Recovery::new(
+        refiller.journal.clone(),
+        refiller.disk.clone(),
+        refiller.buffer.clone(),
+        refiller.lifecycle.clone(),
+        refiller.clock.clone(),
+        crossbeam::sync::Parker::new(),
+        vec![existing],
+    );
+    recovery.tick();
+    disk.fail(None);
+    harness.tick_after(Duration::from_secs(5));
+    assert_eq!(harness.disk.list().unwrap(), [file_name(2)], "the unsynced segment is removed");
+    harness.disk.cut_power();
+    assert_eq!(harness.disk.messages(), ["one", "two"]);
+    assert_eq!(harness.store(), ["one", "two"]);
 }
 
 #[test]

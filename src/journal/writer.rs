@@ -11,7 +11,7 @@
 //!
 //! It must not depend on what the rows contain.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::VecDeque;
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -23,8 +23,9 @@ use rand::rngs::StdRng;
 
 use super::filesystem::Filesystem;
 use super::pipeline::{Pipeline, complete, drop_finalized};
-use super::record::{HEADER_BYTES, SegmentHeader};
-use super::segment::{self, Segment, WriteGroup};
+use super::record::SegmentHeader;
+use super::segment::{Segment, WriteGroup};
+use super::segment_table::SegmentTable;
 use super::sync::{SyncCompletion, SyncJob, SyncLink};
 use super::{
     Durability, DurabilityWaiter, ExistingSegment, Journal, JournalOp, LaneEntry, NOT_SYNCED, NOT_WRITABLE,
@@ -74,18 +75,6 @@ impl RetryDelay {
     }
 }
 
-/// The state of a segment whose file exists.
-#[derive(Debug)]
-struct SegmentState {
-    /// Blocks in the segment, or read from it, that are not finalized.
-    outstanding: u64,
-    bytes: u64,
-    /// Whether recovery may not have read all of the segment.
-    pending_recovery: bool,
-    /// The file is renamed to `.damaged` instead of removed.
-    damaged: bool,
-}
-
 /// The state of the journal thread.
 ///
 /// Invariant: a block that is neither finalized nor synced is in a lane, in `unwritten` or in
@@ -106,15 +95,11 @@ pub struct JournalWriter {
     /// Waiters for the blocks in `unwritten`.
     waiters: Vec<DurabilityWaiter>,
     pipeline: Pipeline,
-    segments: BTreeMap<u64, SegmentState>,
-    next_number: u64,
+    segments: SegmentTable,
     group: WriteGroup,
     sync_at: Moment,
     write_retry: RetryDelay,
     sync_retry: RetryDelay,
-    /// Whether a segment may have become removable since the last removal.
-    gc_pending: bool,
-    gc_retry_at: Moment,
     error_log: RateLimitedLog,
 }
 
@@ -127,17 +112,10 @@ impl JournalWriter {
         parker: Parker,
         existing: &[ExistingSegment],
     ) -> Self {
-        let next_number = existing.iter().map(|found| found.segment + 1).max().unwrap_or(1);
-        let states = existing.iter().map(|found| {
-            (
-                found.segment,
-                SegmentState { outstanding: 0, bytes: found.bytes, pending_recovery: true, damaged: false },
-            )
-        });
         let mut writer = Self {
             rng: clock.rng(),
             sync_at: clock.now().plus(limits.sync_interval),
-            segments: states.collect(),
+            segments: SegmentTable::new(existing),
             journal,
             buffer,
             disk,
@@ -147,12 +125,9 @@ impl JournalWriter {
             unwritten: VecDeque::new(),
             waiters: Vec::new(),
             pipeline: Pipeline::default(),
-            next_number,
             group: WriteGroup::default(),
             write_retry: RetryDelay::default(),
             sync_retry: RetryDelay::default(),
-            gc_pending: false,
-            gc_retry_at: Moment::ZERO,
             error_log: RateLimitedLog::new(ERROR_LOG_INTERVAL),
         };
         writer.publish_metrics();
@@ -197,9 +172,8 @@ impl JournalWriter {
             self.fail_waiters();
         }
         let job = self.next_sync(now, finishing);
-        if self.gc_pending && now >= self.gc_retry_at {
-            self.remove_finished_segments(now);
-        }
+        let active = self.pipeline.active_number();
+        self.segments.remove_finished((&self.journal, &*self.disk), active, now);
         self.publish_metrics();
         job
     }
@@ -219,18 +193,12 @@ impl JournalWriter {
                 SegmentUpdate::Finalized { segment: None, blocks } => unassigned += blocks,
                 SegmentUpdate::Finalized { segment: Some(segment), blocks } => {
                     assigned += blocks;
-                    self.update_outstanding(segment, |outstanding| outstanding - blocks);
+                    self.segments.update_outstanding(segment, -to_signed(blocks));
                 }
                 SegmentUpdate::Replayed { segment, blocks } => {
-                    self.update_outstanding(segment, |outstanding| outstanding + blocks);
+                    self.segments.update_outstanding(segment, to_signed(blocks));
                 }
-                SegmentUpdate::FullyRead { segment, damaged } => {
-                    let state =
-                        self.segments.get_mut(&segment).expect("BUG: a segment was read after its removal");
-                    state.pending_recovery = false;
-                    state.damaged = damaged;
-                    self.gc_pending = true;
-                }
+                SegmentUpdate::FullyRead { segment, damaged } => self.segments.mark_read(segment, damaged),
             }
         }
         if unassigned > 0 {
@@ -239,13 +207,6 @@ impl JournalWriter {
         if assigned > 0 {
             self.pipeline.drop_finalized(assigned);
         }
-    }
-
-    fn update_outstanding(&mut self, segment: u64, change: impl FnOnce(u64) -> u64) {
-        let state =
-            self.segments.get_mut(&segment).expect("BUG: a segment with outstanding blocks has no state");
-        state.outstanding = change(state.outstanding);
-        self.gc_pending |= state.outstanding == 0;
     }
 
     fn drain_lanes(&mut self) {
@@ -311,7 +272,7 @@ impl JournalWriter {
         written.map_err(|error| (JournalOp::Write, error))?;
         self.pipeline.add_rows(rows);
         self.journal.metrics.events_written.fetch_add(rows, Ordering::Relaxed);
-        self.segments.get_mut(&segment).expect("BUG: the active segment has no state").bytes = length;
+        self.segments.set_bytes(segment, length);
         for _ in 0..blocks {
             let block = self.unwritten.pop_front().expect("BUG: the group has as many blocks");
             self.assign_to_segment(segment, block);
@@ -327,10 +288,10 @@ impl JournalWriter {
             SegmentAssignment::Finalized => return,
             SegmentAssignment::New => {}
             SegmentAssignment::MovedFrom(before) => {
-                self.update_outstanding(before, |outstanding| outstanding - 1);
+                self.segments.update_outstanding(before, -1);
             }
         }
-        self.update_outstanding(segment, |outstanding| outstanding + 1);
+        self.segments.update_outstanding(segment, 1);
         self.pipeline.push_block(block);
     }
 
@@ -361,7 +322,7 @@ impl JournalWriter {
             if interval_elapsed && self.pipeline.active().is_some_and(|active| active.bytes >= SEAL_BYTES_MIN)
             {
                 self.pipeline.seal_active();
-                self.gc_pending = true;
+                self.segments.request_gc();
             }
             // Only a successful sync clears the fault, even if no block is unsynced.
             if probe && self.journal.guarantees(Durability::Written) && !self.pipeline.is_in_flight() {
@@ -373,12 +334,13 @@ impl JournalWriter {
             self.pipeline.mark_all_due();
         }
         let segments = &self.segments;
-        let is_idle = |segment| !probe && segments.get(&segment).is_none_or(|state| state.outstanding == 0);
+        let is_idle = |segment| !probe && segments.is_idle(segment);
         let job = self.pipeline.next_sync(is_idle, self.limits.segment_bytes_max);
-        self.gc_pending |= due;
+        if due {
+            self.segments.request_gc();
+        }
         if let Some(active) = self.pipeline.active() {
-            let state = self.segments.get_mut(&active.number).expect("BUG: the active segment has no state");
-            state.bytes = active.file_bytes();
+            self.segments.set_bytes(active.number, active.file_bytes());
         }
         if job.is_some() {
             self.journal.mark_sync_started();
@@ -396,7 +358,7 @@ impl JournalWriter {
                 self.journal.metrics.events_synced.fetch_add(synced.rows, Ordering::Relaxed);
                 self.journal.clear_fault(NOT_SYNCED);
                 self.sync_retry = RetryDelay::default();
-                self.gc_pending = true;
+                self.segments.request_gc();
                 synced.complete(true);
             }
             Err(error) => {
@@ -413,25 +375,14 @@ impl JournalWriter {
     /// Returns the active segment. Creates it if there is none.
     fn active_or_new_segment(&mut self) -> Result<&mut Segment, (JournalOp, io::Error)> {
         if self.pipeline.active_number().is_none() {
-            let number = self.next_number;
-            // A number is never reused: the file of a failed creation may exist.
-            self.next_number += 1;
-            self.segments.insert(
-                number,
-                SegmentState {
-                    outstanding: 0,
-                    bytes: HEADER_BYTES as u64,
-                    pending_recovery: false,
-                    damaged: false,
-                },
-            );
+            let number = self.segments.add();
             let mut tag = [0; 8];
             self.rng.fill_bytes(&mut tag);
             let header = SegmentHeader { segment: number, tag, created_at: self.clock.wall() };
             match Segment::create(&*self.disk, header) {
                 Ok(segment) => self.pipeline.activate(segment),
                 Err(error) => {
-                    self.gc_pending = true;
+                    self.segments.request_gc();
                     return Err((JournalOp::Create, error));
                 }
             }
@@ -441,7 +392,7 @@ impl JournalWriter {
 
     /// Abandons the active segment after a failed write or creation.
     fn on_write_failure(&mut self, op: JournalOp, error: &io::Error, now: Moment) {
-        let segment = self.pipeline.active_number().unwrap_or(self.next_number - 1);
+        let segment = self.pipeline.active_number().unwrap_or(self.segments.last_added());
         // The blocks written since its last sync began are not durable. Those not finalized are
         // still in memory.
         let mut unconfirmed = self.pipeline.abandon_active();
@@ -455,7 +406,7 @@ impl JournalWriter {
     fn requeue(&mut self, blocks: &mut VecDeque<RowBlock>) {
         blocks.append(&mut self.unwritten);
         std::mem::swap(blocks, &mut self.unwritten);
-        self.gc_pending = true;
+        self.segments.request_gc();
     }
 
     fn record_failure(&mut self, op: JournalOp, segment: u64, error: &io::Error, now: Moment) {
@@ -475,44 +426,14 @@ impl JournalWriter {
         complete(self.pipeline.take_waiters(), false);
     }
 
-    fn remove_finished_segments(&mut self, now: Moment) {
-        self.gc_pending = false;
-        let active = self.pipeline.active_number();
-        let is_finished = |(number, state): &(&u64, &SegmentState)| {
-            state.outstanding == 0 && !state.pending_recovery && Some(**number) != active
-        };
-        let finished: Vec<_> = self
-            .segments
-            .iter()
-            .filter(is_finished)
-            .map(|(number, state)| (*number, state.damaged))
-            .collect();
-        for (number, damaged) in finished {
-            let name = segment::file_name(number);
-            let removed = if damaged {
-                self.disk.rename(&name, &format!("{name}.damaged"))
-            } else {
-                self.disk.remove(&name)
-            };
-            match removed {
-                Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                    self.journal.record_failure(JournalOp::Remove, 0);
-                    if let Some(suppressed) = self.error_log.due(now) {
-                        log::error!(suppressed = suppressed; "cannot remove the finished segment {name}: {error}");
-                    }
-                    self.gc_pending = true;
-                    self.gc_retry_at = now.plus(RETRY_DELAY_MAX);
-                }
-                Ok(()) | Err(_) => {
-                    self.segments.remove(&number);
-                }
-            }
-        }
-    }
-
     fn publish_metrics(&mut self) {
         let metrics = &self.journal.metrics;
-        metrics.segments.store(self.segments.len() as u64, Ordering::Relaxed);
-        metrics.bytes.store(self.segments.values().map(|state| state.bytes).sum(), Ordering::Relaxed);
+        let (segments, bytes) = self.segments.totals();
+        metrics.segments.store(segments, Ordering::Relaxed);
+        metrics.bytes.store(bytes, Ordering::Relaxed);
     }
+}
+
+fn to_signed(blocks: u64) -> i64 {
+    i64::try_from(blocks).expect("BUG: fewer blocks than fit in memory")
 }

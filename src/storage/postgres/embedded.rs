@@ -14,6 +14,7 @@ mod supervisor;
 
 use std::fs::{self, File};
 use std::io;
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -288,7 +289,8 @@ impl Cluster {
 
     fn spawn_postmaster(&self) -> Result<Child, ClusterError> {
         let log = self.paths.log();
-        let open = || File::options().create(true).append(true).open(log);
+        // Error messages of PostgreSQL may contain rows.
+        let open = || File::options().create(true).append(true).mode(0o600).open(log);
         let out = open().map_err(ClusterError::io("opening", log))?;
         let err = out.try_clone().map_err(ClusterError::io("opening", log))?;
         let mut command = self.paths.command(&self.programs.path("postgres"));
