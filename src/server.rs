@@ -142,7 +142,11 @@ fn open_database(
         (cluster.target(), Some(cluster))
     };
     log::info!(embedded = cluster.is_some(); "storing into {}", target.describe());
-    let limits = PostgresLimits { connections_max: settings.db_pool_max, ..PostgresLimits::default() };
+    let limits = PostgresLimits {
+        connections_max: settings.db_pool_max,
+        synchronous_commit: settings.synchronous_commit,
+        ..PostgresLimits::default()
+    };
     Ok((Arc::new(PostgresRepository::new(&target, limits)), cluster))
 }
 

@@ -28,6 +28,7 @@ use crate::access::{Origins, Proxies, RateLimits};
 use crate::journal::Durability;
 use crate::logging::LogFormat;
 use crate::retention::{Schedule, schedule};
+use crate::storage::postgres::SynchronousCommit;
 
 /// The validated settings of a server.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -54,6 +55,7 @@ pub struct Settings {
     /// None: a private cluster in the data directory.
     pub database_url: Option<String>,
     pub db_pool_max: u32,
+    pub synchronous_commit: SynchronousCommit,
     pub data_dir: PathBuf,
     pub durability: Durability,
     pub journal_write: Duration,
@@ -235,6 +237,13 @@ impl Settings {
                 .secret(),
             ),
             db_pool_max: from.number("DB_POOL_MAX", 20, 2..=1000, "Maximum connections to PostgreSQL"),
+            synchronous_commit: from.one_of(
+                "DATABASE_SYNCHRONOUS_COMMIT",
+                &SynchronousCommit::ALL.map(|level| (level.name(), level)),
+                "synchronous_commit of the transactions that store events, whatever the default of the \
+                 database: on, off (a crash of PostgreSQL loses the events of its last moments, even \
+                 those acknowledged at synced), local, remote_write or remote_apply",
+            ),
             data_dir: PathBuf::from(from.text("DATA_DIR", "data", "Directory of the server's files")),
             durability: from.one_of(
                 "DURABILITY",

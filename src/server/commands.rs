@@ -118,7 +118,11 @@ impl CommandDatabase {
                 Err(error) => return Err(error),
             },
         };
-        let limits = PostgresLimits { connections_max: 2, ..PostgresLimits::default() };
+        let limits = PostgresLimits {
+            connections_max: 2,
+            synchronous_commit: settings.synchronous_commit,
+            ..PostgresLimits::default()
+        };
         let repository = Arc::new(PostgresRepository::new(&target, limits));
         Ok(Self { repository, cluster, _lock: lock })
     }

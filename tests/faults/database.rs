@@ -43,6 +43,31 @@ fn f12_database_restarts_lose_and_duplicate_no_event() {
     assert_eq!(fixture.postgres.dead(), 0);
 }
 
+/// A crash of this database loses each COMMIT of the last seconds that did not wait for its disk.
+#[test]
+fn f12_synced_events_survive_crashes_of_a_database_with_asynchronous_commit() {
+    let mut fixture = Fixture::start_with_database(
+        "12 PostgreSQL crashes, synchronous_commit=off by default",
+        &[("DURABILITY", "synced")],
+        |postgres| {
+            postgres.execute("ALTER SYSTEM SET synchronous_commit = off");
+            postgres.execute("ALTER SYSTEM SET wal_writer_delay = '10s'");
+            postgres.execute("SELECT pg_reload_conf()");
+        },
+    );
+    fixture.start_load(LoadProfile::STEADY);
+    let rounds = times(4, 20);
+    for _ in 0..rounds {
+        fixture.wait_for_acknowledged(300);
+        fixture.postgres.stop_immediate();
+        fixture.wait_for_acknowledged(300);
+        fixture.postgres.restart();
+        until("the breaker closes", || fixture.server.metric("circuit_breaker_state") == 0);
+    }
+    fixture.verify(rounds);
+    assert_eq!(fixture.postgres.dead(), 0);
+}
+
 #[test]
 fn f13_killed_backends_lose_and_duplicate_no_event() {
     let mut fixture = Fixture::start_under_load("13 backend killed, also mid-COPY", &[]);

@@ -21,6 +21,7 @@ use tokio_postgres::config::{Host, SslMode, SslNegotiation};
 use super::error;
 use super::io_timeout::{IoDeadline, TimeoutConnector};
 use super::read_query::ReadConnection;
+use super::session::SessionSettings;
 use super::target::ConnectTarget;
 use crate::storage::StoreError;
 
@@ -38,6 +39,7 @@ pub(super) struct Connections {
     transactions: r2d2::Pool<SlotManager<TxnConnection>>,
     pub(super) reads: r2d2::Pool<SlotManager<ReadConnection>>,
     pub(super) connector: Connector,
+    pub(super) session: SessionSettings,
 }
 
 /// A connection for transactions.
@@ -67,12 +69,13 @@ impl DedicatedConnection {
 }
 
 impl Connections {
-    pub(super) fn new(target: &ConnectTarget, connections_max: u32) -> Self {
+    pub(super) fn new(target: &ConnectTarget, connections_max: u32, session: SessionSettings) -> Self {
         let transactions_max = TRANSACTION_CONNECTIONS_MAX.min(connections_max.div_ceil(2));
         Self {
             transactions: pool(transactions_max),
             reads: pool(connections_max.saturating_sub(transactions_max)),
             connector: Connector(target.clone()),
+            session,
         }
     }
 
@@ -84,14 +87,16 @@ impl Connections {
         Ok(DedicatedConnection { client, io_deadline })
     }
 
-    /// Runs `work` between BEGIN and COMMIT. Rolls back when `work` fails.
+    /// Runs `work` between BEGIN and COMMIT, with the settings of the session added to those of
+    /// `options`. Rolls back when `work` fails.
     pub(super) fn transaction<T>(
         &self,
         options: &TxnOptions,
         work: impl FnOnce(&mut Client) -> Result<T, StoreError>,
     ) -> Result<T, StoreError> {
         let mut slot = checkout(&self.transactions)?;
-        let client = begin(&mut slot, &self.connector, options)?;
+        let begin_sql = self.session.complete(&options.begin_sql);
+        let client = begin(&mut slot, &self.connector, &TxnOptions { begin_sql, ..*options })?;
         match work(client) {
             Ok(value) => match client.batch_execute("COMMIT") {
                 Ok(()) => {

@@ -7,7 +7,7 @@ use postgres::{Client, Transaction};
 use refinery::{Migration, Runner};
 
 use super::advisory_lock::MIGRATE;
-use super::connect::Connections;
+use super::connect::{Connections, TxnOptions};
 use super::error;
 use crate::storage::StoreError;
 
@@ -34,10 +34,11 @@ pub(super) fn run(connections: &Connections) -> Result<(), StoreError> {
         .collect::<Result<Vec<_>, _>>()
         .map_err(|error| StoreError::client_side(format!("BUG: migrations: {error}")))?;
     let latest = migrations.iter().map(Migration::version).max().map_or(0, i64::from);
-    let mut connection = connections.dedicated()?;
-    if is_up_to_date(&mut connection.client, latest)? {
+    // A pooled transaction reads the schema in which an earlier call found the tables.
+    if is_up_to_date(connections.transaction(&read_txn(), latest_applied), latest)? {
         return Ok(());
     }
+    let mut connection = connections.dedicated()?;
     // refinery manages transactions on its own connection, so a transaction on a second connection
     // holds the lock. A session lock would be lost or stuck behind a transaction-pooling proxy.
     let mut lock_connection = connections.dedicated()?;
@@ -45,7 +46,7 @@ pub(super) fn run(connections: &Connections) -> Result<(), StoreError> {
     let mut lock = lock_connection.client.transaction().map_err(to_error)?;
     lock.batch_execute("SET LOCAL idle_in_transaction_session_timeout = 0").map_err(to_error)?;
     acquire_lock(&mut lock)?;
-    if is_up_to_date(&mut connection.client, latest)? {
+    if is_up_to_date(latest_applied(&mut connection.client), latest)? {
         return Ok(());
     }
     connection.set_io_timeout(STEP_IO_TIMEOUT);
@@ -73,11 +74,25 @@ fn acquire_lock(lock: &mut Transaction<'_>) -> Result<(), StoreError> {
 }
 
 /// Returns true when the schema has this version or, during a rolling upgrade, a later one.
-fn is_up_to_date(client: &mut Client, latest: i64) -> Result<bool, StoreError> {
-    match client.query_typed_one("SELECT max(version)::bigint FROM refinery_schema_history", &[]) {
-        Ok(row) => Ok(row.get::<_, Option<i64>>(0).is_some_and(|applied| applied >= latest)),
-        Err(error) if error.code() == Some(&SqlState::UNDEFINED_TABLE) => Ok(false),
-        Err(error) => Err(error::from_postgres("reading refinery_schema_history", &error)),
+fn is_up_to_date(applied: Result<Option<i64>, StoreError>, latest: i64) -> Result<bool, StoreError> {
+    match applied {
+        Ok(applied) => Ok(applied.is_some_and(|applied| applied >= latest)),
+        Err(error) if error.sqlstate.as_deref() == Some(SqlState::UNDEFINED_TABLE.code()) => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
+fn latest_applied(client: &mut Client) -> Result<Option<i64>, StoreError> {
+    client
+        .query_typed_one("SELECT max(version)::bigint FROM refinery_schema_history", &[])
+        .map(|row| row.get(0))
+        .map_err(|error| error::from_postgres("reading refinery_schema_history", &error))
+}
+
+fn read_txn() -> TxnOptions {
+    TxnOptions {
+        begin_sql: "BEGIN READ ONLY; SET LOCAL statement_timeout = '10s'".to_owned(),
+        io_timeout: Duration::from_secs(13),
     }
 }
 

@@ -3,6 +3,7 @@
 //!
 //! - `target`, `tls`: parse `DATABASE_URL` and configure TLS.
 //! - `connect`, `io_timeout`: connection pools, transactions, and the timeout of silent sockets.
+//! - `session`: the PostgreSQL settings of each transaction.
 //! - `read_query`: read-only statements in one round trip.
 //! - `migrate`, `partition`: create tables and partitions.
 //! - `store`, `find`, `totals`, `counts`, `dead`: read and write rows.
@@ -21,6 +22,7 @@ mod io_timeout;
 mod migrate;
 mod partition;
 mod read_query;
+mod session;
 mod store;
 mod sweep;
 mod target;
@@ -37,21 +39,24 @@ use std::time::Duration;
 
 pub use counts::CountMismatch;
 pub use dead::{DeadEvent, DeadFilter, ReplayOutcome};
+pub use session::SynchronousCommit;
 pub use target::{ConnectTarget, ParseDatabaseUrlError};
 
 use self::connect::{Connections, TxnOptions};
 use self::read_query::ReadPool;
+use self::session::SessionSettings;
 use crate::event::{Event, EventId, Timestamp};
 use crate::storage::{
     Chunk, Day, DeadLetter, DrainReport, EventPage, EventRepository, EventStatus, Filter, HourCount,
     RetentionSweep, StoreError, StorePath, Stored, Totals,
 };
 
-/// Connection and time limits.
+/// Connection and time limits, and the guarantee of COMMIT.
 #[derive(Clone, Copy, Debug)]
 pub struct PostgresLimits {
     /// Maximum number of open connections.
     pub connections_max: u32,
+    pub synchronous_commit: SynchronousCommit,
     /// Statement timeout of a batch. With `response_grace` it must stay below 15 s, the time within
     /// which a silent database must be detected.
     pub store_timeout: Duration,
@@ -70,6 +75,7 @@ impl Default for PostgresLimits {
     fn default() -> Self {
         Self {
             connections_max: 20,
+            synchronous_commit: SynchronousCommit::default(),
             store_timeout: Duration::from_secs(10),
             lock_timeout: Duration::from_secs(5),
             query_timeout: Duration::from_secs(5),
@@ -114,7 +120,11 @@ impl PostgresRepository {
         let begin_ping =
             format!("BEGIN READ ONLY; SET LOCAL statement_timeout = {}", limits.ping_timeout.as_millis());
         Self {
-            connections: Connections::new(target, limits.connections_max),
+            connections: Connections::new(
+                target,
+                limits.connections_max,
+                SessionSettings::new(limits.synchronous_commit),
+            ),
             limits,
             ping_options: TxnOptions { begin_sql: begin_ping, io_timeout: limits.ping_timeout },
             query_options: TxnOptions { begin_sql: begin_query, io_timeout },
@@ -130,12 +140,14 @@ impl PostgresRepository {
     /// The options of a batch's transaction. The `SET LOCAL` settings end with the transaction and
     /// are sent with BEGIN in one message. The statement timeout includes the transfer time of the
     /// COPY, so that a batch succeeds over a slow network. The idle timeout releases the locks of a
-    /// server that died in the middle of a batch.
+    /// server that died in the middle of a batch. At another default isolation level, servers that
+    /// count events of the same hour at once would fail.
     fn store_options(&self, runs: &[&[u8]]) -> TxnOptions {
         let bytes: u64 = runs.iter().map(|run| run.len() as u64).sum();
         let timeout = self.limits.store_timeout + Duration::from_secs(bytes / MIN_BYTES_PER_SECOND);
         let begin_sql = format!(
-            "BEGIN; SET LOCAL statement_timeout = {}; SET LOCAL lock_timeout = {}; \
+            "BEGIN ISOLATION LEVEL READ COMMITTED; SET LOCAL statement_timeout = {}; \
+             SET LOCAL lock_timeout = {}; \
              SET LOCAL idle_in_transaction_session_timeout = {}",
             timeout.as_millis(),
             self.limits.lock_timeout.as_millis(),
@@ -145,12 +157,13 @@ impl PostgresRepository {
         TxnOptions { begin_sql, io_timeout: self.limits.store_timeout + self.limits.response_grace }
     }
 
-    /// Resets `prepared_day` when an error reports a missing table, database or schema.
+    /// Resets `prepared_day` and the search path when an error reports a missing table, database or schema.
     fn invalidate_if_missing<T>(&self, result: Result<T, StoreError>) -> Result<T, StoreError> {
         if let Err(StoreError { sqlstate: Some(code), .. }) = &result
             && matches!(code.as_str(), "42P01" | "3D000" | "3F000")
         {
             self.prepared_day.store(NOT_PREPARED, Ordering::Release);
+            self.connections.session.clear_search_path();
         }
         result
     }
@@ -162,6 +175,10 @@ impl EventRepository for PostgresRepository {
         self.invalidate_if_missing((|| {
             if self.prepared_day.load(Ordering::Acquire) != today {
                 migrate::run(&self.connections)?;
+                let session = &self.connections.session;
+                let schemas =
+                    self.connections.transaction(&self.query_options, |client| session.check(client))?;
+                session.set_search_path(&schemas);
                 partition::ensure_partitions(&self.connections, now)?;
                 self.prepared_day.store(today, Ordering::Release);
             }

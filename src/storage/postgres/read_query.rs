@@ -80,9 +80,11 @@ impl ReadPool<'_> {
         params: &SqlParams<'_>,
         each: impl FnMut(&Row) -> ControlFlow<()>,
     ) -> Result<(), StoreError> {
-        let Connections { reads, connector, .. } = self.connections;
+        let Connections { reads, connector, session, .. } = self.connections;
+        let begin_sql = session.complete_read(&self.options.begin_sql);
+        let options = TxnOptions { begin_sql, ..*self.options };
         let statement = ReadStatement { operation, sql, params };
-        run(&mut *checkout(reads)?, connector, self.options, &statement, each)
+        run(&mut *checkout(reads)?, connector, &options, &statement, each)
     }
 
     /// Runs the statement and returns all rows.

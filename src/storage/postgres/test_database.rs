@@ -71,6 +71,10 @@ impl TestDatabase {
         Self { name, shared }
     }
 
+    pub(super) fn name(&self) -> &str {
+        &self.name
+    }
+
     pub(super) fn target(&self) -> ConnectTarget {
         let mut target = self.shared.cluster.target();
         target.config.dbname(&self.name);

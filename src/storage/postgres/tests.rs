@@ -7,6 +7,7 @@ mod network;
 mod plans;
 mod queries;
 mod schema;
+mod session;
 mod store;
 mod sweeps;
 mod tls;
