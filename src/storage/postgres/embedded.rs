@@ -2,13 +2,14 @@
 //! not set.
 //!
 //! The cluster listens on a Unix socket only, runs as an unprivileged user, and starts and stops
-//! with the server. A cluster that a killed server left running is adopted. No setting weakens
-//! durability.
+//! with the server. A cluster that a killed server left running is adopted; no other process is
+//! signalled. No setting weakens durability.
 //!
 //! `programs` finds PostgreSQL's programs, `paths` prepares the directories and their owner,
-//! `supervisor` restarts the postmaster after an unexpected exit.
+//! `postmaster` identifies the running postmaster, `supervisor` restarts the postmaster after an unexpected exit.
 
 mod paths;
+mod postmaster;
 mod programs;
 mod supervisor;
 
@@ -21,8 +22,10 @@ use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use postgres::{Client, NoTls};
+use rustix::process::{Pid, Signal, kill_process};
 
 use self::paths::ClusterPaths;
+use self::postmaster::PidFileOwner;
 use self::programs::Programs;
 pub use self::supervisor::ClusterSupervisor;
 use super::error::error_chain;
@@ -117,6 +120,13 @@ pub enum ClusterError {
     UnsafeSocketDirectory(PathBuf),
     #[error("the embedded PostgreSQL did not accept connections within {seconds} s: {detail}")]
     NotReady { seconds: u64, detail: String },
+    #[error("the embedded PostgreSQL did not stop within {seconds} s")]
+    NotStopped { seconds: u64 },
+    #[error(
+        "postmaster.pid of the embedded PostgreSQL names the process {pid}, which may be its postmaster \
+         and does not answer: stop it, or remove the file if it is another process"
+    )]
+    UnverifiedPostmaster { pid: i32 },
     #[error("the embedded PostgreSQL: {0}")]
     Database(String),
 }
@@ -204,7 +214,15 @@ impl Cluster {
     fn is_running(&mut self) -> bool {
         match &mut self.child {
             Some(child) => matches!(child.try_wait(), Ok(None)),
-            None => self.paths.postmaster_pid().is_some(),
+            None => self.is_pid_file_held(),
+        }
+    }
+
+    /// Whether `postmaster.pid` names a process that is or may be the postmaster.
+    fn is_pid_file_held(&self) -> bool {
+        match self.paths.identity().pid_file_owner() {
+            PidFileOwner::Postmaster(_) | PidFileOwner::Unverified(_) => true,
+            PidFileOwner::Ended | PidFileOwner::OtherProcess => false,
         }
     }
 
@@ -219,25 +237,35 @@ impl Cluster {
         if !std::mem::take(&mut self.running) {
             return Ok(());
         }
-        let fast = self.pg_ctl_stop("fast");
-        let stopped = fast.or_else(|error| {
+        self.signal_and_wait(Signal::INT).or_else(|error| {
             log::warn!("the embedded PostgreSQL did not stop in time; stopping it immediately: {error}");
-            self.pg_ctl_stop("immediate")
-        });
-        if stopped.is_ok()
-            && let Some(mut child) = self.child.take()
-        {
-            // The process has exited; wait() reaps it.
-            child.wait().map_err(ClusterError::io("waiting for", self.paths.cluster()))?;
-        }
-        if self.paths.postmaster_pid().is_none() { Ok(()) } else { stopped }
+            self.signal_and_wait(Signal::QUIT)
+        })
     }
 
-    fn pg_ctl_stop(&self, mode: &str) -> Result<(), ClusterError> {
-        let seconds = self.limits.stop_timeout.as_secs().max(1).to_string();
-        let mut command = self.paths.command(&self.programs.path("pg_ctl"));
-        command.args(["stop", "-w", "-s", "-m", mode, "-t", &seconds, "-D"]).arg(self.paths.cluster());
-        run("pg_ctl", &mut command)
+    /// Signals the postmaster, and waits for its end up to the stop timeout.
+    fn signal_and_wait(&mut self, signal: Signal) -> Result<(), ClusterError> {
+        let to_error = ClusterError::io("stopping", self.paths.cluster());
+        match &self.child {
+            // A child that was not waited for keeps its pid, also after its end.
+            Some(child) => {
+                kill_process(Pid::from_child(child), signal).map_err(|error| to_error(error.into()))?;
+            }
+            None => match self.paths.identity().pid_file_owner() {
+                PidFileOwner::Postmaster(postmaster) => postmaster.signal(signal).map_err(to_error)?,
+                PidFileOwner::Unverified(pid) => {
+                    return Err(ClusterError::UnverifiedPostmaster { pid: pid.as_raw_nonzero().get() });
+                }
+                PidFileOwner::Ended | PidFileOwner::OtherProcess => return Ok(()),
+            },
+        }
+        for _ in 0..self.limits.stop_timeout.as_millis().div_ceil(RETRY.as_millis()) {
+            if !self.is_running() {
+                return Ok(());
+            }
+            std::thread::sleep(RETRY);
+        }
+        Err(ClusterError::NotStopped { seconds: self.limits.stop_timeout.as_secs() })
     }
 
     /// Retries to connect, and starts the postmaster when none runs, until a connection succeeds,
@@ -262,12 +290,16 @@ impl Cluster {
             if let Some(status) = exit_status {
                 self.child = None;
                 // A postmaster that is shutting down still holds the directory: wait for its exit.
-                if self.paths.postmaster_pid().is_none() {
+                if !self.is_pid_file_held() {
                     self.running = false;
                     let detail = format!("{status}: {}", self.paths.log_tail());
                     return Err(ClusterError::ProgramFailed { program: "postgres", detail });
                 }
-            } else if self.child.is_none() && self.paths.postmaster_pid().is_none() {
+            } else if self.child.is_none() && !self.is_pid_file_held() {
+                self.paths
+                    .identity()
+                    .remove_stale_files()
+                    .map_err(ClusterError::io("removing a lock file of", self.paths.cluster()))?;
                 self.child = Some(self.spawn_postmaster()?);
             }
             self.check_deadline(

@@ -14,10 +14,10 @@ use std::process::Command;
 use sha2::{Digest as _, Sha256};
 
 use super::ClusterError;
+use super::postmaster::{ClusterIdentity, SOCKET_NAME};
 
 /// The maximum length of a socket path: `sun_path` without its NUL.
 const SOCKET_PATH_BYTES_MAX: usize = 107;
-const SOCKET_NAME: &str = ".s.PGSQL.5432";
 /// The number of bytes from the end of the log that an error quotes.
 const LOG_TAIL_BYTES: u64 = 600;
 
@@ -79,16 +79,8 @@ impl ClusterPaths {
         Some(fs::read_to_string(self.cluster.join("PG_VERSION")).ok()?.trim().to_owned())
     }
 
-    /// Returns the pid of the running postmaster of this directory. A killed postmaster leaves its
-    /// pid file behind and the pid may be reused, so this checks the process name; PostgreSQL
-    /// itself verifies the file at start.
-    pub(super) fn postmaster_pid(&self) -> Option<u32> {
-        let text = fs::read_to_string(self.cluster.join("postmaster.pid")).ok()?;
-        let pid: u32 = text.lines().next()?.trim().parse().ok()?;
-        let name = fs::read_to_string(format!("/proc/{pid}/comm")).ok()?;
-        let status = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-        let is_zombie = status.rsplit_once(')').is_some_and(|(_, rest)| rest.trim_start().starts_with('Z'));
-        (name.trim().starts_with("postgres") && !is_zombie).then_some(pid)
+    pub(super) fn identity(&self) -> ClusterIdentity<'_> {
+        ClusterIdentity { cluster: &self.cluster, socket_dir: &self.socket_dir }
     }
 
     /// Creates the empty directory in which a cluster is initialized before its rename.

@@ -11,7 +11,7 @@ const MAJOR_MIN: u32 = 14;
 /// Debian installs each version in a subdirectory, outside of the PATH.
 const DEBIAN_DIR: &str = "/usr/lib/postgresql";
 
-/// A directory with `initdb`, `postgres` and `pg_ctl` of one version.
+/// A directory with `initdb` and `postgres` of one version.
 #[derive(Debug)]
 pub(super) struct Programs {
     /// None when the programs are on the PATH.
@@ -55,13 +55,10 @@ impl Programs {
         }
     }
 
-    /// Returns the major version when all three programs exist, run and agree on it.
+    /// Returns the major version when both programs exist, run and agree on it.
     fn major(&self) -> Option<u32> {
         let major = version(&self.path("postgres"))?;
-        ["initdb", "pg_ctl"]
-            .iter()
-            .all(|program| version(&self.path(program)) == Some(major))
-            .then_some(major)
+        (version(&self.path("initdb")) == Some(major)).then_some(major)
     }
 }
 

@@ -1,5 +1,8 @@
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
+use std::time::Duration;
+
+use tempfile::TempDir;
 
 use super::super::embedded::{Cluster, ClusterError, ClusterLimits};
 use super::super::test_database::temp_dir;
@@ -43,6 +46,42 @@ fn cluster_initializes_stops_restarts_and_is_adopted_after_a_crash() {
     assert!(!directory.path().join("postgres/postmaster.pid").exists());
     // Reap the postmaster, which is a child of this process.
     drop(std::mem::ManuallyDrop::into_inner(first));
+}
+
+/// After a crash and a reboot, another cluster's postmaster may have the pid in the lock files.
+#[test]
+fn cluster_with_stale_lock_files_starts_and_leaves_the_postmaster_they_name_running() {
+    let (own, foreign) = (temp_dir("stale"), temp_dir("foreign"));
+    let read = |directory: &TempDir, name: &str| {
+        std::fs::read_to_string(directory.path().join("postgres").join(name)).unwrap()
+    };
+    let limits = ClusterLimits { start_timeout: Duration::from_secs(20), ..ClusterLimits::default() };
+    let start = |directory: &Path| Cluster::start(directory, limits, &Clock::system());
+    let other = start(foreign.path()).unwrap();
+    let foreign_file = read(&foreign, "postmaster.pid");
+    let foreign_pid = foreign_file.lines().next().unwrap();
+    let cluster = start(own.path()).unwrap();
+    let own_files = ["postmaster.pid", ".s.PGSQL.5432.lock"].map(|name| (name, read(&own, name)));
+    cluster.stop().unwrap();
+
+    // The files of this cluster with the other's pid; then the other's file, as in a copy of its
+    // directory.
+    let renumbered = own_files.map(|(name, text)| {
+        let rest = text.split_once('\n').unwrap().1;
+        (name, format!("{foreign_pid}\n{rest}"))
+    });
+    for files in [renumbered.to_vec(), vec![("postmaster.pid", foreign_file.clone())]] {
+        for (name, text) in files {
+            std::fs::write(own.path().join("postgres").join(name), text).unwrap();
+        }
+        let cluster = start(own.path()).unwrap();
+        PostgresRepository::new(&cluster.target(), PostgresLimits::default()).ping().unwrap();
+        cluster.stop().unwrap();
+        assert!(!own.path().join("postgres/postmaster.pid").exists());
+        PostgresRepository::new(&other.target(), PostgresLimits::default()).ping().unwrap();
+        assert_eq!(read(&foreign, "postmaster.pid"), foreign_file, "the other postmaster runs on");
+    }
+    other.stop().unwrap();
 }
 
 #[test]
