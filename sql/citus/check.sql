@@ -32,9 +32,11 @@ COPY aurore_stage (event_id, timestamp, ingested_at, service, message, metadata)
 WITH stored AS (
     INSERT INTO events (event_id, timestamp, ingested_at, service, message, metadata)
     SELECT event_id, timestamp, ingested_at, service, message, metadata FROM aurore_stage ORDER BY event_id
-    ON CONFLICT DO NOTHING RETURNING service, timestamp),
-new AS (
-    SELECT service, date_trunc('minute', timestamp, 'UTC') AS minute, count(*) AS count FROM stored GROUP BY 1, 2),
+    ON CONFLICT (event_id) DO NOTHING RETURNING service, timestamp)
+SELECT service, date_trunc('minute', timestamp, 'UTC') AS minute, count(*) = 1 AS one_is_new FROM stored GROUP BY 1, 2;
+WITH new AS (
+    SELECT service COLLATE "C" AS service, minute, count
+    FROM unnest(ARRAY['check'], ARRAY['1970-01-01 00:00Z'::timestamptz], ARRAY[1::bigint]) AS new (service, minute, count)),
 counted AS (
     INSERT INTO event_counts AS c (service, hour, count)
     SELECT service, date_trunc('hour', minute, 'UTC') AS hour, sum(count)::bigint FROM new GROUP BY 1, 2 ORDER BY 1, 2
@@ -44,7 +46,17 @@ minutes AS (
     SELECT coalesce(service, '') AS service, minute, sum(count)::bigint FROM new
     GROUP BY GROUPING SETS ((service, minute), (minute)) ORDER BY 1, 2
     ON CONFLICT (service, minute) DO UPDATE SET count = m.count + excluded.count)
-SELECT count(*) = 1 AS one_is_new FROM stored;
+SELECT 1;
+
+\echo 'a trial insert'
+SAVEPOINT trial;
+COPY events (event_id, timestamp, ingested_at, service, message, metadata) FROM STDIN;
+0000000003e8800080000000000000ff	1970-01-01 00:00:01+00	1970-01-01 00:00:01+00	check	trial	\N
+\.
+SET CONSTRAINTS ALL IMMEDIATE;
+ROLLBACK TO SAVEPOINT trial;
+SELECT service FROM event_counts WHERE count > 0 AND hour > (SELECT max(hour) FROM event_counts) - interval '1 day'
+    GROUP BY service ORDER BY max(hour) DESC LIMIT 8;
 
 \echo 'a dead letter'
 -- With RETURNING, since without it Citus reports the number of rows sent, not of rows inserted.

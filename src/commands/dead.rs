@@ -222,8 +222,10 @@ fn replay_chunk(
                 summary.duplicate += duplicate;
                 summary.unreadable += unreadable;
             }
-            Err(error) if ErrorClass::of(&error) != ErrorClass::RowFault => return Err(error),
-            Err(error) => {
+            // A replay skips ids that are stored, so a duplicate key is that of another index.
+            Err(error)
+                if matches!(ErrorClass::of(&error), ErrorClass::RowFault | ErrorClass::DuplicateKey) =>
+            {
                 if let [id] = piece[..] {
                     summary.refused += 1;
                     let sqlstate = error.sqlstate.unwrap_or_default();
@@ -233,6 +235,7 @@ fn replay_chunk(
                     todo.push(piece);
                 }
             }
+            Err(error) => return Err(error),
         }
     }
     Ok(())

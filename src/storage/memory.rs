@@ -13,13 +13,14 @@ use crate::event::row::{self, Row};
 use crate::event::{Event, EventId, HOUR_MICROS, Timestamp};
 use crate::storage::{
     Chunk, Day, DeadLetter, DeletedChunk, DrainReport, EventPage, EventRepository, EventStatus, Filter,
-    HourCount, RetentionSweep, SortOrder, StoreError, StorePath, Stored, Totals,
+    HourCount, RetentionSweep, SortOrder, StoreError, StorePath, Stored, Totals, trial,
 };
 
 /// A recorded call of the repository.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum RepositoryCall {
     Prepare,
+    TrialInsert,
     Store { rows: usize, dead: usize, path: StorePath },
     Page,
     Chunk,
@@ -186,6 +187,20 @@ impl MemoryState {
         Ok(Stored { stored, duplicate, dead: inserted })
     }
 
+    fn trial_insert(&self, now: Timestamp) -> Result<(), StoreError> {
+        let Some(reject_rule) = &self.reject_rule else { return Ok(()) };
+        let mut rows: Vec<_> = self.events.values().map(trial::copy_of).collect();
+        if rows.is_empty() {
+            rows.push(trial::ordinary_row(now));
+        }
+        let refusals: Vec<_> =
+            rows.iter().flat_map(|row| row::rows(row)).filter_map(|row| reject_rule(&row)).collect();
+        match refusals.first() {
+            Some(sqlstate) if refusals.len() == rows.len() => Err(rejected_row_error(sqlstate, None, None)),
+            Some(_) | None => Ok(()),
+        }
+    }
+
     fn matching(&self, filter: &Filter) -> impl Iterator<Item = &Event> {
         self.events.values().filter(move |event| {
             (filter.from..filter.to).contains(&event.timestamp)
@@ -252,6 +267,7 @@ fn rejected_row_error(sqlstate: &str, row: Option<usize>, constraint: Option<Str
         row,
         constraint,
         column: None,
+        outside_rows: false,
         timed_out: false,
         in_doubt: false,
     }
@@ -267,6 +283,10 @@ impl EventRepository for MemoryRepository {
         self.run_call(RepositoryCall::Store { rows, dead: dead.len(), path }, |state| {
             state.store(runs, dead, path)
         })
+    }
+
+    fn trial_insert(&self, now: Timestamp) -> Result<(), StoreError> {
+        self.run_call(RepositoryCall::TrialInsert, |state| state.trial_insert(now))
     }
 
     fn page(&self, page: &EventPage) -> Result<Vec<Event>, StoreError> {

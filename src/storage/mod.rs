@@ -9,6 +9,7 @@ pub mod breaker;
 pub mod day;
 pub mod memory;
 pub mod postgres;
+mod trial;
 
 pub use breaker::{Breaker, BreakerLimits};
 pub use day::Day;
@@ -27,6 +28,10 @@ pub trait EventRepository: Send + Sync + std::fmt::Debug {
     /// Stores all rows of `runs` (each run holds whole rows) and inserts `dead` into the dead
     /// letters, in one transaction: all or nothing.
     fn store(&self, runs: &[&[u8]], dead: &[DeadLetter<'_>], path: StorePath) -> Result<Stored, StoreError>;
+
+    /// Checks that the table accepts rows: inserts copies of stored events under other ids, or an
+    /// ordinary row if nothing is stored, and rolls back. Fails when the table accepts none of them.
+    fn trial_insert(&self, now: Timestamp) -> Result<(), StoreError>;
 
     /// Returns up to `page.limit` events in `page.order`.
     fn page(&self, page: &EventPage) -> Result<Vec<Event>, StoreError>;
@@ -278,6 +283,9 @@ pub struct StoreError {
     pub constraint: Option<String>,
     /// The column that caused the error, when the database named one.
     pub column: Option<String>,
+    /// The statement did not insert rows: it added to the counts or inserted dead letters, so no row
+    /// is the cause.
+    pub outside_rows: bool,
     /// The work began and exceeded its timeout: a smaller batch may succeed.
     pub timed_out: bool,
     /// COMMIT was sent and no result arrived: the rows may be stored.
@@ -293,6 +301,7 @@ impl StoreError {
             row: None,
             constraint: None,
             column: None,
+            outside_rows: false,
             timed_out: false,
             in_doubt: false,
         }

@@ -33,7 +33,7 @@ use crate::logging::RateLimitedLog;
 use crate::metrics::{BatchTimes, Ledger, WriterMetrics};
 use crate::storage::{Breaker, DeadLetter, EventRepository, StoreError, StorePath, Stored};
 use backoff::Backoff;
-use isolate::PIECE_MIN;
+use isolate::{PIECE_MIN, Unsettled};
 
 /// Interval of `EventRepository::prepare`: creates the partitions of the next days and drains the
 /// default partition.
@@ -217,7 +217,7 @@ impl Writer {
         let path = if batch.is_replayed() { StorePath::Staging } else { StorePath::Copy };
         let settled = match self.settle(&batch.runs(), &[], path) {
             Ok(()) => Ok(()),
-            Err(StoreFailure::DeadlinePassed) => Err(DeadlinePassed),
+            Err(StoreFailure::DeadlinePassed) => Err(Unsettled::DeadlinePassed),
             Err(StoreFailure::RowFault(error)) => self.isolate(&batch.rows(), &error),
             Err(StoreFailure::TimedOut) => self.retry_in_pieces(&batch.rows()),
         };
@@ -235,12 +235,26 @@ impl Writer {
             // duplicates when the journal replays them.
             self.batch = batch;
         }
-        if settled.is_ok()
-            && let Some(carry) = self.carry.take()
-        {
-            self.add(carry);
+        match settled {
+            Ok(()) => {
+                if let Some(carry) = self.carry.take() {
+                    self.add(carry);
+                }
+                Ok(())
+            }
+            Err(Unsettled::DeadlinePassed) => Err(DeadlinePassed),
+            Err(Unsettled::EveryRowRefused(error)) => {
+                self.on_every_row_refused(&error)?;
+                // Another row may be accepted and thereby convict these. The batch grows once past
+                // its limits at most.
+                if !self.batch.is_full()
+                    && let Some(carry) = self.carry.take()
+                {
+                    self.batch.push(carry);
+                }
+                Ok(())
+            }
         }
-        settled
     }
 
     /// Stores `runs` and inserts the dead letters of `dead` in one transaction, and retries
@@ -262,13 +276,12 @@ impl Writer {
                     self.record_outcome(runs, dead, stored);
                     return Ok(());
                 }
-                Err(error) => match ErrorClass::of(&error) {
+                Err(error) => match ErrorClass::of_insert(&error, path) {
                     ErrorClass::RowFault => {
-                        self.on_success();
+                        // The database has answered; no batch is stored.
+                        self.deps.breaker.record_success(self.deps.clock.now());
                         return Err(StoreFailure::RowFault(error));
                     }
-                    // The staged path skips duplicate ids, so a duplicate key there is another
-                    // unique constraint and no row fault.
                     ErrorClass::DuplicateKey | ErrorClass::Transient
                         if path == StorePath::Copy && error_class::should_retry_staged(&error) =>
                     {
@@ -309,9 +322,24 @@ impl Writer {
 
     /// Logs the failure of `what`, reports it to the breaker and waits for the backoff delay.
     fn on_failure(&mut self, error: &StoreError, what: &str) -> Result<(), DeadlinePassed> {
+        self.on_failure_of(ErrorClass::of(error), error, what)
+    }
+
+    /// PostgreSQL refuses the rows of a batch, and also copies of events that it has stored before.
+    fn on_every_row_refused(&mut self, error: &StoreError) -> Result<(), DeadlinePassed> {
+        const WHAT: &str = "every row is refused, also copies of stored events, which points to the \
+                            configuration of the database; storing a batch";
+        self.on_failure_of(ErrorClass::Misconfigured, error, WHAT)
+    }
+
+    fn on_failure_of(
+        &mut self,
+        class: ErrorClass,
+        error: &StoreError,
+        what: &str,
+    ) -> Result<(), DeadlinePassed> {
         let now = self.deps.clock.now();
         self.deps.metrics.retries.fetch_add(1, Ordering::Relaxed);
-        let class = ErrorClass::of(error);
         if let Some(suppressed) = self.error_log.due(now) {
             let level = if class == ErrorClass::Misconfigured { log::Level::Error } else { log::Level::Warn };
             log::log!(

@@ -207,6 +207,127 @@ fn misconfiguration_opens_the_breaker_and_creates_no_dead_letters() {
 }
 
 #[test]
+fn error_of_one_row_dead_letters_that_row_alone_and_leaves_the_breaker_closed() {
+    for sqlstate in ["P0001", "22P02", "ORDER"] {
+        for is_row_reported in [false, true] {
+            let mut fixture = WriterFixture::new(Duration::ZERO);
+            fixture.writer.tick();
+            fixture
+                .repository
+                .reject_rows(is_row_reported, move |row| (row.message() == b"5").then_some(sqlstate));
+            fixture.admit(0..23);
+            fixture.drain(SOON);
+            fixture.settled(22, 0, 1);
+            assert_eq!(fixture.repository.dead()[0].1, sqlstate);
+            assert_eq!(fixture.breaker.transitions(), 0);
+        }
+    }
+}
+
+#[test]
+fn lone_refused_row_is_dead_lettered_when_the_table_accepts_others() {
+    for stored in [0, 5] {
+        let mut fixture = WriterFixture::new(Duration::ZERO);
+        fixture.writer.tick();
+        fixture.repository.reject_rows(true, |row| (row.message() == b"7").then_some("P0001"));
+        if stored > 0 {
+            fixture.admit(0..stored);
+            fixture.writer.tick();
+        }
+        fixture.admit([7]);
+        fixture.drain(SOON);
+        fixture.settled(stored, 0, 1);
+        assert_eq!(fixture.breaker.transitions(), 0);
+    }
+}
+
+#[test]
+fn error_of_every_row_opens_the_breaker_and_creates_no_dead_letters() {
+    for stored in [0, 5] {
+        let mut fixture = WriterFixture::new(Duration::ZERO);
+        fixture.writer.tick();
+        if stored > 0 {
+            fixture.admit(100..100 + stored);
+            fixture.writer.tick();
+        }
+        fixture.repository.reject_rows(true, |_| Some("P0001"));
+        fixture.admit(0..10);
+        assert_eq!(fixture.writer.tick(), WriterStep::Continue);
+        assert_eq!(fixture.breaker.state(), BreakerState::Open);
+        assert_eq!((fixture.repository.dead(), fixture.ledger.balance().buffered()), (Vec::new(), 10));
+        fixture.repository.reject_rows(true, |_| None);
+        fixture.drain(SOON);
+        fixture.settled(10 + stored, 0, 0);
+    }
+}
+
+#[test]
+fn refused_row_is_judged_once_another_row_is_accepted() {
+    let mut fixture = WriterFixture::new(Duration::ZERO);
+    fixture.writer.tick();
+    // The table is empty and refuses the ordinary row too.
+    fixture.repository.reject_rows(true, |row| (row.message() != b"8").then_some("P0001"));
+    fixture.admit([7]);
+    fixture.writer.tick();
+    assert_eq!((fixture.repository.dead(), fixture.ledger.balance().buffered()), (Vec::new(), 1));
+    fixture.admit([8]);
+    fixture.drain(SOON);
+    fixture.settled(1, 0, 1);
+}
+
+#[test]
+fn rows_refused_during_a_misconfiguration_are_stored_after_its_repair() {
+    // The table refuses every row until row 50 is tried for this time.
+    for tries in 1..8 {
+        let mut fixture = WriterFixture::new(Duration::ZERO);
+        fixture.admit(200..205);
+        fixture.writer.tick();
+        let tried = AtomicU64::new(0);
+        fixture.repository.reject_rows(true, move |row| {
+            let is_counted = u64::from(row.message() == b"50");
+            let nth = tried.fetch_add(is_counted, Ordering::Relaxed) + is_counted;
+            (nth < tries).then_some("P0001")
+        });
+        fixture.admit(0..100);
+        fixture.drain(SOON);
+        fixture.settled(105, 0, 0);
+    }
+}
+
+#[test]
+fn rows_refused_after_others_were_stored_wait_for_the_repair() {
+    let mut fixture = WriterFixture::new(Duration::ZERO);
+    fixture.writer.tick();
+    // From the second try of row 50 to its sixth, the table refuses every row.
+    let tries = AtomicU64::new(0);
+    fixture.repository.reject_rows(true, move |row| {
+        let is_counted = row.message() == b"50";
+        let nth = tries.fetch_add(u64::from(is_counted), Ordering::Relaxed) + u64::from(is_counted);
+        ((is_counted && nth == 1) || (2..6).contains(&nth)).then_some("P0001")
+    });
+    fixture.admit(0..100);
+    fixture.drain(SOON);
+    fixture.settled(100, 0, 0);
+}
+
+#[test]
+fn error_of_the_counts_opens_the_breaker_and_creates_no_dead_letters() {
+    let mut fixture = WriterFixture::new(Duration::ZERO);
+    fixture.writer.tick();
+    for sqlstate in ["23514", "P0001", "22003"] {
+        fixture.repository.inject_faults([InjectedFault::Fail(StoreError {
+            constraint: Some("few".into()),
+            outside_rows: true,
+            ..error(sqlstate)
+        })]);
+    }
+    fixture.admit(0..18);
+    assert_eq!(fixture.writer.tick(), WriterStep::Continue);
+    assert!(fixture.breaker.transitions() > 0);
+    fixture.settled(18, 0, 0);
+}
+
+#[test]
 fn drain_stops_at_its_deadline_and_keeps_events_counted_as_buffered() {
     let mut fixture = WriterFixture::new(NEVER);
     fixture.writer.tick();
@@ -246,6 +367,7 @@ fn batch_that_times_out_is_written_in_pieces() {
         .filter_map(|call| match call {
             RepositoryCall::Store { rows, .. } => Some(rows),
             RepositoryCall::Prepare
+            | RepositoryCall::TrialInsert
             | RepositoryCall::Page
             | RepositoryCall::Chunk
             | RepositoryCall::Count

@@ -9,6 +9,12 @@ use crate::harness::{TestServer, event, now, until, wait_for_drain};
 
 /// Rejects the message `poison`, like a constraint of an operator.
 const RULE: &str = "ALTER TABLE events ADD CONSTRAINT no_poison CHECK (message <> 'poison')";
+const REFUSE_EVENTS: &str = "\
+    CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE EXCEPTION 'closed'; END $$; \
+    CREATE TRIGGER refuse BEFORE INSERT ON events FOR EACH ROW EXECUTE FUNCTION refuse()";
+const REFUSE_COUNTS: &str = "\
+    CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE EXCEPTION 'closed'; END $$; \
+    CREATE TRIGGER refuse BEFORE INSERT OR UPDATE ON event_counts FOR EACH ROW EXECUTE FUNCTION refuse()";
 /// Thousands of faulty rows are found one by one, by a debug build, beside other tests.
 const LONG: Duration = Duration::from_secs(90);
 
@@ -65,6 +71,49 @@ fn poison_rows_among_keyed_and_duplicate_events_are_found() {
 }
 
 #[test]
+fn an_error_raised_in_a_trigger_for_one_row_dead_letters_that_row_alone() {
+    let test = TestServer::start(&[("DRAIN_INTERVAL", "50")]);
+    test.postgres.execute(
+        "CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN \
+         IF NEW.message = 'poison' THEN RAISE EXCEPTION 'not this one'; END IF; RETURN NEW; END $$; \
+         CREATE TRIGGER refuse BEFORE INSERT ON events FOR EACH ROW EXECUTE FUNCTION refuse()",
+    );
+    // Alone, before any event is stored.
+    ids_of(&test.server.client().post_ndjson(&[event("s", "poison")]));
+    wait_for_drain(&test.server);
+    assert_eq!((test.postgres.stored(), test.postgres.dead()), (0, 1));
+    let batch: Vec<String> =
+        (0..23).map(|row| event("s", if row == 11 { "poison" } else { "good" })).collect();
+    ids_of(&test.server.client().post_ndjson(&batch));
+    wait_for_drain(&test.server);
+    assert_eq!((test.postgres.stored(), test.postgres.dead()), (22, 2));
+    // Alone, after others were stored.
+    ids_of(&test.server.client().post_ndjson(&[event("s", "poison")]));
+    wait_for_drain(&test.server);
+    assert_eq!((test.postgres.stored(), test.postgres.dead()), (22, 3));
+    let explained =
+        "SELECT count(*) FROM dead_events WHERE sqlstate = 'P0001' AND reason LIKE '%not this one%'";
+    assert_eq!(test.postgres.value::<i64>(explained), 3);
+    assert_eq!(test.postgres.value::<i64>("SELECT sum(count)::bigint FROM event_counts"), 22);
+    assert!(!test.server.log().contains("circuit breaker"), "the breaker stayed closed");
+}
+
+#[test]
+fn a_violated_unique_index_of_the_operator_dead_letters_the_row() {
+    let test = TestServer::start(&[("DRAIN_INTERVAL", "50")]);
+    let partition: String =
+        test.postgres.value("SELECT to_char(now() AT TIME ZONE 'UTC', '\"events_\"YYYYMMDD')");
+    test.postgres.execute(&format!("CREATE UNIQUE INDEX one_of_each ON {partition} (message)"));
+    let batch: Vec<String> = ["a", "b", "a", "c"].iter().map(|message| event("s", message)).collect();
+    ids_of(&test.server.client().post_ndjson(&batch));
+    wait_for_drain(&test.server);
+    assert_eq!((test.postgres.stored(), test.postgres.dead()), (3, 1));
+    let explained =
+        "SELECT count(*) FROM dead_events WHERE sqlstate = '23505' AND reason LIKE '%one_of_each%'";
+    assert_eq!(test.postgres.value::<i64>(explained), 1);
+}
+
+#[test]
 fn a_misconfigured_database_loses_no_event_until_it_is_repaired() {
     let test = TestServer::start(&[("CIRCUIT_BREAKER_TIMEOUT_MS", "100"), ("DRAIN_INTERVAL", "50")]);
     let mut stored = 0;
@@ -75,9 +124,27 @@ fn a_misconfigured_database_loses_no_event_until_it_is_repaired() {
             "ALTER TABLE events RENAME COLUMN service TO who",
             "ALTER TABLE events RENAME COLUMN who TO service",
         ),
+        // PostgreSQL reports an invalid value for each row with metadata.
+        ("ALTER TABLE events ALTER metadata TYPE json", "ALTER TABLE events ALTER metadata TYPE jsonb"),
+        (
+            "ALTER TABLE event_counts ADD CHECK (count < 0) NOT VALID",
+            "ALTER TABLE event_counts DROP CONSTRAINT event_counts_count_check",
+        ),
+        (
+            "ALTER TABLE event_minutes ADD CHECK (count < 0) NOT VALID",
+            "ALTER TABLE event_minutes DROP CONSTRAINT event_minutes_count_check",
+        ),
+        (REFUSE_COUNTS, "DROP FUNCTION refuse CASCADE"),
+        (
+            "ALTER TABLE events ADD CONSTRAINT wrong CHECK (message = '') NOT VALID",
+            "ALTER TABLE events DROP CONSTRAINT wrong",
+        ),
+        (REFUSE_EVENTS, "DROP FUNCTION refuse CASCADE"),
     ] {
         test.postgres.execute(breaks);
-        let batch: Vec<String> = (0..50).map(|_| event("s", "kept")).collect();
+        // Every other event has metadata.
+        let with_metadata = event("s", "kept").replace('}', r#","metadata":{"n":1}}"#);
+        let batch: Vec<String> = (0..25).flat_map(|_| [event("s", "kept"), with_metadata.clone()]).collect();
         ids_of(&test.server.client().post_ndjson(&batch));
         until("the breaker opens", || test.server.metric("circuit_breaker_state") != 0);
         // Ingestion continues.

@@ -44,6 +44,10 @@ impl EventRepository for FakeRepository {
         unimplemented!("queries do not store")
     }
 
+    fn trial_insert(&self, _now: Timestamp) -> Result<(), StoreError> {
+        unimplemented!("queries do not store")
+    }
+
     fn page(&self, page: &EventPage) -> Result<Vec<Event>, StoreError> {
         self.ask("page", self.events.iter().take(usize::from(page.limit)).cloned().collect())
     }

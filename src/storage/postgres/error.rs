@@ -36,15 +36,23 @@ fn is_io_timeout(error: &postgres::Error) -> bool {
     false
 }
 
+/// Converts the error of a statement that inserts no rows of events.
+pub(super) fn outside_rows(operation: &str, error: &postgres::Error) -> StoreError {
+    StoreError { outside_rows: true, ..from_postgres(operation, error) }
+}
+
 /// Converts the error of a COMMIT. The rows may be stored unless the database reports a rollback. A
 /// lost connection and an error of a pooler or of a terminating server (classes 08, 57, 58, XX)
-/// leave the batch in doubt.
+/// leave the batch in doubt. Deferred constraints of any table are checked here.
 pub(super) fn from_commit(error: &postgres::Error) -> StoreError {
+    let db_error = error.as_db_error();
     let mut error = from_postgres("COMMIT", error);
     error.in_doubt = match &error.sqlstate {
         None => true,
         Some(code) => ["08", "57", "58", "XX"].iter().any(|class| code.starts_with(class)),
     };
+    let table = db_error.and_then(DbError::table);
+    error.outside_rows = matches!(table, Some("event_counts" | "event_minutes" | "dead_events"));
     error
 }
 
@@ -59,14 +67,16 @@ pub(super) fn from_copy_io(operation: &str, error: &std::io::Error) -> StoreErro
     }
 }
 
+/// The classes of errors that no row causes.
+const WITHOUT_ROW: &[&str] = &["08", "0A", "25", "28", "3D", "3F", "40", "42", "53", "55", "57", "58"];
+
 fn from_db_error(operation: &str, db_error: &DbError) -> StoreError {
     let code = db_error.code();
     let mut message =
         format!("{operation}: {}: {} ({})", db_error.severity(), db_error.message(), code.code());
-    // For row errors, detail and context quote the event, which must not be logged. Class XX may be
-    // a row error that Citus forwards.
-    let is_row_error = ["21", "22", "23", "54", "XX"].iter().any(|class| code.code().starts_with(class));
-    if let Some(detail) = db_error.detail().filter(|_| !is_row_error) {
+    // The detail of an error that a row may have caused quotes the event, which must not be logged.
+    let is_without_row = WITHOUT_ROW.iter().any(|class| code.code().starts_with(class));
+    if let Some(detail) = db_error.detail().filter(|_| is_without_row) {
         message.push_str("; ");
         message.push_str(detail);
     }
@@ -76,6 +86,7 @@ fn from_db_error(operation: &str, db_error: &DbError) -> StoreError {
         row: db_error.where_().and_then(copy_row),
         constraint: constraint(db_error).map(str::to_owned),
         column: db_error.column().map(str::to_owned).or_else(|| db_error.where_().and_then(copy_column)),
+        outside_rows: false,
         timed_out: db_error.code() == &SqlState::QUERY_CANCELED,
         in_doubt: false,
     }

@@ -7,6 +7,7 @@
 //! - `read_query`: read-only statements in one round trip.
 //! - `migrate`, `partition`: create tables and partitions.
 //! - `store`, `find`, `totals`, `counts`, `dead`: read and write rows.
+//! - `trial`: checks whether the table accepts rows.
 //! - `sweep`: deletes expired rows and partitions.
 //! - `error`: converts errors of the driver to `StoreError`.
 //! - `embedded`: runs a private cluster when `DATABASE_URL` is not set.
@@ -32,6 +33,7 @@ mod test_database;
 mod tests;
 mod tls;
 mod totals;
+mod trial;
 mod types;
 
 use std::sync::atomic::{AtomicI64, Ordering};
@@ -194,6 +196,14 @@ impl EventRepository for PostgresRepository {
             dead,
             path,
         ))
+        .map_err(|error| trial::explain(self.read_pool(&self.query_options), error))
+    }
+
+    fn trial_insert(&self, now: Timestamp) -> Result<(), StoreError> {
+        self.invalidate_if_missing((|| {
+            let rows = trial::rows(self.read_pool(&self.page_options), now)?;
+            trial::insert(&self.connections, &self.store_options(&[]), &rows)
+        })())
     }
 
     fn page(&self, page: &EventPage) -> Result<Vec<Event>, StoreError> {

@@ -3,6 +3,7 @@
 //! The rows are already encoded in COPY's binary format, so this module only concatenates and sends
 //! them. It does not classify errors; the writer does.
 
+use std::borrow::Cow;
 use std::collections::HashMap;
 use std::io::Write as _;
 
@@ -24,43 +25,33 @@ const COPY_CHUNK_BYTES: usize = 64 * 1024;
 pub(super) const CREATE_STAGING: &str = "CREATE TEMPORARY TABLE aurore_stage (event_id uuid, timestamp timestamptz, \
      ingested_at timestamptz, service text, message text, metadata jsonb) ON COMMIT DROP";
 
-/// Adds `new`, the counts per service and minute, to both tables of counts. The database sorts the
-/// rows and all servers use this order, so that they cannot deadlock.
-macro_rules! count_new {
-    () => {
-        "counted AS (\
-            INSERT INTO event_counts AS c (service, hour, count) \
-            SELECT service, date_trunc('hour', minute, 'UTC') AS hour, sum(count)::bigint FROM new \
-            GROUP BY 1, 2 ORDER BY 1, 2 \
-            ON CONFLICT (service, hour) DO UPDATE SET count = c.count + excluded.count), \
-        minutes AS (\
-            INSERT INTO event_minutes AS m (service, minute, count) \
-            SELECT coalesce(service, '') AS service, minute, sum(count)::bigint FROM new \
-            GROUP BY GROUPING SETS ((service, minute), (minute)) ORDER BY 1, 2 \
-            ON CONFLICT (service, minute) DO UPDATE SET count = m.count + excluded.count)"
-    };
-}
-
 /// Inserts the new rows of the staging table in id order, so that servers that store the same
-/// events wait for each other instead of deadlocking. Counts only the rows that were inserted.
-const INSERT_FROM_STAGING: &str = concat!(
-    "WITH stored AS (\
+/// events wait for each other instead of deadlocking. Returns the counts of the inserted rows.
+const INSERT_FROM_STAGING: &str = "\
+    WITH stored AS (\
         INSERT INTO events (event_id, timestamp, ingested_at, service, message, metadata) \
         SELECT event_id, timestamp, ingested_at, service, message, metadata FROM aurore_stage ORDER BY event_id \
-        ON CONFLICT DO NOTHING RETURNING service, timestamp), \
-    new AS (\
-        SELECT service, date_trunc('minute', timestamp, 'UTC') AS minute, count(*) AS count FROM stored GROUP BY 1, 2), ",
-    count_new!(),
-    " SELECT count(*) FROM stored"
-);
+        ON CONFLICT (event_id) DO NOTHING RETURNING service, timestamp) \
+    SELECT service, date_trunc('minute', timestamp, 'UTC') AS minute, count(*) FROM stored GROUP BY 1, 2";
 
-const ADD_COUNTS: &str = concat!(
-    "WITH new AS (\
+/// Adds counts per service and minute to both tables of counts. A statement of its own, so that its
+/// errors are told from those of the rows. The database sorts the counts, and all servers use this
+/// order, so that they cannot deadlock.
+const ADD_COUNTS: &str = "\
+    WITH new AS (\
         SELECT service COLLATE \"C\" AS service, minute, count \
-        FROM unnest($1::text[], $2::timestamptz[], $3::bigint[]) AS new (service, minute, count)), ",
-    count_new!(),
-    " SELECT 1"
-);
+        FROM unnest($1::text[], $2::timestamptz[], $3::bigint[]) AS new (service, minute, count)), \
+    counted AS (\
+        INSERT INTO event_counts AS c (service, hour, count) \
+        SELECT service, date_trunc('hour', minute, 'UTC') AS hour, sum(count)::bigint FROM new \
+        GROUP BY 1, 2 ORDER BY 1, 2 \
+        ON CONFLICT (service, hour) DO UPDATE SET count = c.count + excluded.count), \
+    minutes AS (\
+        INSERT INTO event_minutes AS m (service, minute, count) \
+        SELECT coalesce(service, '') AS service, minute, sum(count)::bigint FROM new \
+        GROUP BY GROUPING SETS ((service, minute), (minute)) ORDER BY 1, 2 \
+        ON CONFLICT (service, minute) DO UPDATE SET count = m.count + excluded.count) \
+    SELECT 1";
 
 const INSERT_DEAD_LETTERS: &str = "\
     INSERT INTO dead_events (event_id, timestamp, service, row, sqlstate, reason) \
@@ -87,7 +78,7 @@ pub(super) fn store(
             match path {
                 StorePath::Copy => {
                     copy_rows(client, "events", runs, counts.rows)?;
-                    add_counts(client, &counts)?;
+                    add_counts(client, &MinuteCounts::from_rows(&counts))?;
                     counts.rows
                 }
                 StorePath::Staging => {
@@ -138,32 +129,57 @@ pub(super) fn copy_rows(
 }
 
 pub(super) fn insert_from_staging(client: &mut Client, rows: u64) -> Result<u64, StoreError> {
-    let row = client
-        .query_typed_one(INSERT_FROM_STAGING, &[])
+    let inserted = client
+        .query_typed(INSERT_FROM_STAGING, &[])
         .map_err(|error| error::from_postgres("INSERT from aurore_stage", &error))?;
-    let stored = u64::try_from(row.get::<_, i64>(0)).unwrap_or(u64::MAX);
-    if stored <= rows {
-        Ok(stored)
-    } else {
-        Err(StoreError::client_side(format!("BUG: INSERT stored {stored} rows of {rows}")))
+    let mut counts = MinuteCounts::default();
+    for row in &inserted {
+        counts.push(row.get(0), row.get(1), row.get(2));
+    }
+    let stored = u64::try_from(counts.values.iter().sum::<i64>()).unwrap_or(u64::MAX);
+    if stored > rows {
+        return Err(StoreError::client_side(format!("BUG: INSERT stored {stored} rows of {rows}")));
+    }
+    if stored > 0 {
+        add_counts(client, &counts)?;
+    }
+    Ok(stored)
+}
+
+/// The parameters of `ADD_COUNTS`.
+#[derive(Default)]
+struct MinuteCounts<'a> {
+    services: Vec<Cow<'a, str>>,
+    minutes: Vec<PgTimestamp>,
+    values: Vec<i64>,
+}
+
+impl<'a> MinuteCounts<'a> {
+    fn push(&mut self, service: &'a str, minute: PgTimestamp, count: i64) {
+        self.services.push(Cow::Borrowed(service));
+        self.minutes.push(minute);
+        self.values.push(count);
+    }
+
+    fn from_rows(counts: &RowCounts<'a>) -> Self {
+        let mut columns = Self::default();
+        for ((service, minute), count) in &counts.per_minute {
+            // The COPY before has validated these bytes as text.
+            columns.services.push(String::from_utf8_lossy(service));
+            columns.minutes.push(PgTimestamp(Timestamp::from_micros(minute.saturating_mul(MINUTE_MICROS))));
+            columns.values.push(*count);
+        }
+        columns
     }
 }
 
-fn add_counts(client: &mut Client, counts: &RowCounts<'_>) -> Result<(), StoreError> {
-    let mut services = Vec::with_capacity(counts.per_minute.len());
-    let mut minutes = Vec::with_capacity(counts.per_minute.len());
-    let mut values = Vec::with_capacity(counts.per_minute.len());
-    for ((service, minute), count) in &counts.per_minute {
-        // The COPY before has validated these bytes as text.
-        services.push(String::from_utf8_lossy(service));
-        minutes.push(PgTimestamp(Timestamp::from_micros(minute.saturating_mul(MINUTE_MICROS))));
-        values.push(*count);
-    }
+fn add_counts(client: &mut Client, counts: &MinuteCounts<'_>) -> Result<(), StoreError> {
+    let MinuteCounts { services, minutes, values } = counts;
     let params: [(&(dyn postgres::types::ToSql + Sync), Type); 3] =
-        [(&services, Type::TEXT_ARRAY), (&minutes, Type::TIMESTAMPTZ_ARRAY), (&values, Type::INT8_ARRAY)];
+        [(services, Type::TEXT_ARRAY), (minutes, Type::TIMESTAMPTZ_ARRAY), (values, Type::INT8_ARRAY)];
     client
         .execute_typed(ADD_COUNTS, &params)
-        .map_err(|error| error::from_postgres("adding to event_counts", &error))?;
+        .map_err(|error| error::outside_rows("adding to event_counts", &error))?;
     Ok(())
 }
 
@@ -188,7 +204,7 @@ fn insert_dead_letters(client: &mut Client, dead: &[DeadLetter<'_>]) -> Result<u
     let inserted = client.query_typed(INSERT_DEAD_LETTERS, &params);
     inserted
         .map(|rows| rows.len() as u64)
-        .map_err(|error| error::from_postgres("INSERT INTO dead_events", &error))
+        .map_err(|error| error::outside_rows("INSERT INTO dead_events", &error))
 }
 
 /// Replaces NUL, which PostgreSQL's text cannot hold.

@@ -202,6 +202,14 @@ impl EventRepository for SimRepository {
         Ok(stored)
     }
 
+    fn trial_insert(&self, now: Timestamp) -> Result<(), StoreError> {
+        self.0.yield_point("trial insert");
+        match self.0.outcome() {
+            CallOutcome::Done => self.0.database.trial_insert(now),
+            CallOutcome::Failed(error) | CallOutcome::DoneAndFailed(error) => Err(error),
+        }
+    }
+
     fn page(&self, _page: &EventPage) -> Result<Vec<aurore_events::event::Event>, StoreError> {
         unreachable!("the model reads no pages")
     }

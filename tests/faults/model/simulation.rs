@@ -112,6 +112,8 @@ pub(super) struct Simulation {
     environment: Mutex<Environment>,
     stats: Mutex<SimulationStats>,
     pub(super) database: MemoryRepository,
+    /// In some sequences the table refuses every row at first, as by a wrong constraint.
+    refuses_every_row: Arc<AtomicBool>,
     process: Mutex<Option<Arc<Process>>>,
     steps_left: AtomicU64,
     /// No more faults and no interleaving.
@@ -202,7 +204,12 @@ impl Simulation {
         };
         let clock = Clock::manual(Timestamp::from_millis(1_800_000_000_000), rng.random());
         let database = MemoryRepository::new();
-        database.reject_rows(rng.random(), |row| (row.service() == POISON).then_some("22P02"));
+        let refuses_every_row = Arc::new(AtomicBool::new(rng.random_bool(0.2)));
+        let is_misconfigured = refuses_every_row.clone();
+        database.reject_rows(rng.random(), move |row| {
+            let is_misconfigured = is_misconfigured.load(Ordering::Relaxed);
+            if is_misconfigured { Some("P0001") } else { (row.service() == POISON).then_some("22P02") }
+        });
         let steps = rng.random_range(STEPS);
         let simulation = Arc::new(Self {
             clock,
@@ -214,6 +221,7 @@ impl Simulation {
             environment: Mutex::default(),
             stats: Mutex::default(),
             database,
+            refuses_every_row,
             process: Mutex::default(),
             steps_left: AtomicU64::new(steps),
             faults_off: AtomicBool::new(false),
@@ -259,6 +267,7 @@ impl Simulation {
         self.faults_off.store(true, Ordering::Relaxed);
         let mut environment = lock(&self.environment);
         (environment.disk_full, environment.broken, environment.database_down) = (false, None, false);
+        self.refuses_every_row.store(false, Ordering::Relaxed);
     }
 
     // Called by the stages.
@@ -478,7 +487,8 @@ impl Simulation {
                 let wall = self.clock.wall().micros() + hours * 3_600_000_000;
                 self.clock.set_wall(Timestamp::from_micros(wall));
             }
-            94..97 => {
+            94 => self.refuses_every_row.store(false, Ordering::Relaxed),
+            95..97 => {
                 let mut environment = lock(&self.environment);
                 environment.database_down =
                     self.probabilities.database_failure > 0.0 && !environment.database_down;
