@@ -13,9 +13,10 @@ use std::time::Duration;
 use aurore_events::clock::{Clock, Moment};
 use aurore_events::event::row::{self, COLUMNS, COPY_HEADER, COPY_TRAILER};
 use aurore_events::event::{EventId, Timestamp};
+use aurore_events::partitions::ONLINE;
 use aurore_events::storage::postgres::embedded::{Cluster, ClusterLimits};
 use aurore_events::storage::postgres::{PostgresLimits, PostgresRepository};
-use aurore_events::storage::{EventRepository as _, StorePath};
+use aurore_events::storage::{Day, EventRepository as _, StorePath};
 use rand::RngExt as _;
 
 const ROUNDS: usize = 5;
@@ -32,7 +33,8 @@ fn main() -> Result<()> {
     let clock = Clock::system();
     let cluster = Cluster::start(&directory, ClusterLimits::default(), &clock)?;
     let repository = PostgresRepository::new(&cluster.target(), PostgresLimits::default());
-    repository.prepare(clock.wall())?;
+    repository.prepare()?;
+    repository.create_partition(Day::from_timestamp(clock.wall()), ONLINE)?;
     let socket = std::fs::canonicalize(directory.join("postgres"))?;
     let url = format!("host={} user=postgres dbname=aurore_events", socket.display());
     let mut client = postgres::Client::connect(&url, postgres::NoTls)?;

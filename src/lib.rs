@@ -36,6 +36,8 @@ pub mod storage;
 
 pub mod query;
 
+pub mod partitions;
+
 pub mod retention;
 
 pub mod metrics;

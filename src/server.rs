@@ -213,6 +213,7 @@ pub fn serve(
         writer: Arc::new(WriterMetrics::default()),
         http: Arc::new(HttpMetrics::new(acceptors, &LABELS)),
         retention: Arc::default(),
+        partitions: Arc::default(),
         cluster_restarts,
         connections: Arc::new(ConnectionStats::default()),
         business: Arc::new(BusinessCache::default()),

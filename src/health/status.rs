@@ -18,8 +18,8 @@ use crate::lifecycle::Lifecycle;
 use crate::metrics::history::HistoryEntry;
 use crate::metrics::text_format::ExpositionFormat;
 use crate::metrics::{
-    BusinessCache, BusinessMetrics, DiskSpace, HttpMetrics, Ledger, MetricsSnapshot, RetentionMetrics,
-    Sampler, SpillMetrics, WriterMetrics, retry_after,
+    BusinessCache, BusinessMetrics, DiskSpace, HttpMetrics, Ledger, MetricsSnapshot, PartitionMetrics,
+    RetentionMetrics, Sampler, SpillMetrics, WriterMetrics, retry_after,
 };
 use crate::storage::Breaker;
 use crate::storage::breaker::BreakerState;
@@ -40,6 +40,7 @@ pub struct Status {
     pub writer: Arc<WriterMetrics>,
     pub http: Arc<HttpMetrics>,
     pub retention: Arc<RetentionMetrics>,
+    pub partitions: Arc<PartitionMetrics>,
     /// Restarts of the embedded PostgreSQL cluster.
     pub cluster_restarts: Arc<AtomicU64>,
     /// Connection counts of all acceptors.
@@ -414,6 +415,7 @@ impl Status {
             writer: &self.writer,
             http: &self.http,
             retention: &self.retention,
+            partitions: &self.partitions,
             cluster_restarts: self.cluster_restarts.load(Ordering::Relaxed),
             journal: &self.journal.metrics,
             gateway: &self.gateway.metrics,

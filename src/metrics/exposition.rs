@@ -17,6 +17,7 @@ use super::http::{HttpMetrics, RequestCounts};
 use super::journal::{JournalMetrics, journal_families};
 use super::ledger::{Balance, DropReason};
 use super::openmetrics;
+use super::partitions::PartitionMetrics;
 use super::rates::{WindowRates, to_f64};
 use super::retention::RetentionMetrics;
 use super::text_format::ExpositionFormat;
@@ -63,6 +64,7 @@ pub struct MetricsSnapshot<'a> {
     pub writer: &'a WriterMetrics,
     pub http: &'a HttpMetrics,
     pub retention: &'a RetentionMetrics,
+    pub partitions: &'a PartitionMetrics,
     pub cluster_restarts: u64,
     pub journal: &'a JournalMetrics,
     pub gateway: &'a GatewayMetrics,
@@ -91,6 +93,7 @@ impl MetricsSnapshot<'_> {
         let mut families = self.ledger_families();
         families.extend(self.operational_families());
         families.extend(self.retention_families());
+        families.extend(self.partitions.families(self.wall));
         families.push(self.dropped_family());
         families.extend(journal_families(self.journal));
         families.extend(self.spill_families());
@@ -277,16 +280,6 @@ impl MetricsSnapshot<'_> {
             ),
             ("retention_dead_deleted_total", "Expired dead letters removed.", count(&metrics.dead)),
             ("retention_partitions_dropped_total", "Partitions dropped.", count(&metrics.partitions)),
-            (
-                "events_default_moved_total",
-                "Events moved from the default partition to the partitions of their days.",
-                count(&metrics.default_moved),
-            ),
-            (
-                "events_default_partition_rows",
-                "Events in the default partition, counted up to 10000 once a minute.",
-                MetricValue::Gauge(to_f64(metrics.default_rows.load(Ordering::Relaxed))),
-            ),
             (
                 "retention_last_run_timestamp_seconds",
                 "End of the last completed sweep; 0: none.",

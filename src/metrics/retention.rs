@@ -11,10 +11,6 @@ pub struct RetentionMetrics {
     pub events: AtomicU64,
     pub dead: AtomicU64,
     pub partitions: AtomicU64,
-    /// Rows moved out of the default partition.
-    pub default_moved: AtomicU64,
-    /// Rows in the default partition at the last check, counted up to a bound.
-    pub default_rows: AtomicU64,
     /// End of the last completed sweep in seconds since 1970; 0: none.
     pub last_run_s: AtomicI64,
 }

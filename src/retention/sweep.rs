@@ -1,5 +1,5 @@
 //! The sweep: deletes expired rows and drops expired partitions, one transaction per step. Its
-//! thread runs the sweep on schedule and drains the default partition in between.
+//! thread runs the sweep on schedule.
 //!
 //! Every step passes the breaker. A failed step ends the sweep; completed steps stay committed and
 //! recorded, and the next sweep continues from there.
@@ -13,7 +13,7 @@ use crossbeam::channel::{Receiver, RecvTimeoutError};
 
 use super::plan::{self, Plan};
 use super::schedule::Schedule;
-use crate::clock::{Clock, Moment};
+use crate::clock::Clock;
 use crate::event::{EventId, Timestamp};
 use crate::metrics::RetentionMetrics;
 use crate::storage::{Breaker, Day, EventRepository, Filter, RetentionSweep, StoreError};
@@ -35,8 +35,6 @@ const FAILED_SWEEP_RETRY: Duration = Duration::from_mins(5);
 /// Retry interval for reading the time of the last sweep: on the first start its table does not
 /// exist yet.
 const LAST_SWEEP_RETRY: Duration = Duration::from_secs(2);
-/// Interval of draining the default partition.
-const DRAIN_DEFAULT_INTERVAL: Duration = Duration::from_mins(1);
 /// Maximum sleep between two reads of the wall clock, which may jump.
 const CLOCK_CHECK_INTERVAL: Duration = Duration::from_secs(30);
 
@@ -93,7 +91,6 @@ impl RetentionSweeper {
     /// The body of the thread. Runs until the sender of `stop` is dropped.
     pub fn run(&self, stop: &Receiver<()>) {
         let mut due = None;
-        let mut tidy_at = Moment::ZERO;
         loop {
             due = due.or_else(|| self.first_due());
             let until_due = due.map_or(LAST_SWEEP_RETRY, |due| duration_until(self.clock.wall(), due));
@@ -103,10 +100,6 @@ impl RetentionSweeper {
             }
             if due.is_some() {
                 due = self.tick(due, stop);
-            }
-            if self.clock.now() >= tidy_at {
-                self.drain_default_partition();
-                tidy_at = self.clock.now().plus(DRAIN_DEFAULT_INTERVAL);
             }
         }
     }
@@ -121,21 +114,6 @@ impl RetentionSweeper {
             log::info!("retention: a scheduled sweep was missed while no server ran");
         }
         due
-    }
-
-    /// Moves rows out of the default partition and records the number of rows left in it.
-    fn drain_default_partition(&self) {
-        match self.call(|| self.repository.drain_default_partition()) {
-            Ok(tidied) => {
-                self.metrics.default_moved.fetch_add(tidied.moved, Ordering::Relaxed);
-                self.metrics.default_rows.store(tidied.remaining, Ordering::Relaxed);
-            }
-            Err(RunSweepError::Stopped) => {}
-            Err(RunSweepError::Store(error)) => {
-                let sqlstate = error.sqlstate.as_deref().unwrap_or("none");
-                log::warn!(sqlstate; "draining the default partition failed; retrying: {error}");
-            }
-        }
     }
 
     /// Sweeps if due. Returns when the next sweep is due.
@@ -239,9 +217,8 @@ impl RetentionSweeper {
         for day in plan.days {
             let begin = self.clock.now();
             let events = self.drop_day(sweeping, day, stop)?;
-            let date = day.start().to_string();
             log::info!(
-                day = &date[..10], events, ms:? = self.clock.now().since(begin).as_millis();
+                day:% = day, events, ms:? = self.clock.now().since(begin).as_millis();
                 "retention: partition dropped"
             );
             counts.partitions += 1;
@@ -350,8 +327,7 @@ impl fmt::Display for SweepPreview {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(f, "events before {} would be deleted", self.cutoff)?;
         for (day, events) in &self.days {
-            let date = day.start().to_string();
-            writeln!(f, "partition of {}: {events} events", &date[..date.find('T').unwrap_or(date.len())])?;
+            writeln!(f, "partition of {day}: {events} events")?;
         }
         write!(f, "row by row: {} events", self.rows)
     }

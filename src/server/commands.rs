@@ -3,6 +3,7 @@
 
 use std::fs::File;
 use std::sync::Arc;
+use std::time::Duration;
 
 use crossbeam::channel::bounded;
 
@@ -15,21 +16,50 @@ use crate::gateway::compare::CompareCommand;
 use crate::journal::filesystem::OsDirectory;
 use crate::journal::{self, OpenJournalError};
 use crate::metrics::history::{History, format_table};
+use crate::partitions::{self, MaintainPartitionsError, PartitionMaintenance};
 use crate::settings::Settings;
 use crate::storage::EventRepository;
 use crate::storage::postgres::embedded::{Cluster, ClusterLimits};
 use crate::storage::postgres::{ConnectTarget, PostgresLimits, PostgresRepository};
 
-/// `aurore-events migrate`.
+/// Attempts of `migrate` to create the partitions while other sessions hold locks, and the pause
+/// between two.
+const PARTITION_TRIES: u32 = 10;
+const PARTITION_PAUSE: Duration = Duration::from_millis(500);
+
+/// `aurore-events migrate`: also creates the partitions of the coming days, for servers whose role
+/// may not.
 pub fn migrate(settings: &Settings, clock: &Clock) -> Result<(), RunServerError> {
     let _lock = if settings.database_url.is_none() { Some(lock_data_dir(&settings.data_dir)?) } else { None };
     let (repository, cluster) = open_database(settings, clock)?;
-    let migrated = repository.prepare(clock.wall()).and_then(|()| repository.drain_default_partition());
+    let migrated = repository.prepare();
+    let maintained = migrated.is_ok().then(|| create_partitions(&repository, clock));
     drop(repository);
     stop(cluster);
     migrated?;
+    maintained.transpose().map_err(|error| RunServerError::Partitions(Box::new(error)))?;
     log::info!("the database schema is up to date");
     Ok(())
+}
+
+/// Creates the missing partitions and empties the default partition. Waits some seconds in all for
+/// locks, each for a moment only.
+fn create_partitions(
+    repository: &Arc<dyn EventRepository>,
+    clock: &Clock,
+) -> Result<(), MaintainPartitionsError> {
+    let maintenance = PartitionMaintenance::new(repository.clone(), Arc::default(), clock.clone());
+    let mut tries = 1;
+    loop {
+        match maintenance.maintain(partitions::command_limits(clock.wall())) {
+            Err(error) if tries < PARTITION_TRIES && error.is_lock_conflict() => {
+                tries += 1;
+                log::info!("{error}; trying again");
+                std::thread::sleep(PARTITION_PAUSE);
+            }
+            result => return result,
+        }
+    }
 }
 
 /// `aurore-events history`: returns the table. Read-only; a server may be running.
@@ -71,7 +101,7 @@ pub fn counts(settings: &Settings, clock: &Clock, command: CountsCommand) -> Res
 /// `aurore-events retention run`.
 pub fn retention(settings: &Settings, clock: &Clock, dry_run: bool) -> Result<(), RunServerError> {
     let database = CommandDatabase::open(settings, clock)?;
-    database.repository.prepare(clock.wall())?;
+    database.repository.prepare()?;
     let retention =
         stages::retention(settings, database.repository.clone(), breaker(settings), Arc::default(), clock);
     let done = if dry_run {

@@ -12,6 +12,7 @@ use crate::gateway::compare::CompareError;
 use crate::gateway::recovery;
 use crate::http::tls::LoadIdentityError;
 use crate::journal::OpenJournalError;
+use crate::partitions::MaintainPartitionsError;
 use crate::storage::StoreError;
 use crate::storage::postgres::ParseDatabaseUrlError;
 use crate::storage::postgres::embedded::ClusterError;
@@ -41,6 +42,8 @@ pub enum RunServerError {
     Cluster(#[from] ClusterError),
     #[error("the database migration failed: {0}")]
     Migrate(#[from] StoreError),
+    #[error("the schema is up to date, but partitions are missing: {0}")]
+    Partitions(Box<MaintainPartitionsError>),
     #[error("{0}")]
     Command(Box<StoreError>),
     #[error("{0}")]
@@ -85,6 +88,7 @@ impl RunServerError {
             | Self::Signals(_)
             | Self::Cluster(_)
             | Self::Migrate(_)
+            | Self::Partitions(_)
             | Self::Command(_)
             | Self::Journal(_)
             | Self::JournalCorrupt

@@ -30,6 +30,7 @@ use crate::journal::sync::SyncLink;
 use crate::journal::{JournalWriter, Lookup, Syncer};
 use crate::lifecycle::Lifecycle;
 use crate::metrics::{BusinessCollector, History, Process, RetentionMetrics};
+use crate::partitions::PartitionMaintenance;
 use crate::query::{self, QueryService, ReaderLimits};
 use crate::retention::RetentionSweeper;
 use crate::settings::{HttpEngine, Settings};
@@ -71,8 +72,8 @@ pub(super) fn start_journal(
     Ok(ended)
 }
 
-/// Starts the background threads: sampler, history, retention, business metrics, health probe. They
-/// end when the returned sender is dropped.
+/// Starts the background threads: sampler, history, retention, partitions, business metrics, health
+/// probe. They end when the returned sender is dropped.
 pub(super) fn start_helpers(
     settings: &Settings,
     status: &Arc<Status>,
@@ -93,6 +94,10 @@ pub(super) fn start_helpers(
     let retention = retention(settings, repository.clone(), breaker, metrics, &status.clock);
     let sweeper_stop = stopped.clone();
     spawn(lifecycle, "retention", move || retention.run(&sweeper_stop))?;
+    let mut partitions =
+        PartitionMaintenance::new(repository.clone(), status.partitions.clone(), status.clock.clone());
+    let (partitions_stop, phase) = (stopped.clone(), lifecycle.clone());
+    spawn(lifecycle, "partitions", move || partitions.run(&phase, &partitions_stop))?;
     let collector_stop = stopped.clone();
     spawn(lifecycle, "business", move || collector.run(&collector_stop))?;
     let probe = DatabaseProbe {

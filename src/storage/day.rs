@@ -1,5 +1,7 @@
 //! A UTC day: the unit of partitioning.
 
+use std::fmt;
+
 use crate::event::{EventId, Timestamp};
 
 const DAY_MILLIS: i64 = 24 * 60 * 60 * 1000;
@@ -42,5 +44,13 @@ impl Day {
     /// The lowest id of the day.
     pub fn first_id(self) -> EventId {
         EventId::floor(u64::try_from(self.0 * DAY_MILLIS).unwrap_or(0))
+    }
+}
+
+impl fmt::Display for Day {
+    /// Formats as RFC 3339's full-date, such as 2026-01-31.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let start = self.start().to_string();
+        f.write_str(start.split('T').next().unwrap_or(&start))
     }
 }

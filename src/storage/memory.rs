@@ -12,8 +12,9 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use crate::event::row::{self, Row};
 use crate::event::{Event, EventId, HOUR_MICROS, Timestamp};
 use crate::storage::{
-    Chunk, Day, DeadLetter, DeletedChunk, DrainReport, EventPage, EventRepository, EventStatus, Filter,
-    HourCount, RetentionSweep, SortOrder, StoreError, StorePath, Stored, Totals, trial,
+    Chunk, CreatePartitionLimits, CreatePartitionOutcome, Day, DeadLetter, DefaultPartition, DeletedChunk,
+    EventPage, EventRepository, EventStatus, Filter, HourCount, RetentionSweep, SortOrder, StoreError,
+    StorePath, Stored, Totals, trial,
 };
 
 /// A recorded call of the repository.
@@ -29,7 +30,8 @@ pub enum RepositoryCall {
     Totals,
     Ping,
     PartitionDays,
-    DrainDefaultPartition,
+    CreatePartition(Day),
+    DefaultPartition,
     LastSweep,
     Sweep,
 }
@@ -54,6 +56,10 @@ pub struct MemoryRepository(Mutex<MemoryState>);
 struct MemoryState {
     events: BTreeMap<EventId, Event>,
     dead: BTreeMap<EventId, (String, String)>,
+    /// Events of other days are in the default partition.
+    partitions: BTreeSet<Day>,
+    /// Fails the creation of partitions.
+    partition_error: Option<StoreError>,
     faults: VecDeque<InjectedFault>,
     /// Fails every call until a test clears it.
     outage: Option<StoreError>,
@@ -112,6 +118,17 @@ impl MemoryRepository {
             .iter()
             .map(|(id, (sqlstate, reason))| (*id, sqlstate.clone(), reason.clone()))
             .collect()
+    }
+
+    /// Creates a partition for each day that has events.
+    pub fn create_all_partitions(&self) {
+        let mut state = self.lock();
+        state.partitions = state.events.keys().map(|id| Day::from_id(*id)).collect();
+    }
+
+    /// Fails the creation of partitions with `error`, until this is called with None.
+    pub fn refuse_partitions(&self, error: Option<StoreError>) {
+        self.lock().partition_error = error;
     }
 
     /// Sets the start time of the last finished sweep.
@@ -274,7 +291,7 @@ fn rejected_row_error(sqlstate: &str, row: Option<usize>, constraint: Option<Str
 }
 
 impl EventRepository for MemoryRepository {
-    fn prepare(&self, _now: Timestamp) -> Result<(), StoreError> {
+    fn prepare(&self) -> Result<(), StoreError> {
         self.run_call(RepositoryCall::Prepare, |_| Ok(()))
     }
 
@@ -328,13 +345,37 @@ impl EventRepository for MemoryRepository {
     }
 
     fn partition_days(&self) -> Result<Vec<Day>, StoreError> {
-        self.run_call(RepositoryCall::PartitionDays, |state| {
-            Ok(state.events.keys().map(|id| Day::from_id(*id)).collect::<BTreeSet<_>>().into_iter().collect())
+        self.run_call(RepositoryCall::PartitionDays, |state| Ok(state.partitions.iter().copied().collect()))
+    }
+
+    fn create_partition(
+        &self,
+        day: Day,
+        limits: CreatePartitionLimits,
+    ) -> Result<CreatePartitionOutcome, StoreError> {
+        self.run_call(RepositoryCall::CreatePartition(day), |state| {
+            if let Some(error) = &state.partition_error {
+                return Err(error.clone());
+            }
+            if state.partitions.contains(&day) {
+                return Ok(CreatePartitionOutcome::Exists);
+            }
+            let moved = state.events.keys().filter(|id| Day::from_id(**id) == day).count() as u64;
+            if moved > limits.moved_rows_max {
+                return Ok(CreatePartitionOutcome::TooManyRows);
+            }
+            state.partitions.insert(day);
+            Ok(CreatePartitionOutcome::Created { moved })
         })
     }
 
-    fn drain_default_partition(&self) -> Result<DrainReport, StoreError> {
-        self.run_call(RepositoryCall::DrainDefaultPartition, |_| Ok(DrainReport::default()))
+    fn default_partition(&self) -> Result<DefaultPartition, StoreError> {
+        self.run_call(RepositoryCall::DefaultPartition, |state| {
+            let days = state.events.keys().map(|id| Day::from_id(*id));
+            let days: Vec<_> = days.filter(|day| !state.partitions.contains(day)).collect();
+            let rows = days.len() as u64;
+            Ok(DefaultPartition { days: BTreeSet::from_iter(days).into_iter().collect(), rows })
+        })
     }
 
     fn last_sweep(&self) -> Result<Option<Timestamp>, StoreError> {
@@ -362,6 +403,7 @@ impl RetentionSweep for MemorySweep<'_> {
         self.0.run_call(RepositoryCall::Sweep, |state| {
             let before = state.events.len();
             state.events.retain(|id, _| Day::from_id(*id) != day);
+            state.partitions.remove(&day);
             Ok((before - state.events.len()) as u64)
         })
     }

@@ -15,15 +15,16 @@ pub use breaker::{Breaker, BreakerLimits};
 pub use day::Day;
 
 use std::ops::ControlFlow;
+use std::time::Duration;
 
 use crate::event::{Event, EventId, Timestamp};
 
 /// Stores encoded rows and reads events. Every call may block until a timeout of the
 /// implementation ends it, so no acceptor thread may call the repository.
 pub trait EventRepository: Send + Sync + std::fmt::Debug {
-    /// Applies missing migrations and creates missing partitions around `now`. Cheap when nothing
-    /// is missing; safe when several servers call it concurrently.
-    fn prepare(&self, now: Timestamp) -> Result<(), StoreError>;
+    /// Applies missing migrations. Cheap when nothing is missing; safe when several servers call it
+    /// concurrently. Creates no partitions: rows whose day has none enter the default partition.
+    fn prepare(&self) -> Result<(), StoreError>;
 
     /// Stores all rows of `runs` (each run holds whole rows) and inserts `dead` into the dead
     /// letters, in one transaction: all or nothing.
@@ -60,9 +61,16 @@ pub trait EventRepository: Send + Sync + std::fmt::Debug {
     /// Lists the days that have a partition.
     fn partition_days(&self) -> Result<Vec<Day>, StoreError>;
 
-    /// Creates a partition for each day that has rows in the default partition and moves those rows
-    /// into it.
-    fn drain_default_partition(&self) -> Result<DrainReport, StoreError>;
+    /// Creates the partition of a day and moves the rows of the day from the default partition into
+    /// it. Safe when several servers call it concurrently.
+    fn create_partition(
+        &self,
+        day: Day,
+        limits: CreatePartitionLimits,
+    ) -> Result<CreatePartitionOutcome, StoreError>;
+
+    /// Returns the contents of the default partition.
+    fn default_partition(&self) -> Result<DefaultPartition, StoreError>;
 
     /// Returns the start time of the latest sweep that finished on any server.
     fn last_sweep(&self) -> Result<Option<Timestamp>, StoreError>;
@@ -102,17 +110,42 @@ pub trait RetentionSweep: std::fmt::Debug {
     fn finish(&mut self, error: Option<&str>) -> Result<(), StoreError>;
 }
 
-/// The result of draining the default partition.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct DrainReport {
-    /// Events moved into the partitions of their days.
-    pub moved: u64,
-    /// Events still in the default partition, counted up to [`DrainReport::REMAINING_MAX`].
-    pub remaining: u64,
+/// Bounds on creating a partition. Meanwhile the default partition is locked: batches with rows for
+/// it and queries that read it wait.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CreatePartitionLimits {
+    /// Maximum number of rows to move. A day with more rows gets no partition.
+    pub moved_rows_max: u64,
+    /// Maximum time of the move, and of attaching the partition.
+    pub locked_max: Duration,
 }
 
-impl DrainReport {
-    pub const REMAINING_MAX: u64 = 10_000;
+/// The result of creating a partition.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CreatePartitionOutcome {
+    /// Created, with this number of rows from the default partition.
+    Created { moved: u64 },
+    /// The partition existed already.
+    Exists,
+    /// A table with the name exists and is not attached: an operator detached it. It is not
+    /// changed.
+    NameTaken,
+    /// The default partition has more rows of the day than may be moved.
+    TooManyRows,
+}
+
+/// The contents of the default partition.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct DefaultPartition {
+    /// The days of its rows, oldest first, at most [`Self::DAYS_MAX`].
+    pub days: Vec<Day>,
+    /// Its rows, counted up to [`Self::ROWS_MAX`].
+    pub rows: u64,
+}
+
+impl DefaultPartition {
+    pub const DAYS_MAX: usize = 64;
+    pub const ROWS_MAX: u64 = 10_000;
 }
 
 /// The result of deleting one chunk of rows.

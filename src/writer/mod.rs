@@ -35,8 +35,7 @@ use crate::storage::{Breaker, DeadLetter, EventRepository, StoreError, StorePath
 use backoff::Backoff;
 use isolate::{PIECE_MIN, Unsettled};
 
-/// Interval of `EventRepository::prepare`: creates the partitions of the next days and drains the
-/// default partition.
+/// Interval of `EventRepository::prepare`, which is cheap unless tables were found missing.
 const PREPARE_INTERVAL: Duration = Duration::from_mins(1);
 
 /// Request to empty the buffer and stop, with a deadline.
@@ -85,6 +84,8 @@ pub struct Writer {
     backoff: Backoff,
     /// When to call `EventRepository::prepare` next.
     prepare_at: Moment,
+    /// `prepare` has succeeded once.
+    is_prepared: bool,
     error_log: RateLimitedLog,
     /// Database time of the current batch, successful attempts only.
     insert_time: Duration,
@@ -121,6 +122,7 @@ impl Writer {
             next_shard: 0,
             backoff: Backoff::default(),
             prepare_at: Moment::ZERO,
+            is_prepared: false,
             error_log: RateLimitedLog::new(Duration::from_secs(5)),
             insert_time: Duration::ZERO,
         }
@@ -190,16 +192,23 @@ impl Writer {
         }
     }
 
-    /// Prepares the database, with the retries of a batch. The first attempt, successful or not,
-    /// makes the server ready: it accepts events without a database too.
+    /// Prepares the database, with the retries of a batch until it has succeeded once. Afterwards
+    /// the tables exist, so a failure is no reason to stop storing: the next batch shows whether it
+    /// matters. The first attempt, successful or not, makes the server ready: it accepts events
+    /// without a database too.
     fn prepare(&mut self) -> Result<(), DeadlinePassed> {
         loop {
-            let tried = self.deps.repository.prepare(self.deps.clock.wall());
+            let tried = self.deps.repository.prepare();
             self.deps.lifecycle.advance_to(LifecyclePhase::Serving);
             self.prepare_at = self.deps.clock.now().plus(PREPARE_INTERVAL);
             match tried {
                 Ok(()) => {
+                    self.is_prepared = true;
                     self.on_success();
+                    return Ok(());
+                }
+                Err(error) if self.is_prepared => {
+                    log::warn!("preparing the database failed; trying again in a minute: {error}");
                     return Ok(());
                 }
                 Err(error) => self.on_failure(&error, "preparing the database")?,

@@ -375,12 +375,27 @@ fn batch_that_times_out_is_written_in_pieces() {
             | RepositoryCall::Totals
             | RepositoryCall::Ping
             | RepositoryCall::PartitionDays
-            | RepositoryCall::DrainDefaultPartition
+            | RepositoryCall::CreatePartition(_)
+            | RepositoryCall::DefaultPartition
             | RepositoryCall::LastSweep
             | RepositoryCall::Sweep => None,
         })
         .collect();
     assert_eq!(sizes, [100, 16, 16, 16, 16, 16, 16, 16, 4]);
+}
+
+#[test]
+fn failed_preparation_of_a_prepared_database_does_not_stop_the_writer() {
+    let mut fixture = WriterFixture::new(Duration::ZERO);
+    fixture.writer.tick();
+    fixture.admit(0..1);
+    fixture.writer.prepare_at = Moment::ZERO;
+    fixture.repository.inject_faults([InjectedFault::Fail(error("42501"))]);
+    assert_eq!(fixture.writer.tick(), WriterStep::Continue);
+    fixture.settled(1, 0, 0);
+    assert_eq!(fixture.breaker.transitions(), 0);
+    let prepared = fixture.repository.calls().iter().filter(|call| **call == RepositoryCall::Prepare).count();
+    assert_eq!(prepared, 2, "the failure is not retried at once");
 }
 
 #[test]

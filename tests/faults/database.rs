@@ -298,14 +298,18 @@ fn f23_events_wait_for_a_missing_partition_and_boundary_timestamps_are_stored() 
     for beyond in [at(-30 * DAY_MICROS - 60_000_000), at(320_000_000)] {
         assert_eq!(client.post_json(event_at(beyond, "s", "beyond")).status, 400);
     }
-    // Without a default partition the insert fails: a misconfiguration, not a fault of the row.
+    // Without a default partition, and while a lock prevents the creation of the day's partition, the
+    // insert fails: a misconfiguration, not a fault of the row.
     fixture.postgres.execute("ALTER TABLE events DETACH PARTITION events_default");
+    let mut reader = fixture.postgres.client();
+    reader.batch_execute("BEGIN; LOCK TABLE events_default IN ACCESS SHARE MODE").expect("no lock is held");
     for _ in 0..50 {
-        id_of(&client.post_json(event_at(edges[0], "s", "late")));
+        id_of(&client.post_json(event_at(at(-20 * DAY_MICROS), "s", "late")));
     }
     fixture.wait_for_open_breaker();
     id_of(&client.post_json(event("s", "of today")));
     assert_eq!(fixture.server.metric("buffer_size"), 51);
+    reader.batch_execute("COMMIT").expect("the session lives");
     fixture.postgres.execute("ALTER TABLE events ATTACH PARTITION events_default DEFAULT");
     wait_for_drain(&fixture.server);
     assert_eq!((fixture.postgres.stored(), fixture.postgres.dead()), (55, 0));

@@ -10,7 +10,7 @@ const LAYERS: &[&[&str]] = &[
     &["settings"],
     &["health", "commands", "console"],
     &["gateway"],
-    &["ingest", "writer", "query", "retention"],
+    &["ingest", "writer", "query", "retention", "partitions"],
     &["journal"],
     &["buffer", "access"],
     &["metrics"],

@@ -26,6 +26,7 @@ mod logs;
 mod metrics;
 mod monitoring;
 mod outage;
+mod partitions;
 mod pushgateway;
 mod queries;
 mod responses;

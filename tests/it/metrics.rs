@@ -55,6 +55,7 @@ fn every_metric_has_the_name_type_and_labels_of_the_golden_file() {
     ids_of(&client.post_ndjson(&vec![event("s", "m"); 3]));
     wait_for_drain(&test.server);
     until("business metrics are known", || test.server.metrics().contains("business_events_by_service"));
+    until("partitions are known", || test.server.metrics().contains("partitions_ahead_days"));
     let found = parse_metrics(&test.server.metrics());
     for line in GOLDEN.lines().filter(|line| !line.starts_with('#')) {
         let mut words = line.split(' ');

@@ -8,8 +8,8 @@ use crate::event::Timestamp;
 use crate::query::cursor::Cursor;
 use crate::storage::breaker::BreakerState;
 use crate::storage::{
-    BreakerLimits, Chunk, Day, DeadLetter, DrainReport, HourCount, RetentionSweep, SortOrder as Direction,
-    StoreError, StorePath, Stored, Totals,
+    BreakerLimits, Chunk, CreatePartitionLimits, CreatePartitionOutcome, Day, DeadLetter, DefaultPartition,
+    HourCount, RetentionSweep, SortOrder as Direction, StoreError, StorePath, Stored, Totals,
 };
 
 const NOW: Timestamp = Timestamp::from_millis(1_795_435_200_000);
@@ -36,7 +36,7 @@ impl FakeRepository {
 }
 
 impl EventRepository for FakeRepository {
-    fn prepare(&self, _now: Timestamp) -> Result<(), StoreError> {
+    fn prepare(&self) -> Result<(), StoreError> {
         unimplemented!("queries do not prepare")
     }
 
@@ -80,8 +80,16 @@ impl EventRepository for FakeRepository {
         unimplemented!("queries do not list partitions")
     }
 
-    fn drain_default_partition(&self) -> Result<DrainReport, StoreError> {
-        unimplemented!("queries do not drain the default partition")
+    fn create_partition(
+        &self,
+        _day: Day,
+        _limits: CreatePartitionLimits,
+    ) -> Result<CreatePartitionOutcome, StoreError> {
+        unimplemented!("queries do not create partitions")
+    }
+
+    fn default_partition(&self) -> Result<DefaultPartition, StoreError> {
+        unimplemented!("queries do not read the default partition")
     }
 
     fn last_sweep(&self) -> Result<Option<Timestamp>, StoreError> {

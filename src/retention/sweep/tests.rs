@@ -29,6 +29,7 @@ fn sweep_fixture() -> SweepFixture {
         row::append_metadata(&mut rows, None);
     }
     repository.store(&[&rows], &[], StorePath::Copy).unwrap();
+    repository.create_all_partitions();
     let (stopper, stop) = bounded(0);
     let retention = RetentionSweeper {
         repository: repository.clone(),

@@ -1,4 +1,5 @@
-//! Two bounded connection pools, one for transactions and one for read-only statements.
+//! Two bounded connection pools, one for transactions and one for read-only statements, and single
+//! connections outside the pools.
 //!
 //! r2d2 manages empty slots; the caller that checks out a slot connects on its own thread. So a
 //! connect error returns at once and typed (a wrong password has a SQLSTATE, a closed port fails
@@ -10,7 +11,7 @@ use std::convert::Infallible;
 use std::fmt;
 use std::marker::PhantomData;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use postgres::Client;
@@ -39,7 +40,7 @@ pub(super) struct Connections {
     transactions: r2d2::Pool<SlotManager<TxnConnection>>,
     pub(super) reads: r2d2::Pool<SlotManager<ReadConnection>>,
     pub(super) connector: Connector,
-    pub(super) session: SessionSettings,
+    pub(super) session: Arc<SessionSettings>,
 }
 
 /// A connection for transactions.
@@ -69,7 +70,7 @@ impl DedicatedConnection {
 }
 
 impl Connections {
-    pub(super) fn new(target: &ConnectTarget, connections_max: u32, session: SessionSettings) -> Self {
+    pub(super) fn new(target: &ConnectTarget, connections_max: u32, session: Arc<SessionSettings>) -> Self {
         let transactions_max = TRANSACTION_CONNECTIONS_MAX.min(connections_max.div_ceil(2));
         Self {
             transactions: pool(transactions_max),
@@ -94,22 +95,70 @@ impl Connections {
         options: &TxnOptions,
         work: impl FnOnce(&mut Client) -> Result<T, StoreError>,
     ) -> Result<T, StoreError> {
-        let mut slot = checkout(&self.transactions)?;
+        // After a failed ROLLBACK the slot keeps `in_transaction`, and r2d2 discards it.
         let begin_sql = self.session.complete(&options.begin_sql);
-        let client = begin(&mut slot, &self.connector, &TxnOptions { begin_sql, ..*options })?;
-        match work(client) {
-            Ok(value) => match client.batch_execute("COMMIT") {
-                Ok(()) => {
-                    slot.in_transaction = false;
-                    Ok(value)
-                }
-                Err(error) => Err(error::from_commit(&error)),
-            },
-            Err(error) => {
-                // After a failed ROLLBACK the slot keeps `in_transaction`, and r2d2 discards it.
-                slot.in_transaction = client.batch_execute("ROLLBACK").is_err();
-                Err(error)
+        let options = TxnOptions { begin_sql, ..*options };
+        run_transaction(&mut *checkout(&self.transactions)?, &self.connector, &options, work)
+    }
+}
+
+/// One connection outside the pools, opened on first use and kept. Its work neither waits for a
+/// pool slot nor takes one from the writer.
+pub(super) struct OwnConnection {
+    slot: Mutex<ConnectionSlot<TxnConnection>>,
+    connector: Connector,
+    session: Arc<SessionSettings>,
+}
+
+impl fmt::Debug for OwnConnection {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("OwnConnection")
+    }
+}
+
+impl OwnConnection {
+    pub(super) fn new(target: &ConnectTarget, session: Arc<SessionSettings>) -> Self {
+        let slot = ConnectionSlot { connection: None, in_transaction: false };
+        Self { slot: Mutex::new(slot), connector: Connector(target.clone()), session }
+    }
+
+    /// Runs `work` between BEGIN and COMMIT. Rolls back when `work` fails. One transaction runs at
+    /// a time.
+    pub(super) fn transaction<T>(
+        &self,
+        options: &TxnOptions,
+        work: impl FnOnce(&mut Client) -> Result<T, StoreError>,
+    ) -> Result<T, StoreError> {
+        let mut slot = self.slot.lock().unwrap_or_else(PoisonError::into_inner);
+        if slot.in_transaction {
+            *slot = ConnectionSlot { connection: None, in_transaction: false };
+        }
+        let begin_sql = self.session.complete(&options.begin_sql);
+        let options = TxnOptions { begin_sql, ..*options };
+        run_transaction(&mut slot, &self.connector, &options, work)
+    }
+}
+
+/// Runs `work` between BEGIN and COMMIT. When `in_transaction` is set afterwards, the connection
+/// must be discarded.
+fn run_transaction<T>(
+    slot: &mut ConnectionSlot<TxnConnection>,
+    connector: &Connector,
+    options: &TxnOptions,
+    work: impl FnOnce(&mut Client) -> Result<T, StoreError>,
+) -> Result<T, StoreError> {
+    let client = begin(slot, connector, options)?;
+    match work(client) {
+        Ok(value) => match client.batch_execute("COMMIT") {
+            Ok(()) => {
+                slot.in_transaction = false;
+                Ok(value)
             }
+            Err(error) => Err(error::from_commit(&error)),
+        },
+        Err(error) => {
+            slot.in_transaction = client.batch_execute("ROLLBACK").is_err();
+            Err(error)
         }
     }
 }

@@ -36,7 +36,8 @@ mod totals;
 mod trial;
 mod types;
 
-use std::sync::atomic::{AtomicI64, Ordering};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 pub use counts::CountMismatch;
@@ -44,13 +45,13 @@ pub use dead::{DeadEvent, DeadFilter, ReplayOutcome};
 pub use session::SynchronousCommit;
 pub use target::{ConnectTarget, ParseDatabaseUrlError};
 
-use self::connect::{Connections, TxnOptions};
+use self::connect::{Connections, OwnConnection, TxnOptions};
 use self::read_query::ReadPool;
 use self::session::SessionSettings;
 use crate::event::{Event, EventId, Timestamp};
 use crate::storage::{
-    Chunk, Day, DeadLetter, DrainReport, EventPage, EventRepository, EventStatus, Filter, HourCount,
-    RetentionSweep, StoreError, StorePath, Stored, Totals,
+    Chunk, CreatePartitionLimits, CreatePartitionOutcome, Day, DeadLetter, DefaultPartition, EventPage,
+    EventRepository, EventStatus, Filter, HourCount, RetentionSweep, StoreError, StorePath, Stored, Totals,
 };
 
 /// Connection and time limits, and the guarantee of COMMIT.
@@ -91,9 +92,6 @@ impl Default for PostgresLimits {
 /// timeout of a batch.
 const MIN_BYTES_PER_SECOND: u64 = 8 * 1024;
 
-/// The value of `prepared_day` before `prepare` has succeeded.
-const NOT_PREPARED: i64 = -1;
-
 #[derive(Debug)]
 pub struct PostgresRepository {
     connections: Connections,
@@ -101,8 +99,10 @@ pub struct PostgresRepository {
     ping_options: TxnOptions,
     query_options: TxnOptions,
     page_options: TxnOptions,
-    /// The day for which `prepare` has last created tables and partitions.
-    prepared_day: AtomicI64,
+    /// For listing and creating partitions, which may wait for locks.
+    partition_connection: OwnConnection,
+    /// Whether the schema is up to date.
+    prepared: AtomicBool,
 }
 
 impl PostgresRepository {
@@ -121,17 +121,15 @@ impl PostgresRepository {
         let io_timeout = limits.query_timeout + limits.response_grace;
         let begin_ping =
             format!("BEGIN READ ONLY; SET LOCAL statement_timeout = {}", limits.ping_timeout.as_millis());
+        let session = Arc::new(SessionSettings::new(limits.synchronous_commit));
         Self {
-            connections: Connections::new(
-                target,
-                limits.connections_max,
-                SessionSettings::new(limits.synchronous_commit),
-            ),
+            connections: Connections::new(target, limits.connections_max, session.clone()),
             limits,
             ping_options: TxnOptions { begin_sql: begin_ping, io_timeout: limits.ping_timeout },
             query_options: TxnOptions { begin_sql: begin_query, io_timeout },
             page_options: TxnOptions { begin_sql: begin_page, io_timeout },
-            prepared_day: AtomicI64::new(NOT_PREPARED),
+            partition_connection: OwnConnection::new(target, session),
+            prepared: AtomicBool::new(false),
         }
     }
 
@@ -159,12 +157,13 @@ impl PostgresRepository {
         TxnOptions { begin_sql, io_timeout: self.limits.store_timeout + self.limits.response_grace }
     }
 
-    /// Resets `prepared_day` and the search path when an error reports a missing table, database or schema.
+    /// Resets `prepared` and the search path when an error reports a missing table, database or
+    /// schema.
     fn invalidate_if_missing<T>(&self, result: Result<T, StoreError>) -> Result<T, StoreError> {
         if let Err(StoreError { sqlstate: Some(code), .. }) = &result
             && matches!(code.as_str(), "42P01" | "3D000" | "3F000")
         {
-            self.prepared_day.store(NOT_PREPARED, Ordering::Release);
+            self.prepared.store(false, Ordering::Release);
             self.connections.session.clear_search_path();
         }
         result
@@ -172,20 +171,19 @@ impl PostgresRepository {
 }
 
 impl EventRepository for PostgresRepository {
-    fn prepare(&self, now: Timestamp) -> Result<(), StoreError> {
-        let today = Day::from_timestamp(now).number();
-        self.invalidate_if_missing((|| {
-            if self.prepared_day.load(Ordering::Acquire) != today {
+    fn prepare(&self) -> Result<(), StoreError> {
+        if !self.prepared.load(Ordering::Acquire) {
+            self.invalidate_if_missing((|| {
                 migrate::run(&self.connections)?;
                 let session = &self.connections.session;
                 let schemas =
                     self.connections.transaction(&self.query_options, |client| session.check(client))?;
                 session.set_search_path(&schemas);
-                partition::ensure_partitions(&self.connections, now)?;
-                self.prepared_day.store(today, Ordering::Release);
-            }
-            Ok(())
-        })())
+                Ok(())
+            })())?;
+            self.prepared.store(true, Ordering::Release);
+        }
+        Ok(())
     }
 
     fn store(&self, runs: &[&[u8]], dead: &[DeadLetter<'_>], path: StorePath) -> Result<Stored, StoreError> {
@@ -239,11 +237,20 @@ impl EventRepository for PostgresRepository {
     }
 
     fn partition_days(&self) -> Result<Vec<Day>, StoreError> {
-        self.invalidate_if_missing(self.connections.transaction(&self.query_options, partition::days))
+        let days = self.partition_connection.transaction(&partition::quick_txn(), partition::days);
+        self.invalidate_if_missing(days)
     }
 
-    fn drain_default_partition(&self) -> Result<DrainReport, StoreError> {
-        self.invalidate_if_missing(partition::drain_default(&self.connections))
+    fn create_partition(
+        &self,
+        day: Day,
+        limits: CreatePartitionLimits,
+    ) -> Result<CreatePartitionOutcome, StoreError> {
+        self.invalidate_if_missing(partition::create(&self.partition_connection, day, limits))
+    }
+
+    fn default_partition(&self) -> Result<DefaultPartition, StoreError> {
+        self.invalidate_if_missing(partition::inspect_default(&self.partition_connection))
     }
 
     fn last_sweep(&self) -> Result<Option<Timestamp>, StoreError> {

@@ -1,41 +1,44 @@
-//! Daily partitions: creates them ahead of time and drains the default partition into them.
+//! Daily partitions: lists them, creates them, and moves rows of the default partition into them.
 //!
 //! The day of an event is the day of its id, which begins with the event's time. Names and bounds
-//! are functions of the day. `sweep` drops partitions.
+//! are functions of the day. The caller decides which days get a partition and when; `sweep` drops
+//! partitions.
 
-use std::collections::BTreeSet;
 use std::time::Duration;
 
 use postgres::Client;
 use postgres::types::Type;
 
 use super::advisory_lock::PARTITION;
-use super::connect::{Connections, TxnOptions};
+use super::connect::{OwnConnection, TxnOptions};
 use super::error;
 use super::types::PgUuid;
-use crate::event::{EventId, Timestamp};
-use crate::storage::{Day, DrainReport, StoreError};
+use crate::event::EventId;
+use crate::storage::{CreatePartitionLimits, CreatePartitionOutcome, Day, DefaultPartition, StoreError};
 
-/// Days before and after today that have a partition: events may be late, clocks may be ahead, and
-/// a database that was unreachable for a week still has partitions when it returns.
-const DAYS_BEFORE: i64 = 1;
-const DAYS_AFTER: i64 = 7;
+/// Maximum wait for another server that creates partitions. No table is locked meanwhile.
+const TURN_TIMEOUT: &str = "1s";
+/// Maximum wait for the table locks. Later lock requests queue behind the waiting one, so this is
+/// short: a query or a batch takes some 50 ms, and the caller tries again.
+const LOCK_TIMEOUT: &str = "200ms";
+/// Releases the locks of a server that stopped in the middle of creating a partition.
+const IDLE_TIMEOUT: &str = "10s";
+/// Time allowed for the response in addition to the statement timeout.
+const RESPONSE_GRACE: Duration = Duration::from_secs(5);
 
-/// Maximum number of days that one call drains from the default partition.
-const DRAIN_DAYS_MAX: usize = 64;
-
-/// Options of catalog reads, which take milliseconds. The writer runs one per minute, so a silent
-/// database must not block it for long.
-fn quick_txn() -> TxnOptions {
+/// Options of catalog reads, which take milliseconds.
+pub(super) fn quick_txn() -> TxnOptions {
     let begin_sql = "BEGIN; SET LOCAL lock_timeout = '2s'; SET LOCAL statement_timeout = '10s'".to_owned();
     TxnOptions { begin_sql, io_timeout: Duration::from_secs(13) }
 }
 
-/// Options of ATTACH. It waits for queries on the default partition, and later lock requests queue
-/// behind it, so the lock timeout is short.
-fn attach_txn() -> TxnOptions {
-    let begin_sql = "BEGIN; SET LOCAL lock_timeout = '2s'; SET LOCAL statement_timeout = '60s'".to_owned();
-    TxnOptions { begin_sql, io_timeout: Duration::from_secs(70) }
+fn create_txn(locked_max: Duration) -> TxnOptions {
+    let begin_sql = format!(
+        "BEGIN; SET LOCAL lock_timeout = '{TURN_TIMEOUT}'; SET LOCAL statement_timeout = {}; \
+         SET LOCAL idle_in_transaction_session_timeout = '{IDLE_TIMEOUT}'",
+        locked_max.as_millis()
+    );
+    TxnOptions { begin_sql, io_timeout: locked_max + RESPONSE_GRACE }
 }
 
 /// All columns of `events`, to move rows unchanged.
@@ -57,6 +60,13 @@ impl Day {
             "MAXVALUE".to_owned()
         };
         (format!("'{}'", self.first_id()), to)
+    }
+
+    /// Returns a condition on `event_id` that holds for the events of the day.
+    fn condition(self) -> String {
+        let (from, to) = self.bounds();
+        let upper = if to == "MAXVALUE" { String::new() } else { format!(" AND event_id < {to}") };
+        format!("event_id >= {from}{upper}")
     }
 }
 
@@ -80,111 +90,80 @@ pub(super) fn days(client: &mut Client) -> Result<Vec<Day>, StoreError> {
     Ok(rows.iter().filter_map(day).collect())
 }
 
-/// Lists the days around `now` that need a partition.
-fn required_days(now: Timestamp) -> impl Iterator<Item = Day> {
-    let today = Day::from_timestamp(now).number();
-    let days = today - DAYS_BEFORE..=today + DAYS_AFTER;
-    days.filter(|day| (0..=Day::LAST.number()).contains(day)).map(Day::from_number)
-}
-
-/// Creates the missing partitions around `now`.
-pub(super) fn ensure_partitions(connections: &Connections, now: Timestamp) -> Result<(), StoreError> {
-    let existing = connections.transaction(&quick_txn(), partition_names)?;
-    for day in required_days(now).filter(|day| !existing.contains(&day.partition_name())) {
-        create_partition(connections, day)?;
-    }
-    Ok(())
-}
-
-/// Creates a partition for each day that has rows in the default partition, oldest first, and moves
-/// the rows.
-pub(super) fn drain_default(connections: &Connections) -> Result<DrainReport, StoreError> {
-    let mut report = DrainReport::default();
-    for _ in 0..DRAIN_DAYS_MAX {
-        let (first, remaining) = connections.transaction(&quick_txn(), inspect_default)?;
-        report.remaining = remaining;
-        let Some(id) = first else { break };
-        match create_partition(connections, Day::from_id(id))? {
-            CreatePartitionOutcome::Created(rows) => report.moved += rows,
-            // The rows remain until an operator attaches or drops the detached table.
-            CreatePartitionOutcome::NameTaken => break,
+/// Lists the days with rows in the default partition, and counts its rows, both up to a bound.
+pub(super) fn inspect_default(connection: &OwnConnection) -> Result<DefaultPartition, StoreError> {
+    let to_error = |error| error::from_postgres("reading the default partition", &error);
+    connection.transaction(&quick_txn(), |client| {
+        let rows_max = i64::try_from(DefaultPartition::ROWS_MAX).unwrap_or(i64::MAX);
+        let row = client
+            .query_typed_one(
+                "SELECT count(*) FROM (SELECT event_id FROM events_default LIMIT $1) AS found",
+                &[(&rows_max, Type::INT8)],
+            )
+            .map_err(to_error)?;
+        let rows = u64::try_from(row.get::<_, i64>(0)).unwrap_or(0);
+        let mut days = Vec::new();
+        // One index probe per day.
+        let mut next = Some(EventId::floor(0));
+        while let Some(from) = next.filter(|_| days.len() < DefaultPartition::DAYS_MAX) {
+            let found = client
+                .query_typed(
+                    "SELECT event_id FROM events_default WHERE event_id >= $1 ORDER BY event_id LIMIT 1",
+                    &[(&PgUuid(from), Type::UUID)],
+                )
+                .map_err(to_error)?;
+            let day = found.first().map(|row| Day::from_id(row.get::<_, PgUuid>(0).0));
+            next =
+                day.filter(|day| *day < Day::LAST).map(|day| Day::from_number(day.number() + 1).first_id());
+            days.extend(day);
         }
-    }
-    Ok(report)
-}
-
-/// Returns the first id of the default partition and its row count, up to the counted maximum.
-fn inspect_default(client: &mut Client) -> Result<(Option<EventId>, u64), StoreError> {
-    let row = client
-        .query_typed_one(
-            "SELECT (SELECT event_id FROM events_default ORDER BY event_id LIMIT 1), \
-                    (SELECT count(*) FROM (SELECT event_id FROM events_default LIMIT $1) AS found)",
-            &[(&i64::try_from(DrainReport::REMAINING_MAX).unwrap_or(i64::MAX), Type::INT8)],
-        )
-        .map_err(|error| error::from_postgres("reading the default partition", &error))?;
-    let id: Option<PgUuid> = row.get(0);
-    Ok((id.map(|id| id.0), u64::try_from(row.get::<_, i64>(1)).unwrap_or(0)))
-}
-
-fn partition_names(client: &mut Client) -> Result<BTreeSet<String>, StoreError> {
-    let rows = client
-        .query_typed(
-            "SELECT c.relname::text FROM pg_inherits i JOIN pg_class c ON c.oid = i.inhrelid \
-             WHERE i.inhparent = 'events'::regclass",
-            &[],
-        )
-        .map_err(|error| error::from_postgres("listing partitions", &error))?;
-    Ok(rows.iter().map(|row| row.get(0)).collect())
-}
-
-/// The result of creating a partition.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum CreatePartitionOutcome {
-    /// The partition exists; the number of rows moved into it.
-    Created(u64),
-    /// A table with the name exists and is not attached: an operator detached it. It is not
-    /// changed.
-    NameTaken,
+        Ok(DefaultPartition { days, rows })
+    })
 }
 
 /// Creates the partition of `day` and moves the day's rows from the default partition into it, in
 /// one transaction.
-fn create_partition(connections: &Connections, day: Day) -> Result<CreatePartitionOutcome, StoreError> {
+pub(super) fn create(
+    connection: &OwnConnection,
+    day: Day,
+    limits: CreatePartitionLimits,
+) -> Result<CreatePartitionOutcome, StoreError> {
     let table = day.partition_name();
     let (from, to) = day.bounds();
     let to_error =
         |error: postgres::Error| error::from_postgres(&format!("creating the partition {table}"), &error);
-    connections.transaction(&attach_txn(), |client| {
+    connection.transaction(&create_txn(limits.locked_max), |client| {
         client.batch_execute(&format!("SELECT pg_advisory_xact_lock({PARTITION})")).map_err(to_error)?;
-        if partition_names(client)?.contains(&table) {
-            return Ok(CreatePartitionOutcome::Created(0));
+        match state_of_name(client, &table).map_err(to_error)? {
+            NameState::Partition => return Ok(CreatePartitionOutcome::Exists),
+            NameState::OtherTable => {
+                log::warn!(table = table.as_str(); "partition not created: a detached table has its name");
+                return Ok(CreatePartitionOutcome::NameTaken);
+            }
+            NameState::Free => {}
         }
-        let name = &table;
-        let name_taken: bool = client
-            .query_typed_one("SELECT to_regclass($1) IS NOT NULL", &[(name, Type::TEXT)])
-            .map_err(to_error)?
-            .get(0);
-        if name_taken {
-            log::warn!(table = table.as_str(); "partition not created: a detached table has its name");
-            return Ok(CreatePartitionOutcome::NameTaken);
+        if count_in_default(client, day, limits.moved_rows_max).map_err(to_error)? > limits.moved_rows_max {
+            return Ok(CreatePartitionOutcome::TooManyRows);
         }
         // CREATE and ATTACH do not block users of other partitions; PARTITION OF would lock all of
-        // them. The lock order is that of COPY. ATTACH requires the checks and generated columns of
-        // `events`, so LIKE copies them; ATTACH itself creates indexes and triggers.
+        // them. ATTACH requires the checks and generated columns of `events`, so LIKE copies them;
+        // ATTACH itself creates indexes and triggers. A role that may not create tables fails here,
+        // before it locks the default partition. LIKE locks `events` first, as COPY and DETACH do,
+        // so none of them can deadlock with this transaction.
         client
             .batch_execute(&format!(
-                "LOCK TABLE events IN SHARE UPDATE EXCLUSIVE MODE; \
-                 LOCK TABLE events_default IN ACCESS EXCLUSIVE MODE; \
-                 CREATE TABLE {table} (LIKE events INCLUDING CONSTRAINTS INCLUDING DEFAULTS \
+                "CREATE TABLE {table} (LIKE events INCLUDING CONSTRAINTS INCLUDING DEFAULTS \
                  INCLUDING GENERATED INCLUDING STORAGE)"
             ))
             .map_err(to_error)?;
-        let upper = if to == "MAXVALUE" { String::new() } else { format!(" AND event_id < {to}") };
+        client.batch_execute(&format!("SET LOCAL lock_timeout = '{LOCK_TIMEOUT}'")).map_err(to_error)?;
+        client.batch_execute("LOCK TABLE events_default IN ACCESS EXCLUSIVE MODE").map_err(to_error)?;
         let moved = client
             .execute_typed(
                 &format!(
-                    "WITH moved AS (DELETE FROM events_default WHERE event_id >= {from}{upper} \
-                     RETURNING {COLUMNS}) INSERT INTO {table} ({COLUMNS}) SELECT {COLUMNS} FROM moved"
+                    "WITH moved AS (DELETE FROM events_default WHERE {} RETURNING {COLUMNS}) \
+                     INSERT INTO {table} ({COLUMNS}) SELECT {COLUMNS} FROM moved",
+                    day.condition()
                 ),
                 &[],
             )
@@ -201,24 +180,51 @@ fn create_partition(connections: &Connections, day: Day) -> Result<CreatePartiti
                 "rows moved from the default partition into a new partition"
             );
         }
-        Ok(CreatePartitionOutcome::Created(moved))
+        Ok(CreatePartitionOutcome::Created { moved })
     })
+}
+
+/// What has the name of a partition.
+enum NameState {
+    Free,
+    /// A partition of `events`.
+    Partition,
+    /// A table that is not attached: an operator detached it.
+    OtherTable,
+}
+
+fn state_of_name(client: &mut Client, table: &str) -> Result<NameState, postgres::Error> {
+    let row = client.query_typed_one(
+        "SELECT to_regclass($1) IS NOT NULL, EXISTS (SELECT FROM pg_inherits \
+         WHERE inhrelid = to_regclass($1) AND inhparent = 'events'::regclass)",
+        &[(&table, Type::TEXT)],
+    )?;
+    Ok(match (row.get(0), row.get(1)) {
+        (_, true) => NameState::Partition,
+        (true, false) => NameState::OtherTable,
+        (false, false) => NameState::Free,
+    })
+}
+
+/// Counts the rows of `day` in the default partition, up to one more than `rows_max`.
+fn count_in_default(client: &mut Client, day: Day, rows_max: u64) -> Result<u64, postgres::Error> {
+    let limit = i64::try_from(rows_max).unwrap_or(i64::MAX).saturating_add(1);
+    let row = client.query_typed_one(
+        &format!(
+            "SELECT count(*) FROM (SELECT event_id FROM events_default WHERE {} LIMIT $1) AS found",
+            day.condition()
+        ),
+        &[(&limit, Type::INT8)],
+    )?;
+    Ok(u64::try_from(row.get::<_, i64>(0)).unwrap_or(0))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::event::Timestamp;
 
     const NOON: Timestamp = Timestamp::from_millis(1_767_268_800_000); // 2026-01-01T12:00:00Z
-
-    #[test]
-    fn partitions_are_required_from_yesterday_to_a_week_ahead() {
-        let tables: Vec<_> = required_days(NOON).map(Day::partition_name).collect();
-        assert_eq!(tables.len(), 9);
-        assert_eq!(tables[0], "events_20251231");
-        assert_eq!(tables[1], "events_20260101");
-        assert_eq!(tables[8], "events_20260108");
-    }
 
     #[test]
     fn day_begins_at_its_first_millisecond_in_utc() {
@@ -245,6 +251,5 @@ mod tests {
         assert_eq!(Day::from_id(EventId::from_bytes([0xff; 16])), last);
         let first = Day::from_timestamp(Timestamp::from_micros(i64::MIN));
         assert_eq!((first, first.partition_name().as_str()), (Day::from_number(0), "events_19700101"));
-        assert_eq!(required_days(Timestamp::from_micros(0)).count(), 8);
     }
 }

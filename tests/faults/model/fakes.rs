@@ -8,8 +8,8 @@ use std::sync::Arc;
 use aurore_events::event::{EventId, Timestamp};
 use aurore_events::journal::filesystem::{File, Filesystem};
 use aurore_events::storage::{
-    Chunk, Day, DeadLetter, DrainReport, EventPage, EventRepository, EventStatus, Filter, HourCount,
-    RetentionSweep, StoreError, StorePath, Stored, Totals,
+    Chunk, CreatePartitionLimits, CreatePartitionOutcome, Day, DeadLetter, DefaultPartition, EventPage,
+    EventRepository, EventStatus, Filter, HourCount, RetentionSweep, StoreError, StorePath, Stored, Totals,
 };
 
 use super::files::SimDirectory;
@@ -179,10 +179,10 @@ impl fmt::Debug for SimRepository {
 }
 
 impl EventRepository for SimRepository {
-    fn prepare(&self, now: Timestamp) -> Result<(), StoreError> {
+    fn prepare(&self) -> Result<(), StoreError> {
         self.0.yield_point("prepare");
         match self.0.outcome() {
-            CallOutcome::Done => self.0.database.prepare(now),
+            CallOutcome::Done => self.0.database.prepare(),
             CallOutcome::Failed(error) | CallOutcome::DoneAndFailed(error) => Err(error),
         }
     }
@@ -242,8 +242,16 @@ impl EventRepository for SimRepository {
         unreachable!("the model runs no sweep")
     }
 
-    fn drain_default_partition(&self) -> Result<DrainReport, StoreError> {
-        unreachable!("the model runs no sweep")
+    fn create_partition(
+        &self,
+        _day: Day,
+        _limits: CreatePartitionLimits,
+    ) -> Result<CreatePartitionOutcome, StoreError> {
+        unreachable!("the model creates no partitions")
+    }
+
+    fn default_partition(&self) -> Result<DefaultPartition, StoreError> {
+        unreachable!("the model creates no partitions")
     }
 
     fn last_sweep(&self) -> Result<Option<Timestamp>, StoreError> {

@@ -22,7 +22,7 @@ fn cluster_initializes_stops_restarts_and_is_adopted_after_a_crash() {
     std::fs::write(directory.path().join("postgres.unfinished/PG_VERSION"), "15\n").unwrap();
     let cluster = start(directory.path()).unwrap();
     let repository = PostgresRepository::new(&cluster.target(), PostgresLimits::default());
-    repository.prepare(now()).unwrap();
+    repository.prepare().unwrap();
     store(&repository, &[&event(NOON * 1000, 1, "a", "m")], StorePath::Copy, (1, 0));
     assert!(directory.path().join("postgres/PG_VERSION").exists());
     assert!(!directory.path().join("postgres.unfinished").exists());
@@ -31,7 +31,7 @@ fn cluster_initializes_stops_restarts_and_is_adopted_after_a_crash() {
     assert!(repository.ping().is_err());
 
     let first = start(directory.path()).unwrap();
-    repository.prepare(now()).unwrap();
+    repository.prepare().unwrap();
     // ManuallyDrop simulates a killed server, which runs no destructors.
     let pid = std::fs::read_to_string(directory.path().join("postgres/postmaster.pid")).unwrap();
     let first = std::mem::ManuallyDrop::new(first);

@@ -30,7 +30,7 @@ fn fixture() -> PlanFixture {
     database.execute(&format!(
         "INSERT INTO events (event_id, timestamp, ingested_at, service, message) SELECT {id}, at, at, 's', 'm' FROM ({day}) d"
     ));
-    repository.drain_default_partition().unwrap();
+    drain(&repository);
     database.execute(&format!(
         "DELETE FROM events; \
          INSERT INTO events (event_id, timestamp, ingested_at, service, message, metadata) \

@@ -1,14 +1,15 @@
 use super::*;
 
 #[test]
-fn prepare_is_safe_for_four_concurrent_servers() {
+fn prepare_and_partitions_are_safe_for_four_concurrent_servers() {
     let database = TestDatabase::new();
     std::thread::scope(|scope| {
         for _ in 0..4 {
             scope.spawn(|| {
                 let repository = database.repository();
-                repository.prepare(now()).unwrap();
-                repository.prepare(now()).unwrap();
+                repository.prepare().unwrap();
+                repository.prepare().unwrap();
+                create_partitions(&repository, now());
             });
         }
     });
@@ -63,7 +64,7 @@ fn default_partition_takes_other_days_and_is_drained() {
         .query_one("SELECT string_agg(e::text, '|' ORDER BY event_id) FROM events e", &[])
         .unwrap()
         .get(0);
-    repository.drain_default_partition().unwrap();
+    drain(&repository);
     assert_eq!(database.number("SELECT count(*) FROM events_default"), 0);
     assert_eq!(database.number("SELECT count(*) FROM events_20251212"), 2);
     let after: String = database
@@ -82,8 +83,8 @@ fn drain_leaves_a_detached_table_unchanged() {
     let (database, repository) = prepared();
     database.execute("ALTER TABLE events DETACH PARTITION events_20260103");
     store(&repository, &[&event((NOON + 2 * 86_400_000) * 1000, 1, "a", "m")], StorePath::Copy, (1, 0));
-    repository.drain_default_partition().unwrap();
-    database.repository().drain_default_partition().unwrap();
+    drain(&repository);
+    drain(&database.repository());
     assert_eq!(database.number("SELECT count(*) FROM events_default"), 1);
 }
 
@@ -114,11 +115,11 @@ fn drain_creates_partitions_during_concurrent_stores() {
         });
         let other = database.repository();
         while !storing.is_finished() {
-            other.drain_default_partition().unwrap();
+            drain(&other);
         }
         assert!(storing.join().unwrap() < 40);
     });
-    repository.drain_default_partition().unwrap();
+    drain(&repository);
     assert_eq!(database.number("SELECT count(*) FROM events"), 320);
     assert_eq!(database.number("SELECT count(*) FROM events_default"), 0);
     assert_eq!(database.number("SELECT sum(count)::bigint FROM event_counts"), 320);
@@ -133,10 +134,10 @@ fn new_partitions_inherit_constraints_columns_and_indexes() {
          CREATE INDEX ON events (length)",
     );
     // One partition is created ahead of time, one by draining the default partition.
-    repository.prepare(Timestamp::from_millis(now().millis() + 3 * 86_400_000)).unwrap();
+    create_partitions(&repository, Timestamp::from_millis(now().millis() + 3 * 86_400_000));
     let far = NOON * 1000 + 200 * 86_400_000_000;
     store(&repository, &[&event(far, 1, "a", "four")], StorePath::Copy, (1, 0));
-    assert_eq!(repository.drain_default_partition().unwrap().moved, 1);
+    assert_eq!(drain(&repository), 1);
     assert_eq!(database.number("SELECT sum(length)::bigint FROM events"), 4);
     for micros in [NOON * 1000 + 10 * 86_400_000_000, far] {
         let error = repository.store(&[&event(micros, 2, "a", "poison")], &[], StorePath::Copy).unwrap_err();
@@ -145,14 +146,14 @@ fn new_partitions_inherit_constraints_columns_and_indexes() {
 }
 
 #[test]
-fn prepare_creates_new_partitions_and_recreates_missing_tables() {
+fn new_partitions_are_created_and_prepare_recreates_missing_tables() {
     let (database, repository) = prepared();
-    repository.prepare(Timestamp::from_millis(now().millis() + 3 * 86_400_000)).unwrap();
+    create_partitions(&repository, Timestamp::from_millis(now().millis() + 3 * 86_400_000));
     assert_eq!(database.number("SELECT count(*) FROM events_20260111"), 0);
     let one = event(NOON * 1000, 1, "a", "m");
     database.execute("DROP TABLE events, event_counts, event_minutes, dead_events, retention_runs, refinery_schema_history");
     let error = repository.store(&[&one], &[], StorePath::Copy).unwrap_err();
     assert_eq!(error.sqlstate.as_deref(), Some("42P01"));
-    repository.prepare(now()).unwrap();
+    repository.prepare().unwrap();
     store(&repository, &[&one], StorePath::Copy, (1, 0));
 }

@@ -30,7 +30,7 @@ fn filled() -> (TestDatabase, PostgresRepository) {
         }
     }
     store(&repository, &[&rows], StorePath::Copy, (100, 0));
-    repository.drain_default_partition().unwrap();
+    drain(&repository);
     assert_counts_match_events(&database);
     (database, repository)
 }
@@ -67,7 +67,7 @@ fn sweep_drops_a_day_with_its_partition_and_counts() {
     // A late event of a dropped day is stored; draining creates its partition again for the next
     // sweep.
     store(&repository, &[&event(NOON * 1000 - 9 * DAY, 2, "a", "late")], StorePath::Copy, (1, 0));
-    repository.drain_default_partition().unwrap();
+    drain(&repository);
     assert!(repository.partition_days().unwrap().contains(&day(9)));
     assert_counts_match_events(&database);
 }
@@ -219,7 +219,7 @@ fn sweep_drops_days_during_concurrent_stores() {
                     Err(error) => panic!("{error:?}"),
                 }
             }
-            other.drain_default_partition().unwrap();
+            drain(&other);
         }
         assert!(storing.join().unwrap() > 0);
     });

@@ -71,7 +71,7 @@ fn tls_sslmode_accepts_only_trusted_certificates() {
     );
     let repository =
         PostgresRepository::new(&ConnectTarget::parse(&text).unwrap(), PostgresLimits::default());
-    repository.prepare(now()).unwrap();
+    repository.prepare().unwrap();
     let rows: Vec<u8> =
         (0..300).flat_map(|step| event((NOON + step) * 1000, 1, "a", &"m".repeat(30_000))).collect();
     store(&repository, &[&rows], StorePath::Copy, (300, 0));
