@@ -1,5 +1,6 @@
 //! Partition maintenance: creates the partitions of the coming days long before they are needed,
-//! and drains the default partition into the partitions of its days.
+//! those of late days when a batch requests them, and drains the default partition into the
+//! partitions of its days.
 //!
 //! It runs on a thread and a connection of its own, so a lock or a missing permission delays
 //! nothing else: meanwhile the writer stores events of such days in the default partition. It does
@@ -14,14 +15,16 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use crossbeam::channel::{Receiver, RecvTimeoutError};
+use crossbeam::channel::{Receiver, select};
 
 use crate::clock::{Clock, Moment};
 use crate::event::Timestamp;
 use crate::lifecycle::{Lifecycle, LifecyclePhase};
 use crate::logging::RateLimitedLog;
 use crate::metrics::PartitionMetrics;
-use crate::storage::{CreatePartitionLimits, CreatePartitionOutcome, Day, EventRepository, StoreError};
+use crate::storage::{
+    CreatePartitionLimits, CreatePartitionOutcome, Day, EventRepository, PartitionRequest, StoreError,
+};
 
 /// Days before and after today that have a partition. Events may be late by a day; a lock that lasts
 /// a week, or a job that fails for a week, leaves another week for a repair.
@@ -127,17 +130,37 @@ impl PartitionMaintenance {
 
     /// The body of the thread. Runs until the sender of `stop` is dropped.
     pub fn run(&mut self, lifecycle: &Lifecycle, stop: &Receiver<()>) {
+        let requests = self.repository.partition_requests();
         let mut schedule = Schedule::default();
         loop {
             // The writer migrates the database before it stores the first event.
             let is_starting = lifecycle.phase() == LifecyclePhase::Starting;
             let wait = if is_starting { STARTING_INTERVAL } else { schedule.due.since(self.clock.now()) };
-            match stop.recv_timeout(wait) {
-                Ok(()) | Err(RecvTimeoutError::Timeout) => {}
-                Err(RecvTimeoutError::Disconnected) => return,
+            select! {
+                recv(stop) -> _ => return,
+                recv(requests) -> request => {
+                    let request = request.expect("BUG: the repository has dropped its sender of requests");
+                    self.create_requested(&request, &mut schedule);
+                }
+                default(wait) => if !is_starting {
+                    self.tick(&mut schedule);
+                }
             }
-            if !is_starting {
-                self.tick(&mut schedule);
+        }
+    }
+
+    /// Creates the partitions that a batch waits for. After a failure the next run is due soon, since
+    /// rows of the day are entering the default partition, unless runs are failing already.
+    fn create_requested(&mut self, request: &PartitionRequest, schedule: &mut Schedule) {
+        for day in &request.days {
+            if let Err(error) = self.create(*day, ONLINE) {
+                self.report(&error);
+                if schedule.failures == 0 {
+                    schedule.failed(self.clock.now());
+                }
+                if error.affects_all_days() {
+                    return;
+                }
             }
         }
     }

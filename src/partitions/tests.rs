@@ -147,6 +147,27 @@ fn a_failure_of_all_days_is_tried_for_one_day_per_run() {
 }
 
 #[test]
+fn requested_days_are_created_and_a_failure_is_retried_with_the_backoff_of_the_runs() {
+    let mut fixture = MaintenanceFixture::new();
+    fixture.next_tick();
+    let request = |days: &[i64]| PartitionRequest::for_test(days.iter().copied().map(day).collect());
+    fixture.maintenance.create_requested(&request(&[-20, -30]), &mut fixture.schedule);
+    assert_eq!(fixture.created()[16..], [day(-20), day(-30)]);
+    assert_eq!(fixture.schedule.due.since(fixture.clock.now()), CHECK_INTERVAL);
+    fixture.repository.refuse_partitions(Some(error("55P03")));
+    fixture.store(-25);
+    fixture.maintenance.create_requested(&request(&[-25, -26]), &mut fixture.schedule);
+    assert_eq!(fixture.created()[18..], [day(-25)], "a lock affects all days");
+    assert_eq!(fixture.next_tick(), RETRY_MIN);
+    // Further requests neither hasten nor delay the next run.
+    fixture.maintenance.create_requested(&request(&[-25]), &mut fixture.schedule);
+    assert_eq!(fixture.next_tick(), 2 * RETRY_MIN);
+    fixture.repository.refuse_partitions(None);
+    fixture.next_tick();
+    assert_eq!((fixture.default_rows(), fixture.days_ahead()), (0, Some(15)));
+}
+
+#[test]
 fn command_moves_any_number_of_rows_but_of_yesterday_and_today() {
     let limits = command_limits(NOON);
     assert_eq!([-40, -2, 1, 14].map(|offset| limits(day(offset))), [UNLIMITED; 4]);

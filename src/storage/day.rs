@@ -1,6 +1,7 @@
 //! A UTC day: the unit of partitioning.
 
 use std::fmt;
+use std::ops::Range;
 
 use crate::event::{EventId, Timestamp};
 
@@ -39,6 +40,12 @@ impl Day {
     /// The start of the next day (exclusive end).
     pub fn end(self) -> Timestamp {
         Timestamp::from_millis((self.0 + 1) * DAY_MILLIS)
+    }
+
+    /// The milliseconds of the ids of the day.
+    pub fn millis(self) -> Range<u64> {
+        let millis = |day: i64| u64::try_from(day * DAY_MILLIS).unwrap_or(0);
+        millis(self.0)..if self == Self::LAST { u64::MAX } else { millis(self.0 + 1) }
     }
 
     /// The lowest id of the day.

@@ -17,6 +17,8 @@ pub use day::Day;
 use std::ops::ControlFlow;
 use std::time::Duration;
 
+use crossbeam::channel::{Receiver, Sender, never};
+
 use crate::event::{Event, EventId, Timestamp};
 
 /// Stores encoded rows and reads events. Every call may block until a timeout of the
@@ -68,6 +70,13 @@ pub trait EventRepository: Send + Sync + std::fmt::Debug {
         day: Day,
         limits: CreatePartitionLimits,
     ) -> Result<CreatePartitionOutcome, StoreError>;
+
+    /// Returns the channel on which `store` requests the partitions of the days of a batch. `store`
+    /// waits for the request to be dropped, for a bounded time, before it stores the rows. May be
+    /// called once.
+    fn partition_requests(&self) -> Receiver<PartitionRequest> {
+        never()
+    }
 
     /// Returns the contents of the default partition.
     fn default_partition(&self) -> Result<DefaultPartition, StoreError>;
@@ -132,6 +141,22 @@ pub enum CreatePartitionOutcome {
     NameTaken,
     /// The default partition has more rows of the day than may be moved.
     TooManyRows,
+}
+
+/// A batch waits for the partitions of these days until this is dropped.
+#[derive(Debug)]
+pub struct PartitionRequest {
+    pub days: Vec<Day>,
+    /// Disconnects the waiting batch when dropped.
+    _pending: Sender<()>,
+}
+
+#[cfg(test)]
+impl PartitionRequest {
+    /// A request that no batch waits for.
+    pub fn for_test(days: Vec<Day>) -> Self {
+        Self { days, _pending: crossbeam::channel::bounded(0).0 }
+    }
 }
 
 /// The contents of the default partition.

@@ -2,9 +2,11 @@
 
 use std::fs;
 
+use aurore_events::event::Timestamp;
+
 use crate::harness::events::{id_of, ids_of, keyed};
 use crate::harness::server::run;
-use crate::harness::{Postgres, Server, event, now, until, wait_for_drain};
+use crate::harness::{Postgres, Server, TestServer, event, event_at, now, until, wait_for_drain};
 
 const SETTINGS: &[(&str, &str)] = &[("DRAIN_INTERVAL", "20"), ("CIRCUIT_BREAKER_TIMEOUT_MS", "100")];
 
@@ -77,6 +79,42 @@ fn a_long_read_of_events_delays_the_creation_of_partitions_and_nothing_else() {
         store_100(&server, &postgres);
         assert_eq!(default_rows(&postgres), 0);
     }
+}
+
+/// Ten events of each of the last `days` days but today, as an import sends them.
+fn old_events(days: i64) -> Vec<String> {
+    let at = |day: i64| Timestamp::from_micros(now().micros() - day * 86_400_000_000);
+    (0..10).flat_map(|_| (1..=days).map(|day| event_at(at(day), "s", "old"))).collect()
+}
+
+#[test]
+fn a_late_day_gets_its_partition_before_its_first_events_are_stored() {
+    let TestServer { server, postgres } = TestServer::start(SETTINGS);
+    ids_of(&server.client().post_ndjson(&old_events(20)));
+    wait_for_drain(&server);
+    assert_eq!((postgres.stored(), default_rows(&postgres)), (200, 0));
+    let partitions = "SELECT count(*) FROM pg_inherits WHERE inhparent = 'events'::regclass";
+    assert!(postgres.value::<i64>(partitions) >= 21);
+    assert_eq!(server.metric("events_default_moved_total"), 0, "no row was moved");
+}
+
+#[test]
+fn late_events_are_stored_though_their_partitions_cannot_be_created() {
+    let TestServer { server, postgres } = TestServer::start(SETTINGS);
+    store_100(&server, &postgres);
+    wait_for_days_ahead(&server, 15);
+    let mut reader = postgres.client();
+    reader.batch_execute("BEGIN; LOCK TABLE events IN ACCESS SHARE MODE").unwrap();
+    for round in 1..=3 {
+        ids_of(&server.client().post_ndjson(&old_events(20)));
+        wait_for_drain(&server);
+        assert_eq!(default_rows(&postgres), round * 190, "yesterday has a partition");
+    }
+    store_100(&server, &postgres);
+    reader.batch_execute("COMMIT").unwrap();
+    until("the default partition is empty", || default_rows(&postgres) == 0);
+    assert_eq!(postgres.stored(), 800);
+    assert_eq!(server.metric("events_dead_total"), 0);
 }
 
 /// The grants of docs/storage.md, which creates a role `app`.

@@ -6,6 +6,7 @@
 //! - `session`: the PostgreSQL settings of each transaction.
 //! - `read_query`: read-only statements in one round trip.
 //! - `migrate`, `partition`: create tables and partitions.
+//! - `known_partitions`: requests partitions for the days of a batch.
 //! - `store`, `find`, `totals`, `counts`, `dead`: read and write rows.
 //! - `trial`: checks whether the table accepts rows.
 //! - `sweep`: deletes expired rows and partitions.
@@ -20,6 +21,7 @@ pub mod embedded;
 mod error;
 mod find;
 mod io_timeout;
+mod known_partitions;
 mod migrate;
 mod partition;
 mod read_query;
@@ -40,18 +42,23 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use crossbeam::channel::Receiver;
+
 pub use counts::CountMismatch;
 pub use dead::{DeadEvent, DeadFilter, ReplayOutcome};
 pub use session::SynchronousCommit;
 pub use target::{ConnectTarget, ParseDatabaseUrlError};
 
 use self::connect::{Connections, OwnConnection, TxnOptions};
+use self::known_partitions::KnownPartitions;
 use self::read_query::ReadPool;
 use self::session::SessionSettings;
+use self::store::RowCounts;
 use crate::event::{Event, EventId, Timestamp};
 use crate::storage::{
     Chunk, CreatePartitionLimits, CreatePartitionOutcome, Day, DeadLetter, DefaultPartition, EventPage,
-    EventRepository, EventStatus, Filter, HourCount, RetentionSweep, StoreError, StorePath, Stored, Totals,
+    EventRepository, EventStatus, Filter, HourCount, PartitionRequest, RetentionSweep, StoreError, StorePath,
+    Stored, Totals,
 };
 
 /// Connection and time limits, and the guarantee of COMMIT.
@@ -101,6 +108,7 @@ pub struct PostgresRepository {
     page_options: TxnOptions,
     /// For listing and creating partitions, which may wait for locks.
     partition_connection: OwnConnection,
+    known_partitions: KnownPartitions,
     /// Whether the schema is up to date.
     prepared: AtomicBool,
 }
@@ -129,6 +137,7 @@ impl PostgresRepository {
             query_options: TxnOptions { begin_sql: begin_query, io_timeout },
             page_options: TxnOptions { begin_sql: begin_page, io_timeout },
             partition_connection: OwnConnection::new(target, session),
+            known_partitions: KnownPartitions::default(),
             prepared: AtomicBool::new(false),
         }
     }
@@ -157,13 +166,14 @@ impl PostgresRepository {
         TxnOptions { begin_sql, io_timeout: self.limits.store_timeout + self.limits.response_grace }
     }
 
-    /// Resets `prepared` and the search path when an error reports a missing table, database or
-    /// schema.
+    /// Resets `prepared`, the known partitions and the search path when an error reports a missing
+    /// table, database or schema.
     fn invalidate_if_missing<T>(&self, result: Result<T, StoreError>) -> Result<T, StoreError> {
         if let Err(StoreError { sqlstate: Some(code), .. }) = &result
             && matches!(code.as_str(), "42P01" | "3D000" | "3F000")
         {
             self.prepared.store(false, Ordering::Release);
+            self.known_partitions.clear();
             self.connections.session.clear_search_path();
         }
         result
@@ -187,10 +197,12 @@ impl EventRepository for PostgresRepository {
     }
 
     fn store(&self, runs: &[&[u8]], dead: &[DeadLetter<'_>], path: StorePath) -> Result<Stored, StoreError> {
+        let counts = RowCounts::from_runs(runs, path);
+        self.known_partitions.request_missing(counts.days());
         self.invalidate_if_missing(store::store(
             &self.connections,
             &self.store_options(runs),
-            runs,
+            (runs, &counts),
             dead,
             path,
         ))
@@ -238,7 +250,9 @@ impl EventRepository for PostgresRepository {
 
     fn partition_days(&self) -> Result<Vec<Day>, StoreError> {
         let days = self.partition_connection.transaction(&partition::quick_txn(), partition::days);
-        self.invalidate_if_missing(days)
+        let days = self.invalidate_if_missing(days)?;
+        self.known_partitions.refresh(&days);
+        Ok(days)
     }
 
     fn create_partition(
@@ -246,7 +260,19 @@ impl EventRepository for PostgresRepository {
         day: Day,
         limits: CreatePartitionLimits,
     ) -> Result<CreatePartitionOutcome, StoreError> {
-        self.invalidate_if_missing(partition::create(&self.partition_connection, day, limits))
+        let outcome =
+            self.invalidate_if_missing(partition::create(&self.partition_connection, day, limits))?;
+        match outcome {
+            CreatePartitionOutcome::Created { .. } | CreatePartitionOutcome::Exists => {
+                self.known_partitions.insert(day);
+            }
+            CreatePartitionOutcome::NameTaken | CreatePartitionOutcome::TooManyRows => {}
+        }
+        Ok(outcome)
+    }
+
+    fn partition_requests(&self) -> Receiver<PartitionRequest> {
+        self.known_partitions.requests()
     }
 
     fn default_partition(&self) -> Result<DefaultPartition, StoreError> {

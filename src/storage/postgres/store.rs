@@ -6,6 +6,7 @@
 use std::borrow::Cow;
 use std::collections::HashMap;
 use std::io::Write as _;
+use std::ops::Range;
 
 use postgres::Client;
 use postgres::types::Type;
@@ -14,8 +15,8 @@ use super::connect::{Connections, TxnOptions};
 use super::error;
 use super::types::{PgTimestamp, PgUuid};
 use crate::event::row::{self, COLUMNS, COPY_HEADER, COPY_TRAILER, Row};
-use crate::event::{MINUTE_MICROS, Timestamp};
-use crate::storage::{DeadLetter, StoreError, StorePath, Stored};
+use crate::event::{EventId, MINUTE_MICROS, Timestamp};
+use crate::storage::{Day, DeadLetter, StoreError, StorePath, Stored};
 
 /// Bytes of COPY data per write to the connection. The crate sends each write as one message and
 /// wakes the connection for it; 4 KiB writes cost twice the CPU of these.
@@ -62,11 +63,10 @@ const INSERT_DEAD_LETTERS: &str = "\
 pub(super) fn store(
     connections: &Connections,
     options: &TxnOptions,
-    runs: &[&[u8]],
+    (runs, counts): (&[&[u8]], &RowCounts<'_>),
     dead: &[DeadLetter<'_>],
     path: StorePath,
 ) -> Result<Stored, StoreError> {
-    let counts = RowCounts::from_runs(runs, path);
     let begin_sql = match path {
         StorePath::Copy => options.begin_sql.clone(),
         StorePath::Staging => format!("{}; {CREATE_STAGING}", options.begin_sql),
@@ -78,7 +78,7 @@ pub(super) fn store(
             match path {
                 StorePath::Copy => {
                     copy_rows(client, "events", runs, counts.rows)?;
-                    add_counts(client, &MinuteCounts::from_rows(&counts))?;
+                    add_counts(client, &MinuteCounts::from_rows(counts))?;
                     counts.rows
                 }
                 StorePath::Staging => {
@@ -212,20 +212,22 @@ fn replace_nul(text: &str) -> String {
     text.replace('\0', "\u{fffd}")
 }
 
-/// The number of rows of a batch, in total and per service and minute.
-struct RowCounts<'a> {
+/// The number of rows of a batch, in total and per service and minute, and the days of their ids.
+pub(super) struct RowCounts<'a> {
     rows: u64,
+    days: DaySet,
     /// Keyed by the bytes of the service and the minutes since 1970.
     per_minute: HashMap<(&'a [u8], i64), i64>,
 }
 
 impl<'a> RowCounts<'a> {
-    fn from_runs(runs: &[&'a [u8]], path: StorePath) -> Self {
-        let mut counts = Self { rows: 0, per_minute: HashMap::new() };
+    pub(super) fn from_runs(runs: &[&'a [u8]], path: StorePath) -> Self {
+        let mut counts = Self { rows: 0, days: DaySet::default(), per_minute: HashMap::new() };
         // Consecutive rows mostly share a key: sum them here and look the key up once.
         let mut current: Option<((&[u8], i64), i64)> = None;
         for row in runs.iter().flat_map(|run| row::rows(run)) {
             counts.rows += 1;
+            counts.days.insert(row.event_id());
             // On the staging path the INSERT counts, since only it detects the new rows.
             if path == StorePath::Staging {
                 continue;
@@ -245,6 +247,39 @@ impl<'a> RowCounts<'a> {
         }
         counts
     }
+
+    /// The days of the rows, up to a bound.
+    pub(super) fn days(&self) -> &[Day] {
+        &self.days.days
+    }
+}
+
+/// The days of a batch, in no order: one or two, except for an import of old events.
+#[derive(Debug, Default)]
+struct DaySet {
+    days: Vec<Day>,
+    /// The milliseconds of the day of the last insert, since consecutive rows mostly share it.
+    current: Range<u64>,
+}
+
+impl DaySet {
+    /// The rows of further days enter the default partition unless their day has a partition.
+    const DAYS_MAX: usize = 64;
+
+    #[inline]
+    fn insert(&mut self, id: EventId) {
+        if !self.current.contains(&id.millis()) {
+            self.insert_day(Day::from_id(id));
+        }
+    }
+
+    #[cold]
+    fn insert_day(&mut self, day: Day) {
+        self.current = day.millis();
+        if self.days.len() < Self::DAYS_MAX && !self.days.contains(&day) {
+            self.days.push(day);
+        }
+    }
 }
 
 fn minute(row: &Row<'_>) -> i64 {
@@ -254,7 +289,6 @@ fn minute(row: &Row<'_>) -> i64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::event::EventId;
 
     #[test]
     fn row_counts_sum_by_service_and_minute_over_all_runs() {
@@ -274,6 +308,30 @@ mod tests {
         counts.sort_unstable();
         let expected = [((b"a".as_slice(), -1), 2), ((b"a", 0), 4), ((b"a", 1), 2), ((b"b", 0), 2)];
         assert_eq!(counts, expected);
+    }
+
+    #[test]
+    fn row_counts_list_each_day_once_on_both_paths() {
+        const DAY: u64 = 86_400_000;
+        let rows = |millis: &[u64]| {
+            let mut bytes = Vec::new();
+            for millis in millis {
+                let time = Timestamp::default();
+                row::append_header(&mut bytes, EventId::keyed(*millis, [0xff; 10]), time, time);
+                row::append_text(&mut bytes, b"s");
+                row::append_text(&mut bytes, b"m");
+                row::append_metadata(&mut bytes, None);
+            }
+            bytes
+        };
+        let bytes = rows(&[0, DAY - 1, 9 * DAY, DAY, 2 * DAY - 1, 9 * DAY, 5, (1 << 48) - 1]);
+        for path in [StorePath::Copy, StorePath::Staging] {
+            let counts = RowCounts::from_runs(&[&bytes, &bytes], path);
+            let days: Vec<_> = counts.days().iter().map(|day| day.number()).collect();
+            assert_eq!(days, [0, 9, 1, Day::LAST.number()]);
+        }
+        let many: Vec<_> = (0..100).map(|day| day * DAY).collect();
+        assert_eq!(RowCounts::from_runs(&[&rows(&many)], StorePath::Copy).days().len(), DaySet::DAYS_MAX);
     }
 
     #[test]
