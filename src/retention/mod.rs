@@ -9,4 +9,4 @@ pub mod sweep;
 
 pub use plan::Plan;
 pub use schedule::Schedule;
-pub use sweep::{RetentionSweeper, SweepCounts, SweepOutcome};
+pub use sweep::{RetentionSweeper, SweepCounts, SweepError, SweepOutcome};

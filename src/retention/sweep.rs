@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use crossbeam::channel::{Receiver, RecvTimeoutError};
 
-use super::plan::{self, Plan};
+use super::plan::{self, ClockDisagreementError, Plan, agreed_time};
 use super::schedule::Schedule;
 use crate::clock::Clock;
 use crate::event::{EventId, Timestamp};
@@ -35,6 +35,8 @@ const FAILED_SWEEP_RETRY: Duration = Duration::from_mins(5);
 /// Retry interval for reading the time of the last sweep: on the first start its table does not
 /// exist yet.
 const LAST_SWEEP_RETRY: Duration = Duration::from_secs(2);
+/// Beyond this time since the last sweep of any server, the owner of the tables does not sweep.
+const OWNER_SWEEP_INTERVAL_MAX: Duration = Duration::from_hours(48);
 /// Maximum sleep between two reads of the wall clock, which may jump.
 const CLOCK_CHECK_INTERVAL: Duration = Duration::from_secs(30);
 
@@ -67,6 +69,8 @@ pub enum SweepOutcome {
     Completed(SweepCounts),
     /// Another server holds the sweep lock.
     AlreadyRunning,
+    /// The role does not own the tables, so its owner has to sweep.
+    NotOwner,
     /// Stopped by the shutdown; the next sweep continues.
     Stopped(SweepCounts),
 }
@@ -81,10 +85,40 @@ pub struct SweepPreview {
     pub rows: u64,
 }
 
+/// Why a sweep failed.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum SweepError {
+    #[error("{0}")]
+    Store(#[from] StoreError),
+    #[error("{0}")]
+    Clocks(#[from] ClockDisagreementError),
+}
+
 /// Why a sweep did not complete.
 enum RunSweepError {
     Stopped,
-    Store(StoreError),
+    Failed(SweepError),
+}
+
+impl From<StoreError> for RunSweepError {
+    fn from(error: StoreError) -> Self {
+        Self::Failed(error.into())
+    }
+}
+
+impl From<ClockDisagreementError> for RunSweepError {
+    fn from(error: ClockDisagreementError) -> Self {
+        Self::Failed(error.into())
+    }
+}
+
+impl SweepError {
+    fn sqlstate(&self) -> Option<&str> {
+        match self {
+            Self::Store(error) => error.sqlstate.as_deref(),
+            Self::Clocks(_) => None,
+        }
+    }
 }
 
 impl RetentionSweeper {
@@ -133,19 +167,17 @@ impl RetentionSweeper {
     }
 
     /// Sweeps now; logs and counts the outcome.
-    pub fn sweep(&self, stop: &Receiver<()>) -> Result<SweepOutcome, StoreError> {
+    pub fn sweep(&self, stop: &Receiver<()>) -> Result<SweepOutcome, SweepError> {
         let begin = self.clock.now();
-        let cutoff = plan::cutoff(self.clock.wall(), self.days);
         let mut counts = SweepCounts::default();
-        let end = match self.sweep_exclusively(cutoff, &mut counts, stop) {
-            Ok(true) => SweepOutcome::Completed(counts),
-            Ok(false) => SweepOutcome::AlreadyRunning,
+        let end = match self.sweep_exclusively(&mut counts, stop) {
+            Ok(end) => end,
             Err(RunSweepError::Stopped) => SweepOutcome::Stopped(counts),
-            Err(RunSweepError::Store(error)) => {
+            Err(RunSweepError::Failed(error)) => {
                 self.metrics.failures.fetch_add(1, Ordering::Relaxed);
-                let sqlstate = error.sqlstate.as_deref().unwrap_or("none");
                 log::error!(
-                    sqlstate, partitions = counts.partitions, events = counts.dropped + counts.deleted;
+                    sqlstate = error.sqlstate().unwrap_or("none"), partitions = counts.partitions,
+                    events = counts.dropped + counts.deleted;
                     "retention failed; the next sweep continues: {error}"
                 );
                 return Err(error);
@@ -153,6 +185,7 @@ impl RetentionSweeper {
         };
         match end {
             SweepOutcome::AlreadyRunning => log::info!("retention: another server holds the sweep lock"),
+            SweepOutcome::NotOwner => self.log_not_owner(),
             SweepOutcome::Completed(_) | SweepOutcome::Stopped(_) => {
                 if matches!(end, SweepOutcome::Completed(_)) {
                     self.metrics.runs.fetch_add(1, Ordering::Relaxed);
@@ -160,8 +193,8 @@ impl RetentionSweeper {
                     self.metrics.last_run_s.store(now_s, Ordering::Relaxed);
                 }
                 log::info!(
-                    cutoff = cutoff.to_string().as_str(), partitions = counts.partitions, dropped = counts.dropped,
-                    deleted = counts.deleted, dead = counts.dead, finished = matches!(end, SweepOutcome::Completed(_)),
+                    partitions = counts.partitions, dropped = counts.dropped, deleted = counts.deleted,
+                    dead = counts.dead, finished = matches!(end, SweepOutcome::Completed(_)),
                     ms:? = self.clock.now().since(begin).as_millis();
                     "retention: expired events removed"
                 );
@@ -170,10 +203,26 @@ impl RetentionSweeper {
         Ok(end)
     }
 
+    /// A role that may only read and write rows is a supported deployment, in which the owner of the
+    /// tables sweeps. It is a fault only if the owner does not.
+    fn log_not_owner(&self) {
+        let last = self.call(|| self.repository.last_sweep()).ok().flatten();
+        let is_recent =
+            last.is_some_and(|last| duration_until(last, self.clock.wall()) < OWNER_SWEEP_INTERVAL_MAX);
+        let level = if is_recent { log::Level::Debug } else { log::Level::Warn };
+        log::log!(
+            level,
+            last_sweep:% = last.map_or_else(|| "none".to_owned(), |last| last.to_string());
+            "retention: nothing is deleted, since this role does not own the tables; their owner must run \
+             `aurore-events retention run` every day"
+        );
+    }
+
     /// Reports what a sweep would delete, from the counters. Read-only.
-    pub fn preview(&self) -> Result<SweepPreview, StoreError> {
-        let cutoff = plan::cutoff(self.clock.wall(), self.days);
-        let plan = Plan::new(&self.repository.partition_days()?, cutoff);
+    pub fn preview(&self) -> Result<SweepPreview, SweepError> {
+        let now = agreed_time(self.clock.wall(), self.repository.sweep_conditions()?.database_time)?;
+        let cutoff = plan::cutoff(now, self.days);
+        let plan = Plan::new(&self.repository.partition_days()?, cutoff, now);
         let mut all = self.repository.count(&Filter::between(Timestamp::default(), cutoff))?;
         let mut days = Vec::with_capacity(plan.days.len());
         for day in plan.days {
@@ -184,36 +233,42 @@ impl RetentionSweeper {
         Ok(SweepPreview { cutoff, days, rows: all })
     }
 
-    /// Sweeps under the sweep lock. Returns false if another server holds it.
+    /// Sweeps under the sweep lock, if the clocks agree and the role owns the tables.
     fn sweep_exclusively(
         &self,
-        cutoff: Timestamp,
         counts: &mut SweepCounts,
         stop: &Receiver<()>,
-    ) -> Result<bool, RunSweepError> {
-        let Some(mut sweeping) = self.call(|| self.repository.begin_sweep(cutoff))? else { return Ok(false) };
-        let result = self.delete_expired(&mut *sweeping, cutoff, counts, stop);
+    ) -> Result<SweepOutcome, RunSweepError> {
+        let conditions = self.call(|| self.repository.sweep_conditions())?;
+        let now = agreed_time(self.clock.wall(), conditions.database_time)?;
+        if !conditions.is_owner {
+            return Ok(SweepOutcome::NotOwner);
+        }
+        let cutoff = plan::cutoff(now, self.days);
+        let Some(mut sweeping) = self.call(|| self.repository.begin_sweep(cutoff))? else {
+            return Ok(SweepOutcome::AlreadyRunning);
+        };
+        let result = self.delete_expired(&mut *sweeping, (cutoff, now), counts, stop);
         let error = match &result {
             Ok(()) => None,
             Err(RunSweepError::Stopped) => Some("stopped".to_owned()),
-            Err(RunSweepError::Store(error)) => Some(error.to_string()),
+            Err(RunSweepError::Failed(error)) => Some(error.to_string()),
         };
         let noted = sweeping.finish(error.as_deref());
-        if let (Ok(()), Err(error)) = (&result, noted) {
-            return Err(RunSweepError::Store(error));
-        }
-        result.map(|()| true)
+        result?;
+        noted?;
+        Ok(SweepOutcome::Completed(*counts))
     }
 
     fn delete_expired(
         &self,
         sweeping: &mut dyn RetentionSweep,
-        cutoff: Timestamp,
+        (cutoff, now): (Timestamp, Timestamp),
         counts: &mut SweepCounts,
         stop: &Receiver<()>,
     ) -> Result<(), RunSweepError> {
         self.call(|| sweeping.drop_detached_partitions())?;
-        let plan = Plan::new(&self.call(|| self.repository.partition_days())?, cutoff);
+        let plan = Plan::new(&self.call(|| self.repository.partition_days())?, cutoff, now);
         for day in plan.days {
             let begin = self.clock.now();
             let events = self.drop_day(sweeping, day, stop)?;
@@ -263,21 +318,21 @@ impl RetentionSweeper {
         let (mut tries, mut wait) = (1, DETACH_PAUSE);
         loop {
             match self.call(|| sweeping.drop_partition(day)) {
-                Err(RunSweepError::Store(error)) if tries < DETACH_TRIES && is_lock_conflict(&error) => {
+                Err(error) if tries < DETACH_TRIES && is_lock_conflict(&error) => {
                     tries += 1;
                     log::debug!("retention: {error}; trying again");
                     pause(stop, wait)?;
                     wait = DETACH_PAUSE_MAX.min(wait * 2);
                 }
-                result => return result,
+                result => return Ok(result?),
             }
         }
     }
 
     /// Runs `call` unless the breaker is open, and reports the outcome to the breaker.
-    fn call<T>(&self, call: impl FnOnce() -> Result<T, StoreError>) -> Result<T, RunSweepError> {
+    fn call<T>(&self, call: impl FnOnce() -> Result<T, StoreError>) -> Result<T, StoreError> {
         if let Err(open) = self.breaker.admit(self.clock.now()) {
-            return Err(RunSweepError::Store(StoreError::client_side(open.to_string())));
+            return Err(StoreError::client_side(open.to_string()));
         }
         let result = call();
         let now = self.clock.now();
@@ -285,7 +340,7 @@ impl RetentionSweeper {
             Err(error) if is_outage(error) => self.breaker.record_failure(now),
             Ok(_) | Err(_) => self.breaker.record_success(now),
         }
-        result.map_err(RunSweepError::Store)
+        result
     }
 }
 

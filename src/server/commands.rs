@@ -17,6 +17,7 @@ use crate::journal::filesystem::OsDirectory;
 use crate::journal::{self, OpenJournalError};
 use crate::metrics::history::{History, format_table};
 use crate::partitions::{self, MaintainPartitionsError, PartitionMaintenance};
+use crate::retention::SweepOutcome;
 use crate::settings::Settings;
 use crate::storage::EventRepository;
 use crate::storage::postgres::embedded::{Cluster, ClusterLimits};
@@ -110,15 +111,21 @@ pub fn retention(settings: &Settings, clock: &Clock, dry_run: bool) -> Result<()
             {
                 println!("{preview}");
             }
+            None
         })
     } else {
         // There is no graceful stop: a signal ends the process, and the next sweep continues.
         let (_stop, stopped) = bounded::<()>(0);
-        retention.sweep(&stopped).map(drop)
+        retention.sweep(&stopped).map(Some)
     };
     drop(retention);
     database.close();
-    done.map_err(|error| RunServerError::Command(Box::new(error)))
+    match done.map_err(|error| RunServerError::Retention(Box::new(error)))? {
+        Some(SweepOutcome::NotOwner) => Err(RunServerError::RetentionNotOwner),
+        Some(SweepOutcome::Completed(_) | SweepOutcome::AlreadyRunning | SweepOutcome::Stopped(_)) | None => {
+            Ok(())
+        }
+    }
 }
 
 /// The database of a command. Connects to the private cluster of a running server if there is one;

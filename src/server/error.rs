@@ -13,6 +13,7 @@ use crate::gateway::recovery;
 use crate::http::tls::LoadIdentityError;
 use crate::journal::OpenJournalError;
 use crate::partitions::MaintainPartitionsError;
+use crate::retention::SweepError;
 use crate::storage::StoreError;
 use crate::storage::postgres::ParseDatabaseUrlError;
 use crate::storage::postgres::embedded::ClusterError;
@@ -45,7 +46,9 @@ pub enum RunServerError {
     #[error("the schema is up to date, but partitions are missing: {0}")]
     Partitions(Box<MaintainPartitionsError>),
     #[error("{0}")]
-    Command(Box<StoreError>),
+    Retention(Box<SweepError>),
+    #[error("this role does not own the tables; run `aurore-events retention run` as their owner")]
+    RetentionNotOwner,
     #[error("{0}")]
     Journal(#[from] OpenJournalError),
     #[error("the journal is corrupt")]
@@ -89,7 +92,8 @@ impl RunServerError {
             | Self::Cluster(_)
             | Self::Migrate(_)
             | Self::Partitions(_)
-            | Self::Command(_)
+            | Self::Retention(_)
+            | Self::RetentionNotOwner
             | Self::Journal(_)
             | Self::JournalCorrupt
             | Self::Counts(_)

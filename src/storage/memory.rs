@@ -14,7 +14,7 @@ use crate::event::{Event, EventId, HOUR_MICROS, Timestamp};
 use crate::storage::{
     Chunk, CreatePartitionLimits, CreatePartitionOutcome, Day, DeadLetter, DefaultPartition, DeletedChunk,
     EventPage, EventRepository, EventStatus, Filter, HourCount, RetentionSweep, SortOrder, StoreError,
-    StorePath, Stored, Totals, trial,
+    StorePath, Stored, SweepConditions, Totals, trial,
 };
 
 /// A recorded call of the repository.
@@ -32,6 +32,7 @@ pub enum RepositoryCall {
     PartitionDays,
     CreatePartition(Day),
     DefaultPartition,
+    SweepConditions,
     LastSweep,
     Sweep,
 }
@@ -67,6 +68,7 @@ struct MemoryState {
     reports_row_index: bool,
     calls: Vec<RepositoryCall>,
     last_sweep: Option<Timestamp>,
+    sweep_conditions: SweepConditions,
 }
 
 impl fmt::Debug for MemoryRepository {
@@ -129,6 +131,11 @@ impl MemoryRepository {
     /// Fails the creation of partitions with `error`, until this is called with None.
     pub fn refuse_partitions(&self, error: Option<StoreError>) {
         self.lock().partition_error = error;
+    }
+
+    /// Sets the conditions that a sweep finds. By default the role is not the owner.
+    pub fn set_sweep_conditions(&self, conditions: SweepConditions) {
+        self.lock().sweep_conditions = conditions;
     }
 
     /// Sets the start time of the last finished sweep.
@@ -376,6 +383,10 @@ impl EventRepository for MemoryRepository {
             let rows = days.len() as u64;
             Ok(DefaultPartition { days: BTreeSet::from_iter(days).into_iter().collect(), rows })
         })
+    }
+
+    fn sweep_conditions(&self) -> Result<SweepConditions, StoreError> {
+        self.run_call(RepositoryCall::SweepConditions, |state| Ok(state.sweep_conditions))
     }
 
     fn last_sweep(&self) -> Result<Option<Timestamp>, StoreError> {

@@ -81,6 +81,9 @@ pub trait EventRepository: Send + Sync + std::fmt::Debug {
     /// Returns the contents of the default partition.
     fn default_partition(&self) -> Result<DefaultPartition, StoreError>;
 
+    /// Returns the time of the database, and whether a sweep may drop partitions.
+    fn sweep_conditions(&self) -> Result<SweepConditions, StoreError>;
+
     /// Returns the start time of the latest sweep that finished on any server.
     fn last_sweep(&self) -> Result<Option<Timestamp>, StoreError>;
 
@@ -96,8 +99,8 @@ pub trait RetentionSweep: std::fmt::Debug {
     /// Drops the partitions that an earlier sweep detached and did not drop.
     fn drop_detached_partitions(&mut self) -> Result<(), StoreError>;
 
-    /// Detaches and drops the partition of a day. Returns the number of its events according to the
-    /// counts.
+    /// Detaches and drops the partition of a day that is over by the clock of the database. Returns
+    /// the number of its events according to the counts.
     fn drop_partition(&mut self, day: Day) -> Result<u64, StoreError>;
 
     /// Deletes up to `rows_max` events with ids after `after` and before `before`, in id order.
@@ -171,6 +174,15 @@ pub struct DefaultPartition {
 impl DefaultPartition {
     pub const DAYS_MAX: usize = 64;
     pub const ROWS_MAX: u64 = 10_000;
+}
+
+/// The conditions of a sweep.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct SweepConditions {
+    /// The time of day by the clock of the database.
+    pub database_time: Timestamp,
+    /// The role owns the tables. Another role cannot drop a partition.
+    pub is_owner: bool,
 }
 
 /// The result of deleting one chunk of rows.

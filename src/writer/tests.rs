@@ -377,6 +377,7 @@ fn batch_that_times_out_is_written_in_pieces() {
             | RepositoryCall::PartitionDays
             | RepositoryCall::CreatePartition(_)
             | RepositoryCall::DefaultPartition
+            | RepositoryCall::SweepConditions
             | RepositoryCall::LastSweep
             | RepositoryCall::Sweep => None,
         })

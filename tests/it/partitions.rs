@@ -141,7 +141,7 @@ fn a_role_that_may_only_read_and_write_rows_runs_the_server_and_the_owner_create
         postgres.execute(&grant);
     }
     let url = postgres.url().replace("aurore@", "app@");
-    let mut settings = vec![("DATABASE_URL", url.as_str())];
+    let mut settings = vec![("DATABASE_URL", url.as_str()), ("RETENTION_CRON_SCHEDULE", "* * * * * *")];
     settings.extend(SETTINGS);
     let mut server = Server::start(&settings);
     store_100(&server, &postgres);
@@ -163,6 +163,15 @@ fn a_role_that_may_only_read_and_write_rows_runs_the_server_and_the_owner_create
     }
     wait_for_days_ahead(&server, 15);
     assert!(!server.log().contains("preparing partitions failed"), "{}", server.log());
+
+    // Its sweeps do nothing, and say so until the owner sweeps.
+    until("a sweep is due", || server.log().contains("this role does not own the tables"));
+    let retention = |url: &str| run(&[("DATABASE_URL", url)], &["retention", "run"]);
+    let ended = retention(&url);
+    assert_eq!(ended.code, Some(1), "{}", ended.stderr);
+    assert!(ended.stderr.contains("as their owner"), "{}", ended.stderr);
+    assert_eq!(retention(&postgres.url()).code, Some(0));
+    assert_eq!(server.metric("retention_failures_total"), 0);
 
     // The owner's job has not run for two weeks.
     server.stop();

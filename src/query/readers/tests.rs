@@ -9,7 +9,8 @@ use crate::query::cursor::Cursor;
 use crate::storage::breaker::BreakerState;
 use crate::storage::{
     BreakerLimits, Chunk, CreatePartitionLimits, CreatePartitionOutcome, Day, DeadLetter, DefaultPartition,
-    HourCount, RetentionSweep, SortOrder as Direction, StoreError, StorePath, Stored, Totals,
+    HourCount, RetentionSweep, SortOrder as Direction, StoreError, StorePath, Stored, SweepConditions,
+    Totals,
 };
 
 const NOW: Timestamp = Timestamp::from_millis(1_795_435_200_000);
@@ -90,6 +91,10 @@ impl EventRepository for FakeRepository {
 
     fn default_partition(&self) -> Result<DefaultPartition, StoreError> {
         unimplemented!("queries do not read the default partition")
+    }
+
+    fn sweep_conditions(&self) -> Result<SweepConditions, StoreError> {
+        unimplemented!("queries do not sweep")
     }
 
     fn last_sweep(&self) -> Result<Option<Timestamp>, StoreError> {

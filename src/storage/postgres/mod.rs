@@ -58,7 +58,7 @@ use crate::event::{Event, EventId, Timestamp};
 use crate::storage::{
     Chunk, CreatePartitionLimits, CreatePartitionOutcome, Day, DeadLetter, DefaultPartition, EventPage,
     EventRepository, EventStatus, Filter, HourCount, PartitionRequest, RetentionSweep, StoreError, StorePath,
-    Stored, Totals,
+    Stored, SweepConditions, Totals,
 };
 
 /// Connection and time limits, and the guarantee of COMMIT.
@@ -277,6 +277,10 @@ impl EventRepository for PostgresRepository {
 
     fn default_partition(&self) -> Result<DefaultPartition, StoreError> {
         self.invalidate_if_missing(partition::inspect_default(&self.partition_connection))
+    }
+
+    fn sweep_conditions(&self) -> Result<SweepConditions, StoreError> {
+        self.invalidate_if_missing(self.connections.transaction(&self.query_options, sweep::conditions))
     }
 
     fn last_sweep(&self) -> Result<Option<Timestamp>, StoreError> {

@@ -23,7 +23,7 @@ use super::connect::{Connections, TxnOptions};
 use super::error;
 use super::types::{PgTimestamp, PgUuid};
 use crate::event::{EventId, Timestamp};
-use crate::storage::{Day, DeletedChunk, RetentionSweep, StoreError};
+use crate::storage::{Day, DeletedChunk, RetentionSweep, StoreError, SweepConditions};
 
 /// Later lock requests queue behind the waiting DETACH, so this is short. A batch takes about 50
 /// ms.
@@ -98,6 +98,18 @@ pub(super) fn begin(
     Ok(Some(PostgresSweep { connections, lock: SweepLock(connection), cutoff, run_id }))
 }
 
+/// Reads the clock of the database and whether the role may drop partitions.
+pub(super) fn conditions(client: &mut Client) -> Result<SweepConditions, StoreError> {
+    let row = client
+        .query_typed_one(
+            "SELECT clock_timestamp(), pg_has_role(relowner, 'USAGE') FROM pg_class \
+             WHERE oid = 'events'::regclass",
+            &[],
+        )
+        .map_err(|error| error::from_postgres("reading the clock of the database", &error))?;
+    Ok(SweepConditions { database_time: row.get::<_, PgTimestamp>(0).0, is_owner: row.get(1) })
+}
+
 /// Returns the start time of the latest sweep that finished without an error.
 pub(super) fn last_finished(client: &mut Client) -> Result<Option<Timestamp>, StoreError> {
     let row = client
@@ -139,6 +151,7 @@ impl PostgresSweep<'_> {
         let table = day.partition_name();
         let to_error = |error| error::from_postgres(&format!("detaching {table}"), &error);
         self.step(&step_options(DETACH_LOCK_TIMEOUT), |client, run_id| {
+            refuse_unfinished_day(client, day)?;
             // Lock order: a batch that stores events of that day also locks the partition first.
             client
                 .batch_execute(&format!("LOCK TABLE ONLY {table} IN ACCESS EXCLUSIVE MODE"))
@@ -295,6 +308,18 @@ impl RetentionSweep for PostgresSweep<'_> {
             Ok(())
         })
     }
+}
+
+/// Fails unless the day is over by the clock of the database, whatever the caller's clock says.
+fn refuse_unfinished_day(client: &mut Client, day: Day) -> Result<(), StoreError> {
+    let end: (&(dyn ToSql + Sync), Type) = (&PgTimestamp(day.end()), Type::TIMESTAMPTZ);
+    let row = client
+        .query_typed_one("SELECT clock_timestamp() >= $1", &[end])
+        .map_err(|error| error::from_postgres("reading the clock of the database", &error))?;
+    if row.get(0) {
+        return Ok(());
+    }
+    Err(StoreError::client_side(format!("BUG: a sweep tried to drop {day}, which is not over")))
 }
 
 /// Updates the record of the sweep by `assignment + rows`.

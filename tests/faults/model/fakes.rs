@@ -9,7 +9,8 @@ use aurore_events::event::{EventId, Timestamp};
 use aurore_events::journal::filesystem::{File, Filesystem};
 use aurore_events::storage::{
     Chunk, CreatePartitionLimits, CreatePartitionOutcome, Day, DeadLetter, DefaultPartition, EventPage,
-    EventRepository, EventStatus, Filter, HourCount, RetentionSweep, StoreError, StorePath, Stored, Totals,
+    EventRepository, EventStatus, Filter, HourCount, RetentionSweep, StoreError, StorePath, Stored,
+    SweepConditions, Totals,
 };
 
 use super::files::SimDirectory;
@@ -252,6 +253,10 @@ impl EventRepository for SimRepository {
 
     fn default_partition(&self) -> Result<DefaultPartition, StoreError> {
         unreachable!("the model creates no partitions")
+    }
+
+    fn sweep_conditions(&self) -> Result<SweepConditions, StoreError> {
+        unreachable!("the model runs no sweep")
     }
 
     fn last_sweep(&self) -> Result<Option<Timestamp>, StoreError> {

@@ -1,4 +1,5 @@
 use super::*;
+use crate::clock::Clock;
 use crate::storage::postgres::PostgresRepository;
 use crate::storage::postgres::sweep::{self, PostgresSweep};
 use crate::storage::{Day, DeletedChunk, Filter, RetentionSweep as _};
@@ -70,6 +71,25 @@ fn sweep_drops_a_day_with_its_partition_and_counts() {
     drain(&repository);
     assert!(repository.partition_days().unwrap().contains(&day(9)));
     assert_counts_match_events(&database);
+}
+
+#[test]
+fn sweep_never_drops_a_day_that_is_not_over_by_the_clock_of_the_database() {
+    let (database, repository) = prepared();
+    let conditions = repository.sweep_conditions().unwrap();
+    assert!(conditions.is_owner);
+    let now = Clock::system().wall();
+    assert!(conditions.database_time.micros().abs_diff(now.micros()) < HOUR);
+    create_partitions(&repository, now);
+    let mut sweep = sweep(&repository);
+    for ahead in [0, 1, 5] {
+        let day = Day::from_number(Day::from_timestamp(now).number() + ahead);
+        let error = sweep.drop_partition(day).unwrap_err();
+        assert!(error.message.contains("is not over"), "{error}");
+        assert!(repository.partition_days().unwrap().contains(&day));
+    }
+    assert_eq!(database.number(DETACHED), 0);
+    sweep.drop_partition(Day::from_number(Day::from_timestamp(now).number() - 1)).unwrap();
 }
 
 #[test]
