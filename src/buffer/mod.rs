@@ -13,11 +13,12 @@
 //! It must not depend on requests, files or SQL.
 
 mod block;
+mod handover;
 mod occupancy;
 mod spill;
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{self, AtomicU64, Ordering};
 
 use crossbeam::queue::ArrayQueue;
 use crossbeam::sync::{Parker, Unparker};
@@ -28,6 +29,7 @@ use crate::metrics::Ledger;
 
 use block::Reservation;
 pub use block::{RowBlock, SegmentAssignment};
+use handover::Handover;
 use occupancy::Occupancy;
 pub use occupancy::Occupied;
 pub use spill::Spill;
@@ -39,9 +41,10 @@ pub struct BufferLimits {
     pub rows_max: usize,
     /// Maximum bytes of encoded rows in total, up to [`occupancy::BYTES_MAX`].
     pub bytes_max: usize,
-    /// The number of uncommitted events that wakes the writer before its linger ends.
+    /// The number of events in the batch of the writer and in the shards that wakes the writer
+    /// before its linger ends.
     pub batch_rows_max: usize,
-    /// The number of uncommitted bytes that wakes the writer before its linger ends.
+    /// The number of such bytes that wakes the writer before its linger ends.
     pub batch_bytes_max: usize,
     /// Maximum bytes of encoded rows in the journal only, not counted in `bytes_max`; 0 disables
     /// the spill.
@@ -78,9 +81,7 @@ pub enum AdmitError {
 pub struct Buffer {
     shards: Box<[CachePadded<ArrayQueue<RowBlock>>]>,
     occupancy: Arc<Occupancy>,
-    /// Events and bytes that are not committed. Fewer bytes than in `occupancy` while the journal
-    /// holds finalized blocks.
-    uncommitted: CachePadded<Occupancy>,
+    handover: CachePadded<Handover>,
     spill: Spill,
     limits: BufferLimits,
     ledger: Arc<Ledger>,
@@ -97,7 +98,7 @@ impl Buffer {
         let buffer = Self {
             shards: (0..shards).map(|_| CachePadded::new(ArrayQueue::new(shard_capacity))).collect(),
             occupancy: Arc::new(Occupancy::new(limits.rows_max, limits.bytes_max)),
-            uncommitted: CachePadded::new(Occupancy::new(limits.rows_max, limits.bytes_max)),
+            handover: CachePadded::new(Handover::new(limits.batch_rows_max, limits.batch_bytes_max)),
             spill: Spill::new(limits.spill_bytes_max),
             limits,
             ledger,
@@ -130,7 +131,6 @@ impl Buffer {
             }
             Err(error @ (AdmitError::TooLarge | AdmitError::Closed)) => return Err(error),
         }
-        let before = self.uncommitted.add_unchecked(rows as usize, bytes);
         // Counted before the writer can pop them, so that the ledger never shows more stored than
         // received.
         self.ledger.record_received(shard, u64::from(rows));
@@ -140,7 +140,7 @@ impl Buffer {
             self.push(shard, block);
         }
         self.last_enqueue[shard].store(admitted_at.nanos(), Ordering::Relaxed);
-        self.wake_writer_if_due(before, rows as usize, bytes);
+        self.announce(rows as usize, bytes);
         Ok(())
     }
 
@@ -185,7 +185,6 @@ impl Buffer {
             // Spilled rows were already admitted.
             self.occupancy.reserve_ignoring_close(rows as usize, bytes.len())?;
         }
-        let before = self.uncommitted.add_unchecked(rows as usize, bytes.len());
         let reservation = self.reservation(rows, bytes.len());
         let block = RowBlock::refilled(bytes, rows, now, segment, replayed, reservation);
         before_enqueue(&block);
@@ -193,7 +192,7 @@ impl Buffer {
         if !replayed {
             self.spill.release(u64::from(rows), bytes.len() as u64);
         }
-        self.wake_writer_if_due(before, rows as usize, bytes.len());
+        self.announce(rows as usize, bytes.len());
         Ok(())
     }
 
@@ -202,11 +201,10 @@ impl Buffer {
     pub fn unspill(&self, shard: usize, spilled: &RowBlock) -> Result<RowBlock, AdmitError> {
         let (rows, bytes) = (spilled.rows(), spilled.bytes().len());
         self.occupancy.reserve_ignoring_close(rows as usize, bytes)?;
-        let before = self.uncommitted.add_unchecked(rows as usize, bytes);
         let block = RowBlock::unspilled(spilled, self.reservation(rows, bytes));
         self.push(shard, block.clone());
         self.spill.release(u64::from(rows), bytes as u64);
-        self.wake_writer_if_due(before, rows as usize, bytes);
+        self.announce(rows as usize, bytes);
         Ok(block)
     }
 
@@ -214,14 +212,10 @@ impl Buffer {
         Reservation { occupancy: self.occupancy.clone(), rows, bytes }
     }
 
-    /// Wakes the writer if these rows, added to `before`, start its linger or complete a batch.
-    fn wake_writer_if_due(&self, before: Occupied, rows: usize, bytes: usize) {
-        let crosses = |before: usize, added: usize, bound: usize| before < bound && before + added >= bound;
-        // The first event starts the linger; a full batch ends it.
-        if before.rows == 0
-            || crosses(before.rows, rows, self.limits.batch_rows_max)
-            || crosses(before.bytes, bytes, self.limits.batch_bytes_max)
-        {
+    /// Announces pushed rows to the writer, and wakes it if they start its linger or complete a
+    /// batch.
+    fn announce(&self, rows: usize, bytes: usize) {
+        if self.handover.announce(rows, bytes) {
             self.writer.unpark();
         }
     }
@@ -254,9 +248,19 @@ impl Buffer {
         None
     }
 
+    /// Announces that the writer parks with `rows` and `bytes` in its batch. It must pop once more
+    /// before it parks: later blocks wake it, but not those that were pushed before this call.
+    pub fn prepare_park(&self, rows: usize, bytes: usize) {
+        self.handover.prepare_park(rows, bytes);
+    }
+
+    /// Whether the writer is parked, or about to park, and no wake-up is on its way.
+    pub fn is_writer_parked(&self) -> bool {
+        self.handover.is_parked()
+    }
+
     /// Records that the writer committed events.
-    pub fn record_committed(&self, rows: u32, bytes: usize, now: Moment) {
-        self.uncommitted.release(rows as usize, bytes);
+    pub fn record_committed(&self, now: Moment) {
         self.last_drain.store(now.nanos(), Ordering::Relaxed);
     }
 
@@ -269,6 +273,7 @@ impl Buffer {
 
     /// Wakes the writer, so that it checks its other inputs.
     pub fn wake_writer(&self) {
+        self.handover.clear_parked();
         self.writer.unpark();
     }
 
@@ -354,7 +359,7 @@ mod tests {
         assert_eq!(buffer.occupied(), Occupied { rows: 7, bytes: 56 });
         let taken = buffer.pop(&mut 0).unwrap();
         assert_eq!(admit(&buffer, 0, 1), Err(AdmitError::Full), "a popped block still counts as buffered");
-        buffer.record_committed(taken.rows(), taken.bytes().len(), Moment::ZERO);
+        buffer.record_committed(Moment::ZERO);
         assert_eq!(
             admit(&buffer, 0, 1),
             Err(AdmitError::Full),

@@ -22,8 +22,7 @@ pub struct Occupied {
     pub bytes: usize,
 }
 
-/// Invariant: neither rows nor bytes exceed their bound, except through `reserve_or_sole` or
-/// `add_unchecked`.
+/// Invariant: neither rows nor bytes exceed their bound, except through `reserve_or_sole`.
 #[derive(Debug)]
 pub(super) struct Occupancy {
     packed: AtomicU64,
@@ -80,11 +79,6 @@ impl Occupancy {
             })
             .map(unpack)
             .map_err(|packed| if packed & CLOSED == 0 { AdmitError::Full } else { AdmitError::Closed })
-    }
-
-    /// Adds events whose capacity is reserved in another `Occupancy`. Returns the occupancy before.
-    pub(super) fn add_unchecked(&self, rows: usize, bytes: usize) -> Occupied {
-        unpack(self.packed.fetch_add(pack(rows, bytes), Ordering::AcqRel))
     }
 
     /// Closes the occupancy: every later reservation fails, except `reserve_ignoring_close`.

@@ -5,12 +5,13 @@
 use std::fmt;
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, AtomicUsize, Ordering, fence};
+use std::sync::atomic::{AtomicU8, AtomicU64, AtomicUsize, Ordering};
 
 use crossbeam::queue::SegQueue;
 use mio::{Registry, Token, Waker};
 
 use super::per_address_limit::PerAddressLimit;
+use super::wake_flag::WakeFlag;
 use super::{Promise, Response};
 
 /// Connection counters, shared by all acceptors of a server.
@@ -88,8 +89,7 @@ pub(super) enum Command {
 struct AcceptorMailbox {
     completions: SegQueue<Completion>,
     command: AtomicU8,
-    /// The acceptor is awake or a wake-up is in flight, so that another one is unnecessary.
-    awake: AtomicBool,
+    wake_flag: WakeFlag,
     waker: Waker,
 }
 
@@ -111,17 +111,14 @@ impl AcceptorHandle {
         Ok(Self(Arc::new(AcceptorMailbox {
             completions: SegQueue::new(),
             command: AtomicU8::new(Command::Run as u8),
-            awake: AtomicBool::new(true),
+            wake_flag: WakeFlag::new(),
             waker: Waker::new(registry, token)?,
         })))
     }
 
-    /// Wakes the acceptor, which runs a turn and calls [`super::Handler::on_turn_end`].
-    pub fn wake(&self) {
-        // The fence pairs with the one in `prepare_park`: either the acceptor sees the writes
-        // before this call, or this call sees `awake == false`.
-        fence(Ordering::SeqCst);
-        if !self.0.awake.swap(true, Ordering::SeqCst)
+    /// Wakes the acceptor for a completion or a command, the state that it reads before it sleeps.
+    fn wake(&self) {
+        if self.0.wake_flag.must_wake()
             && let Err(error) = self.0.waker.wake()
         {
             log::error!("waking an acceptor failed: {error}");
@@ -172,13 +169,12 @@ impl AcceptorHandle {
     /// Marks the acceptor as about to park: other threads wake it from now on. Returns whether the
     /// completion queue is empty.
     pub(super) fn prepare_park(&self) -> bool {
-        self.0.awake.store(false, Ordering::SeqCst);
-        fence(Ordering::SeqCst);
+        self.0.wake_flag.prepare_park();
         self.0.completions.is_empty()
     }
 
     /// Marks the acceptor as awake, so that other threads skip the wake-up system call.
     pub(super) fn mark_awake(&self) {
-        self.0.awake.store(true, Ordering::SeqCst);
+        self.0.wake_flag.mark_awake();
     }
 }

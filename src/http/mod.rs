@@ -5,6 +5,7 @@
 //! networks, and `engine_minihttp`, a thin adapter on `may_minihttp`.
 
 use std::any::Any;
+use std::sync::atomic;
 
 mod accept_queue;
 mod acceptor_context;
@@ -48,6 +49,7 @@ pub mod tls;
 #[cfg(test)]
 mod tls_tests;
 mod transport;
+mod wake_flag;
 
 pub use acceptor_handle::{AcceptorHandle, ConnectionStats};
 pub use decompress::{ContentCoding, DecompressBodyError, DecompressLimits, Decompressor};
@@ -99,7 +101,7 @@ pub trait Handler: Send {
     /// holds the fields that could be parsed, possibly none.
     fn on_refused(&mut self, _headers: Headers<'_>, _response: &mut Response) {}
 
-    /// Called at the end of each turn of the event loop, also after [`AcceptorHandle::wake`]: the
-    /// place for work that is cheaper per batch than per request.
+    /// Called at the end of each turn of the event loop: the place for work that is cheaper per
+    /// batch than per request.
     fn on_turn_end(&mut self) {}
 }

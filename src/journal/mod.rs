@@ -141,6 +141,7 @@ mod refill;
 pub mod segment;
 mod segment_table;
 pub mod sync;
+mod sync_flag;
 pub mod writer;
 
 #[cfg(test)]
@@ -149,7 +150,7 @@ mod corruption_tests;
 mod tests;
 
 use std::fmt;
-use std::sync::atomic::{AtomicBool, AtomicU8, Ordering, fence};
+use std::sync::atomic::{self, AtomicBool, AtomicU8, Ordering};
 
 use crossbeam::queue::SegQueue;
 use crossbeam::sync::{Parker, Unparker};
@@ -159,6 +160,7 @@ pub use lookup::Lookup;
 pub use recovery::{ExistingSegment, OpenJournalError, Recovery, scan_segments};
 use refill::{RefillQueue, SegmentRange};
 pub use sync::Syncer;
+use sync_flag::SyncFlag;
 pub use writer::{JournalLimits, JournalWriter};
 
 use crate::buffer::RowBlock;
@@ -249,8 +251,7 @@ pub struct Journal {
     recovery: Unparker,
     faults: AtomicU8,
     finishing: AtomicBool,
-    /// A sync is in flight. The journal thread drains the lanes when it ends.
-    sync_in_flight: AtomicBool,
+    sync_in_flight: SyncFlag,
     /// Synced ranges with spilled events, to be read back when the buffer has capacity.
     refill_queue: RefillQueue,
     pub metrics: JournalMetrics,
@@ -273,7 +274,7 @@ impl Journal {
             recovery: parkers.recovery.unparker().clone(),
             faults: AtomicU8::new(0),
             finishing: AtomicBool::new(false),
-            sync_in_flight: AtomicBool::new(false),
+            sync_in_flight: SyncFlag::new(),
             refill_queue: RefillQueue::default(),
             metrics: JournalMetrics::default(),
         };
@@ -300,21 +301,9 @@ impl Journal {
     /// Wakes the journal thread for a waiter of `level`. A waiter for a sync needs no wake while
     /// another sync is in flight: its end drains the lanes, and the waiters share the next sync.
     pub fn wake_for(&self, level: Durability) {
-        // Pairs with the fence in `mark_sync_ended`: either this load observes the end of the sync,
-        // or the journal thread observes the waiter.
-        fence(Ordering::SeqCst);
-        if level != Durability::Synced || !self.sync_in_flight.load(Ordering::SeqCst) {
+        if self.sync_in_flight.must_wake() || level != Durability::Synced {
             self.wake();
         }
-    }
-
-    fn mark_sync_started(&self) {
-        self.sync_in_flight.store(true, Ordering::SeqCst);
-    }
-
-    fn mark_sync_ended(&self) {
-        self.sync_in_flight.store(false, Ordering::SeqCst);
-        fence(Ordering::SeqCst);
     }
 
     /// Marks blocks as finalized and drops them, which releases their reservations.

@@ -215,9 +215,7 @@ fn reader_skips_only_the_record_with_a_flipped_byte() {
 fn store(buffer: &Buffer, ledger: &Ledger, journal: &Journal) -> Vec<String> {
     let blocks: Vec<_> = std::iter::from_fn(|| buffer.pop(&mut 0)).collect();
     let stored: Vec<_> = blocks.iter().flat_map(|block| messages_of(block.bytes())).collect();
-    for block in &blocks {
-        buffer.record_committed(block.rows(), block.bytes().len(), Moment::ZERO);
-    }
+    buffer.record_committed(Moment::ZERO);
     ledger.record_settled(Stored { stored: stored.len() as u64, ..Stored::default() });
     journal.finalize(blocks);
     stored

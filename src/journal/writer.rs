@@ -155,7 +155,7 @@ impl JournalWriter {
         let finishing = self.journal.is_finishing();
         if let Some(completion) = completion {
             // Before the lanes are drained: a waiter that is appended later wakes this thread.
-            self.journal.mark_sync_ended();
+            self.journal.sync_in_flight.mark_ended();
             self.on_sync_result(completion, now);
         }
         self.apply_segment_updates();
@@ -343,7 +343,7 @@ impl JournalWriter {
             self.segments.set_bytes(active.number, active.file_bytes());
         }
         if job.is_some() {
-            self.journal.mark_sync_started();
+            self.journal.sync_in_flight.mark_started();
         }
         job
     }

@@ -55,6 +55,10 @@ impl Batch {
         self.rows
     }
 
+    pub fn bytes(&self) -> usize {
+        self.bytes
+    }
+
     /// When the oldest event has waited for `linger`. None for an empty batch.
     pub fn due(&self) -> Option<Moment> {
         self.blocks.iter().map(RowBlock::admitted_at).min().map(|first| first.plus(self.limits.linger))

@@ -154,9 +154,9 @@ impl Writer {
             None if draining && self.is_drained(now) => WriterStep::Stop,
             // A reservation has not been pushed yet, or spilled events are being refilled.
             None if draining => WriterStep::SleepUntil(now.plus(Duration::from_millis(1))),
-            None => WriterStep::SleepUntil(self.prepare_at),
+            None => self.prepare_sleep(self.prepare_at),
             Some(due) if due > now && !draining && !self.is_due_by_size() => {
-                WriterStep::SleepUntil(due.min(self.prepare_at))
+                self.prepare_sleep(due.min(self.prepare_at))
             }
             Some(_) => match self.write() {
                 Ok(()) => WriterStep::Continue,
@@ -177,11 +177,22 @@ impl Writer {
         self.batch.is_full() || self.carry.is_some()
     }
 
-    fn gather(&mut self) {
+    /// Announces the sleep to the producers. A block that was pushed before wakes nobody, so the
+    /// shards are read once more.
+    fn prepare_sleep(&mut self, until: Moment) -> WriterStep {
+        self.deps.buffer.prepare_park(self.batch.count(), self.batch.bytes());
+        if self.gather() { WriterStep::Continue } else { WriterStep::SleepUntil(until) }
+    }
+
+    /// Moves blocks from the shards into the batch. Returns whether there were any.
+    fn gather(&mut self) -> bool {
+        let mut any = false;
         while !self.is_due_by_size() {
-            let Some(block) = self.deps.buffer.pop(&mut self.next_shard) else { return };
+            let Some(block) = self.deps.buffer.pop(&mut self.next_shard) else { break };
             self.add(block);
+            any = true;
         }
+        any
     }
 
     fn add(&mut self, block: RowBlock) {
@@ -282,7 +293,7 @@ impl Writer {
                 Ok(stored) => {
                     self.on_success();
                     self.insert_time += self.deps.clock.now().since(started);
-                    self.record_outcome(runs, dead, stored);
+                    self.record_outcome(dead, stored);
                     return Ok(());
                 }
                 Err(error) => match ErrorClass::of_insert(&error, path) {
@@ -312,16 +323,12 @@ impl Writer {
         }
     }
 
-    fn record_outcome(&mut self, runs: &[&[u8]], dead: &[DeadLetter<'_>], stored: Stored) {
+    fn record_outcome(&self, dead: &[DeadLetter<'_>], stored: Stored) {
         let dead_letters = dead.len() as u64;
         // A dead letter that exists already counts as a duplicate.
         let stored = Stored { duplicate: stored.duplicate + (dead_letters - stored.dead), ..stored };
-        let bytes = runs.iter().map(|run| run.len()).sum::<usize>()
-            + dead.iter().map(|letter| letter.row.bytes().len()).sum::<usize>();
-        let rows = stored.stored + stored.duplicate + stored.dead;
-        let rows = u32::try_from(rows).expect("BUG: a batch has fewer than 2^32 rows");
         self.deps.ledger.record_settled(stored);
-        self.deps.buffer.record_committed(rows, bytes, self.deps.clock.now());
+        self.deps.buffer.record_committed(self.deps.clock.now());
     }
 
     fn on_success(&mut self) {

@@ -66,17 +66,7 @@ impl WriterFixture {
 
     /// Admits the events `numbers` as one block.
     fn admit(&self, numbers: impl IntoIterator<Item = u64>) {
-        let (mut bytes, mut rows) = (Vec::new(), 0);
-        for number in numbers {
-            row::append_header(&mut bytes, id(number), Timestamp::from_millis(1), Timestamp::from_millis(2));
-            row::append_text(&mut bytes, b"service");
-            row::append_text(&mut bytes, number.to_string().as_bytes());
-            row::append_metadata(&mut bytes, None);
-            rows += 1;
-        }
-        let len = bytes.len();
-        let blocks = std::iter::once((&*bytes, rows));
-        self.buffer.admit(0, (rows, len), self.clock.now(), blocks, |_| ()).unwrap();
+        admit(&self.buffer, &self.clock, numbers, || ());
     }
 
     /// Drains the buffer with the given timeout.
@@ -96,6 +86,27 @@ impl WriterFixture {
         assert_eq!(balance.buffered(), 0);
         assert_eq!(self.buffer.occupied(), crate::buffer::Occupied::default());
     }
+}
+
+/// Admits the events `numbers` as one block. Calls `before_push` between the reservation and the
+/// push.
+fn admit(
+    buffer: &Buffer,
+    clock: &Clock,
+    numbers: impl IntoIterator<Item = u64>,
+    mut before_push: impl FnMut(),
+) {
+    let (mut bytes, mut rows) = (Vec::new(), 0);
+    for number in numbers {
+        row::append_header(&mut bytes, id(number), Timestamp::from_millis(1), Timestamp::from_millis(2));
+        row::append_text(&mut bytes, b"service");
+        row::append_text(&mut bytes, number.to_string().as_bytes());
+        row::append_metadata(&mut bytes, None);
+        rows += 1;
+    }
+    let len = bytes.len();
+    let blocks = std::iter::once((&*bytes, rows));
+    buffer.admit(0, (rows, len), clock.now(), blocks, |_| before_push()).unwrap();
 }
 
 const SOON: Duration = Duration::from_secs(30);
@@ -128,6 +139,24 @@ fn batch_lingers_until_it_is_full() {
     assert_eq!(fixture.ledger.balance().buffered(), 2);
     fixture.drain(SOON);
     fixture.settled(101, 0, 0);
+}
+
+#[test]
+fn writer_that_goes_to_sleep_during_an_admission_is_woken_by_it() {
+    let WriterFixture { mut writer, buffer, repository, clock, notices, lifecycle, .. } =
+        WriterFixture::new(Duration::ZERO);
+    admit(&buffer, &clock, [1], || ());
+    // Takes the wake-up of that event.
+    writer.parker.park_timeout(Duration::ZERO);
+    admit(&buffer, &clock, [2], || {
+        assert_eq!(writer.tick(), WriterStep::Continue);
+        assert_eq!(writer.tick(), WriterStep::SleepUntil(writer.prepare_at));
+    });
+    assert_eq!(repository.events().len(), 1, "the second event is in the shard");
+    let thread = lifecycle.spawn("writer", move || writer.parker.park()).unwrap();
+    let woken = notices.recv_timeout(SOON);
+    assert_eq!(woken, Ok(LifecycleEvent::ThreadDied { name: "writer".into() }), "the writer sleeps on");
+    thread.join().unwrap();
 }
 
 #[test]

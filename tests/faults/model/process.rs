@@ -4,7 +4,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use aurore_events::buffer::{self, Buffer};
-use aurore_events::clock::Clock;
+use aurore_events::clock::{Clock, Moment};
 use aurore_events::journal::filesystem::Filesystem;
 use aurore_events::journal::sync::{SyncCompletion, SyncJob};
 use aurore_events::journal::{self, Journal, JournalWriter, Recovery};
@@ -36,7 +36,11 @@ pub(super) struct Process {
     pub(super) job: Slot<SyncJob>,
     pub(super) done: Slot<SyncCompletion>,
     pub(super) writer: Slot<Writer>,
+    /// When the writer wakes up if nothing wakes it before; none while it is awake.
+    pub(super) writer_sleeps_until: Slot<Moment>,
     pub(super) recovery: Slot<Recovery>,
+    /// The acceptors with an admission in progress, further down the stack.
+    pub(super) admitting: Mutex<Vec<usize>>,
     pub(super) had_backlog: bool,
 }
 
@@ -107,7 +111,9 @@ impl Process {
             job: Mutex::default(),
             done: Mutex::default(),
             writer,
+            writer_sleeps_until: Mutex::default(),
             recovery,
+            admitting: Mutex::default(),
             had_backlog,
         })
     }

@@ -441,6 +441,7 @@ impl Simulation {
         process.lifecycle.advance_to(LifecyclePhase::Draining);
         process.buffer.close();
         process.drain.set_deadline(self.clock.now().plus(Duration::from_millis(500)));
+        process.buffer.wake_writer();
         // The writer ends when it is done or when the deadline has passed.
         while lock(&process.writer).is_some() {
             self.run_writer();
@@ -515,6 +516,7 @@ impl Simulation {
         if process.lifecycle.phase() > LifecyclePhase::Serving || !process.journal.guarantees(level) {
             return;
         }
+        let Some(shard) = self.idle_acceptor(&process) else { return };
         let limits = self.bounds.buffer;
         let count = if self.with_probability(0.5) { 1 } else { 1 + self.random_below(limits.rows_max + 1) };
         let mut oracle = lock(&self.oracle);
@@ -530,11 +532,18 @@ impl Simulation {
             *start = end;
             Some((block, u32::try_from(ends.len()).expect("few")))
         });
-        let shard = self.random_below(self.bounds.shards);
+        drop(oracle);
         let (before, was_engaged) = (process.buffer.occupied(), process.buffer.spill().is_engaged());
         let rows = u32::try_from(count).expect("few");
-        let keep = |block: &_| process.journal.append(shard, block);
+        // Other stages may run before each block is pushed, and see only a part of the request.
+        let keep = |block: &_| {
+            lock(&self.oracle).admitted(&numbers);
+            process.journal.append(shard, block);
+            self.yield_point("push");
+        };
+        lock(&process.admitting).push(shard);
         let admitted = process.buffer.admit(shard, (rows, bytes.len()), self.clock.now(), cuts, keep);
+        lock(&process.admitting).pop();
         self.trace(|| format!("events {numbers:?} at {}: {admitted:?}", level.name()));
         match admitted {
             Ok(()) => {}
@@ -546,7 +555,7 @@ impl Simulation {
                 return;
             }
         }
-        oracle.admitted(&numbers);
+        let mut oracle = lock(&self.oracle);
         let request = oracle.requests;
         oracle.requests += 1;
         if level == Durability::Memory {
@@ -564,6 +573,13 @@ impl Simulation {
             }
         };
         process.journal.on_durable(shard, level, Box::new(on_complete));
+    }
+
+    /// An acceptor without an admission in progress.
+    fn idle_acceptor(&self, process: &Process) -> Option<usize> {
+        let admitting = lock(&process.admitting).clone();
+        let idle: Vec<_> = (0..self.bounds.shards).filter(|shard| !admitting.contains(shard)).collect();
+        (!idle.is_empty()).then(|| idle[self.random_below(idle.len())])
     }
 
     /// The number of a new event, or of one that was sent before.
@@ -630,21 +646,36 @@ impl Simulation {
 
     fn run_writer(&self) {
         let process = self.process();
-        let Some(mut writer) = lock(&process.writer).take() else { return };
-        self.trace(|| "writer".into());
-        if writer.tick() == WriterStep::Stop {
-            // The thread of the writer ends; events that it has not stored stay in the journal.
-            process.journal.finish();
+        if self.is_writer_asleep(&process) {
             return;
         }
+        let Some(mut writer) = lock(&process.writer).take() else { return };
+        self.trace(|| "writer".into());
+        let step = writer.tick();
+        *lock(&process.writer_sleeps_until) = match step {
+            // The thread of the writer ends; events that it has not stored stay in the journal.
+            WriterStep::Stop => {
+                process.journal.finish();
+                return;
+            }
+            WriterStep::Continue => None,
+            WriterStep::SleepUntil(until) => Some(until),
+        };
         *lock(&process.writer) = Some(writer);
     }
 
+    /// Whether the writer sleeps, nothing has woken it, and its sleep is not over.
+    fn is_writer_asleep(&self, process: &Process) -> bool {
+        let until = *lock(&process.writer_sleeps_until);
+        until.is_some_and(|until| self.clock.now() < until) && process.buffer.is_writer_parked()
+    }
+
     /// Runs recovery, which may wait for capacity at any record while other stages run. Skipped
-    /// while a stage that frees capacity is further down the stack.
+    /// while a stage that frees capacity, or an admission that holds some, is further down the
+    /// stack.
     fn run_recovery(&self) {
         let process = self.process();
-        if !self.stages_are_idle() {
+        if !self.stages_are_idle() || !lock(&process.admitting).is_empty() {
             return;
         }
         let (was_recovering, failures) = (process.journal.is_recovering(), process.failures());
@@ -681,6 +712,12 @@ impl Simulation {
         let held = occupied.rows as u64 + process.buffer.spill().events();
         assert_eq!(held, balance.buffered(), "events held and events of the ledger");
         assert_eq!(balance.lost, 0, "no synced data is damaged here");
+        if self.is_writer_asleep(&process) {
+            // It sleeps longer than events may linger only if it has none.
+            let until = lock(&process.writer_sleeps_until).expect("it sleeps");
+            let is_idle = until > self.clock.now().plus(self.bounds.linger);
+            assert!(!is_idle || occupied.rows == 0, "the writer sleeps until {until:?}, {occupied:?} wait");
+        }
         let answered = lock(&self.oracle).answered;
         assert_eq!(
             (balance.stored, balance.dead),

@@ -1,0 +1,11 @@
+//! Models of the wake-up protocols: a thread sleeps unless another one has left it something, and
+//! the other one wakes it only if it sleeps. `loom` runs the server's own code in every interleaving
+//! of the threads and with every reordering that the memory model allows. The parkers of the models
+//! have no timeout, and report a thread that sleeps when no other is left to wake it.
+//!
+//! Each model also runs with a mistake in the order of the steps, and must find it.
+
+mod acceptor;
+mod journal;
+mod parker;
+mod writer;
