@@ -34,7 +34,7 @@ use crate::journal::{
 };
 use crate::lifecycle::{Lifecycle, LifecycleEvent, LifecyclePhase};
 use crate::logging;
-use crate::metrics::{BusinessCache, DiskSpace, HttpMetrics, Ledger, Sampler, WriterMetrics};
+use crate::metrics::{BusinessCache, DiskSpace, HttpMetrics, Ledger, Sampler, StallDetector, WriterMetrics};
 use crate::settings::{HttpEngine, Settings};
 use crate::storage::postgres::embedded::{Cluster, ClusterError, ClusterLimits, ClusterSupervisor};
 use crate::storage::postgres::{ConnectTarget, PostgresLimits, PostgresRepository};
@@ -210,6 +210,7 @@ pub fn serve(
         journal: journal.clone(),
         ledger: ledger.clone(),
         sampler: Arc::new(Sampler::default()),
+        stall: StallDetector::new(settings.linger),
         writer: Arc::new(WriterMetrics::default()),
         http: Arc::new(HttpMetrics::new(acceptors, &LABELS)),
         retention: Arc::default(),

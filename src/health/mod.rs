@@ -37,6 +37,7 @@ impl HealthStatus {
 
 /// The inputs from which health and readiness are derived.
 #[derive(Clone, Copy, Debug)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a fact of its own, and any of them go together")]
 pub struct HealthInputs {
     pub phase: LifecyclePhase,
     pub utilization_percent: f64,
@@ -52,6 +53,8 @@ pub struct HealthInputs {
     pub journal_fault: Option<Fault>,
     pub database_up: bool,
     pub breaker: BreakerState,
+    /// Whether events wait and none is stored, although the database is up.
+    pub stalled: bool,
 }
 
 impl HealthInputs {
@@ -83,12 +86,14 @@ impl HealthInputs {
         reasons
     }
 
-    /// A full buffer is critical only if the spill capacity is full too.
+    /// A full buffer is critical only if the spill capacity is full too. A stall degrades: events
+    /// are accepted, and kept.
     pub fn buffer(&self) -> HealthStatus {
         let memory = HealthStatus::from_utilization(self.utilization_percent);
-        self.spill_percent.map_or(memory, |percent| {
+        let capacity = self.spill_percent.map_or(memory, |percent| {
             memory.max(HealthStatus::from_utilization(percent).min(HealthStatus::Degraded))
-        })
+        });
+        if self.stalled { capacity.min(HealthStatus::Degraded) } else { capacity }
     }
 
     pub fn database(&self) -> HealthStatus {
@@ -132,6 +137,7 @@ mod tests {
         journal_fault: None,
         database_up: true,
         breaker: BreakerState::Closed,
+        stalled: false,
     };
 
     #[test]
@@ -161,6 +167,15 @@ mod tests {
         assert_eq!(of(100.0, Some(94.9)), HealthStatus::Degraded);
         assert_eq!(of(100.0, Some(95.0)), HealthStatus::Critical);
         assert_eq!(of(10.0, Some(100.0)), HealthStatus::Healthy);
+    }
+
+    #[test]
+    fn stall_degrades_the_buffer_and_leaves_the_server_ready() {
+        let stalled = HealthInputs { stalled: true, ..HEALTHY };
+        assert_eq!((stalled.buffer(), stalled.overall()), (HealthStatus::Degraded, HealthStatus::Degraded));
+        assert!(stalled.not_ready_reasons().is_empty());
+        let full = HealthInputs { utilization_percent: 100.0, ..stalled };
+        assert_eq!(full.buffer(), HealthStatus::Critical);
     }
 
     #[test]

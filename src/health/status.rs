@@ -19,7 +19,7 @@ use crate::metrics::history::HistoryEntry;
 use crate::metrics::text_format::ExpositionFormat;
 use crate::metrics::{
     BusinessCache, BusinessMetrics, DiskSpace, HttpMetrics, Ledger, MetricsSnapshot, PartitionMetrics,
-    RetentionMetrics, Sampler, SpillMetrics, WriterMetrics, retry_after,
+    Process, RetentionMetrics, Sampler, SpillMetrics, StallDetector, WriterMetrics, retry_after,
 };
 use crate::storage::Breaker;
 use crate::storage::breaker::BreakerState;
@@ -37,6 +37,7 @@ pub struct Status {
     pub gateway: Arc<Gateway>,
     pub ledger: Arc<Ledger>,
     pub sampler: Arc<Sampler>,
+    pub stall: StallDetector,
     pub writer: Arc<WriterMetrics>,
     pub http: Arc<HttpMetrics>,
     pub retention: Arc<RetentionMetrics>,
@@ -78,6 +79,8 @@ struct BufferHealth {
     utilization_percent: f64,
     drop_rate_percent: f64,
     throughput_per_second: f64,
+    /// How long events have waited beyond the linger, while the database is up and none was stored.
+    stalled_seconds: f64,
 }
 
 #[derive(Serialize)]
@@ -315,6 +318,7 @@ impl Status {
             utilization_percent: inputs.utilization_percent,
             drop_rate_percent: rates.drop_percent,
             throughput_per_second: rates.received,
+            stalled_seconds: self.stall.stalled(self.clock.now()).as_secs_f64(),
         }
     }
 
@@ -354,7 +358,7 @@ impl Status {
     }
 
     fn health_inputs(&self) -> HealthInputs {
-        let breaker = self.breaker.state();
+        let (breaker, now) = (self.breaker.state(), self.clock.now());
         HealthInputs {
             phase: self.lifecycle.phase(),
             utilization_percent: self.buffer.utilization_percent(),
@@ -363,9 +367,17 @@ impl Status {
             recovering: self.journal.is_recovering() && !self.journal.is_stalled(),
             journal_fault: self.journal.fault(),
             // The writer opens the breaker before the probe detects an outage.
-            database_up: self.database.is_up(self.clock.now()) && breaker != BreakerState::Open,
+            database_up: self.database.is_up(now) && breaker != BreakerState::Open,
             breaker,
+            stalled: self.stall.is_stalled(now),
         }
+    }
+
+    /// Takes a sample of the rates and of the progress of the writer.
+    pub fn sample(&self, process: &Process) {
+        let (now, balance) = (self.clock.now(), self.ledger.balance());
+        self.sampler.sample(now, balance, process);
+        self.stall.sample(now, balance, self.health_inputs().database_up);
     }
 
     /// The current metrics as an entry of the metrics history.
@@ -412,6 +424,8 @@ impl Status {
             connections: &self.connections,
             since_enqueue: since(enqueue),
             since_drain: since(drain),
+            stalled: self.stall.stalled(now),
+            stalls: self.stall.stalls(),
             writer: &self.writer,
             http: &self.http,
             retention: &self.retention,

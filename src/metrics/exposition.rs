@@ -61,6 +61,8 @@ pub struct MetricsSnapshot<'a> {
     pub connections: &'a ConnectionStats,
     pub since_enqueue: Option<Duration>,
     pub since_drain: Option<Duration>,
+    pub stalled: Duration,
+    pub stalls: u64,
     pub writer: &'a WriterMetrics,
     pub http: &'a HttpMetrics,
     pub retention: &'a RetentionMetrics,
@@ -187,6 +189,12 @@ impl MetricsSnapshot<'_> {
                 "Database calls of the writer that failed and were retried.",
                 loaded(&self.writer.retries),
             ),
+            (
+                "buffer_stalled_seconds",
+                "Seconds, beyond DRAIN_INTERVAL, that events wait while the database is up and none is stored.",
+                gauge(self.stalled.as_secs_f64()),
+            ),
+            ("buffer_stalls_total", "Such stalls of at least 5 s.", count(self.stalls)),
             (
                 "health_status",
                 "Health of the server: 2 healthy, 1 degraded, 0 critical.",

@@ -16,6 +16,7 @@ mod partitions;
 mod process;
 pub(crate) mod rates;
 mod retention;
+mod stall;
 pub mod text_format;
 mod writer;
 
@@ -29,4 +30,5 @@ pub use partitions::PartitionMetrics;
 pub use process::Process;
 pub use rates::{Sampler, WindowRates, retry_after};
 pub use retention::RetentionMetrics;
+pub use stall::StallDetector;
 pub use writer::{BatchTimes, WriterMetrics};

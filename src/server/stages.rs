@@ -208,7 +208,7 @@ fn start_sampler(
         let process = Process::new();
         loop {
             status.disk.refresh(&data_dir);
-            status.sampler.sample(status.clock.now(), status.ledger.balance(), &process);
+            status.sample(&process);
             if stop.recv_timeout(SAMPLE_INTERVAL) == Err(RecvTimeoutError::Disconnected) {
                 return;
             }

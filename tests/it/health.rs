@@ -165,3 +165,27 @@ fn readiness_requires_the_database_or_free_capacity() {
     wait_for_drain(&test.server);
     assert_eq!(test.postgres.stored(), 20);
 }
+
+#[test]
+fn a_writer_that_stores_nothing_degrades_the_health_though_the_database_is_up() {
+    let test = TestServer::start(&[("DRAIN_INTERVAL", "50")]);
+    let mut client = test.server.client();
+    id_of(&client.post_json(event("s", "before")));
+    wait_for_drain(&test.server);
+    let mut session = test.postgres.client();
+    let mut lock = session.transaction().unwrap();
+    lock.batch_execute("LOCK TABLE events IN ACCESS EXCLUSIVE MODE").unwrap();
+    id_of(&client.post_json(event("s", "held")));
+    until("the health is degraded", || client.get_json("/health")["status"].as_str() == Some("degraded"));
+    let health = client.get_json("/health");
+    assert_eq!(health["checks"]["buffer"].as_str(), Some("degraded"), "{health}");
+    assert_eq!(health["checks"]["database"].as_str(), Some("healthy"), "{health}");
+    let buffer = client.get_json("/health/buffer");
+    assert!(buffer["stalled_seconds"].as_f64() >= Some(5.0), "{buffer}");
+    until("the stall is counted", || test.server.metric("buffer_stalls_total") == 1);
+    assert_eq!((client.get("/ready").status, client.get("/health").status), (200, 200));
+    lock.rollback().unwrap();
+    wait_for_drain(&test.server);
+    until("the health is restored", || client.get_json("/health")["status"].as_str() == Some("healthy"));
+    assert_eq!(test.server.metric("buffer_stalled_seconds"), 0);
+}
