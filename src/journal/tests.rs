@@ -239,6 +239,24 @@ struct JournalHarness {
     clock: Clock,
 }
 
+#[test]
+fn journal_thread_sleeps_for_the_write_interval() {
+    let mut harness = JournalHarness::new();
+    let waits = Arc::new(Mutex::new(Vec::new()));
+    let (seen, journal) = (waits.clone(), harness.journal.clone());
+    harness.clock.on_idle(move |wait| {
+        let mut seen = seen.lock().unwrap();
+        seen.push(wait);
+        if seen.len() == 3 {
+            journal.finish();
+        }
+    });
+    let (_syncer, syncs) = Syncer::new(harness.journal.clone(), Arc::new(harness.disk.clone()));
+    harness.writer.run(&syncs);
+    assert_eq!(*waits.lock().unwrap(), [WRITE_INTERVAL; 3]);
+}
+
+const WRITE_INTERVAL: Duration = Duration::from_millis(10);
 const SPILL_BYTES_MAX: u64 = 20_000;
 /// Capacity of the harness's buffer in events.
 const ROWS_MAX: usize = 10;
@@ -254,7 +272,7 @@ impl JournalHarness {
         let journal = Arc::new(journal);
         let clock = Clock::manual(Timestamp::from_millis(1), 1);
         let limits = JournalLimits {
-            write_interval: Duration::from_millis(10),
+            write_interval: WRITE_INTERVAL,
             sync_interval: Duration::from_secs(5),
             segment_bytes_max: 4096,
         };

@@ -144,7 +144,7 @@ impl JournalWriter {
             if finishing && self.is_finished() {
                 return;
             }
-            self.parker.park_timeout(self.limits.write_interval);
+            self.clock.park(&self.parker, self.limits.write_interval);
         }
     }
 

@@ -163,13 +163,18 @@ fn check_after_kill(mut fixture: Fixture) {
 #[test]
 fn f07_a_failed_fsync_withdraws_the_level_until_rewritten_data_is_synced() {
     const FAULT: &str = "7 fsync fails with EIO";
-    let fixture = Fixture::start_under_load(FAULT, &[("DURABILITY", "synced")]);
-    let injection = FaultInjection::into(fixture.server.pid(), "fsync,fdatasync", "EIO");
-    until("the level is withdrawn", || fixture.server.client().get("/ready").status == 503);
-    drop(injection);
-    // The data in doubt is rewritten to a new segment, and a sync of it restores the level.
-    until("the level is restored", || fixture.server.client().get("/ready").status == 200);
-    fixture.wait_for_acknowledged(500);
+    // Small segments, so that new names have to be synced.
+    let settings = [("DURABILITY", "synced"), ("JOURNAL_SEGMENT_BYTES", "65536")];
+    let fixture = Fixture::start_under_load(FAULT, &settings);
+    // Each alone: of the bytes of a file, and of the names of the directory.
+    for call in ["fdatasync", "fsync"] {
+        let injection = FaultInjection::into(fixture.server.pid(), call, "EIO");
+        until(call, || fixture.server.client().get("/ready").status == 503);
+        drop(injection);
+        // The data in doubt is rewritten to a new segment, and a sync of it restores the level.
+        until("the level is restored", || fixture.server.client().get("/ready").status == 200);
+        fixture.wait_for_acknowledged(500);
+    }
     check_after_kill(fixture);
 }
 

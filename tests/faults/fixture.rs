@@ -155,6 +155,14 @@ impl Fixture {
         self.row.passed();
     }
 
+    /// Asserts that every acknowledged event is in the tables now.
+    #[track_caller]
+    pub(crate) fn check_nothing_is_left_behind(&self) {
+        let found = CheckResult::of(&self.record, &self.postgres);
+        assert!(found.acknowledged > 0, "no event was acknowledged");
+        assert!(found.lost.is_empty(), "{} of {} are not stored", found.lost.len(), found.acknowledged);
+    }
+
     #[track_caller]
     fn drain_and_check(&mut self) -> CheckResult {
         if self.producer.is_some() {

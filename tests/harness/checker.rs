@@ -3,8 +3,10 @@
 use std::collections::{HashMap, HashSet};
 use std::time::Duration;
 
+use aurore_events::event::Timestamp;
 use aurore_events::event::row::Row;
 
+use super::events::EventFields;
 use super::postgres::Postgres;
 use super::producer::ProducerRecord;
 use super::server::{Server, metric};
@@ -39,7 +41,8 @@ pub(crate) struct CheckResult {
     pub(crate) lost: Vec<String>,
     /// The number of rows whose message or id is stored more than once.
     pub(crate) duplicated: usize,
-    /// The number of stored messages that were never sent.
+    /// The number of stored rows that were never sent with this message, service, time and
+    /// metadata.
     pub(crate) unexpected: usize,
 }
 
@@ -48,8 +51,8 @@ impl CheckResult {
         let mut messages_by_id: HashMap<String, String> = HashMap::new();
         let mut messages: HashSet<String> = HashSet::new();
         let (mut duplicated, mut unexpected) = (0, 0);
-        for (id, message) in stored_events(postgres) {
-            unexpected += usize::from(!record.sent.contains(&message));
+        for (id, message, fields) in stored_events(postgres) {
+            unexpected += usize::from(record.sent.get(&message) != Some(&fields));
             let fresh = messages.insert(message.clone());
             let known = messages_by_id.insert(id, message).is_some();
             duplicated += usize::from(known || !fresh);
@@ -91,16 +94,26 @@ pub(crate) fn check_ledger(server: &Server, postgres: &Postgres) {
     assert_eq!(counter("events_dead_total"), postgres.dead(), "the ledger and the dead letters differ");
 }
 
-/// Id and message of every event in the tables.
+/// Id, message and the other fields of every event in the tables.
 #[track_caller]
-fn stored_events(postgres: &Postgres) -> Vec<(String, String)> {
-    let stored = postgres.rows("SELECT event_id::text, message FROM events");
-    let mut all: Vec<(String, String)> = stored.iter().map(|row| (row.get(0), row.get(1))).collect();
+fn stored_events(postgres: &Postgres) -> Vec<(String, String, EventFields)> {
+    let stored = postgres.rows(
+        "SELECT event_id::text, message, (extract(epoch FROM timestamp) * 1000000)::bigint, service, \
+         metadata::text FROM events",
+    );
+    let fields = |row: &::postgres::Row| EventFields {
+        time: Timestamp::from_micros(row.get(2)),
+        service: row.get(3),
+        metadata: row.get(4),
+    };
+    let mut all: Vec<_> = stored.iter().map(|row| (row.get(0), row.get(1), fields(row))).collect();
     for dead in postgres.rows("SELECT event_id::text, row FROM dead_events") {
         let bytes: Vec<u8> = dead.get(1);
         let (row, rest) = Row::split(&bytes).expect("a dead letter holds the row as it was encoded");
         assert!(rest.is_empty(), "a dead letter holds one row");
-        all.push((dead.get(0), String::from_utf8_lossy(row.message()).into_owned()));
+        let event = row.to_event();
+        let fields = EventFields { time: event.timestamp, service: event.service, metadata: event.metadata };
+        all.push((dead.get(0), event.message, fields));
     }
     all
 }

@@ -18,6 +18,26 @@ pub(crate) fn event_at(time: Timestamp, service: &str, message: &str) -> String 
     format!(r#"{{"timestamp":"{time}","service":"{service}","message":"{message}"}}"#)
 }
 
+/// The fields of an event but its message.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct EventFields {
+    pub(crate) time: Timestamp,
+    pub(crate) service: String,
+    /// As PostgreSQL prints it.
+    pub(crate) metadata: Option<String>,
+}
+
+impl EventFields {
+    /// The event with this message, which must need no escaping.
+    pub(crate) fn with_message(&self, message: &str) -> String {
+        let event = event_at(self.time, &self.service, message);
+        match &self.metadata {
+            None => event,
+            Some(metadata) => format!("{},\"metadata\":{metadata}}}", event.trim_end_matches('}')),
+        }
+    }
+}
+
 /// An event with an idempotency key.
 pub(crate) fn keyed(time: Timestamp, service: &str, key: &str) -> String {
     format!(r#"{{"timestamp":"{time}","service":"{service}","message":"m","idempotency_key":"{key}"}}"#)

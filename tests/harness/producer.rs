@@ -1,6 +1,6 @@
 //! A producer that posts in the background and records the acknowledgements.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
@@ -10,7 +10,7 @@ use std::time::Duration;
 use aurore_events::clock::{Clock, Moment};
 
 use super::client::{Client, JSON, NDJSON, request};
-use super::events::{event, id_of, ids_of};
+use super::events::{EventFields, id_of, ids_of, now};
 
 const PACE: Duration = Duration::from_millis(1);
 /// The delay after a rejection or a broken connection.
@@ -50,8 +50,8 @@ pub(crate) struct ProducerRecord {
     pub(crate) acknowledged: HashMap<String, String>,
     /// The time of each acknowledgement by id, on the clock of the producer.
     pub(crate) acknowledged_at: HashMap<String, Moment>,
-    /// Messages of all events that were sent, whatever the response. Each is sent once.
-    pub(crate) sent: HashSet<String>,
+    /// All events that were sent, whatever the response, by their messages. Each is sent once.
+    pub(crate) sent: HashMap<String, EventFields>,
     /// The number of responses by status.
     pub(crate) statuses: BTreeMap<u16, u64>,
     /// Posts that got no response.
@@ -141,11 +141,17 @@ fn produce(
         }
         let messages: Vec<String> = (0..size).map(|index| format!("p{name}-{round}-{index}")).collect();
         // All producers use the same few services, so their batches update the same rows of counts.
-        let events: Vec<String> = messages
+        let fields: Vec<EventFields> = messages
             .iter()
             .zip(round..)
-            .map(|(message, nth)| event(&format!("service-{}", nth % 5), message))
+            .map(|(message, nth)| EventFields {
+                time: now(),
+                service: format!("service-{}", nth % 5),
+                metadata: (!nth.is_multiple_of(3)).then(|| format!("{{\"of\": \"{message}\"}}")),
+            })
             .collect();
+        let events: Vec<String> =
+            fields.iter().zip(&messages).map(|(fields, message)| fields.with_message(message)).collect();
         let bytes = request("POST", "/events", &headers, events.join("\n").as_bytes());
         let Some(connection) = client.as_mut() else {
             match Client::try_connect(address) {
@@ -154,7 +160,7 @@ fn produce(
             }
             continue;
         };
-        record.sent.extend(messages.iter().cloned());
+        record.sent.extend(messages.iter().cloned().zip(fields));
         let sent_at = clock.now();
         let Ok(reply) = connection.try_exchange(&bytes) else {
             record.unanswered += 1;

@@ -1,12 +1,12 @@
 //! The oracle: the sent and the acknowledged events, and the events that must be stored in the end.
 
 use aurore_events::event::row;
-use aurore_events::event::{EventId, Timestamp};
+use aurore_events::event::{Event, EventId, Timestamp};
 use aurore_events::journal::Durability;
 use aurore_events::storage::Stored;
 
 /// The service whose events the database rejects.
-pub(super) const POISON: &[u8] = b"poison";
+pub(super) const POISON: &str = "poison";
 
 /// An event. Its number determines all of its contents.
 #[derive(Debug)]
@@ -29,12 +29,24 @@ impl SentEvent {
         message
     }
 
+    pub(super) fn event(&self) -> Event {
+        let millis = i64::try_from(self.number).expect("few are sent");
+        Event {
+            event_id: self.id(),
+            timestamp: Timestamp::from_millis(millis),
+            service: if self.poison { POISON.into() } else { format!("s{}", self.number % 7) },
+            message: self.message(),
+            metadata: (!self.number.is_multiple_of(3)).then(|| format!("{{\"of\":{}}}", self.number)),
+            ingested_at: Timestamp::from_millis(millis + 1),
+        }
+    }
+
     pub(super) fn encode(&self, out: &mut Vec<u8>) {
-        let time = Timestamp::from_millis(i64::try_from(self.number).expect("few are sent"));
-        row::append_header(out, self.id(), time, time);
-        row::append_text(out, if self.poison { POISON } else { b"s" });
-        row::append_text(out, self.message().as_bytes());
-        row::append_metadata(out, None);
+        let event = self.event();
+        row::append_header(out, event.event_id, event.timestamp, event.ingested_at);
+        row::append_text(out, event.service.as_bytes());
+        row::append_text(out, event.message.as_bytes());
+        row::append_metadata(out, event.metadata.as_deref().map(str::as_bytes));
     }
 }
 
