@@ -17,7 +17,9 @@ use crate::gateway::handlers::GatewayHandlers;
 use crate::health::status::{HealthPart, Status};
 use crate::http::content_negotiation::preferred_media_type;
 use crate::http::gzip;
-use crate::http::{Continuation, Handler, HandlerResult, Headers, Method, Promise, Request, Response};
+use crate::http::{
+    Continuation, Handler, HandlerResult, HeadResult, Headers, Method, Promise, Refusal, Request, Response,
+};
 use crate::ingest::IngestLimits;
 use crate::journal::Durability;
 use crate::metrics::HttpMetrics;
@@ -37,6 +39,23 @@ pub struct ApiHandler {
     queries: QueryService,
     http_metrics: Arc<HttpMetrics>,
     clock: Clock,
+}
+
+/// The state of a request that is not finished in the turn of its header.
+enum PendingRequest {
+    /// Its header is accepted, and its body has not arrived.
+    Accepted(AcceptedHead),
+    Post(PendingPost),
+}
+
+/// The decisions on a request's header, so that it is authorized and counted against the rate limits
+/// once.
+struct AcceptedHead {
+    grant: Grant,
+    /// The response headers that [`Gate::authorize`] wrote.
+    policy_headers: Vec<u8>,
+    /// Index in [`router::LABELS`].
+    label: usize,
 }
 
 /// The state of a `POST /events` that needs more than one turn of the event loop.
@@ -69,6 +88,76 @@ impl ApiHandler {
             clock: status.clock.clone(),
             status,
             queries,
+        }
+    }
+
+    /// Whether the header of an authorized request is acceptable for its route. Writes a refusal if
+    /// not.
+    fn accepts_head(
+        &self,
+        route: &Route<'_>,
+        grant: &Grant,
+        request: &Request<'_>,
+        response: &mut Response,
+    ) -> bool {
+        match route {
+            Route::PostEvents => self.intake.accepts_head(request, response),
+            Route::Gateway(page) => self.accepts_gateway_head(page, grant, request, response),
+            // Their bodies are ignored.
+            Route::ListEvents
+            | Route::GetEvent(_)
+            | Route::Stats
+            | Route::Live
+            | Route::Ready
+            | Route::Health
+            | Route::HealthBuffer
+            | Route::HealthBusiness
+            | Route::HealthDatabase
+            | Route::HealthDetailed
+            | Route::Metrics
+            | Route::MetricsPrometheus
+            | Route::Console(_)
+            | Route::Options(_) => true,
+        }
+    }
+
+    /// Serves an authorized request whose body has arrived.
+    #[inline]
+    fn serve(
+        &mut self,
+        route: Route<'_>,
+        grant: Grant,
+        request: &Request<'_>,
+        (label, started): (usize, Moment),
+        response: &mut Response,
+    ) -> HandlerResult {
+        match route {
+            Route::ListEvents | Route::GetEvent(_) | Route::Stats => {
+                self.query(&route, &grant, request, (label, started), response)
+            }
+            Route::Gateway(page) => self.handle_gateway(&page, &grant, request, (label, started), response),
+            Route::PostEvents => {
+                let policy_headers_len = response.headers.len();
+                let outcome = self.intake.post(grant.services.as_deref(), request, response);
+                self.finish_post(outcome, grant, policy_headers_len, (label, started), request, response)
+            }
+            Route::Live
+            | Route::Ready
+            | Route::Health
+            | Route::HealthBuffer
+            | Route::HealthBusiness
+            | Route::HealthDatabase
+            | Route::HealthDetailed
+            | Route::Metrics
+            | Route::MetricsPrometheus
+            | Route::Console(_)
+            | Route::Options(_) => {
+                self.answer(&route, &grant, request, response);
+                if request.method == Method::Get && gzip::is_accepted(request.headers) {
+                    gzip::compress(response, gzip::ACCEPTOR_GZIP_BYTES_MAX);
+                }
+                HandlerResult::Done
+            }
         }
     }
 
@@ -120,7 +209,8 @@ impl ApiHandler {
             }
             IntakeOutcome::Yield(body) => {
                 let policy_headers = response.headers[..policy_headers_len].to_vec();
-                HandlerResult::Yield(Box::new(PendingPost { grant, policy_headers, label, started, body }))
+                let post = PendingPost { grant, policy_headers, label, started, body };
+                HandlerResult::Yield(Box::new(PendingRequest::Post(post)))
             }
         }
     }
@@ -201,12 +291,33 @@ impl ApiHandler {
 }
 
 impl Handler for ApiHandler {
+    fn check_head(&mut self, request: &Request<'_>, response: &mut Response) -> HeadResult {
+        let started = self.clock.now();
+        let found = router::route(request.method, request.path);
+        let (label, class) = label_and_class(&found);
+        let grant = self.gate.authorize(class, request, started, response);
+        let accepted = match (grant, found) {
+            (None, _) => None,
+            (Some(_), Err(refusal)) => {
+                refusal.write(response);
+                None
+            }
+            (Some(grant), Ok(found)) => {
+                self.accepts_head(&found.route, &grant, request, response).then_some(grant)
+            }
+        };
+        let Some(grant) = accepted else {
+            self.count(request.method, label, response.status, started);
+            return HeadResult::Refused;
+        };
+        let head = AcceptedHead { grant, policy_headers: response.headers.clone(), label };
+        HeadResult::Proceed(Some(Box::new(PendingRequest::Accepted(head))))
+    }
+
     fn handle(&mut self, request: &Request<'_>, response: &mut Response) -> HandlerResult {
         let started = self.clock.now();
         let found = router::route(request.method, request.path);
-        let (label, class) =
-            found.as_ref().map_or((router::OTHER, RouteClass::Public), |found| (found.label, found.class));
-        let found = found.map(|MatchedRoute { route, .. }| route);
+        let (label, class) = label_and_class(&found);
         let grant = self.gate.authorize(class, request, started, response);
         let result = match (grant, found) {
             (None, _) => HandlerResult::Done,
@@ -214,24 +325,7 @@ impl Handler for ApiHandler {
                 refusal.write(response);
                 HandlerResult::Done
             }
-            (Some(grant), Ok(route @ (Route::ListEvents | Route::GetEvent(_) | Route::Stats))) => {
-                self.query(&route, &grant, request, (label, started), response)
-            }
-            (Some(grant), Ok(Route::Gateway(page))) => {
-                self.handle_gateway(&page, &grant, request, (label, started), response)
-            }
-            (Some(grant), Ok(Route::PostEvents)) => {
-                let policy_headers_len = response.headers.len();
-                let outcome = self.intake.post(grant.services.as_deref(), request, response);
-                self.finish_post(outcome, grant, policy_headers_len, (label, started), request, response)
-            }
-            (Some(grant), Ok(route)) => {
-                self.answer(&route, &grant, request, response);
-                if request.method == Method::Get && gzip::is_accepted(request.headers) {
-                    gzip::compress(response, gzip::ACCEPTOR_GZIP_BYTES_MAX);
-                }
-                HandlerResult::Done
-            }
+            (Some(grant), Ok(found)) => self.serve(found.route, grant, request, (label, started), response),
         };
         if matches!(result, HandlerResult::Done) {
             self.count(request.method, label, response.status, started);
@@ -245,12 +339,25 @@ impl Handler for ApiHandler {
         request: &Request<'_>,
         response: &mut Response,
     ) -> HandlerResult {
-        let post = continuation.downcast::<PendingPost>().expect("BUG: only posts of events are continued");
-        let PendingPost { grant, policy_headers, label, started, body } = *post;
-        response.headers.extend_from_slice(&policy_headers);
-        let outcome = self.intake.resume(body, grant.services.as_deref(), request, response);
-        let result =
-            self.finish_post(outcome, grant, policy_headers.len(), (label, started), request, response);
+        let pending =
+            continuation.downcast::<PendingRequest>().expect("BUG: every continuation is a pending request");
+        let (label, started, result) = match *pending {
+            PendingRequest::Accepted(AcceptedHead { grant, policy_headers, label }) => {
+                let started = self.clock.now();
+                response.headers.extend_from_slice(&policy_headers);
+                let found = router::route(request.method, request.path);
+                let route = found.expect("BUG: the header was accepted with this route").route;
+                (label, started, self.serve(route, grant, request, (label, started), response))
+            }
+            PendingRequest::Post(PendingPost { grant, policy_headers, label, started, body }) => {
+                response.headers.extend_from_slice(&policy_headers);
+                let outcome = self.intake.resume(body, grant.services.as_deref(), request, response);
+                let counted = (label, started);
+                let result =
+                    self.finish_post(outcome, grant, policy_headers.len(), counted, request, response);
+                (label, started, result)
+            }
+        };
         if matches!(result, HandlerResult::Done) {
             self.count(request.method, label, response.status, started);
         }
@@ -267,6 +374,11 @@ impl Handler for ApiHandler {
         self.gate.apply_cors(headers, response);
         self.count(Method::Other, router::OTHER, response.status, self.clock.now());
     }
+}
+
+/// The index of the label in [`router::LABELS`], and the class. Requests without a route have one too.
+fn label_and_class(found: &Result<MatchedRoute<'_>, Refusal>) -> (usize, RouteClass) {
+    found.as_ref().map_or((router::OTHER, RouteClass::Public), |found| (found.label, found.class))
 }
 
 /// The export format, if `Accept` prefers one to JSON.

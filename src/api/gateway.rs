@@ -40,6 +40,37 @@ impl PushContext {
 }
 
 impl ApiHandler {
+    /// Whether the header of a request of the metrics gateway is acceptable. Writes a refusal if not.
+    pub(super) fn accepts_gateway_head(
+        &self,
+        page: &GatewayRoute<'_>,
+        grant: &Grant,
+        request: &Request<'_>,
+        response: &mut Response,
+    ) -> bool {
+        self.accepts_changes(page, response)
+            && self.push_context.pages.accepts_head(page, grant, request, response)
+    }
+
+    /// Whether the server is not shutting down, or `page` changes no metrics. Writes a refusal if not.
+    fn accepts_changes(&self, page: &GatewayRoute<'_>, response: &mut Response) -> bool {
+        let changes = match page {
+            GatewayRoute::Push | GatewayRoute::Group(_) | GatewayRoute::DeleteSeries | GatewayRoute::Wipe => {
+                true
+            }
+            GatewayRoute::Healthy
+            | GatewayRoute::Ready
+            | GatewayRoute::Scrape
+            | GatewayRoute::Groups
+            | GatewayRoute::Status => false,
+        };
+        if changes && self.status.lifecycle.phase() > LifecyclePhase::Serving {
+            problem::write_shutting_down(response, RESTART_S);
+            return false;
+        }
+        true
+    }
+
     /// Handles a request of the metrics gateway. `label` is the index of its label in
     /// `router::LABELS`.
     pub(super) fn handle_gateway(
@@ -50,7 +81,6 @@ impl ApiHandler {
         (label, started): (usize, Moment),
         response: &mut Response,
     ) -> HandlerResult {
-        let phase = self.status.lifecycle.phase();
         match page {
             GatewayRoute::Healthy => {
                 write_ok(response);
@@ -64,13 +94,17 @@ impl ApiHandler {
                 }
                 return HandlerResult::Done;
             }
-            GatewayRoute::Push | GatewayRoute::Group(_) | GatewayRoute::DeleteSeries | GatewayRoute::Wipe => {
-                if phase > LifecyclePhase::Serving {
-                    problem::write_shutting_down(response, RESTART_S);
+            GatewayRoute::Push
+            | GatewayRoute::Group(_)
+            | GatewayRoute::DeleteSeries
+            | GatewayRoute::Wipe
+            | GatewayRoute::Scrape
+            | GatewayRoute::Groups
+            | GatewayRoute::Status => {
+                if !self.accepts_changes(page, response) {
                     return HandlerResult::Done;
                 }
             }
-            GatewayRoute::Scrape | GatewayRoute::Groups | GatewayRoute::Status => {}
         }
         if let Some(asked) = GatewayHandlers::scrape_request(page, request.headers) {
             let headers = response.headers.clone();

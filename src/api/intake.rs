@@ -135,6 +135,12 @@ impl Intake {
         outcome
     }
 
+    /// Whether the header of a request is acceptable, before its body has arrived. Writes a refusal if
+    /// not.
+    pub(super) fn accepts_head(&self, request: &Request<'_>, response: &mut Response) -> bool {
+        self.admission.check_head(None, request, response).is_some()
+    }
+
     /// Processes the next slice of a long body.
     pub(super) fn resume(
         &mut self,
@@ -206,9 +212,10 @@ impl Intake {
 }
 
 impl Admission {
-    /// Parses the request's headers. Writes a refusal and returns none if the request can be
-    /// refused without decoding its body.
-    fn check_request<'a>(
+    /// Parses the request's headers. Writes a refusal and returns none if they decide so. At the end
+    /// of the header the body of `request` is still empty; its framing is declared then.
+    #[inline]
+    fn check_head<'a>(
         &self,
         services: Option<&'a [Box<str>]>,
         request: &Request<'a>,
@@ -231,11 +238,31 @@ impl Admission {
                 return None;
             }
         };
+        if !status.journal.guarantees(headers.durability.unwrap_or(self.durability)) {
+            let events = count_undecoded(&headers, request.body);
+            status.ledger.record_dropped(DropReason::JournalUnavailable, events);
+            problem::write_journal_unavailable(response, JOURNAL_RETRY_S);
+            return None;
+        }
+        Some(headers)
+    }
+
+    /// Checks the request's headers and the buffer. Writes a refusal and returns none if the request
+    /// can be refused without decoding its body.
+    #[inline]
+    fn check_request<'a>(
+        &self,
+        services: Option<&'a [Box<str>]>,
+        request: &Request<'a>,
+        response: &mut Response,
+    ) -> Option<IngestHeaders<'a>> {
+        let headers = self.check_head(services, request, response)?;
+        let status = &self.status;
         // Under overload most batches are refused: refusing them undecoded leaves CPU time to the
-        // writer. NDJSON events can be counted without decoding; a compressed body counts as one.
-        let is_plain = headers.coding == ContentCoding::Identity;
-        if (headers.format == BodyFormat::Ndjson || !is_plain) && status.buffer.is_full() {
-            let events = if is_plain { ingest::count_lines(request.body) } else { 1 };
+        // writer.
+        let is_plain_json = headers.coding == ContentCoding::Identity && headers.format == BodyFormat::Json;
+        if !is_plain_json && status.buffer.is_full() {
+            let events = count_undecoded(&headers, request.body);
             status.ledger.record_dropped(DropReason::BufferFull, events);
             problem::write_buffer_full(response, status.retry_after());
             return None;
@@ -298,6 +325,15 @@ impl Admission {
             if error.is_too_large() { problem::ProblemKind::TooLarge } else { problem::ProblemKind::Invalid };
         problem::write(response, kind, &error.to_string());
         IntakeOutcome::Answered
+    }
+}
+
+/// The events of a body that is refused undecoded: lines of NDJSON are counted, any other body is one.
+fn count_undecoded(headers: &IngestHeaders<'_>, body: &[u8]) -> u64 {
+    if headers.format == BodyFormat::Ndjson && headers.coding == ContentCoding::Identity && !body.is_empty() {
+        ingest::count_lines(body)
+    } else {
+        1
     }
 }
 

@@ -5,25 +5,24 @@ use std::borrow::Cow;
 use std::sync::Arc;
 
 use super::forward::ForwardRequest;
-use super::grouping_key::GroupingKey;
 use super::push::{self, ParsePushError};
+use super::request_head::{GroupHead, PushHead, RequestError, write_group_refusal};
 use super::scrape::{ScrapeQueue, ScrapeRequest};
 use super::{Aggregated, Gateway, PushMetricsError, api_v1, idempotency, protobuf, text};
-use crate::access::{Grant, allows_service};
+use crate::access::Grant;
 use crate::event::Timestamp;
 use crate::http::content_negotiation::preferred_media_type;
 use crate::http::gzip;
 use crate::http::percent::decode;
-use crate::http::problem::{self, FieldError, FieldErrors, ProblemKind};
+use crate::http::problem::{self, ProblemKind};
 use crate::http::{ContentCoding, Decompressor};
 use crate::http::{HandlerResult, Headers, Method, Promise, Request, Response};
-use crate::ingest::idempotency::HeaderKey;
 use crate::journal::Durability;
 use crate::metrics::gateway::RefusalReason;
 use crate::metrics::text_format::ExpositionFormat;
 
 /// `Retry-After` while the log cannot be written.
-const RETRY_S: u64 = 5;
+pub(super) const RETRY_S: u64 = 5;
 
 /// A route of the gateway.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -58,16 +57,10 @@ pub struct GatewayHandlers {
     gateway: Arc<Gateway>,
     scrape_queue: ScrapeQueue,
     /// The level if the request has no header `Durability`.
-    durability: Durability,
+    pub(super) durability: Durability,
     started_at: Timestamp,
     /// The settings for `/api/v1/status`, without secrets.
     settings: Arc<[String]>,
-}
-
-/// The reason for refusing a request before it reaches the state.
-enum RequestError {
-    Problem(ProblemKind, String),
-    Field(&'static str, String),
 }
 
 impl GatewayHandlers {
@@ -143,14 +136,6 @@ impl GatewayHandlers {
         }
     }
 
-    /// The durability level for this request.
-    fn requested_level(&self, headers: Headers<'_>) -> Result<Durability, RequestError> {
-        let Some(name) = headers.get("Durability") else { return Ok(self.durability) };
-        Durability::parse(name).ok_or_else(|| {
-            RequestError::Field("Durability", "must be one of memory, written, synced".to_owned())
-        })
-    }
-
     /// Finishes the response to an applied change.
     fn acknowledge(level: Durability, response: &mut Response) -> PushOutcome {
         response.header("Durability", level.name());
@@ -170,8 +155,7 @@ impl GatewayHandlers {
         let (level, key, pushed) = match parsed {
             Ok(request) => request,
             Err(error) => {
-                self.gateway.metrics.record_refused(RefusalReason::Invalid, 1);
-                error.write_to(response);
+                self.write_push_refusal(error, response);
                 return PushOutcome::Ready;
             }
         };
@@ -197,27 +181,8 @@ impl GatewayHandlers {
         request: &Request<'_>,
         decompressor: &mut Decompressor,
     ) -> Result<(Durability, Option<idempotency::KeyHash>, push::ParsedPush), RequestError> {
-        let headers = request.headers;
-        let level = self.requested_level(headers)?;
-        // `navigator.sendBeacon` and `fetch` send these without a CORS preflight: plain text, or no
-        // type.
-        if let Some(kind) = headers.get("Content-Type") {
-            let name = kind.split(|byte| *byte == b';').next().unwrap_or_default().trim_ascii();
-            if !["application/json", "text/plain"]
-                .iter()
-                .any(|known| name.eq_ignore_ascii_case(known.as_bytes()))
-            {
-                let detail = "the content type must be application/json, text/plain or none".to_owned();
-                return Err(RequestError::Problem(ProblemKind::UnsupportedType, detail));
-            }
-        }
-        let key = HeaderKey::from_headers(headers).map_err(|_invalid_key| {
-            RequestError::Field(
-                HeaderKey::NAME,
-                "must occur once and be 1 to 128 visible ASCII characters".to_owned(),
-            )
-        })?;
-        let body = decompress_body(headers, request.body, decompressor)?;
+        let PushHead { level, key, coding } = self.push_head(request.headers)?;
+        let body = decompress_body(coding, request.body, decompressor)?;
         let pushed = push::parse(body, grant.services.as_deref()).map_err(|error| match error {
             ParsePushError::TooManyMetrics => RequestError::Problem(ProblemKind::TooLarge, error.to_string()),
             ParsePushError::NotUtf8
@@ -226,7 +191,7 @@ impl GatewayHandlers {
             | ParsePushError::UnknownField(_)
             | ParsePushError::Empty => RequestError::Field("metrics", error.to_string()),
         })?;
-        Ok((level, key.map(|key| idempotency::hash(key.bytes())), pushed))
+        Ok((level, key, pushed))
     }
 
     /// Pushgateway's PUT, POST and DELETE. Responses are Pushgateway's: plain text, 200 for a push,
@@ -243,12 +208,8 @@ impl GatewayHandlers {
         decompressor.release();
         match result {
             Ok(level) => Self::acknowledge(level, response),
-            Err((status, detail)) => {
-                response.status = status;
-                if status == 503 {
-                    response.header("Retry-After", RETRY_S);
-                }
-                write_plain_text(response, &detail);
+            Err(refusal) => {
+                write_group_refusal(refusal, response);
                 PushOutcome::Ready
             }
         }
@@ -267,13 +228,7 @@ impl GatewayHandlers {
             (400, detail)
         };
         let headers = request.headers;
-        let grouping_key = GroupingKey::parse(path).map_err(|error| invalid(error.to_string()))?;
-        if grant.services.as_ref().is_some_and(|services| !allows_service(services, grouping_key.job())) {
-            return Err((403, format!("the token does not allow the job {:?}", grouping_key.job())));
-        }
-        let level = self.requested_level(headers).map_err(|_invalid_level| {
-            (400, "the header Durability must be one of memory, written, synced".to_owned())
-        })?;
+        let GroupHead { grouping_key, level, coding } = self.group_head(path, grant, request)?;
         let forwarded = |method| {
             let text = |name| headers.get(name).map(|value| String::from_utf8_lossy(value).into_owned());
             ForwardRequest {
@@ -295,10 +250,7 @@ impl GatewayHandlers {
             response.status = 202;
             return Ok(level);
         }
-        let body = decompress_body(headers, request.body, decompressor).map_err(|error| match error {
-            RequestError::Problem(kind, detail) => (kind.status(), detail),
-            RequestError::Field(_, detail) => (400, detail),
-        })?;
+        let body = decompress_body(coding, request.body, decompressor).map_err(RequestError::into_parts)?;
         let parsed = if is_protobuf(headers) {
             protobuf::parse(body).map_err(|error| invalid(error.to_string()))?
         } else {
@@ -372,34 +324,12 @@ impl GatewayHandlers {
     }
 }
 
-impl RequestError {
-    fn write_to(self, response: &mut Response) {
-        match self {
-            Self::Problem(kind, detail) => {
-                if kind == ProblemKind::UnsupportedType {
-                    response.header("Accept-Post", "application/json, text/plain");
-                } else if kind == ProblemKind::UnsupportedEncoding {
-                    response.header("Accept-Encoding", "gzip, zstd, identity");
-                }
-                problem::write(response, kind, &detail);
-            }
-            Self::Field(field, detail) => {
-                let mut errors = FieldErrors::default();
-                errors.push(|| FieldError { index: None, field: field.into(), detail: detail.clone() });
-                problem::write_invalid(response, &detail, &errors);
-            }
-        }
-    }
-}
-
 /// The decompressed body.
 fn decompress_body<'a>(
-    headers: Headers<'_>,
+    coding: ContentCoding,
     body: &'a [u8],
     decompressor: &'a mut Decompressor,
 ) -> Result<&'a [u8], RequestError> {
-    let coding = ContentCoding::from_headers(headers)
-        .map_err(|error| RequestError::Problem(ProblemKind::UnsupportedEncoding, error.to_string()))?;
     decompressor.decode(coding, body).map_err(|error| {
         let kind = if error.is_too_large() { ProblemKind::TooLarge } else { ProblemKind::Invalid };
         RequestError::Problem(kind, error.to_string())
@@ -451,7 +381,7 @@ fn write_push_response(aggregated: &Aggregated, response: &mut Response) {
 }
 
 /// An error response as written by Go's `http.Error`.
-fn write_plain_text(response: &mut Response, text: &str) {
+pub(super) fn write_plain_text(response: &mut Response, text: &str) {
     response.content_type = "text/plain; charset=utf-8";
     response.body.extend_from_slice(text.as_bytes());
     response.body.push(b'\n');

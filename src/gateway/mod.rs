@@ -25,6 +25,7 @@ pub mod protobuf;
 pub mod push;
 pub mod record;
 pub mod recovery;
+mod request_head;
 pub mod scrape;
 pub mod state;
 pub mod text;

@@ -56,6 +56,13 @@ impl<H> AcceptorContext<H> {
         }
     }
 
+    /// Subtracts a request of `bytes` bytes and its response from the budget of the turn.
+    #[inline]
+    pub(super) fn spend_budget(&mut self, bytes: usize) {
+        let bytes = bytes + self.response.body.len() + self.response.work_bytes;
+        self.bytes_left = self.bytes_left.saturating_sub(bytes);
+    }
+
     /// Counts a new connection, or returns the limit that it exceeds as a problem detail.
     pub(super) fn admit(&self, peer: IpAddr) -> Option<&'static str> {
         let (stats, limits) = (&self.stats, &self.limits);

@@ -22,6 +22,14 @@ pub(super) struct TestHandler {
 }
 
 impl Handler for TestHandler {
+    fn check_head(&mut self, request: &Request<'_>, response: &mut Response) -> HeadResult {
+        if request.path == "/refused" {
+            response.status = 403;
+            return HeadResult::Refused;
+        }
+        HeadResult::Proceed(None)
+    }
+
     fn handle(&mut self, request: &Request<'_>, response: &mut Response) -> HandlerResult {
         match request.path {
             "/later" => {
@@ -42,6 +50,7 @@ impl Handler for TestHandler {
             "/large" => response.body.resize(8 << 20, b'x'),
             "/peer" => write!(response.body, "{}", request.peer).unwrap(),
             "/nothing" => response.status = 404,
+            "/refused" => response.status = 403,
             _ => response.body.extend_from_slice(request.body),
         }
         HandlerResult::Done

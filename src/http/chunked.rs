@@ -69,18 +69,35 @@ impl ChunkedDecoder {
     /// Consumes `input` up to the end of the body and appends the decoded bytes to `body`. Returns
     /// the number of bytes consumed.
     pub(super) fn decode(&mut self, input: &[u8], body: &mut Vec<u8>) -> Result<usize, Refusal> {
+        let mut body_bytes = body.len();
+        self.consume(input, &mut body_bytes, |piece| body.extend_from_slice(piece))
+    }
+
+    /// Consumes `input` up to the end of the body and adds the number of decoded bytes to
+    /// `body_bytes`. Returns the number of bytes consumed.
+    pub(super) fn discard(&mut self, input: &[u8], body_bytes: &mut usize) -> Result<usize, Refusal> {
+        self.consume(input, body_bytes, |_piece| {})
+    }
+
+    fn consume(
+        &mut self,
+        input: &[u8],
+        body_bytes: &mut usize,
+        mut keep: impl FnMut(&[u8]),
+    ) -> Result<usize, Refusal> {
         let mut at = 0;
         while at < input.len() && self.state != ChunkedState::Done {
             if self.state == ChunkedState::Data {
                 let take = self.left.min(input.len() - at);
-                body.extend_from_slice(&input[at..at + take]);
+                keep(&input[at..at + take]);
+                *body_bytes += take;
                 at += take;
                 self.left -= take;
                 if self.left == 0 {
                     self.state = ChunkedState::DataCr;
                 }
             } else {
-                self.state = self.step(input[at], body.len())?;
+                self.state = self.step(input[at], *body_bytes)?;
                 at += 1;
             }
         }

@@ -8,6 +8,8 @@
 //!   closes the connection without a response, since the library would parse the body as the next
 //!   request;
 //! - `Expect: 100-continue` is ignored: the client sends the body after its own timeout;
+//! - a refusal by the header is sent after the body, which is read and not kept if it has more than
+//!   [`UNCHECKED_BODY_BYTES_MAX`] bytes;
 //! - HTTP/1.0 and `Connection: close` are served, but the client must close the connection;
 //! - HEAD gets `Content-Length: 0`;
 //! - a streaming response becomes a 501: the library sends complete bodies only;
@@ -31,13 +33,16 @@ use super::limits::HttpLimits;
 use super::problem::{self, ProblemKind};
 use super::refusal::Refusal;
 use super::response::reason_phrase;
-use super::{Handler, HandlerResult, Headers, Method, Promise, Request, Response, target};
+use super::{Handler, HandlerResult, HeadResult, Headers, Method, Promise, Request, Response, target};
 
 /// Limit on leaked header lines. The fixed lines of this server are about twenty, `Retry-After` has
 /// a few dozen values; at 64 bytes per line the limit is 64 KiB.
 const LINES_MAX: usize = 1024;
 /// A body of up to this multiple of the limit is read and discarded, so that the client gets a 413.
 const DISCARDED_TIMES: usize = 4;
+/// Above this size the handler decides on the header before the body is read. Smaller bodies are not
+/// worth the copy of its decision.
+const UNCHECKED_BODY_BYTES_MAX: usize = 16 * 1024;
 /// Header fields that the library supports in addition to `Content-Type`.
 const HEADERS_MAX: usize = 15;
 
@@ -150,12 +155,6 @@ impl<H: Handler> MinihttpService<H> {
         let target = request.path().to_owned();
         let fields: Vec<(String, Vec<u8>)> =
             request.headers().iter().map(|field| (field.name.to_owned(), field.value.to_vec())).collect();
-        request.body().read_to_end(&mut self.body)?;
-        if self.body.len() < length {
-            // The library treats a connection closed within the body as its end.
-            resume_unwind(Box::new("the body is truncated"));
-        }
-
         let fields: Vec<_> =
             fields.iter().map(|(name, value)| httparse::Header { name: name.as_str(), value }).collect();
         let (path, query) = match target::parse(method, &target) {
@@ -163,9 +162,42 @@ impl<H: Handler> MinihttpService<H> {
             Err(refusal) => {
                 refusal.write(&mut self.response);
                 self.handler.on_refused(Headers(&fields), &mut self.response);
+                // Dropping the reader reads and discards the body.
+                drop(request.body());
                 return Ok(());
             }
         };
+        let mut checked = None;
+        if length > UNCHECKED_BODY_BYTES_MAX {
+            let head = Request {
+                method,
+                path,
+                query,
+                headers: Headers(&fields),
+                body: b"",
+                peer: IpAddr::V4(Ipv4Addr::UNSPECIFIED),
+                promise: &|| unreachable!("BUG: a header needs no promise"),
+            };
+            let (handler, response) = (&mut self.handler, &mut self.response);
+            match catch_unwind(AssertUnwindSafe(|| handler.check_head(&head, response))) {
+                Ok(HeadResult::Proceed(continuation)) => checked = continuation,
+                Ok(HeadResult::Refused) => {
+                    drop(request.body());
+                    return Ok(());
+                }
+                Err(_) => {
+                    write_panic(&head, response);
+                    drop(request.body());
+                    return Ok(());
+                }
+            }
+            self.response.clear();
+        }
+        request.body().read_to_end(&mut self.body)?;
+        if self.body.len() < length {
+            // The library treats a connection closed within the body as its end.
+            resume_unwind(Box::new("the body is truncated"));
+        }
         let (sender, receiver) = spsc::channel();
         let sender = std::cell::Cell::new(Some(sender));
         let promise = || {
@@ -190,7 +222,10 @@ impl<H: Handler> MinihttpService<H> {
         let handler = &mut self.handler;
         let response = &mut self.response;
         let result = catch_unwind(AssertUnwindSafe(|| {
-            let mut result = handler.handle(&handler_request, response);
+            let mut result = match checked {
+                Some(continuation) => handler.resume(continuation, &handler_request, response),
+                None => handler.handle(&handler_request, response),
+            };
             // Other connections of the worker run between two slices.
             while let HandlerResult::Yield(continuation) = result {
                 response.clear();
@@ -215,14 +250,17 @@ impl<H: Handler> MinihttpService<H> {
                     ),
                 }
             }
-            Err(_) => {
-                log::error!("BUG: the handler panicked on {handler_request:?}");
-                self.response.clear();
-                problem::write(&mut self.response, ProblemKind::Internal, "the request handler failed");
-            }
+            Err(_) => write_panic(&handler_request, &mut self.response),
         }
         Ok(())
     }
+}
+
+/// Writes the 500 of a handler that panicked.
+fn write_panic(request: &Request<'_>, response: &mut Response) {
+    log::error!("BUG: the handler panicked on {request:?}");
+    response.clear();
+    problem::write(response, ProblemKind::Internal, "the request handler failed");
 }
 
 fn check_framing(request: &may_minihttp::Request<'_, '_, '_>, limits: &HttpLimits) -> FramingCheck {
@@ -293,6 +331,27 @@ mod tests {
     struct MinihttpTestHandler;
 
     impl Handler for MinihttpTestHandler {
+        fn check_head(&mut self, request: &Request<'_>, response: &mut Response) -> HeadResult {
+            match request.path {
+                "/refused" => {
+                    response.status = 403;
+                    HeadResult::Refused
+                }
+                "/panic" => panic!("panic of the test"),
+                _ => HeadResult::Proceed(Some(Box::new("checked"))),
+            }
+        }
+
+        fn resume(
+            &mut self,
+            continuation: crate::http::Continuation,
+            request: &Request<'_>,
+            response: &mut Response,
+        ) -> HandlerResult {
+            response.header("X-Checked", continuation.downcast::<&str>().unwrap());
+            self.handle(request, response)
+        }
+
         fn handle(&mut self, request: &Request<'_>, response: &mut Response) -> HandlerResult {
             response.content_type = "text/plain";
             match request.path {
@@ -319,22 +378,27 @@ mod tests {
     }
 
     fn server() -> SocketAddr {
-        static ADDRESS: LazyLock<SocketAddr> = LazyLock::new(|| {
-            // The library does not report its port, so the test uses one that was just free.
-            let address = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
-            start(address, 1, HttpLimits { body_bytes_max: 100, ..HttpLimits::default() }, || {
-                MinihttpTestHandler
-            })
-            .unwrap();
-            address
-        });
+        static ADDRESS: LazyLock<SocketAddr> =
+            LazyLock::new(|| start_server(HttpLimits { body_bytes_max: 100, ..HttpLimits::default() }));
         *ADDRESS
+    }
+
+    fn start_server(limits: HttpLimits) -> SocketAddr {
+        // The library does not report its port, so the test uses one that was just free.
+        let address = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+        start(address, 1, limits, || MinihttpTestHandler).unwrap();
+        address
+    }
+
+    #[track_caller]
+    fn check(request: &str, statuses: &[&str], holds: &str) {
+        check_at(server(), request, statuses, holds);
     }
 
     /// Sends `request` on a new connection and checks the statuses of the responses.
     #[track_caller]
-    fn check(request: &str, statuses: &[&str], holds: &str) {
-        let mut stream = TcpStream::connect(server()).unwrap();
+    fn check_at(address: SocketAddr, request: &str, statuses: &[&str], holds: &str) {
+        let mut stream = TcpStream::connect(address).unwrap();
         stream.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
         stream.write_all(request.as_bytes()).unwrap();
         let mut received = Vec::new();
@@ -378,6 +442,22 @@ mod tests {
         check("GET /unpromised HTTP/1.1\r\nHost: a\r\n\r\n", &["500"], "");
         check("GET /panic HTTP/1.1\r\nHost: a\r\n\r\n", &["500"], "");
         check("GET x HTTP/1.1\r\nHost: a\r\n\r\nGET / HTTP/1.1\r\nHost: a\r\n\r\n", &["400", "200"], "");
+    }
+
+    #[test]
+    fn header_decides_before_a_large_body_is_kept() {
+        let address = start_server(HttpLimits::default());
+        let body = "x".repeat(UNCHECKED_BODY_BYTES_MAX + 1);
+        let post = |path: &str| {
+            let length = body.len();
+            format!(
+                "POST {path} HTTP/1.1\r\nHost: a\r\nContent-Length: {length}\r\n\r\n{body}\
+                 GET /after HTTP/1.1\r\nHost: a\r\n\r\n"
+            )
+        };
+        check_at(address, &post("/refused"), &["403", "200"], "");
+        check_at(address, &post("/accepted"), &["200", "200"], "X-Checked: checked\r\n");
+        check_at(address, &post("/panic"), &["500", "200"], "");
     }
 
     #[test]

@@ -95,8 +95,9 @@ fn table() -> String {
          requests of `tests/corpus/http.txt`, each sent whole on a connection of its own, it answers {same} as\n\
          `guarded` does. The table lists the others. A test of `src/http/engines_tests.rs` writes it\n\
          (`cargo test --lib -- --ignored writes_the_table`), and another test checks it. `minihttp` also has no\n\
-         timeouts and no limit on connections, headers and buffered responses, sends no `100 Continue`, has\n\
-         no client addresses, and answers an export with 501.\n\n\
+         timeouts and no limit on connections, headers and buffered responses, sends no `100 Continue`, sends\n\
+         a refusal by the header after the body (of which more than 16 KiB are not kept), has no client\n\
+         addresses, and answers an export with 501.\n\n\
          | request | guarded | minihttp |\n|---|---|---|\n{}",
         rows.concat()
     )

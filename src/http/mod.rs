@@ -79,15 +79,33 @@ pub enum HandlerResult {
     Yield(Continuation),
 }
 
+/// The decision on a request whose header has arrived and whose body has not.
+#[derive(Debug)]
+#[must_use]
+pub enum HeadResult {
+    /// The body is received. Then the engine calls [`Handler::resume`] with the continuation, or
+    /// [`Handler::handle`] if there is none.
+    Proceed(Option<Continuation>),
+    /// The response is complete. The engine sends it at once and discards the body.
+    Refused,
+}
+
 /// Handles the requests of one acceptor. Each acceptor owns its handler, which needs no locks for
 /// its state.
 pub trait Handler: Send {
+    /// Decides on a request by its header, before `100 Continue` is sent or the body is kept. The
+    /// body of `request` is empty, and its promise must not be used. Not called for a request that
+    /// arrived whole, so [`Handler::handle`] must refuse the same requests with the same responses.
+    fn check_head(&mut self, _request: &Request<'_>, _response: &mut Response) -> HeadResult {
+        HeadResult::Proceed(None)
+    }
+
     /// Runs on the acceptor thread and must not block. `response` starts as 200 without headers or
     /// body.
     fn handle(&mut self, request: &Request<'_>, response: &mut Response) -> HandlerResult;
 
-    /// Runs the next slice of a request that returned [`HandlerResult::Yield`]. `response` is empty
-    /// again.
+    /// Runs the next slice of a request that returned [`HandlerResult::Yield`], or the first one of a
+    /// request that [`Handler::check_head`] accepted with a continuation. `response` is empty again.
     fn resume(
         &mut self,
         _unfinished: Continuation,

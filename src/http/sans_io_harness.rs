@@ -8,18 +8,36 @@ use std::sync::Arc;
 use super::acceptor_context::AcceptorContext;
 use super::encode::DateLine;
 use super::session::{HttpSession, Progress};
-use super::{AcceptorHandle, Continuation, Handler, HandlerResult, HttpLimits, Request, Response};
+use super::{
+    AcceptorHandle, Continuation, Handler, HandlerResult, HeadResult, HttpLimits, Request, Response,
+};
 use crate::clock::Clock;
 use crate::event::Timestamp;
 
-/// Echoes the request body; 404 for `/nothing`; yields three times if the path begins with `/l`.
+/// Echoes the request body; 404 for `/nothing`; refuses `/refused` by its header with 403; accepts
+/// `/checked` by its header with a state of its own; yields three times if the path begins with `/l`.
 #[derive(Debug, Default)]
 pub(super) struct EchoHandler {
     /// A hash of all requests so far.
     digest: DefaultHasher,
 }
 
+/// The state of a request to `/checked`.
+struct CheckedHead;
+
 impl Handler for EchoHandler {
+    fn check_head(&mut self, request: &Request<'_>, response: &mut Response) -> HeadResult {
+        assert_eq!(request.body, b"", "the body has not arrived");
+        match request.path {
+            "/refused" => {
+                response.status = 403;
+                HeadResult::Refused
+            }
+            "/checked" => HeadResult::Proceed(Some(Box::new(CheckedHead))),
+            _ => HeadResult::Proceed(None),
+        }
+    }
+
     fn handle(&mut self, request: &Request<'_>, response: &mut Response) -> HandlerResult {
         if request.path.starts_with("/l") {
             return HandlerResult::Yield(Box::new(2_u32));
@@ -33,6 +51,9 @@ impl Handler for EchoHandler {
         request: &Request<'_>,
         response: &mut Response,
     ) -> HandlerResult {
+        if continuation.is::<CheckedHead>() {
+            return self.respond(request, response);
+        }
         match *continuation.downcast::<u32>().expect("the continuation of this handler") {
             0 => self.respond(request, response),
             left => HandlerResult::Yield(Box::new(left - 1)),
@@ -42,6 +63,10 @@ impl Handler for EchoHandler {
 
 impl EchoHandler {
     fn respond(&mut self, request: &Request<'_>, response: &mut Response) -> HandlerResult {
+        if request.path == "/refused" {
+            response.status = 403;
+            return HandlerResult::Done;
+        }
         (request.method, request.path, request.query, request.body).hash(&mut self.digest);
         for header in request.headers.0 {
             (header.name, header.value).hash(&mut self.digest);
@@ -126,7 +151,7 @@ pub(super) fn run_with_limits<'a>(
     // comparison.
     let out = String::from_utf8_lossy(&out).replace("HTTP/1.1 100 Continue\r\n\r\n", "");
     let closed = session.progress() == Progress::Closed;
-    let idle = !closed && session.buffered_bytes() == 0;
+    let idle = session.is_idle() && session.buffered_bytes() == 0;
     HarnessOutcome { statuses: statuses(&out), out, closed, idle, digest: ctx.handler.digest.finish() }
 }
 

@@ -1,21 +1,24 @@
 //! The HTTP/1.1 state machine of one connection: consumes bytes, calls the handler and writes
 //! responses in request order. Must not depend on sockets, so that tests can feed arbitrary splits
 //! of the input.
+//!
+//! This file receives requests; `session/dispatch.rs` calls the handler, `session/respond.rs` writes
+//! responses, `session/body.rs` holds bodies that do not arrive whole.
+
+mod body;
+mod dispatch;
+mod respond;
 
 use std::mem;
 use std::net::IpAddr;
-use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::atomic::Ordering;
 
+use self::body::{ChunkedRequest, DiscardedBody};
 use super::acceptor_context::AcceptorContext;
-use super::chunked::ChunkedDecoder;
-use super::encode::{Frame, encode};
+use super::encode::Frame;
 use super::framing::{self, BodyFraming, ParseOutcome, RequestHead, parse_head};
 use super::limits::HttpLimits;
-use super::problem::{self, ProblemKind};
-use super::refusal::Refusal;
-use super::streaming_body::{BodyStream, PumpResult, StreamingBody};
-use super::{Continuation, Handler, HandlerResult, Request, Response};
+use super::streaming_body::{PumpResult, StreamingBody};
+use super::{Continuation, Handler, HeadResult};
 use crate::clock::Moment;
 
 /// Up to this size an incomplete header is parsed again with every read. Above it, parsing a header
@@ -23,8 +26,6 @@ use crate::clock::Moment;
 const REPARSE_ALWAYS_BYTES: usize = 2048;
 /// Bytes without a line end that must arrive before a longer header is parsed again.
 const REPARSE_STEP_BYTES: usize = 256;
-/// Capacity of the response body that is kept for the next response.
-const RESPONSE_RETAINED_BYTES: usize = 256 * 1024;
 
 /// The condition that a session waits for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -51,11 +52,16 @@ pub(super) enum Progress {
 enum ConnectionPhase {
     /// Before or within the header section.
     Head,
-    /// The header is valid; header and body have `bytes` bytes in total, of which some are missing.
+    /// The header is valid and the handler has accepted it; header and body have `bytes` bytes in
+    /// total, of which some are missing.
     Body {
         bytes: usize,
+        /// The handler's state from [`Handler::check_head`].
+        checked: Option<Continuation>,
     },
     Chunked(Box<ChunkedRequest>),
+    /// The request was refused by its header; the rest of its body is discarded.
+    Discarding(Box<DiscardedBody>),
     Pending {
         serial: u64,
         frame: Frame,
@@ -79,21 +85,6 @@ enum RequestBytes {
     /// The first n bytes of `input`, header and body.
     Input(usize),
     Chunked(Box<ChunkedRequest>),
-}
-
-#[derive(Debug)]
-struct ChunkedRequest {
-    head: Vec<u8>,
-    decoder: ChunkedDecoder,
-    body: Vec<u8>,
-    /// Encoded bytes received, for the minimum rate.
-    received: usize,
-}
-
-impl ChunkedRequest {
-    fn buffered_bytes(&self) -> usize {
-        self.head.capacity() + self.body.capacity()
-    }
 }
 
 /// Invariant: `input` holds the received bytes that are not processed, and has no allocation if
@@ -135,6 +126,7 @@ impl HttpSession {
             ConnectionPhase::Head => self.phase_started.plus(limits.header_timeout),
             ConnectionPhase::Body { .. } => self.body_deadline(self.input.len(), limits),
             ConnectionPhase::Chunked(chunked) => self.body_deadline(chunked.received, limits),
+            ConnectionPhase::Discarding(body) => self.body_deadline(body.received(), limits),
             ConnectionPhase::Pending { .. } | ConnectionPhase::Yielded(_) | ConnectionPhase::Streaming(_) => {
                 self.phase_started.plus(limits.response_timeout)
             }
@@ -167,6 +159,7 @@ impl HttpSession {
             },
             ConnectionPhase::Head
             | ConnectionPhase::Body { .. }
+            | ConnectionPhase::Discarding(_)
             | ConnectionPhase::Pending { .. }
             | ConnectionPhase::Streaming(_)
             | ConnectionPhase::Closed => 0,
@@ -185,13 +178,15 @@ impl HttpSession {
             ConnectionPhase::Yielded(_) => Progress::Yielded,
             ConnectionPhase::Streaming(_) => Progress::Streaming,
             ConnectionPhase::Closed => Progress::Closed,
-            ConnectionPhase::Head | ConnectionPhase::Body { .. } | ConnectionPhase::Chunked(_)
-                if self.backlog =>
-            {
-                Progress::Paused
-            }
-            ConnectionPhase::Head | ConnectionPhase::Body { .. } | ConnectionPhase::Chunked(_) => {
-                Progress::NeedsInput
+            ConnectionPhase::Head
+            | ConnectionPhase::Body { .. }
+            | ConnectionPhase::Chunked(_)
+            | ConnectionPhase::Discarding(_) => {
+                if self.backlog {
+                    Progress::Paused
+                } else {
+                    Progress::NeedsInput
+                }
             }
         }
     }
@@ -208,6 +203,7 @@ impl HttpSession {
             ConnectionPhase::Head
             | ConnectionPhase::Body { .. }
             | ConnectionPhase::Chunked(_)
+            | ConnectionPhase::Discarding(_)
             | ConnectionPhase::Pending { .. }
             | ConnectionPhase::Yielded(_)
             | ConnectionPhase::Closed => None,
@@ -264,7 +260,7 @@ impl HttpSession {
     fn cannot_complete(&self, fresh: &[u8]) -> bool {
         let total = self.input.len() + fresh.len();
         match self.phase {
-            ConnectionPhase::Body { bytes } => total < bytes,
+            ConnectionPhase::Body { bytes, .. } => total < bytes,
             ConnectionPhase::Head => {
                 !self.backlog
                     && total > REPARSE_ALWAYS_BYTES
@@ -275,7 +271,7 @@ impl HttpSession {
             ConnectionPhase::Pending { .. } | ConnectionPhase::Yielded(_) | ConnectionPhase::Streaming(_) => {
                 true
             }
-            ConnectionPhase::Chunked(_) | ConnectionPhase::Closed => false,
+            ConnectionPhase::Chunked(_) | ConnectionPhase::Discarding(_) | ConnectionPhase::Closed => false,
         }
     }
 
@@ -307,6 +303,21 @@ impl HttpSession {
                     }
                     continue;
                 }
+                ConnectionPhase::Discarding(body) => {
+                    match body.discard(rest) {
+                        Ok(used) => {
+                            at += used;
+                            if !body.is_done() {
+                                return at;
+                            }
+                            self.phase =
+                                if ctx.draining { ConnectionPhase::Closed } else { ConnectionPhase::Head };
+                        }
+                        // The response is sent, and the end of the body is unknown.
+                        Err(_) => self.phase = ConnectionPhase::Closed,
+                    }
+                    continue;
+                }
                 ConnectionPhase::Head | ConnectionPhase::Body { .. } => {}
             }
             if rest.is_empty() {
@@ -331,280 +342,80 @@ impl HttpSession {
                     return at;
                 }
                 ParseOutcome::Refuse(refusal) => self.refuse(&refusal, rest, ctx),
-                ParseOutcome::Head(head) => match head.body {
-                    BodyFraming::Length(length) => {
-                        let bytes = head.bytes + length;
-                        let Some(body) = rest.get(head.bytes..bytes) else {
-                            self.await_body(&head, rest, ctx);
-                            return at;
-                        };
-                        match self.dispatch(&head, body, ctx) {
-                            None => at += bytes,
-                            Some((frame, continuation)) => {
-                                self.park_yielded(frame, continuation, RequestBytes::Input(bytes), ctx);
-                            }
-                        }
-                    }
-                    BodyFraming::Chunked => {
-                        self.await_body(&head, rest, ctx);
-                        at += head.bytes;
-                    }
+                ParseOutcome::Head(head) => match self.serve(&head, rest, ctx) {
+                    Some(used) => at += used,
+                    None => return at,
                 },
             }
         }
     }
 
-    fn await_body<H>(&mut self, head: &RequestHead<'_, '_>, rest: &[u8], ctx: &mut AcceptorContext<H>) {
+    /// Serves the request that `rest` begins with, if its body has arrived, or else begins to
+    /// receive the body. Returns the number of bytes consumed; none: the rest of the body is missing.
+    #[inline]
+    fn serve<H: Handler>(
+        &mut self,
+        head: &RequestHead<'_, '_>,
+        rest: &[u8],
+        ctx: &mut AcceptorContext<H>,
+    ) -> Option<usize> {
+        let body = match head.body {
+            BodyFraming::Length(length) => rest.get(head.bytes..head.bytes + length),
+            BodyFraming::Chunked => None,
+        };
+        let checked = if let ConnectionPhase::Body { checked, .. } = &mut self.phase {
+            body?;
+            checked.take()
+        } else if body.is_none() || head.expects_continue {
+            // A refusal of a request with an expectation closes the connection, so that it must not
+            // depend on how much of the body has arrived.
+            match self.check_head(head, ctx) {
+                HeadResult::Proceed(checked) => checked,
+                HeadResult::Refused => return Some(head.bytes),
+            }
+        } else {
+            None
+        };
+        let Some(body) = body else { return self.await_body(head, rest, checked, ctx) };
+        let bytes = head.bytes + body.len();
+        match self.dispatch(head, body, checked, ctx) {
+            None => Some(bytes),
+            Some((frame, continuation)) => {
+                self.park_yielded(frame, continuation, RequestBytes::Input(bytes), ctx);
+                Some(0)
+            }
+        }
+    }
+
+    /// Begins to receive the body of a request that the handler has accepted. Returns the number of
+    /// bytes consumed; none: the header stays in `input`.
+    fn await_body<H>(
+        &mut self,
+        head: &RequestHead<'_, '_>,
+        rest: &[u8],
+        checked: Option<Continuation>,
+        ctx: &mut AcceptorContext<H>,
+    ) -> Option<usize> {
         let (header, begun) = rest.split_at(head.bytes);
-        if head.expects_continue && begun.is_empty() && !matches!(self.phase, ConnectionPhase::Body { .. }) {
+        if head.expects_continue && begun.is_empty() {
             ctx.out.extend_from_slice(b"HTTP/1.1 100 Continue\r\n\r\n");
         }
         self.phase_started = ctx.now;
-        self.phase = match head.body {
-            BodyFraming::Length(length) => ConnectionPhase::Body { bytes: head.bytes + length },
-            BodyFraming::Chunked => ConnectionPhase::Chunked(Box::new(ChunkedRequest {
-                head: header.to_vec(),
-                decoder: ChunkedDecoder::new(ctx.limits.body_bytes_max),
-                body: Vec::new(),
-                received: 0,
-            })),
-        };
-    }
-
-    fn dispatch_chunked<H: Handler>(&mut self, ctx: &mut AcceptorContext<H>) {
-        let ConnectionPhase::Chunked(chunked) = mem::replace(&mut self.phase, ConnectionPhase::Head) else {
-            unreachable!("BUG: the phase is not Chunked");
-        };
-        let mut slots = framing::header_slots();
-        let head = reparse_head(&chunked.head, &mut slots, &ctx.limits);
-        if let Some((frame, continuation)) = self.dispatch(&head, &chunked.body, ctx) {
-            self.park_yielded(frame, continuation, RequestBytes::Chunked(chunked), ctx);
-        }
-    }
-
-    /// Stores a request whose handler yielded, with its bytes.
-    fn park_yielded<H>(
-        &mut self,
-        frame: Frame,
-        continuation: Continuation,
-        bytes: RequestBytes,
-        ctx: &AcceptorContext<H>,
-    ) {
-        self.phase_started = ctx.now;
-        self.phase = ConnectionPhase::Yielded(Box::new(LongRequest { frame, continuation, bytes }));
-    }
-
-    /// Runs the next slice of the request whose handler yielded.
-    pub(super) fn resume<H: Handler>(&mut self, ctx: &mut AcceptorContext<H>) {
-        let ConnectionPhase::Yielded(mut long) = mem::replace(&mut self.phase, ConnectionPhase::Head) else {
-            unreachable!("BUG: no request has yielded");
-        };
-        let input = mem::take(&mut self.input);
-        let mut slots = framing::header_slots();
-        let (header, body) = match &long.bytes {
-            RequestBytes::Input(bytes) => (&input[..*bytes], None),
-            RequestBytes::Chunked(chunked) => (chunked.head.as_slice(), Some(chunked.body.as_slice())),
-        };
-        let head = reparse_head(header, &mut slots, &ctx.limits);
-        let body = body.unwrap_or_else(|| &header[head.bytes..]);
-        let continuation = long.continuation;
-        let more = self.call_handler(&head, body, long.frame, ctx, |handler, request, response| {
-            handler.resume(continuation, request, response)
-        });
-        if let Some(continuation) = more {
-            self.input = input;
-            long.continuation = continuation;
-            self.phase = ConnectionPhase::Yielded(long);
-            return;
-        }
-        self.input = match long.bytes {
-            RequestBytes::Input(bytes) => input[bytes..].to_vec(),
-            RequestBytes::Chunked(_) => input,
-        };
-        self.backlog = !self.input.is_empty();
-    }
-
-    /// Calls the handler for a complete request. Returns the state to keep if the handler yields.
-    fn dispatch<H: Handler>(
-        &mut self,
-        head: &RequestHead<'_, '_>,
-        body: &[u8],
-        ctx: &mut AcceptorContext<H>,
-    ) -> Option<(Frame, Continuation)> {
-        ctx.requests_left = ctx.requests_left.saturating_sub(1);
-        self.parsed_len = 0;
-        let frame = Frame {
-            head_only: head.method == super::Method::Head,
-            is_http_1_0: head.is_http_1_0,
-            keep_alive: head.keep_alive,
-        };
-        let more = self.call_handler(head, body, frame, ctx, H::handle);
-        more.map(|continuation| (frame, continuation))
-    }
-
-    /// Calls the handler and applies its result. Returns the continuation if the handler yields.
-    #[inline]
-    fn call_handler<H: Handler>(
-        &mut self,
-        head: &RequestHead<'_, '_>,
-        body: &[u8],
-        frame: Frame,
-        ctx: &mut AcceptorContext<H>,
-        call: impl FnOnce(&mut H, &Request<'_>, &mut Response) -> HandlerResult,
-    ) -> Option<Continuation> {
-        ctx.serial += 1;
-        ctx.response.clear();
-        let AcceptorContext { handler, response, handle, token, serial, .. } = &mut *ctx;
-        let promise = || handle.promise(*token, *serial);
-        let request = Request {
-            method: head.method,
-            path: head.path,
-            query: head.query,
-            headers: head.headers,
-            body,
-            peer: self.peer,
-            promise: &promise,
-        };
-        // The handler stays in use after a panic; keeping its state consistent is its
-        // responsibility.
-        match catch_unwind(AssertUnwindSafe(|| call(handler, &request, response))) {
-            Ok(HandlerResult::Done) => {
-                let bytes = head.bytes + body.len() + ctx.response.body.len() + ctx.response.work_bytes;
-                ctx.bytes_left = ctx.bytes_left.saturating_sub(bytes);
-                self.write_response(frame, ctx);
+        match head.body {
+            BodyFraming::Length(length) => {
+                self.phase = ConnectionPhase::Body { bytes: head.bytes + length, checked };
+                None
             }
-            Ok(HandlerResult::Pending) => {
-                self.phase_started = ctx.now;
-                self.phase = ConnectionPhase::Pending { serial: ctx.serial, frame };
-            }
-            Ok(HandlerResult::Yield(continuation)) => return Some(continuation),
-            Err(_) => {
-                log::error!("BUG: the handler panicked on {request:?}; closing the connection");
-                ctx.stats.panics.fetch_add(1, Ordering::Relaxed);
-                ctx.response.clear();
-                problem::write(&mut ctx.response, ProblemKind::Internal, "the request handler failed");
-                self.write_response(Frame { keep_alive: false, ..frame }, ctx);
+            BodyFraming::Chunked => {
+                let request = ChunkedRequest::new(header, checked, &ctx.limits);
+                self.phase = ConnectionPhase::Chunked(Box::new(request));
+                Some(head.bytes)
             }
         }
-        None
-    }
-
-    /// Encodes `ctx.response` into the output.
-    fn write_response<H>(&mut self, frame: Frame, ctx: &mut AcceptorContext<H>) {
-        let mut keep_alive = frame.keep_alive && !ctx.response.close && !ctx.draining;
-        // Without chunked coding, only closing the connection ends a streaming body.
-        keep_alive &= ctx.response.stream.is_none() || !frame.is_http_1_0 || frame.head_only;
-        encode(&mut ctx.out, &ctx.response, Frame { keep_alive, ..frame }, &ctx.date);
-        if ctx.response.body.capacity() > RESPONSE_RETAINED_BYTES {
-            ctx.response.body = Vec::new();
-        }
-        self.phase = match ctx.response.stream.take() {
-            Some(stream) if !frame.head_only => self.begin_stream(stream, Frame { keep_alive, ..frame }, ctx),
-            _ if keep_alive => ConnectionPhase::Head,
-            _ => ConnectionPhase::Closed,
-        };
-    }
-
-    fn begin_stream<H>(
-        &mut self,
-        stream: BodyStream,
-        frame: Frame,
-        ctx: &mut AcceptorContext<H>,
-    ) -> ConnectionPhase {
-        ctx.serial += 1;
-        let (handle, token, serial) = (ctx.handle.clone(), ctx.token, ctx.serial);
-        stream.attach(move || handle.notify_body(token, serial));
-        self.phase_started = ctx.now;
-        ConnectionPhase::Streaming(Box::new(StreamingBody::new(
-            stream,
-            !frame.is_http_1_0,
-            frame.keep_alive,
-            serial,
-        )))
-    }
-
-    /// Writes the promised response. The phase must be `Pending`.
-    pub(super) fn complete_pending<H>(&mut self, response: Response, ctx: &mut AcceptorContext<H>) {
-        let ConnectionPhase::Pending { frame, .. } = self.phase else {
-            unreachable!("BUG: no response is pending");
-        };
-        ctx.response = response;
-        self.backlog = !self.input.is_empty();
-        self.write_response(frame, ctx);
-    }
-
-    /// Refuses the request that begins with `bytes`, whose header may be incomplete or invalid, and
-    /// closes.
-    fn refuse<H: Handler>(&mut self, refusal: &Refusal, bytes: &[u8], ctx: &mut AcceptorContext<H>) {
-        ctx.response.clear();
-        refusal.write(&mut ctx.response);
-        self.finish_refused(bytes, ctx);
-    }
-
-    /// Writes a 503 because of a connection or memory limit, with or without a request, and closes.
-    pub(super) fn reject<H: Handler>(&mut self, detail: &str, ctx: &mut AcceptorContext<H>) {
-        ctx.response.clear();
-        problem::write(&mut ctx.response, ProblemKind::Unavailable, detail);
-        ctx.response.header("Retry-After", 1);
-        let input = mem::take(&mut self.input);
-        self.finish_refused(&input, ctx);
-    }
-
-    fn finish_refused<H: Handler>(&mut self, bytes: &[u8], ctx: &mut AcceptorContext<H>) {
-        ctx.serial += 1;
-        let origin = framing::origin_header(bytes).map(|value| httparse::Header { name: "Origin", value });
-        ctx.handler.on_refused(super::Headers(origin.as_slice()), &mut ctx.response);
-        self.write_response(Frame { head_only: false, is_http_1_0: false, keep_alive: false }, ctx);
-    }
-
-    fn respond_timeout<H>(&mut self, frame: Frame, ctx: &mut AcceptorContext<H>) {
-        ctx.response.clear();
-        problem::write(&mut ctx.response, ProblemKind::Unavailable, "the response took too long");
-        ctx.response.header("Retry-After", 1);
-        self.write_response(Frame { keep_alive: false, ..frame }, ctx);
-    }
-
-    /// Handles a timeout of the current phase: writes a 408 or 503 if a request has begun, and
-    /// closes.
-    pub(super) fn expire<H: Handler>(&mut self, ctx: &mut AcceptorContext<H>) {
-        let input = mem::take(&mut self.input);
-        match &mut self.phase {
-            ConnectionPhase::Head if is_blank(&input) => {}
-            ConnectionPhase::Head => self.refuse(&Refusal::new(408, "the header took too long"), &input, ctx),
-            ConnectionPhase::Body { .. } => self.refuse(&TOO_SLOW, &input, ctx),
-            ConnectionPhase::Chunked(chunked) => {
-                let head = mem::take(&mut chunked.head);
-                self.refuse(&TOO_SLOW, &head, ctx);
-            }
-            ConnectionPhase::Pending { frame, .. } => {
-                let frame = *frame;
-                self.respond_timeout(frame, ctx);
-            }
-            ConnectionPhase::Yielded(long) => {
-                let frame = long.frame;
-                self.respond_timeout(frame, ctx);
-            }
-            ConnectionPhase::Streaming(_) | ConnectionPhase::Closed => {}
-        }
-        self.phase = ConnectionPhase::Closed;
     }
 }
-
-const TOO_SLOW: Refusal = Refusal::new(408, "the body arrived too slowly");
 
 /// Whether `input` consists of empty lines.
 fn is_blank(input: &[u8]) -> bool {
     input.iter().all(|byte| matches!(byte, b'\r' | b'\n'))
-}
-
-/// Parses a header again that was parsed successfully before.
-fn reparse_head<'b, 'h>(
-    bytes: &'b [u8],
-    slots: &'h mut framing::HeaderSlots<'b>,
-    limits: &HttpLimits,
-) -> RequestHead<'b, 'h> {
-    let ParseOutcome::Head(head) = parse_head(bytes, slots, limits) else {
-        unreachable!("BUG: the same bytes parsed before");
-    };
-    head
 }

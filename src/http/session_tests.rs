@@ -6,7 +6,7 @@ use std::net::{IpAddr, Ipv4Addr};
 use proptest::prelude::*;
 
 use super::sans_io_harness::{HarnessOutcome, context, run};
-use super::session::HttpSession;
+use super::session::{HttpSession, Progress};
 
 pub(super) struct CorpusCase {
     pub(super) name: String,
@@ -92,7 +92,7 @@ fn run_with_all_splits(bytes: &[u8], name: &str) -> HarnessOutcome {
 #[test]
 fn session_answers_the_corpus_as_expected_with_any_split() {
     let cases = corpus();
-    assert!(cases.len() >= 250, "only {} cases", cases.len());
+    assert!(cases.len() >= 370, "only {} cases", cases.len());
     for case in &cases {
         let whole = run_with_all_splits(&case.request, &case.name);
         assert_eq!(whole.statuses, case.statuses, "{}: {}", case.name, whole.out);
@@ -187,6 +187,78 @@ fn body_above_the_memory_limit_is_rejected_unless_it_is_small() {
         let status = ctx.out.get(9..12).map_or(0, |digits| str::from_utf8(digits).unwrap().parse().unwrap());
         assert_eq!(status, expected, "{buffered_bytes} {sent}");
     }
+}
+
+/// Feeds `bytes` to `session` and returns the output.
+fn feed(
+    session: &mut HttpSession,
+    bytes: &[u8],
+    ctx: &mut super::acceptor_context::AcceptorContext<super::sans_io_harness::EchoHandler>,
+) -> String {
+    ctx.begin_turn(0);
+    session.receive(bytes, ctx);
+    String::from_utf8(ctx.out.clone()).unwrap()
+}
+
+#[test]
+fn refusal_by_the_header_precedes_the_body_and_the_body_is_not_kept() {
+    const BYTES: usize = 8 << 20;
+    let piece = vec![b'x'; 1 << 16];
+    let length = format!("Content-Length: {BYTES}");
+    for framing in [length.as_str(), "Transfer-Encoding: chunked"] {
+        let mut ctx = context();
+        let mut session = HttpSession::new(IpAddr::V4(Ipv4Addr::LOCALHOST), ctx.now);
+        let head = format!("POST /refused HTTP/1.1\r\nHost: a\r\n{framing}\r\n\r\n");
+        let out = feed(&mut session, head.as_bytes(), &mut ctx);
+        assert!(out.starts_with("HTTP/1.1 403 ") && !out.contains("Connection: close"), "{out}");
+        let chunked = framing != length;
+        if chunked {
+            feed(&mut session, format!("{BYTES:x}\r\n").as_bytes(), &mut ctx);
+        }
+        for _ in 0..BYTES / piece.len() {
+            assert_eq!(feed(&mut session, &piece, &mut ctx), "");
+            assert!(session.buffered_bytes() < 1024, "{framing}: {}", session.buffered_bytes());
+        }
+        if chunked {
+            assert_eq!(feed(&mut session, b"\r\n0\r\n\r\n", &mut ctx), "");
+        }
+        let out = feed(&mut session, AFTER, &mut ctx);
+        assert!(out.starts_with("HTTP/1.1 200 ") && out.ends_with("behind"), "{framing}: {out}");
+    }
+}
+
+#[test]
+fn expectation_gets_a_100_only_if_the_header_is_accepted() {
+    for (path, wanted) in [("/echo", "100 Continue"), ("/checked", "100 Continue"), ("/refused", "403 ")] {
+        for framing in ["Content-Length: 5", "Transfer-Encoding: chunked"] {
+            let mut ctx = context();
+            let mut session = HttpSession::new(IpAddr::V4(Ipv4Addr::LOCALHOST), ctx.now);
+            let head =
+                format!("POST {path} HTTP/1.1\r\nHost: a\r\n{framing}\r\nExpect: 100-continue\r\n\r\n");
+            let out = feed(&mut session, head.as_bytes(), &mut ctx);
+            assert!(out.starts_with(&format!("HTTP/1.1 {wanted}")), "{path} {framing}: {out}");
+            assert_eq!(out.contains("Connection: close"), path == "/refused", "{path} {framing}: {out}");
+        }
+    }
+}
+
+#[test]
+fn body_of_a_refused_request_must_arrive_at_the_minimum_rate() {
+    let mut ctx = context();
+    let limits = ctx.limits;
+    let at = |millis| crate::clock::Moment::ZERO.plus(std::time::Duration::from_millis(millis));
+    let mut session = HttpSession::new(IpAddr::V4(Ipv4Addr::LOCALHOST), at(0));
+    ctx.now = at(1_000);
+    feed(&mut session, b"POST /refused HTTP/1.1\r\nHost: a\r\nContent-Length: 40000\r\n\r\n", &mut ctx);
+    assert_eq!(session.deadline(ctx.now, &limits), at(6_000));
+    feed(&mut session, &[b'x'; 2048], &mut ctx);
+    assert_eq!(session.deadline(ctx.now, &limits), at(8_000));
+    feed(&mut session, &vec![b'x'; 36_000], &mut ctx);
+    assert_eq!(session.deadline(ctx.now, &limits), at(31_000));
+    // It has its response already.
+    ctx.begin_turn(0);
+    session.expire(&mut ctx);
+    assert_eq!((ctx.out.len(), session.progress()), (0, Progress::Closed));
 }
 
 #[test]

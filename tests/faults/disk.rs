@@ -13,6 +13,9 @@ use crate::harness::temp::temp_dir;
 use crate::harness::{Postgres, until};
 
 const LOAD: LoadProfile = LoadProfile::STEADY;
+/// The header of a request whose client waits for `100 Continue`.
+const EXPECTING: &[u8] = b"POST /events HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\n\
+                           Content-Length: 9\r\nExpect: 100-continue\r\n\r\n";
 
 /// A tmpfs that is mounted until drop. Needs root.
 pub(crate) struct TmpfsMount(tempfile::TempDir);
@@ -110,6 +113,8 @@ fn f06_a_full_disk_rejects_events_and_recovers_once_freed() {
         // Fills the disk; the write fails with ENOSPC.
         drop(fs::write(&ballast, vec![1; 16 << 20]));
         until("events are refused", || fixture.server.metric("events_dropped_total") > refused);
+        // The header is refused before `100 Continue`: the body is never sent.
+        until("a header is refused", || fixture.server.client().exchange(EXPECTING).status == 503);
         fs::remove_file(&ballast).expect("it can be removed");
         fixture.wait_for_acknowledged(500);
     }

@@ -203,6 +203,12 @@ impl Reply {
             .map(|(_, value)| value.as_str())
     }
 
+    /// The values of all lines with this name.
+    pub(crate) fn headers(&self, name: &str) -> Vec<&str> {
+        let lines = self.headers.iter().filter(|(other, _)| other.eq_ignore_ascii_case(name));
+        lines.map(|(_, value)| value.as_str()).collect()
+    }
+
     pub(crate) fn text(&self) -> String {
         String::from_utf8_lossy(&self.body).into_owned()
     }

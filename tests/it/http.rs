@@ -188,7 +188,10 @@ fn cors_lets_a_page_read_a_rejection_by_the_engine() {
     const ORIGIN: &str = "https://app.example";
     let test = TestServer::start(&[("CORS_ORIGINS", ORIGIN), ("MAX_BODY_BYTES", "1024")]);
     let head = |origin: &str, rest: &str| {
-        format!("POST /events HTTP/1.1\r\nHost: a\r\norigin: {origin}\r\n{rest}").into_bytes()
+        format!(
+            "POST /events HTTP/1.1\r\nHost: a\r\norigin: {origin}\r\nContent-Type: application/json\r\n{rest}"
+        )
+        .into_bytes()
     };
     let endless = format!("X: {}", "x".repeat(40_000));
     for (rest, status) in [

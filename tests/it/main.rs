@@ -29,6 +29,7 @@ mod outage;
 mod partitions;
 mod pushgateway;
 mod queries;
+mod request_head;
 mod responses;
 mod retention;
 mod shutdown;
