@@ -15,12 +15,12 @@ use crate::clock::{Clock, Moment};
 use crate::console;
 use crate::gateway::handlers::GatewayHandlers;
 use crate::health::status::{HealthPart, Status};
-use crate::http::content_negotiation::preferred_media_type;
+use crate::http::content_negotiation::negotiate;
 use crate::http::gzip;
 use crate::http::{
     Continuation, Handler, HandlerResult, HeadResult, Headers, Method, Promise, Refusal, Request, Response,
 };
-use crate::ingest::IngestLimits;
+use crate::ingest::{IngestLimits, NDJSON_TYPES};
 use crate::journal::Durability;
 use crate::metrics::HttpMetrics;
 use crate::metrics::text_format::ExpositionFormat;
@@ -153,8 +153,10 @@ impl ApiHandler {
             | Route::Console(_)
             | Route::Options(_) => {
                 self.answer(&route, &grant, request, response);
-                if request.method == Method::Get && gzip::is_accepted(request.headers) {
-                    gzip::compress(response, gzip::ACCEPTOR_GZIP_BYTES_MAX);
+                // HEAD has the header fields of GET (RFC 9110, 9.3.2).
+                if matches!(request.method, Method::Get | Method::Head) {
+                    let is_accepted = gzip::is_accepted(request.headers);
+                    gzip::negotiate(is_accepted, response, gzip::ACCEPTOR_GZIP_BYTES_MAX);
                 }
                 HandlerResult::Done
             }
@@ -224,20 +226,16 @@ impl ApiHandler {
     fn counted_promise(
         &self,
         request: &Request<'_>,
-        mut headers: Vec<u8>,
+        headers: Vec<u8>,
         (label, started): (usize, Moment),
     ) -> Promise {
         let (promise, method) = (request.promise(), request.method);
         let (http_metrics, acceptor, clock) = (self.http_metrics.clone(), self.acceptor, self.clock.clone());
-        let gzipped = gzip::is_accepted(request.headers);
+        let is_gzip_accepted = gzip::is_accepted(request.headers);
         Promise::new(move |mut response| {
-            if gzipped {
-                // This runs on a reader thread, so the size is not limited as it is on the
-                // acceptor.
-                gzip::compress(&mut response, usize::MAX);
-            }
-            headers.append(&mut response.headers);
-            response.headers = headers;
+            // This runs on a reader thread, so the size is not limited as it is on the acceptor.
+            gzip::negotiate(is_gzip_accepted, &mut response, usize::MAX);
+            response.prepend_headers(headers);
             http_metrics.record(acceptor, method, label, response.status, clock.now().since(started));
             promise.fulfil(response);
         })
@@ -252,6 +250,9 @@ impl ApiHandler {
         (label, started): (usize, Moment),
         response: &mut Response,
     ) -> HandlerResult {
+        if *route == Route::ListEvents {
+            response.vary("Accept");
+        }
         let headers = response.headers.clone();
         let promise = || self.counted_promise(request, headers, (label, started));
         if let Route::GetEvent(id) = route {
@@ -266,9 +267,10 @@ impl ApiHandler {
             return self.queries.queue.stats(query, promise, response);
         }
         match export_format(request.headers) {
-            Some(format) => {
+            Some((format, content_type)) => {
                 let options = ExportOptions {
                     format,
+                    content_type,
                     gzipped: gzip::is_accepted(request.headers),
                     head_only: request.method == Method::Head,
                 };
@@ -280,8 +282,8 @@ impl ApiHandler {
 
     fn metrics(&self, request: &Request<'_>, response: &mut Response) {
         const OFFERS: [&str; 3] = ["application/json", "text/plain", "application/openmetrics-text"];
-        let accept = request.headers.get("Accept").and_then(|accept| str::from_utf8(accept).ok());
-        match accept.and_then(|accept| preferred_media_type(accept, &OFFERS)) {
+        response.vary("Accept");
+        match negotiate(request.headers, &OFFERS) {
             Some(2) => self.status.metrics_exposition(ExpositionFormat::OpenMetrics, response),
             Some(1) => self.status.metrics_exposition(ExpositionFormat::Text, response),
             // JSON is the default.
@@ -381,13 +383,14 @@ fn label_and_class(found: &Result<MatchedRoute<'_>, Refusal>) -> (usize, RouteCl
     found.as_ref().map_or((router::OTHER, RouteClass::Public), |found| (found.label, found.class))
 }
 
-/// The export format, if `Accept` prefers one to JSON.
-fn export_format(headers: Headers<'_>) -> Option<ExportFormat> {
-    const OFFERS: [&str; 3] = ["application/json", "application/x-ndjson", "text/csv"];
-    let accept = headers.get("Accept").and_then(|accept| str::from_utf8(accept).ok())?;
-    match preferred_media_type(accept, &OFFERS)? {
-        1 => Some(ExportFormat::Ndjson),
-        2 => Some(ExportFormat::Csv),
-        _ => None,
+/// The export format and its content type, if `Accept` prefers one to JSON. Every content type of an
+/// NDJSON body is known, and the response has the one that was asked for.
+fn export_format(headers: Headers<'_>) -> Option<(ExportFormat, &'static str)> {
+    const OFFERS: [&str; 5] =
+        ["application/json", "text/csv", NDJSON_TYPES[0], NDJSON_TYPES[1], NDJSON_TYPES[2]];
+    match negotiate(headers, &OFFERS)? {
+        0 => None,
+        1 => Some((ExportFormat::Csv, "text/csv; charset=utf-8; header=present")),
+        nth => Some((ExportFormat::Ndjson, OFFERS[nth])),
     }
 }

@@ -65,6 +65,7 @@ impl Origins {
         match self {
             Self::None => false,
             Self::Any => {
+                response.vary("Origin");
                 if headers.get("Origin").is_none() {
                     return false;
                 }
@@ -74,7 +75,7 @@ impl Origins {
             }
             Self::Listed(origins) => {
                 // Also without `Origin`: a cache must not serve that response to a page.
-                response.header("Vary", "Origin");
+                response.vary("Origin");
                 let origin = headers.get("Origin").and_then(|origin| str::from_utf8(origin).ok());
                 let Some(origin) = origin.filter(|origin| origins.iter().any(|known| known == origin)) else {
                     return false;
@@ -120,8 +121,8 @@ mod tests {
     fn cors_allows_only_listed_origins() {
         const LIST: &str = "https://a.example, http://localhost:8080";
         check("", Some("https://a.example"), "");
-        check("*", Some("https://a.example"), "Access-Control-Allow-Origin: *");
-        check("*", None, "");
+        check("*", Some("https://a.example"), "Vary: Origin|Access-Control-Allow-Origin: *");
+        check("*", None, "Vary: Origin");
         check(LIST, None, "Vary: Origin");
         check(LIST, Some("https://a.example"), "Vary: Origin|Access-Control-Allow-Origin: https://a.example");
         check(

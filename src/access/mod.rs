@@ -181,6 +181,11 @@ impl Gate {
             Some(view) => identify(headers, view),
             None => Credentials::NotRequired,
         };
+        if class == RouteClass::Health && !matches!(credentials, Credentials::NotRequired) {
+            // The other classes refuse a request without a token, and a shared cache reuses no
+            // response to a request with one (RFC 9111, 3.5).
+            response.vary("Authorization");
+        }
         // A valid token is one client at all addresses. Requests without one share the limit of
         // their address, which bounds the rate of guesses.
         let client = || match &credentials {

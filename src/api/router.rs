@@ -7,7 +7,7 @@ use std::sync::LazyLock;
 use crate::access::RouteClass;
 use crate::console::ConsolePage;
 use crate::gateway::handlers::GatewayRoute;
-use crate::http::percent::decode;
+use crate::http::percent::{decode, normalize};
 use crate::http::{Method, Refusal};
 
 /// An operation of this server.
@@ -226,6 +226,11 @@ pub struct MatchedRoute<'a> {
     pub label: usize,
 }
 
+/// The index in [`ROUTES`] of the first pattern that matches `path`, with the parameter.
+fn find(path: &str) -> Option<(usize, &str)> {
+    ROUTES.iter().enumerate().find_map(|(nth, spec)| Some((nth, spec.pattern.parameter(path)?)))
+}
+
 /// Finds the route.
 ///
 /// # Errors
@@ -239,9 +244,19 @@ pub fn route(method: Method, path: &str) -> Result<MatchedRoute<'_>, Refusal> {
     if path == "*" {
         return options(ALLOW[0].as_str());
     }
-    let found = ROUTES.iter().enumerate().find_map(|(nth, spec)| Some((nth, spec.pattern.parameter(path)?)));
-    let (nth, parameter) = found.ok_or(NOT_FOUND)?;
-    let parameter = decode(parameter)?;
+    let (nth, parameter) = match find(path) {
+        // An exact path has no escapes.
+        Some((nth, "")) => (nth, Cow::Borrowed("")),
+        found if !path.contains('%') => {
+            let (nth, parameter) = found.ok_or(NOT_FOUND)?;
+            (nth, Cow::Borrowed(parameter))
+        }
+        _ => {
+            let normalized = normalize(path);
+            let (nth, parameter) = find(&normalized).ok_or(NOT_FOUND)?;
+            (nth, Cow::Owned(decode(parameter)?.into_owned()))
+        }
+    };
     let served = if method == Method::Head { Method::Get } else { method };
     let operation = ROUTES[nth].operations.iter().find(|operation| operation.method == served);
     match operation {
@@ -291,6 +306,11 @@ mod tests {
         check(Put, "/events", &Err((405, READ_AND_POST)));
         check(Get, "/events/abc", &Ok(Route::GetEvent("abc".into())));
         check(Get, "/events/a%2Db%20", &Ok(Route::GetEvent("a-b ".into())));
+        check(Post, "/%65vents", &Ok(Route::PostEvents));
+        check(Get, "/events%2Fabc", &Err((404, "")));
+        check(Get, "/%65vents/a%2fb", &Ok(Route::GetEvent("a/b".into())));
+        check(Get, "/health/%64atabase", &Ok(Route::HealthDatabase));
+        check(Get, "/%2565vents", &Err((404, "")));
         check(Get, "/events/%ff", &Err((400, "")));
         check(Get, "/events/%2", &Err((400, "")));
         check(Get, "/events/%zz", &Err((400, "")));
@@ -318,6 +338,9 @@ mod tests {
         check(Post, "/metrics/job/a/b/c", &group("job/a/b/c"));
         check(Delete, "/metrics/job@base64/YQ", &group("job@base64/YQ"));
         check(Put, "/metrics/job/a%2Fb", &group("job/a/b"));
+        check(Put, "/metrics/%6Ab/a", &Err((404, "")));
+        check(Put, "/metrics/j%6Fb/%61/%62/c", &group("job/a/b/c"));
+        check(Post, "/%6Detrics/%70ush", &Ok(Route::Gateway(GatewayRoute::Push)));
         check(Get, "/metrics/job/a", &Err((405, CHANGE)));
         check(Options, "/metrics/job/a", &Ok(Route::Options(CHANGE)));
         check(Put, "/metrics/job/", &Err((404, "")));

@@ -11,7 +11,7 @@ use std::sync::OnceLock;
 use flate2::read::DeflateDecoder;
 use zip::ZipArchive;
 
-use crate::http::content_negotiation::preferred_media_type;
+use crate::http::content_negotiation::negotiate;
 use crate::http::{Headers, Response, gzip};
 
 /// A page of the console, or a file that a page loads.
@@ -56,8 +56,10 @@ pub fn answer(page: ConsolePage, headers: Headers<'_>, response: &mut Response) 
         }
     };
     if page == ConsolePage::Live {
-        response.header("Vary", "Accept");
+        response.vary("Accept");
     }
+    // Compressed by the caller; a 304 has the header too (RFC 9110, 15.4.5).
+    response.vary("Accept-Encoding");
     if content_type == HTML {
         let policy = if page == ConsolePage::Docs { DOCS_POLICY } else { LIVE_POLICY };
         response.header("Content-Security-Policy", policy);
@@ -71,8 +73,7 @@ pub fn answer(page: ConsolePage, headers: Headers<'_>, response: &mut Response) 
 
 /// Whether `Accept` prefers HTML, as that of browsers does. `*/*` gets the index.
 fn prefers_html(headers: Headers<'_>) -> bool {
-    let accept = headers.get("Accept").and_then(|accept| str::from_utf8(accept).ok());
-    accept.and_then(|accept| preferred_media_type(accept, &["text/plain", "text/html"])) == Some(1)
+    negotiate(headers, &["text/plain", "text/html"]) == Some(1)
 }
 
 /// Writes the caching headers and the content type. Returns whether the response is 304.
@@ -143,7 +144,7 @@ fn answer_swagger_file(
     headers: Headers<'_>,
     response: &mut Response,
 ) {
-    response.header("Vary", "Accept-Encoding");
+    response.vary("Accept-Encoding");
     if is_not_modified(content_type, file.crc, headers, response) {
         return;
     }

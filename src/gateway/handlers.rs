@@ -11,7 +11,7 @@ use super::scrape::{ScrapeQueue, ScrapeRequest};
 use super::{Aggregated, Gateway, PushMetricsError, api_v1, idempotency, protobuf, text};
 use crate::access::Grant;
 use crate::event::Timestamp;
-use crate::http::content_negotiation::preferred_media_type;
+use crate::http::content_negotiation::negotiate;
 use crate::http::gzip;
 use crate::http::percent::decode;
 use crate::http::problem::{self, ProblemKind};
@@ -355,10 +355,10 @@ fn is_protobuf(headers: Headers<'_>) -> bool {
 /// with Pushgateway.
 fn exposition_format(headers: Headers<'_>) -> ExpositionFormat {
     const OFFERS: [&str; 2] = ["text/plain", "application/openmetrics-text"];
-    let accept = headers.get("Accept").and_then(|accept| str::from_utf8(accept).ok()).unwrap_or("");
-    let takes_text = accept.to_ascii_lowercase().contains("text/plain")
-        && preferred_media_type(accept, &OFFERS[..1]).is_some();
-    if !takes_text && preferred_media_type(accept, &OFFERS) == Some(1) {
+    let names_text =
+        |accept: &[u8]| accept.to_ascii_lowercase().windows(10).any(|part| part == b"text/plain");
+    let takes_text = headers.all("Accept").any(names_text) && negotiate(headers, &OFFERS[..1]).is_some();
+    if !takes_text && negotiate(headers, &OFFERS) == Some(1) {
         ExpositionFormat::OpenMetrics
     } else {
         ExpositionFormat::Text

@@ -6,6 +6,7 @@ use super::{PushMetricsError, idempotency};
 use crate::access::{Grant, allows_service};
 use crate::http::problem::{self, FieldError, FieldErrors, ProblemKind};
 use crate::http::{ContentCoding, Headers, Method, Request, Response};
+use crate::ingest::ENCODINGS;
 use crate::ingest::idempotency::HeaderKey;
 use crate::journal::Durability;
 use crate::metrics::gateway::RefusalReason;
@@ -151,9 +152,11 @@ impl RequestError {
         match self {
             Self::Problem(kind, detail) => {
                 if kind == ProblemKind::UnsupportedType {
-                    response.header("Accept-Post", TYPES.join(", "));
+                    let types = TYPES.join(", ");
+                    response.header("Accept", &types);
+                    response.header("Accept-Post", types);
                 } else if kind == ProblemKind::UnsupportedEncoding {
-                    response.header("Accept-Encoding", "gzip, zstd, identity");
+                    response.header("Accept-Encoding", ENCODINGS);
                 }
                 problem::write(response, kind, &detail);
             }
@@ -179,8 +182,11 @@ impl RequestError {
 /// Writes a refusal as Pushgateway does: plain text.
 pub(super) fn write_group_refusal((status, detail): (u16, String), response: &mut Response) {
     response.status = status;
-    if status == 503 {
-        response.header("Retry-After", RETRY_S);
+    match status {
+        // Any content type is taken.
+        415 => response.header("Accept-Encoding", ENCODINGS),
+        503 => response.header("Retry-After", RETRY_S),
+        _ => {}
     }
     write_plain_text(response, &detail);
 }

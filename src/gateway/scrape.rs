@@ -162,13 +162,14 @@ impl Scraper {
             more = exposition.write_chunk(&mut text);
         }
         let mut response = Response { content_type: format.content_type(), ..Response::default() };
+        response.vary("Accept");
         if !more {
             response.body = text.into_bytes();
             drop((exposition, permit));
             promise.fulfil(response);
             return;
         }
-        response.header("Vary", "Accept, Accept-Encoding");
+        response.vary("Accept-Encoding");
         if gzipped {
             response.header("Content-Encoding", "gzip");
         }

@@ -194,6 +194,6 @@ fn expect(byte: u8, wanted: u8, next: ChunkedState) -> Result<ChunkedState, Refu
     if byte == wanted { Ok(next) } else { Err(Refusal::new(400, "the chunked body is not valid")) }
 }
 
-fn is_token(byte: u8) -> bool {
+pub(super) fn is_token(byte: u8) -> bool {
     byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte)
 }

@@ -1,5 +1,20 @@
 //! Proactive content negotiation with the `Accept` header field (RFC 9110, 12.5.1).
 
+use std::borrow::Cow;
+
+use super::Headers;
+
+/// [`preferred_media_type`] for the `Accept` fields of a request, which form one list (RFC 9110, 5.3).
+pub fn negotiate(headers: Headers<'_>, offers: &[&str]) -> Option<usize> {
+    let mut values = headers.all("Accept").filter_map(|value| str::from_utf8(value).ok());
+    let mut list = Cow::Borrowed(values.next()?);
+    for value in values {
+        list += ",";
+        list += value;
+    }
+    preferred_media_type(&list, offers)
+}
+
 /// Returns the index in `offers` of the media type that `accept` prefers: the highest quality, then
 /// the earliest range in `accept`, then the earliest offer. `None` if no offer is acceptable.
 pub fn preferred_media_type(accept: &str, offers: &[&str]) -> Option<usize> {
@@ -69,6 +84,19 @@ mod tests {
         check("text/plain;q=0.2, */*", Some(0));
         check("application/json;q=0, */*;q=0.1", Some(1));
         check("text/html, application/xhtml+xml, */*;q=0.8", Some(0));
+    }
+
+    #[test]
+    fn repeated_accept_fields_form_one_list() {
+        let field = |value| httparse::Header { name: "accept", value };
+        let offers = ["application/json", "text/plain"];
+        let check = |fields: &[httparse::Header<'_>], wanted| {
+            assert_eq!(negotiate(Headers(fields), &offers), wanted);
+        };
+        check(&[], None);
+        check(&[field(b"image/png"), field(b"text/plain")], Some(1));
+        check(&[field(b"text/plain;q=0.5"), field(b"application/json;q=0.4")], Some(1));
+        check(&[field(b"\xff"), field(b"text/plain")], Some(1));
     }
 
     #[test]

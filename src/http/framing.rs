@@ -7,6 +7,7 @@
 
 use std::mem::MaybeUninit;
 
+use super::chunked::is_token;
 use super::limits::HttpLimits;
 use super::refusal::Refusal;
 use super::{Headers, Method, target};
@@ -202,6 +203,18 @@ fn is_partial_version(window: &[u8]) -> bool {
     found.len() < 8 && is_version_prefix(found)
 }
 
+/// Whether the request line is valid up to the end of its target but for bytes above 0x7f, which
+/// httparse accepts in UTF-8 only.
+fn has_high_byte_in_target(window: &[u8]) -> bool {
+    let mut parts = window.splitn(3, |byte| *byte == b' ');
+    let (Some(method), Some(target), Some(_)) = (parts.next(), parts.next(), parts.next()) else {
+        return false;
+    };
+    let is_method = !method.is_empty() && method.iter().all(|byte| is_token(*byte));
+    let is_target = target.iter().all(|byte| matches!(byte, b'!'..=b'~' | 0x80..));
+    is_method && is_target && !target.is_ascii()
+}
+
 fn parse_refusal(error: httparse::Error, window: &[u8]) -> Refusal {
     use httparse::Error;
     match error {
@@ -210,6 +223,7 @@ fn parse_refusal(error: httparse::Error, window: &[u8]) -> Refusal {
             Refusal::new(505, "only HTTP/1.0 and HTTP/1.1 are supported")
         }
         Error::Version | Error::Status => Refusal::new(400, "the version in the request line is not valid"),
+        Error::Token if has_high_byte_in_target(window) => target::NOT_ASCII,
         Error::Token => Refusal::new(400, "the request line is not valid"),
         Error::NewLine => Refusal::new(400, "a line does not end with CR LF"),
         Error::HeaderName => Refusal::new(

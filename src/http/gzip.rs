@@ -37,12 +37,16 @@ fn is_zero(parameter: &[u8]) -> bool {
     matches!(parameter, [b'q' | b'Q', b'=', b'0', rest @ ..] if rest.iter().all(|byte| matches!(byte, b'.' | b'0')))
 }
 
-/// Compresses the body if that makes it smaller, if it has at most `bytes_max` bytes and is not
-/// encoded yet.
-pub fn compress(response: &mut Response, bytes_max: usize) {
+/// Compresses the body if the client accepts that, if it makes the body smaller, and if the body has at
+/// most `bytes_max` bytes and is not encoded yet. `Vary` says that the client decides.
+pub fn negotiate(is_accepted: bool, response: &mut Response, bytes_max: usize) {
     const FIELD: &[u8] = b"Content-Encoding:";
     let is_encoded = response.headers.windows(FIELD.len()).any(|field| field == FIELD);
     if response.body.len() < GZIP_BYTES_MIN || response.body.len() > bytes_max || is_encoded {
+        return;
+    }
+    response.vary("Accept-Encoding");
+    if !is_accepted {
         return;
     }
     let mut encoder = GzEncoder::new(Vec::with_capacity(response.body.len() / 4), Compression::fast());
@@ -51,7 +55,6 @@ pub fn compress(response: &mut Response, bytes_max: usize) {
     if compressed.len() < response.body.len() {
         response.body = compressed;
         response.header("Content-Encoding", "gzip");
-        response.header("Vary", "Accept-Encoding");
     }
 }
 
@@ -86,13 +89,22 @@ mod tests {
     }
 
     #[test]
-    fn compress_skips_bodies_outside_the_size_limits() {
-        for (bytes, compressed) in [(0, false), (1023, false), (1024, true), (4096, true), (4097, false)] {
+    fn bodies_outside_the_size_limits_are_not_negotiated() {
+        for (bytes, negotiated) in [(0, false), (1023, false), (1024, true), (4096, true), (4097, false)] {
             let body: Vec<u8> = b"abcdefgh".iter().copied().cycle().take(bytes).collect();
             let mut response = Response { body: body.clone(), ..Response::default() };
-            compress(&mut response, 4096);
-            assert_eq!(response.headers.starts_with(b"Content-Encoding: gzip\r\n"), compressed, "{bytes}");
-            if compressed {
+            negotiate(false, &mut response, 4096);
+            // The response to a client that does not accept gzip says so too.
+            let vary = if negotiated { "Vary: Accept-Encoding\r\n" } else { "" };
+            assert_eq!(
+                (str::from_utf8(&response.headers).unwrap(), &response.body),
+                (vary, &body),
+                "{bytes}"
+            );
+            negotiate(true, &mut response, 4096);
+            let coding = if negotiated { "Content-Encoding: gzip\r\n" } else { "" };
+            assert_eq!(str::from_utf8(&response.headers).unwrap(), format!("{vary}{coding}"), "{bytes}");
+            if negotiated {
                 let mut back = Vec::new();
                 flate2::read::GzDecoder::new(response.body.as_slice()).read_to_end(&mut back).unwrap();
                 response.body = back;

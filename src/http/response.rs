@@ -62,6 +62,49 @@ impl Response {
     }
 }
 
+/// The name and the separator of the line that [`Response::vary`] writes.
+const VARY: &[u8] = b"Vary: ";
+
+impl Response {
+    /// Declares that the response depends on the request header `field` (RFC 9110, 12.5.5). All
+    /// fields are in one line, once each.
+    pub fn vary(&mut self, field: &str) {
+        let mut at = 0;
+        for line in self.headers.split_inclusive(|byte| *byte == b'\n') {
+            at += line.len();
+            let Some(fields) = line.strip_prefix(VARY) else { continue };
+            let mut listed = fields.split(|byte| *byte == b',').map(<[u8]>::trim_ascii);
+            if !listed.any(|listed| listed.eq_ignore_ascii_case(field.as_bytes())) {
+                let end = at - b"\r\n".len();
+                self.headers.splice(end..end, [b", ", field.as_bytes()].concat());
+            }
+            return;
+        }
+        self.header("Vary", field);
+    }
+
+    /// Puts `lines`, header lines of another response to the same request, before those of this one.
+    /// The `Vary` lines become one.
+    pub fn prepend_headers(&mut self, lines: Vec<u8>) {
+        if lines.is_empty() {
+            return;
+        }
+        let own = std::mem::replace(&mut self.headers, lines);
+        let mut varies = None;
+        for line in own.split_inclusive(|byte| *byte == b'\n') {
+            match line.strip_prefix(VARY) {
+                Some(fields) => varies = Some(fields),
+                None => self.headers.extend_from_slice(line),
+            }
+        }
+        for field in varies.into_iter().flat_map(|fields| fields.split(|byte| *byte == b',')) {
+            if let Ok(field) = str::from_utf8(field.trim_ascii()) {
+                self.vary(field);
+            }
+        }
+    }
+}
+
 /// Returns the reason phrase of a status that this server uses.
 pub fn reason_phrase(status: u16) -> &'static str {
     match status {
@@ -124,5 +167,40 @@ impl Drop for Promise {
 impl fmt::Debug for Promise {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(if self.deliver.is_some() { "Promise(open)" } else { "Promise(fulfilled)" })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn lines(response: &Response) -> &str {
+        str::from_utf8(&response.headers).unwrap()
+    }
+
+    #[test]
+    fn vary_lists_each_field_once_in_one_line() {
+        let mut response = Response::default();
+        response.header("A", 1);
+        response.vary("Accept");
+        response.header("X-Vary: no", 2);
+        for field in ["Origin", "accept", "Accept-Encoding", "Origin"] {
+            response.vary(field);
+        }
+        assert_eq!(lines(&response), "A: 1\r\nVary: Accept, Origin, Accept-Encoding\r\nX-Vary: no: 2\r\n");
+    }
+
+    #[test]
+    fn prepended_headers_come_first_and_share_one_vary_line() {
+        let mut response = Response::default();
+        response.vary("Accept");
+        response.header("B", 2);
+        response.vary("Origin");
+        response.prepend_headers(Vec::new());
+        assert_eq!(lines(&response), "Vary: Accept, Origin\r\nB: 2\r\n");
+        response.prepend_headers(b"A: 1\r\nVary: Origin\r\n".to_vec());
+        assert_eq!(lines(&response), "A: 1\r\nVary: Origin, Accept\r\nB: 2\r\n");
+        response.prepend_headers(b"C: 3\r\n".to_vec());
+        assert_eq!(lines(&response), "C: 3\r\nA: 1\r\nB: 2\r\nVary: Origin, Accept\r\n");
     }
 }

@@ -4,12 +4,21 @@
 use super::Method;
 use super::refusal::Refusal;
 
+/// The refusal of a target that is not ASCII. It could be UTF-8 or any other encoding.
+pub(super) const NOT_ASCII: Refusal = Refusal::new(
+    400,
+    "the request target contains a byte above 0x7f; percent-encode it, as in %C3%A4 for the letter \u{e4} in UTF-8",
+);
+
 /// Splits a request target into path and query. The authority of an absolute target is validated
 /// and dropped, because the server has no virtual hosts.
 pub(super) fn parse(method: Method, target: &str) -> Result<(&str, &str), Refusal> {
     const BAD: Refusal = Refusal::new(400, "the request target is not valid");
     // The grammar is ASCII, and a request target has no fragment.
-    if !target.is_ascii() || target.contains('#') {
+    if !target.is_ascii() {
+        return Err(NOT_ASCII);
+    }
+    if target.contains('#') {
         return Err(BAD);
     }
     if target.starts_with('/') {

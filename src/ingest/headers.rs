@@ -17,9 +17,11 @@ pub enum BodyFormat {
 
 /// The header that requests a durability level; the response states the effective level in it.
 const DURABILITY: &str = "Durability";
-const TYPES: &str = "application/json, application/x-ndjson";
+/// The content types of NDJSON, also in `Accept`. The first one is the preferred.
+pub const NDJSON_TYPES: [&str; 3] = ["application/x-ndjson", "application/ndjson", "application/jsonl"];
+const TYPES: &str = "application/json, application/x-ndjson, application/ndjson, application/jsonl";
 /// The supported codings of `Content-Encoding`.
-const ENCODINGS: &str = "gzip, zstd, identity";
+pub const ENCODINGS: &str = "gzip, zstd, identity";
 
 /// The parsed headers of an ingest request.
 #[derive(Clone, Copy, Debug)]
@@ -92,6 +94,7 @@ impl ParseIngestHeadersError {
     pub fn write_response(&self, response: &mut Response) {
         match self {
             Self::MissingContentType | Self::UnsupportedContentType(_) => {
+                response.header("Accept", TYPES);
                 response.header("Accept-Post", TYPES);
                 problem::write(response, ProblemKind::UnsupportedType, &self.to_string());
             }
@@ -128,7 +131,7 @@ impl BodyFormat {
         let is = |expected: &&str| name.eq_ignore_ascii_case(expected);
         let format = if is(&"application/json") {
             Self::Json
-        } else if ["application/x-ndjson", "application/ndjson", "application/jsonl"].iter().any(is) {
+        } else if NDJSON_TYPES.iter().any(is) {
             Self::Ndjson
         } else {
             return None;

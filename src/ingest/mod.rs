@@ -20,7 +20,9 @@ use std::time::Duration;
 
 use rand::rngs::StdRng;
 
-pub use headers::{BodyFormat, IngestHeaders, ParseIngestHeadersError, RetainedHeaders};
+pub use headers::{
+    BodyFormat, ENCODINGS, IngestHeaders, NDJSON_TYPES, ParseIngestHeadersError, RetainedHeaders,
+};
 
 use crate::event::{EventId, Timestamp};
 use crate::http::{Response, problem};

@@ -18,15 +18,6 @@ pub enum ExportFormat {
     Csv,
 }
 
-impl ExportFormat {
-    pub fn content_type(self) -> &'static str {
-        match self {
-            Self::Ndjson => "application/x-ndjson",
-            Self::Csv => "text/csv; charset=utf-8; header=present",
-        }
-    }
-}
-
 const CSV_HEADER: &[u8] = b"event_id,timestamp,service,message,metadata,ingested_at\r\n";
 
 /// Encodes events one by one and returns the output in blocks.

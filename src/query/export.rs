@@ -117,6 +117,7 @@ impl Exports {
 #[derive(Clone, Copy, Debug)]
 pub struct ExportOptions {
     pub format: ExportFormat,
+    pub content_type: &'static str,
     pub gzipped: bool,
     /// HEAD: respond with the header fields only.
     pub head_only: bool,
@@ -167,8 +168,9 @@ fn enqueue(jobs: &Sender<ExportJob>, export: ExportJob) {
 /// Writes the response head and returns the sender of its streaming body.
 fn start_response(response: &mut Response, options: ExportOptions) -> BodySender {
     response.status = 200;
-    response.content_type = options.format.content_type();
-    response.header("Vary", "Accept, Accept-Encoding");
+    response.content_type = options.content_type;
+    response.vary("Accept");
+    response.vary("Accept-Encoding");
     if options.gzipped {
         response.header("Content-Encoding", "gzip");
     }

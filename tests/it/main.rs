@@ -25,6 +25,7 @@ mod layers;
 mod logs;
 mod metrics;
 mod monitoring;
+mod negotiation;
 mod outage;
 mod partitions;
 mod pushgateway;

@@ -46,7 +46,12 @@ impl ExportFixture {
 
     /// Returns the immediate response, or the promised one after the exporters ran.
     fn start(&self, query: &str) -> Response {
-        let options = ExportOptions { format: ExportFormat::Ndjson, gzipped: false, head_only: false };
+        let options = ExportOptions {
+            format: ExportFormat::Ndjson,
+            content_type: "application/x-ndjson",
+            gzipped: false,
+            head_only: false,
+        };
         let (sender, promised) = mpsc::channel();
         let promise = || Promise::new(move |response| sender.send(response).unwrap());
         let mut response = Response::default();
@@ -167,7 +172,12 @@ fn exports_above_the_maximum_are_rejected() {
 #[test]
 fn head_request_runs_no_query() {
     let fixture = ExportFixture::new(filled(1), 1);
-    let options = ExportOptions { format: ExportFormat::Csv, gzipped: true, head_only: true };
+    let options = ExportOptions {
+        format: ExportFormat::Csv,
+        content_type: "text/csv; charset=utf-8; header=present",
+        gzipped: true,
+        head_only: true,
+    };
     let mut response = Response::default();
     let promise = || -> Promise { panic!("no promise is needed") };
     let answer = fixture.exports.start(request(""), options, promise, &mut response);
