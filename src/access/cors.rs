@@ -6,12 +6,55 @@ use std::str::FromStr;
 
 use crate::http::{Headers, Response};
 
-/// Request headers that pages may send beside the safelisted ones.
+/// Request headers that pages may send beside the safelisted ones, also if a preflight does not ask.
 const ALLOWED_HEADERS: &str =
     "Authorization, Content-Type, Content-Encoding, Accept, Durability, Idempotency-Key";
 /// Response headers that pages may read beside the safelisted ones.
-const EXPOSED_HEADERS: &str = "Accept-Encoding, Accept-Post, Allow, Date, Idempotency-Key, RateLimit, \
-                               RateLimit-Policy, Retry-After, WWW-Authenticate";
+const EXPOSED_HEADERS: &str = "Accept, Accept-Encoding, Accept-Post, Allow, Content-Encoding, Date, Durability, \
+                               ETag, RateLimit, RateLimit-Policy, Retry-After, Vary, WWW-Authenticate";
+/// Bytes of `Access-Control-Request-Headers` up to which it is read, and names that are read.
+const REQUESTED_BYTES_MAX: usize = 2048;
+const REQUESTED_NAMES_MAX: usize = 64;
+/// Request headers that a page may not send, beside those that begin with one of
+/// [`DENIED_PREFIXES`]. Browsers refuse most of them (Fetch standard, "forbidden request-header").
+/// They belong to the connection, carry a browser's credentials, or name another client, method or
+/// path than the request's own. `*` is a valid name, but would allow all others.
+const DENIED_HEADERS: [&str; 33] = [
+    "*",
+    "accept-charset",
+    "accept-encoding",
+    "alt-used",
+    "client-ip",
+    "connection",
+    "content-length",
+    "cookie",
+    "cookie2",
+    "date",
+    "dnt",
+    "expect",
+    "forwarded",
+    "host",
+    "http2-settings",
+    "keep-alive",
+    "origin",
+    "referer",
+    "set-cookie",
+    "set-cookie2",
+    "te",
+    "trailer",
+    "transfer-encoding",
+    "true-client-ip",
+    "upgrade",
+    "via",
+    "x-client-ip",
+    "x-cluster-client-ip",
+    "x-http-method",
+    "x-http-method-override",
+    "x-method-override",
+    "x-original-url",
+    "x-real-ip",
+];
+const DENIED_PREFIXES: [&str; 4] = ["access-control-", "proxy-", "sec-", "x-forwarded-"];
 /// `Access-Control-Max-Age`; the maximum that Chromium accepts.
 const PREFLIGHT_MAX_AGE_S: u32 = 7200;
 
@@ -89,13 +132,53 @@ impl Origins {
 
     /// Adds the headers of a preflight response. `is_allowed` is the result of
     /// [`Origins::apply_cors`]; `allow` lists the path's methods.
+    ///
+    /// A traced page sends `traceparent`, `baggage` and others by itself, so every header that the
+    /// preflight asks for is allowed unless it is denied: an allowed origin is trusted to send any
+    /// request that this server understands.
     pub fn preflight(is_allowed: bool, headers: Headers<'_>, allow: &'static str, response: &mut Response) {
-        if is_allowed && headers.get("Access-Control-Request-Method").is_some() {
+        if !is_allowed {
+            return;
+        }
+        response.vary("Access-Control-Request-Method");
+        response.vary("Access-Control-Request-Headers");
+        if headers.get("Access-Control-Request-Method").is_some() {
             response.header("Access-Control-Allow-Methods", allow);
-            response.header("Access-Control-Allow-Headers", ALLOWED_HEADERS);
+            response.header("Access-Control-Allow-Headers", allowed_headers(headers));
             response.header("Access-Control-Max-Age", PREFLIGHT_MAX_AGE_S);
         }
     }
+}
+
+/// [`ALLOWED_HEADERS`] and those that the preflight asks for and that are not denied. The bounds limit
+/// the work on an acceptor; a longer list is ignored.
+fn allowed_headers(headers: Headers<'_>) -> String {
+    let mut allowed = ALLOWED_HEADERS.to_owned();
+    let requested = || headers.all("Access-Control-Request-Headers");
+    if requested().map(<[u8]>::len).sum::<usize>() > REQUESTED_BYTES_MAX {
+        return allowed;
+    }
+    let names = requested().flat_map(|list| list.split(|byte| *byte == b','));
+    for name in names.take(REQUESTED_NAMES_MAX) {
+        let Ok(name) = str::from_utf8(name.trim_ascii()) else { continue };
+        let is_listed = |allowed: &str| allowed.split(", ").any(|listed| listed.eq_ignore_ascii_case(name));
+        if is_token(name) && !is_denied(name) && !is_listed(&allowed) {
+            allowed += ", ";
+            allowed += name;
+        }
+    }
+    allowed
+}
+
+/// Whether `name` is a header name (RFC 9110, 5.6.2).
+fn is_token(name: &str) -> bool {
+    !name.is_empty()
+        && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte))
+}
+
+fn is_denied(name: &str) -> bool {
+    let name = name.to_ascii_lowercase();
+    DENIED_HEADERS.contains(&name.as_str()) || DENIED_PREFIXES.iter().any(|prefix| name.starts_with(prefix))
 }
 
 #[cfg(test)]
@@ -140,6 +223,104 @@ mod tests {
             Some("https://a.example"),
             "Vary: Origin|Access-Control-Allow-Origin: https://a.example",
         );
+    }
+
+    #[track_caller]
+    fn check_requested(requested: &[&str], allowed: &[&str]) {
+        let mut fields = vec![httparse::Header { name: "Access-Control-Request-Method", value: b"POST" }];
+        fields.extend(
+            requested.iter().map(|list| httparse::Header {
+                name: "access-control-request-headers",
+                value: list.as_bytes(),
+            }),
+        );
+        let mut response = Response::default();
+        Origins::preflight(true, Headers(&fields), "POST", &mut response);
+        let lines = String::from_utf8(response.headers).unwrap();
+        let line = lines.lines().find_map(|line| line.strip_prefix("Access-Control-Allow-Headers: "));
+        let added = line.and_then(|line| line.strip_prefix(ALLOWED_HEADERS)).unwrap();
+        assert_eq!(added.split(", ").skip(1).collect::<Vec<_>>(), allowed, "{requested:?}");
+        assert!(
+            lines.contains("Vary: Access-Control-Request-Method, Access-Control-Request-Headers\r\n"),
+            "{lines}"
+        );
+    }
+
+    #[test]
+    fn preflight_allows_requested_headers_that_are_not_denied() {
+        check_requested(&[], &[]);
+        check_requested(
+            &["traceparent,tracestate,baggage,sentry-trace"],
+            &["traceparent", "tracestate", "baggage", "sentry-trace"],
+        );
+        check_requested(
+            &["X-B3-TraceId, x-datadog-origin", "b3"],
+            &["X-B3-TraceId", "x-datadog-origin", "b3"],
+        );
+        check_requested(&["content-type, IDEMPOTENCY-KEY, a, A, a"], &["a"]);
+        for denied in DENIED_HEADERS {
+            check_requested(&[&denied.to_uppercase(), "b"], &["b"]);
+        }
+        check_requested(&["Sec-Fetch-Mode, proxy-authorization, x-forwarded-for, access-control-x"], &[]);
+        check_requested(&["x-forwarded, second, proxyx"], &["x-forwarded", "second", "proxyx"]);
+        // Not header names.
+        check_requested(&["a b, \"c\", d\u{e4}, e:, , f/g,h"], &["h"]);
+        let longest = "x".repeat(REQUESTED_BYTES_MAX);
+        check_requested(&[&longest], &[&longest]);
+        check_requested(&[&longest, "y"], &[]);
+        let names: Vec<String> = (0..=REQUESTED_NAMES_MAX).map(|nth| format!("n{nth}")).collect();
+        let names: Vec<&str> = names.iter().map(String::as_str).collect();
+        check_requested(&[&names.join(",")], &names[..REQUESTED_NAMES_MAX]);
+    }
+
+    /// Header lines that no page needs to read: those that browsers read themselves, and safelisted
+    /// ones (Fetch standard, "CORS-safelisted response-header").
+    const UNEXPOSED: [&str; 10] = [
+        "Access-Control-Allow-Headers",
+        "Access-Control-Allow-Methods",
+        "Access-Control-Allow-Origin",
+        "Access-Control-Expose-Headers",
+        "Access-Control-Max-Age",
+        "Cache-Control",
+        "Content-Security-Policy",
+        "Content-Type",
+        "Referrer-Policy",
+        "X-Content-Type-Options",
+    ];
+
+    /// The names in `response.header("NAME", …)` below `directory`.
+    fn written_headers(directory: &std::path::Path, names: &mut std::collections::BTreeSet<String>) {
+        for entry in std::fs::read_dir(directory).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                written_headers(&path, names);
+            } else if path.extension().is_some_and(|extension| extension == "rs") {
+                let source = std::fs::read_to_string(&path).unwrap();
+                let shipped = source.split("#[cfg(test)]").next().unwrap();
+                for call in shipped.split("response.header(").skip(1) {
+                    if let Some((name, _)) =
+                        call.trim_start().strip_prefix('"').and_then(|call| call.split_once('"'))
+                    {
+                        names.insert(name.to_owned());
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn pages_can_read_every_header_that_the_server_writes() {
+        let mut names = std::collections::BTreeSet::from(["Vary".to_owned(), "Date".to_owned()]);
+        written_headers(&std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("src"), &mut names);
+        assert!(names.contains("Durability") && names.contains("Retry-After"), "{names:?}");
+        let exposed: Vec<&str> = EXPOSED_HEADERS.split(", ").collect();
+        for name in &names {
+            let is_exposed = exposed.contains(&name.as_str());
+            assert_ne!(is_exposed, UNEXPOSED.contains(&name.as_str()), "{name}");
+        }
+        for name in exposed {
+            assert!(names.contains(name), "no response has {name}");
+        }
     }
 
     #[test]

@@ -261,15 +261,23 @@ fn cors_lets_pages_of_listed_origins_send_and_read() {
         &[
             origin,
             ("Access-Control-Request-Method", "POST"),
-            ("Access-Control-Request-Headers", "idempotency-key"),
+            ("Access-Control-Request-Headers", "baggage,idempotency-key,sentry-trace,traceparent,cookie"),
         ],
         b"",
     ));
     assert_eq!(preflight.status, 204);
     assert_eq!(preflight.header("Access-Control-Allow-Origin"), Some(origin.1));
-    assert_eq!(preflight.header("Vary"), Some("Origin"));
+    assert_eq!(
+        preflight.header("Vary"),
+        Some("Origin, Access-Control-Request-Method, Access-Control-Request-Headers")
+    );
     assert!(preflight.header("Access-Control-Allow-Methods").unwrap().contains("POST"));
     assert!(preflight.header("Access-Control-Allow-Headers").unwrap().contains("Idempotency-Key"));
+    let allowed: Vec<&str> = preflight.header("Access-Control-Allow-Headers").unwrap().split(", ").collect();
+    for name in ["baggage", "sentry-trace", "traceparent"] {
+        assert!(allowed.contains(&name), "a traced page sends {name}, allowed are {allowed:?}");
+    }
+    assert!(!allowed.contains(&"cookie"), "{allowed:?}");
     assert!(preflight.header("Access-Control-Max-Age").is_some());
     let stranger = client.exchange(&request(
         "OPTIONS",
@@ -292,7 +300,11 @@ fn cors_lets_pages_of_listed_origins_send_and_read() {
         let reply = client.exchange(&request(method, path, &headers, body.as_bytes()));
         assert_eq!(reply.status, status, "{method} {path}");
         assert_eq!(reply.header("Access-Control-Allow-Origin"), Some(origin.1), "{method} {path}");
-        assert!(reply.header("Access-Control-Expose-Headers").unwrap().contains("Retry-After"));
+        let exposed = reply.header("Access-Control-Expose-Headers").unwrap();
+        for name in ["Durability", "Retry-After", "RateLimit", "RateLimit-Policy", "ETag", "WWW-Authenticate"]
+        {
+            assert!(exposed.split(", ").any(|exposed| exposed == name), "{name} is not among {exposed}");
+        }
         assert_eq!(reply.header("Access-Control-Allow-Credentials"), None);
     }
     wait_for_drain(&server);
