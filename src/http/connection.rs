@@ -109,6 +109,14 @@ impl Connection {
         self.session.buffered_bytes() + self.output.capacity() + self.transport.buffered_bytes()
     }
 
+    /// The bytes that all connections of the acceptor may buffer before this one is dropped. Above the
+    /// limit itself a request gets a 503, but a handshake cannot get a response.
+    #[cold]
+    pub(super) fn buffered_bytes_max(&self, limits: &HttpLimits) -> usize {
+        let limit = limits.connection_memory_bytes_max;
+        if self.transport.is_handshaking() { limit } else { limit.saturating_mul(2) }
+    }
+
     /// Whether no request has begun and no output is unsent.
     pub(super) fn is_idle(&self) -> bool {
         self.lingering.is_none() && !self.has_unsent() && self.session.is_idle()

@@ -253,10 +253,10 @@ impl<H: Handler> Acceptor<H> {
         self.ctx.buffered_bytes = self.ctx.buffered_bytes - connection.accounted_bytes + buffered_bytes;
         connection.accounted_bytes = buffered_bytes;
         if buffered_bytes > HttpLimits::EXEMPT_BYTES
-            && self.ctx.buffered_bytes > self.ctx.limits.connection_memory_bytes_max.saturating_mul(2)
+            && self.ctx.buffered_bytes > connection.buffered_bytes_max(&self.ctx.limits)
         {
             if let Some(suppressed) = DROPPED_LOG.due(self.ctx.now) {
-                log::warn!(suppressed; "dropping a connection: buffered bytes exceed twice the connection memory limit");
+                log::warn!(suppressed; "dropping a connection: buffered bytes exceed the connection memory limit");
             }
             self.ctx.stats.rejected.fetch_add(1, Ordering::Relaxed);
             self.close(token);

@@ -36,7 +36,8 @@ pub struct HttpLimits {
     pub response_buffer_bytes_max: usize,
     /// Bytes of incomplete requests and unsent responses that one acceptor buffers over all
     /// connections. Above the limit, a request of more than [`HttpLimits::EXEMPT_BYTES`] gets a
-    /// 503; above twice the limit, a connection that buffers more than that is dropped.
+    /// 503; above twice the limit, or within a TLS handshake, a connection that buffers more than that
+    /// is dropped.
     pub connection_memory_bytes_max: usize,
     /// How long a closing connection discards input, so that the client can read the last response.
     pub linger_timeout: Duration,

@@ -206,6 +206,41 @@ fn handshake_is_bounded_by_the_header_timeout() {
     assert_eq!(sans_io_harness::statuses(&read_all(&mut client)), [200]);
 }
 
+/// The first 60,000 bytes of a client hello of 65,000.
+fn unfinished_client_hello() -> Vec<u8> {
+    let mut message = vec![1, 0, 0xfd, 0xe8, 3, 3];
+    message.resize(60_000, 0);
+    let records = message.chunks(16_384);
+    records
+        .flat_map(|part| {
+            let length = u16::try_from(part.len()).unwrap().to_be_bytes();
+            [&[22, 3, 1], &length[..], part].concat()
+        })
+        .collect()
+}
+
+#[test]
+fn unfinished_handshakes_count_toward_the_memory_limit() {
+    const HELD_MAX: usize = 4;
+    let limits = HttpLimits { connection_memory_bytes_max: HELD_MAX * 65_536, ..HttpLimits::default() };
+    let (server, trusted, _files, _) = start_tls("hello", limits);
+    let clients: Vec<_> = (0..40)
+        .map(|_| {
+            let mut client = server.connect();
+            // The server may drop it before it has sent everything.
+            client.0.write_all(&unfinished_client_hello()).ok();
+            client
+        })
+        .collect();
+    wait_until(|| server.stats.rejected() >= 40 - HELD_MAX as u64);
+    // Small handshakes are served meanwhile.
+    let mut client = tls_client(server.connect().0, &trusted);
+    client.write_all(LAST).unwrap();
+    assert_eq!(sans_io_harness::statuses(&read_all(&mut client)), [200]);
+    drop(clients);
+    wait_until(|| server.stats.connections() == 0);
+}
+
 #[test]
 fn reloaded_certificate_applies_to_new_connections_and_a_bad_one_is_ignored() {
     let (server, trusted, files, identity) = start_tls("reload", HttpLimits::default());

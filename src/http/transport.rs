@@ -18,6 +18,8 @@ const TLS_HANDSHAKE_RECORD: u8 = 22;
 /// Records without application data that one read processes, so that a client that sends only those
 /// cannot monopolize a turn.
 const EMPTY_READS_MAX: u32 = 16;
+/// The most that rustls reads at a time, and space that it allocates for.
+const TLS_READ_BYTES: usize = 4096;
 /// Limit on buffered TLS records; plaintext beyond it stays in the connection's output buffer.
 const TLS_OUTPUT_BYTES_MAX: usize = 64 * 1024;
 
@@ -32,6 +34,9 @@ struct TlsTransport {
     connection: ServerConnection,
     /// The first byte was received and is that of a handshake record.
     handshake_seen: bool,
+    /// Bytes received since a message was last complete: an upper bound of those that rustls buffers,
+    /// up to 64 KiB during a handshake.
+    incomplete_bytes: usize,
     /// No `close_notify` may be sent any more: it was sent, or the client violated the protocol.
     closed: bool,
 }
@@ -49,7 +54,7 @@ impl Transport {
     pub(super) fn new(stream: TcpStream, tls: Option<ServerConnection>) -> Self {
         let tls = tls.map(|mut connection| {
             connection.set_buffer_limit(Some(TLS_OUTPUT_BYTES_MAX));
-            Box::new(TlsTransport { connection, handshake_seen: false, closed: false })
+            Box::new(TlsTransport { connection, handshake_seen: false, incomplete_bytes: 0, closed: false })
         });
         Self { stream, tls }
     }
@@ -107,7 +112,9 @@ impl Transport {
 
     /// An upper bound of the bytes buffered in the TLS layer.
     pub(super) fn buffered_bytes(&self) -> usize {
-        if self.has_unsent_records() { TLS_OUTPUT_BYTES_MAX } else { 0 }
+        let Some(tls) = &self.tls else { return 0 };
+        let unsent = if tls.connection.wants_write() { TLS_OUTPUT_BYTES_MAX } else { 0 };
+        unsent + tls.incomplete_capacity()
     }
 
     /// Shuts down the write side, after a `close_notify` under TLS.
@@ -145,6 +152,14 @@ impl Transport {
 }
 
 impl TlsTransport {
+    /// Bytes allocated for an incomplete message: the buffer of rustls doubles.
+    fn incomplete_capacity(&self) -> usize {
+        match self.incomplete_bytes {
+            0 => 0,
+            bytes => (bytes + TLS_READ_BYTES).next_power_of_two(),
+        }
+    }
+
     fn read(&mut self, stream: &mut TcpStream, into: &mut [u8]) -> io::Result<usize> {
         if !self.handshake_seen {
             let mut first = [0];
@@ -162,10 +177,17 @@ impl TlsTransport {
                 Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok(0),
                 read => return read,
             }
-            if self.connection.read_tls(stream)? == 0 {
+            let received = self.connection.read_tls(stream)?;
+            if received == 0 {
                 return Ok(0);
             }
             let good = self.connection.process_new_packets();
+            // Plaintext, or an answer of the handshake, shows that a message was complete. At most the
+            // rest of this read is left.
+            let is_complete = good
+                .as_ref()
+                .is_ok_and(|state| state.plaintext_bytes_to_read() + state.tls_bytes_to_write() > 0);
+            self.incomplete_bytes = if is_complete { 0 } else { self.incomplete_bytes + received };
             // The next handshake message, or the alert for the error.
             let sent = self.flush(stream);
             if let Err(error) = good {

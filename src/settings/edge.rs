@@ -75,7 +75,8 @@ impl EdgeSettings {
                 "MAX_CONNECTION_MEMORY_BYTES",
                 256 << 20,
                 1 << 20..=(1 << 35) - 1,
-                "Maximum bytes of incomplete requests and unsent responses, over all connections",
+                "Maximum bytes of incomplete requests and TLS messages, and of unsent responses, over all \
+                 connections",
             ),
             response_timeout: from.millis(
                 "RESPONSE_TIMEOUT_MS",
