@@ -355,6 +355,49 @@ mod tests {
     }
 
     #[test]
+    fn every_operation_has_the_class_that_this_list_gives_it() {
+        const EXPECTED: &[&str] = &[
+            "POST /events Ingest",
+            "GET /events Query",
+            "GET /events/{event_id} Query",
+            "GET /stats Query",
+            "GET /live Probe",
+            "GET /ready Probe",
+            "GET /health Health",
+            "GET /health/buffer HealthDetails",
+            "GET /health/business HealthDetails",
+            "GET /health/database HealthDetails",
+            "GET /health/detailed HealthDetails",
+            "GET /metrics Metrics",
+            "GET /metrics/prometheus Metrics",
+            "POST /metrics/push Ingest",
+            "PUT /metrics/job/{job} Ingest",
+            "POST /metrics/job/{job} Ingest",
+            "DELETE /metrics/job/{job} Ingest",
+            "GET /metrics/pushed Metrics",
+            "DELETE /metrics/pushed Admin",
+            "GET /-/healthy Probe",
+            "GET /-/ready Probe",
+            "GET /api/v1/metrics Metrics",
+            "GET /api/v1/status Metrics",
+            "PUT /api/v1/admin/wipe Admin",
+            "GET / Public",
+            "GET /docs Public",
+            "GET /openapi.json Public",
+        ];
+        let of_spec = |spec: &RouteSpec| {
+            let line = |operation: &Operation| {
+                format!("{} {} {:?}", operation.method.name(), spec.label, operation.class)
+            };
+            spec.operations.iter().map(line).collect::<Vec<_>>()
+        };
+        let found: Vec<String> = ROUTES.iter().flat_map(of_spec).collect();
+        let (described, assets) = found.split_at(EXPECTED.len().min(found.len()));
+        assert_eq!(described, EXPECTED);
+        assert!(assets.iter().all(|line| line == "GET assets Public"), "{assets:?}");
+    }
+
+    #[test]
     fn a_route_has_the_label_and_class_of_its_row() {
         #[track_caller]
         fn check(method: Method, path: &str, label: &str, class: RouteClass) {

@@ -129,6 +129,62 @@ fn protected_routes_require_a_token_with_the_right_scope() {
 }
 
 #[test]
+fn every_way_to_read_events_requires_the_scope_and_the_services_of_the_token() {
+    let tokens = Tokens::new();
+    let writer = tokens.create("writer", "ingest", &[]);
+    let reader = tokens.create("reader", "query", &[]);
+    let shop = tokens.create("shop", "query", &["shop"]);
+    let scraper = tokens.create("scraper", "metrics", &[]);
+    let root = tokens.create("root", "admin", &[]);
+    let postgres = Postgres::start();
+    let server = Server::start_on(
+        &postgres,
+        &[("AUTH_TOKENS_FILE", tokens.path()), ("DRAIN_INTERVAL", "20"), ("RATE_LIMIT_QUERY", "0")],
+    );
+    let mut client = server.client();
+    for service in ["shop", "other"] {
+        id_of(&send(&mut client, &writer, "POST", "/events", &event(service, "m")));
+    }
+    until("both are stored", || postgres.stored() == 2);
+    let mut ask = |token: &str, method: &str, path: &str, accept: &str| {
+        let bearer = format!("Bearer {token}");
+        client.send(&request(method, path, &[("Authorization", &bearer), ("Accept", accept)], b""));
+        if method == "HEAD" { client.head_reply() } else { client.reply() }
+    };
+    for (path, accept) in
+        [("/events", JSON), ("/events", "application/x-ndjson"), ("/events", "text/csv"), ("/stats", JSON)]
+    {
+        for method in ["GET", "HEAD"] {
+            let mut status =
+                |token: &str, query: &str| ask(token, method, &format!("{path}{query}"), accept).status;
+            for token in [&reader, &root] {
+                assert_eq!(status(token, ""), 200, "{method} {path} as {accept}");
+            }
+            for token in [&writer, &scraper] {
+                assert_eq!(status(token, "?service=shop"), 403, "{method} {path} as {accept}");
+            }
+            assert_eq!(status(&shop, "?service=shop"), 200, "{method} {path} as {accept}");
+            for query in ["", "?service=other", "?service=shop2"] {
+                assert_eq!(status(&shop, query), 403, "{method} {path}{query} as {accept}");
+            }
+        }
+        let seen = ask(&shop, "GET", &format!("{path}?service=shop"), accept).text();
+        assert!(seen.contains("shop") && !seen.contains("other"), "{path} as {accept}: {seen}");
+    }
+
+    // Operations that delete the metrics of all clients need the scope admin.
+    for (method, path) in [("PUT", "/api/v1/admin/wipe"), ("DELETE", "/metrics/pushed?name=a")] {
+        for token in [&writer, &reader, &shop, &scraper] {
+            let refused = ask(token, method, path, JSON);
+            assert_eq!(refused.status, 403, "{method} {path}");
+            assert!(refused.text().contains("the scope admin"), "{}", refused.text());
+        }
+        let status = ask(&root, method, path, JSON).status;
+        assert!(matches!(status, 200 | 202), "{method} {path}: {status}");
+    }
+}
+
+#[test]
 fn sighup_reloads_tokens_and_an_invalid_file_keeps_the_old_ones() {
     let tokens = Tokens::new();
     let old = tokens.create("old", "ingest", &[]);
