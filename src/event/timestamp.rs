@@ -1,6 +1,7 @@
 //! Parses the two formats of a timestamp, RFC 3339 with an offset and an integer of epoch
 //! milliseconds, and checks its bounds. It must not depend on the JSON scanner.
 
+use std::fmt;
 use std::time::Duration;
 
 use crate::event::{MILLIS_END, Timestamp};
@@ -14,12 +15,53 @@ pub enum ParseTimestampError {
     InvalidFormat,
     #[error("must be a whole number of epoch milliseconds, without fraction or exponent")]
     NotAnInteger,
+    #[error("must be epoch milliseconds; the number looks like epoch {unit}: {}", .unit.conversion())]
+    WrongUnit { unit: EpochUnit },
     #[error("is before 1970")]
     BeforeEpoch,
     #[error("is older than the {} days of the retention", days(.0))]
     TooOld(Duration),
     #[error("is more than {} ms ahead of the server's clock", .0.as_millis())]
     TooFarAhead(Duration),
+}
+
+/// A unit of time since 1970 that a client may send in place of milliseconds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum EpochUnit {
+    Seconds,
+    Microseconds,
+    Nanoseconds,
+}
+
+impl EpochUnit {
+    /// The unit in which `number` is a time from 2001 to 2286. These are numbers of 10, 16 and 19
+    /// digits; as milliseconds they are times before May 1970, or after all ids.
+    fn of(number: f64) -> Option<Self> {
+        match number {
+            1e9..1e10 => Some(Self::Seconds),
+            1e15..1e16 => Some(Self::Microseconds),
+            1e18..1e19 => Some(Self::Nanoseconds),
+            _ => None,
+        }
+    }
+
+    fn conversion(self) -> &'static str {
+        match self {
+            Self::Seconds => "multiply it by 1000",
+            Self::Microseconds => "divide it by 1000",
+            Self::Nanoseconds => "divide it by 1000000",
+        }
+    }
+}
+
+impl fmt::Display for EpochUnit {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Seconds => "seconds",
+            Self::Microseconds => "microseconds",
+            Self::Nanoseconds => "nanoseconds",
+        })
+    }
 }
 
 fn days(retention: &Duration) -> u64 {
@@ -62,19 +104,35 @@ impl TimestampBounds {
 }
 
 /// Parses epoch milliseconds: a JSON number without fraction and exponent. `-0` is 0. A number
-/// beyond 64 bits saturates and is thus out of every range.
+/// beyond 64 bits saturates and is thus out of every range. A number that is a present time in
+/// another unit is an error at whatever place: a time in the first months of 1970 must be given in
+/// RFC 3339.
 pub fn parse_epoch_millis(number: &[u8]) -> Result<Timestamp, ParseTimestampError> {
     let (negative, digits) = match number.strip_prefix(b"-") {
         Some(digits) => (true, digits),
         None => (false, number),
     };
     if digits.is_empty() || !digits.iter().all(u8::is_ascii_digit) {
-        return Err(ParseTimestampError::NotAnInteger);
+        return Err(wrong_unit(number).unwrap_or(ParseTimestampError::NotAnInteger));
+    }
+    if matches!(digits.len(), 10 | 16 | 19)
+        && let Some(error) = wrong_unit(number)
+    {
+        return Err(error);
     }
     let size = digits
         .iter()
         .fold(0_i64, |size, digit| size.saturating_mul(10).saturating_add(i64::from(digit - b'0')));
     Ok(Timestamp::from_millis(if negative { -size } else { size }))
+}
+
+/// The error of a number that looks like a time in another unit. Clients send seconds with a
+/// fraction, too.
+#[cold]
+fn wrong_unit(number: &[u8]) -> Option<ParseTimestampError> {
+    let is_number = number.iter().all(|byte| byte.is_ascii_digit() || b"+-.eE".contains(byte));
+    let number = str::from_utf8(number).ok().filter(|_| is_number)?.parse().ok()?;
+    EpochUnit::of(number).map(|unit| ParseTimestampError::WrongUnit { unit })
 }
 
 /// Parses RFC 3339; a space or `t` is allowed for `T`, as in the RFC. Digits beyond microseconds
@@ -261,6 +319,35 @@ mod tests {
         for number in ["1.0", "1e3", "1E3", "", "-", "1700000000123.5"] {
             check_millis(number, Err(ParseTimestampError::NotAnInteger));
         }
+    }
+
+    #[test]
+    fn parse_epoch_millis_names_the_unit_of_a_present_time() {
+        use EpochUnit::{Microseconds, Nanoseconds, Seconds};
+        let wrong = |number: &str, unit| check_millis(number, Err(ParseTimestampError::WrongUnit { unit }));
+        for number in ["1000000000", "1795435200", "9999999999", "1795435200.123", "1.7954352e9", "1.8E+9"] {
+            wrong(number, Seconds);
+        }
+        for number in ["1000000000000000", "1795435200123456", "9999999999999000", "1795435200123456.5"] {
+            wrong(number, Microseconds);
+        }
+        for number in ["1000000000000000000", "1795435200123456789", "9000000000000000000", "1.795435200e18"]
+        {
+            wrong(number, Nanoseconds);
+        }
+        for millis in [0, 999_999_999, 10_000_000_000, 1_795_435_200_123, 281_474_976_710_655] {
+            check_millis(&millis.to_string(), Ok(millis * 1000));
+        }
+        check_millis("-1795435200", Ok(-1_795_435_200_000));
+        check_millis("99999999999999999", Ok(i64::MAX));
+        for number in ["1795435200123.5", "1.795e12", "1e400", "1795435200s", "1..5"] {
+            check_millis(number, Err(ParseTimestampError::NotAnInteger));
+        }
+        let error = parse_epoch_millis(b"1795435200").unwrap_err().to_string();
+        assert_eq!(
+            error,
+            "must be epoch milliseconds; the number looks like epoch seconds: multiply it by 1000"
+        );
     }
 
     #[test]

@@ -198,7 +198,8 @@ fn decoder_reports_each_invalid_field() {
     check_rejected(&with("timestamp", "\"yesterday\""), &[("timestamp", "RFC 3339")]);
     check_rejected(&with("timestamp", "1795435200000.5"), &[("timestamp", "whole number")]);
     check_rejected(&with("timestamp", "1.7954352e12"), &[("timestamp", "whole number")]);
-    check_rejected(&with("timestamp", "1795435200"), &[("timestamp", "older than the 30 days")]);
+    check_rejected(&with("timestamp", "1792843199999"), &[("timestamp", "older than the 30 days")]);
+    check_rejected(&with("timestamp", "1795435200"), &[("timestamp", "looks like epoch seconds")]);
     check_rejected(&with("timestamp", "1795435500001"), &[("timestamp", "more than 300000 ms ahead")]);
     check_rejected(&with("timestamp", "-1"), &[("timestamp", "before 1970")]);
     check_rejected(

@@ -238,10 +238,13 @@ fn parse_text(value: String) -> Result<String, String> {
 
 fn parse_time(value: String) -> Result<Timestamp, String> {
     let mut bytes = value.into_bytes();
-    let number =
-        bytes.iter().all(|byte| byte.is_ascii_digit() || *byte == b'-') && bytes.first() != Some(&b'0');
+    let number = bytes.iter().all(|byte| byte.is_ascii_digit() || b"-.".contains(byte))
+        && bytes.first() != Some(&b'0');
     let read = if number || bytes == b"0" {
-        timestamp::parse_epoch_millis(&bytes).map_err(|_fault| ParseTimestampError::InvalidFormat)
+        timestamp::parse_epoch_millis(&bytes).map_err(|fault| {
+            let names_unit = matches!(fault, ParseTimestampError::WrongUnit { .. });
+            if names_unit { fault } else { ParseTimestampError::InvalidFormat }
+        })
     } else {
         // A `+` not encoded as %2B arrives as a space. RFC 3339 has no other space before the
         // offset.
@@ -416,6 +419,30 @@ mod tests {
         );
         let long = "n".repeat(9000);
         check_refused(&long, &[(&format!("{}...", "n".repeat(64)), "not a parameter")]);
+    }
+
+    #[test]
+    fn a_time_in_another_unit_than_milliseconds_is_named() {
+        for (time, unit) in [
+            ("1795435200", "epoch seconds"),
+            ("1795435200.25", "epoch seconds"),
+            ("1795435200123456", "epoch microseconds"),
+            ("1795435200123456789", "epoch nanoseconds"),
+        ] {
+            check_refused(&format!("from={time}"), &[("from", unit)]);
+            check_refused(&format!("to={time}"), &[("to", unit)]);
+            for name in ["from", "to"] {
+                let query = format!("{name}={time}");
+                for errors in [
+                    Query::parse_stats(&query, NOW).unwrap_err(),
+                    Query::parse_export(&query, NOW).unwrap_err(),
+                ] {
+                    assert!(errors.listed()[0].detail.contains(unit), "{query}");
+                }
+            }
+        }
+        check_refused("from=1795435200123.5", &[("from", "RFC 3339")]);
+        check_refused("from=2026-11-23", &[("from", "RFC 3339")]);
     }
 
     #[test]
