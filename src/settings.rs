@@ -306,12 +306,11 @@ impl Settings {
                 1..=36_500,
                 "Days that events are kept; older events are rejected",
             ),
-            retention_schedule: from.parsed(
+            retention_schedule: from.described(
                 "RETENTION_CRON_SCHEDULE",
                 schedule::DEFAULT,
-                "a cron expression of 5 or 6 fields that matches any time",
-                "When expired events are removed: a cron expression of 5 fields, or 6 with seconds \
-                 first, in UTC",
+                "When expired events are removed, in UTC: a cron expression as in crontab(5), of 5 fields, \
+                 or 6 with seconds first, or @hourly, @daily, @weekly, @monthly, @yearly",
             ),
             clock_skew_max: from.millis(
                 "MAX_CLOCK_SKEW_MS",

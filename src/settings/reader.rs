@@ -146,15 +146,25 @@ impl SettingsReader<'_> {
         })
     }
 
+    /// A value whose parse error describes the expected form.
+    pub(super) fn described<T: FromStr<Err: std::fmt::Display>>(
+        &mut self,
+        name: &'static str,
+        default: &str,
+        help: &'static str,
+    ) -> T {
+        self.read(Setting::new(name, default, help), |text| {
+            text.parse().map_err(|wanted: T::Err| wanted.to_string())
+        })
+    }
+
     /// A comma-separated list, by default empty, whose parse error describes the expected form.
     pub(super) fn list<T: FromStr<Err: std::fmt::Display>>(
         &mut self,
         name: &'static str,
         help: &'static str,
     ) -> T {
-        self.read(Setting::new(name, "", help), |text| {
-            text.parse().map_err(|wanted: T::Err| wanted.to_string())
-        })
+        self.described(name, "", help)
     }
 
     /// One of `choices`; the first is the default.
