@@ -44,7 +44,7 @@ fn decode(ingest: &mut IngestDecoder, format: BodyFormat, body: &[u8]) -> Outcom
     assert_eq!(ids, decoded.ids());
     assert_eq!(ids.len(), decoded.accepted());
     let mut response = Response::default();
-    decoded.write_response(&mut response);
+    decoded.write_response(&[], &mut response);
     serde_json::from_slice::<Value>(&response.body).expect("a response is JSON");
     assert_eq!(response.status == 202, decoded.accepted() > 0);
     let outcome = Outcome { accepted: decoded.accepted(), rejected: decoded.rejected() };
@@ -57,7 +57,7 @@ fn decode(ingest: &mut IngestDecoder, format: BodyFormat, body: &[u8]) -> Outcom
     assert_eq!((sliced.ids().len(), sliced.bytes(), sliced.rejected()), (ids, bytes, outcome.rejected));
     if outcome.accepted == 0 {
         let mut again = Response::default();
-        sliced.write_response(&mut again);
+        sliced.write_response(&[], &mut again);
         assert_eq!(again.body, response.body);
     }
     outcome

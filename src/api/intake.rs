@@ -18,7 +18,7 @@ use crate::http::{
     problem,
 };
 use crate::ingest::{
-    self, BodyFormat, DecodedRequest, IngestDecoder, IngestHeaders, IngestLimits, RetainedHeaders,
+    self, BodyFormat, DecodedRequest, IngestDecoder, IngestHeaders, IngestLimits, RecentIds, RetainedHeaders,
 };
 use crate::journal::Durability;
 use crate::lifecycle::LifecyclePhase;
@@ -67,6 +67,7 @@ pub(super) struct Intake {
     ingest: IngestDecoder,
     decompressor: Decompressor,
     admission: Admission,
+    recent_ids: RecentIds,
     /// The lowest durability level that a response of this turn waits for.
     awaited_level: Option<Durability>,
 }
@@ -93,6 +94,7 @@ impl Intake {
             ingest: IngestDecoder::new(limits, rng),
             decompressor: Decompressor::new(DecompressLimits::new(limits.decompressed_bytes_max)),
             admission: Admission { acceptor, durability, clock: status.clock.clone(), status },
+            recent_ids: RecentIds::default(),
             awaited_level: None,
         }
     }
@@ -105,7 +107,7 @@ impl Intake {
         request: &Request<'_>,
         response: &mut Response,
     ) -> IntakeOutcome {
-        let Self { ingest, decompressor, admission, .. } = self;
+        let Self { ingest, decompressor, admission, recent_ids, .. } = self;
         let Some(headers) = admission.check_request(services, request, response) else {
             return IntakeOutcome::Answered;
         };
@@ -130,7 +132,7 @@ impl Intake {
             response.work_bytes = body.len() * DECOMPRESS_COST_FACTOR;
         }
         let decoded = ingest.decode(headers, body, admission.clock.wall());
-        let outcome = admission.admit(headers, &decoded, response);
+        let outcome = admission.admit(headers, &decoded, recent_ids, response);
         decompressor.release();
         outcome
     }
@@ -178,7 +180,7 @@ impl Intake {
         if !ingest.decode_slice(headers, body, *now, DECODE_SLICE_BYTES) {
             return IntakeOutcome::Yield(LongBody(Some(state)));
         }
-        admission.admit(headers, &ingest.decoded(), response)
+        admission.admit(headers, &ingest.decoded(), &mut self.recent_ids, response)
     }
 
     /// Fulfils `promise` with `response` once the events are durable at `level`, or with 503 if
@@ -275,6 +277,7 @@ impl Admission {
         &self,
         headers: IngestHeaders<'_>,
         decoded: &DecodedRequest<'_>,
+        recent_ids: &mut RecentIds,
         response: &mut Response,
     ) -> IntakeOutcome {
         let (ledger, journal) = (&self.status.ledger, &self.status.journal);
@@ -284,7 +287,7 @@ impl Admission {
         let rows =
             u32::try_from(decoded.accepted()).expect("BUG: a body is limited to far fewer than 2^32 events");
         if rows == 0 {
-            decoded.write_response(response);
+            decoded.write_response(&[], response);
             return IntakeOutcome::Answered;
         }
         let level = headers.durability.unwrap_or(self.durability);
@@ -298,7 +301,7 @@ impl Admission {
         let size = (rows, decoded.bytes());
         match self.status.buffer.admit(self.acceptor, size, admitted_at, decoded.blocks(), append) {
             Ok(()) => {
-                decoded.write_response(response);
+                decoded.write_response(recent_ids.admit(decoded), response);
                 response.header("Durability", level.name());
                 return IntakeOutcome::Admitted(level);
             }

@@ -101,6 +101,11 @@ impl EventId {
         Self::compose(millis, 0x80, hash)
     }
 
+    /// Whether the id is derived from an idempotency key: version 8.
+    pub const fn is_keyed(&self) -> bool {
+        self.0[6] >> 4 == 8
+    }
+
     /// The lower bound of the ids of events of `millis` or later: the start of a partition or
     /// range.
     pub fn floor(millis: u64) -> Self {

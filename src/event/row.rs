@@ -75,6 +75,17 @@ pub fn append_metadata(out: &mut Vec<u8>, json: Option<&[u8]>) {
     }
 }
 
+/// Replaces the id of the row at the start of `row`.
+pub fn set_id(row: &mut [u8], id: EventId) {
+    row[ID_AT..ID_AT + 16].copy_from_slice(id.bytes());
+}
+
+/// The bytes of a row that hold the event's own content: the timestamp; service, message and
+/// metadata, each with its length. Equal events have equal content, and different ones do not.
+pub fn content(row: &[u8]) -> [&[u8]; 2] {
+    [&row[TIMESTAMP_AT..TIMESTAMP_AT + 8], &row[SERVICE_AT..]]
+}
+
 /// A borrowed view of one row.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Row<'a> {

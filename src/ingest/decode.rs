@@ -3,8 +3,9 @@
 //! caller.
 
 use super::encode::{self, EventParts};
-use super::idempotency::{self, HeaderKey};
+use super::idempotency::{self, ContentDigest, HeaderKey};
 use super::row_sink::RowSink;
+use crate::event::row;
 use crate::event::timestamp::{self, ParseTimestampError, TimestampBounds};
 use crate::event::{
     EventId, KEY_BYTES_MAX, MESSAGE_BYTES_MAX, METADATA_BYTES_MAX, SERVICE_BYTES_MAX, Timestamp,
@@ -57,7 +58,7 @@ impl DecodeContext<'_> {
 /// The container of an event.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum EventContainer {
-    /// The event is the whole body. Its id is not derived from an index.
+    /// The event is the whole body.
     Body,
     Array,
     /// The event is one line; no data may follow it.
@@ -360,20 +361,35 @@ fn finish(scanner: &Scanner<'_>, mut event: PartialEvent, context: &DecodeContex
             return reject_forbidden(sink, &name);
         }
     }
-    let millis = timestamp.millis().cast_unsigned();
     let id = match (event.key, context.key) {
-        (None, None) => EventId::random(millis, sink.random_bytes()),
+        (None, None) => EventId::random(timestamp.millis().cast_unsigned(), sink.random_bytes()),
         (Some(key), _) => {
             let (service, key) = sink.unescape_pair(&parts, service, key);
-            idempotency::keyed_event_id(millis, service, key, None)
+            let id = idempotency::event_key_id(timestamp, service, key);
+            sink.has_keyed_ids = true;
+            id
         }
-        (None, Some(key)) => {
-            let index = (context.container != EventContainer::Body).then(|| sink.index());
-            let (service, _) = sink.unescape_pair(&parts, service, JsonString::default());
-            idempotency::keyed_event_id(millis, service, key.bytes(), index)
-        }
+        (None, Some(key)) => return accept_by_content(sink, key, timestamp, context.now, &parts),
     };
     encode::encode_row(&mut sink.rows, id, timestamp, context.now, &parts);
+    sink.accept(id);
+}
+
+/// Encodes an event whose id depends on its content and the request's key.
+fn accept_by_content(
+    sink: &mut RowSink,
+    key: HeaderKey<'_>,
+    timestamp: Timestamp,
+    now: Timestamp,
+    parts: &EventParts<'_>,
+) {
+    let begin = sink.rows.len();
+    // The content is hashed as the row has it; the id follows.
+    encode::encode_row(&mut sink.rows, EventId::floor(0), timestamp, now, parts);
+    let digest = ContentDigest::new(key, &sink.rows[begin..]);
+    let id = digest.event_id(timestamp, sink.content_counts.count(digest));
+    row::set_id(&mut sink.rows[begin..], id);
+    sink.has_keyed_ids = true;
     sink.accept(id);
 }
 

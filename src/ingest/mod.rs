@@ -10,6 +10,7 @@ pub mod idempotency;
 mod body_reader;
 mod decode;
 mod encode;
+mod recent_ids;
 mod response;
 mod row_sink;
 
@@ -23,6 +24,7 @@ use rand::rngs::StdRng;
 pub use headers::{
     BodyFormat, ENCODINGS, IngestHeaders, NDJSON_TYPES, ParseIngestHeadersError, RetainedHeaders,
 };
+pub use recent_ids::RecentIds;
 
 use crate::event::{EventId, Timestamp};
 use crate::http::{Response, problem};
@@ -146,6 +148,11 @@ impl<'a> DecodedRequest<'a> {
         self.sink.forbidden > 0 && self.sink.forbidden == self.sink.rejected && self.sink.ids.is_empty()
     }
 
+    /// Whether an id is derived from an idempotency key.
+    pub fn has_keyed_ids(&self) -> bool {
+        self.sink.has_keyed_ids
+    }
+
     /// Bytes of all rows.
     pub fn bytes(&self) -> usize {
         self.sink.rows.len()
@@ -171,7 +178,8 @@ impl<'a> DecodedRequest<'a> {
     }
 
     /// Writes the response to a request whose rows were all admitted, or that has no rows.
-    pub fn write_response(&self, response: &mut Response) {
-        response::write(self, response);
+    /// `duplicates` are the ids that [`RecentIds::admit`] returned.
+    pub fn write_response(&self, duplicates: &[EventId], response: &mut Response) {
+        response::write(self, duplicates, response);
     }
 }

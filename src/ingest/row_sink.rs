@@ -5,6 +5,7 @@ use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 
 use super::encode::{self, EventParts};
+use super::idempotency::ContentCounts;
 use crate::event::EventId;
 use crate::http::problem::FieldErrors;
 use crate::json::JsonString;
@@ -31,6 +32,10 @@ pub(super) struct RowSink {
     pub(super) rejected: u32,
     /// Rejected events that are valid but whose service the token may not write.
     pub(super) forbidden: u32,
+    /// Whether an id is derived from an idempotency key.
+    pub(super) has_keyed_ids: bool,
+    /// The equal events so far of a request with the header `Idempotency-Key`.
+    pub(super) content_counts: ContentCounts,
     open_block_rows: u32,
     rows_per_block_max: u32,
     rng: StdRng,
@@ -47,6 +52,8 @@ impl RowSink {
             errors: FieldErrors::default(),
             rejected: 0,
             forbidden: 0,
+            has_keyed_ids: false,
+            content_counts: ContentCounts::default(),
             open_block_rows: 0,
             rows_per_block_max,
             rng,
@@ -68,6 +75,10 @@ impl RowSink {
         self.errors.clear();
         self.rejected = 0;
         self.forbidden = 0;
+        if self.has_keyed_ids {
+            self.has_keyed_ids = false;
+            self.content_counts.clear();
+        }
         self.open_block_rows = 0;
         if self.rows.capacity() > RETAINED_BYTES {
             self.rows.shrink_to(RETAINED_BYTES);

@@ -1,5 +1,6 @@
 //! Tests of decoding: bodies and their expected rows, errors and responses.
 
+mod idempotency;
 mod invalid_events;
 mod properties;
 
@@ -73,7 +74,7 @@ fn rows_of(decoded: &DecodedRequest<'_>) -> Vec<DecodedRow> {
 /// The status and the JSON body of the response.
 fn response_of(decoded: &DecodedRequest<'_>) -> (u16, sonic_rs::Value) {
     let mut response = Response::default();
-    decoded.write_response(&mut response);
+    decoded.write_response(&[], &mut response);
     let expected = if response.status == 202 { "application/json" } else { problem::CONTENT_TYPE };
     assert_eq!(response.content_type, expected);
     (response.status, sonic_rs::from_slice(&response.body).unwrap())
@@ -298,44 +299,6 @@ fn blocks_hold_at_most_rows_per_block_max_rows() {
 }
 
 #[test]
-fn idempotency_key_gives_a_stable_id_and_no_key_a_random_one() {
-    let ids = |key: Option<&str>, format: BodyFormat, body: &str| {
-        let key = key.map(|key| HeaderKey::new(key.as_bytes()).unwrap());
-        ingest(9).decode(headers(format, key), body.as_bytes(), NOW).ids().to_vec()
-    };
-    let plain = with("message", "\"m\"");
-    let keyed = with("idempotency_key", "\"k\"");
-    let by_field = ids(None, BodyFormat::Json, &keyed);
-    assert_eq!(by_field[0].bytes()[6] >> 4, 8);
-    assert_eq!(
-        by_field,
-        ids(Some("other"), BodyFormat::Json, &keyed),
-        "the field takes precedence over the header"
-    );
-    assert_eq!(by_field, ids(Some("k"), BodyFormat::Json, &plain), "the id of a single event has no index");
-    assert_eq!(
-        by_field,
-        ids(None, BodyFormat::Json, &keyed.replace("\"k\"", "\"\\u006b\"").replace("\"s\"", "\"\\u0073\""))
-    );
-    assert_ne!(by_field, ids(None, BodyFormat::Json, &keyed.replace("\"s\"", "\"t\"")));
-    let batch = format!("[{plain},{keyed},5,{plain}]");
-    let by_header = ids(Some("k"), BodyFormat::Json, &batch);
-    assert_eq!(by_header.len(), 3);
-    assert_eq!(by_header[1], by_field[0]);
-    assert_ne!(by_header[0], by_header[2], "the hash includes the index");
-    assert_eq!(by_header, ids(Some("k"), BodyFormat::Ndjson, &format!("{plain}\n{keyed}\n5\n{plain}\n")));
-    assert_eq!(
-        by_header[2],
-        idempotency::keyed_event_id(1_795_435_200_000, b"s", b"k", Some(3)),
-        "rejected events count in the index"
-    );
-    let mut ingest = ingest(9);
-    let decoded = ingest.decode(json(), format!("[{plain},{plain}]").as_bytes(), NOW);
-    assert_ne!(decoded.ids()[0], decoded.ids()[1]);
-    assert!(decoded.ids().iter().all(|id| id.bytes()[6] >> 4 == 7));
-}
-
-#[test]
 fn decoder_rejects_each_event_of_a_service_that_the_token_may_not_write() {
     #[track_caller]
     fn check(body: &str, services: &[&str], status: u16, holds: &str) {
@@ -344,7 +307,7 @@ fn decoder_rejects_each_event_of_a_service_that_the_token_may_not_write() {
         let headers = IngestHeaders { services: Some(&services), ..json() };
         let decoded = ingest.decode(headers, body.as_bytes(), NOW);
         let mut response = Response::default();
-        decoded.write_response(&mut response);
+        decoded.write_response(&[], &mut response);
         let text = String::from_utf8(response.body).unwrap();
         assert_eq!(response.status, status, "{text}");
         assert!(text.contains(holds), "{text}");

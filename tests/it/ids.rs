@@ -1,9 +1,10 @@
 //! Event ids: they begin with the event's timestamp, and the same key gives the same id.
 
 use aurore_events::event::{EventId, Timestamp};
+use sonic_rs::JsonValueTrait;
 
 use crate::harness::client::{JSON, NDJSON, request};
-use crate::harness::events::{id_of, ids_of, keyed};
+use crate::harness::events::{id_of, ids_of, keyed, list};
 use crate::harness::{TestServer, event_at, now, wait_for_drain};
 
 #[track_caller]
@@ -12,6 +13,34 @@ fn check(id: &str, time: Timestamp, version: char) {
     assert_eq!(i64::try_from(parsed.millis()), Ok(time.millis()), "{id}");
     assert_eq!(id.chars().nth(14), Some(version), "{id}");
     assert!(matches!(id.chars().nth(19), Some('8' | '9' | 'a' | 'b')), "{id}: the variant of RFC 9562");
+}
+
+#[test]
+fn a_corrected_batch_with_the_same_key_stores_each_event_once_and_loses_none() {
+    let test = TestServer::start(&[]);
+    let mut client = test.server.client();
+    let mut post = |events: &[&str]| {
+        let headers = [("Content-Type", JSON), ("Idempotency-Key", "batch")];
+        let body = format!("[{}]", events.join(","));
+        client.exchange(&request("POST", "/events", &headers, body.as_bytes()))
+    };
+    let time = now();
+    let event = |message: &str| event_at(time, "s", message);
+    let (one, two, three) = (event("one"), event("two"), event("three"));
+    let bad = one.replace("\"s\"", "\"\"");
+    let first = post(&[&one, &bad, &two, &one]);
+    let ids = ids_of(&first);
+    assert_eq!(first.json()["rejected"].as_u64(), Some(1));
+    // Without the bad row and in another order; and with the row corrected.
+    let again = post(&[&two, &one, &one]);
+    assert_eq!(ids_of(&again), [&*ids[1], &*ids[0], &*ids[2]]);
+    assert_eq!(list(&again.json()["duplicates"]).len(), 3, "{}", again.text());
+    let corrected = post(&[&one, &three, &two, &one]);
+    assert_eq!(list(&corrected.json()["duplicates"]).len(), 3, "{}", corrected.text());
+    wait_for_drain(&test.server);
+    let stored: String = test.postgres.value("SELECT string_agg(message, ' ' ORDER BY message) FROM events");
+    assert_eq!(stored, "one one three two");
+    assert_eq!(test.server.metric("events_duplicate_total"), 6);
 }
 
 #[test]
@@ -34,7 +63,7 @@ fn ids_begin_with_the_event_time_and_keyed_ids_are_deterministic() {
     check(&first, time, '8');
     assert_eq!(id_of(&client.post_json(keyed(time, "s", "k"))), first);
     // The same key with another service or time, and another key, give other ids.
-    let other_time = Timestamp::from_micros(time.micros() + 1_000);
+    let other_time = Timestamp::from_micros(time.micros() + 1);
     for other in [keyed(time, "t", "k"), keyed(other_time, "s", "k"), keyed(time, "s", "l")] {
         assert_ne!(id_of(&client.post_json(other)), first);
     }
@@ -43,7 +72,7 @@ fn ids_begin_with_the_event_time_and_keyed_ids_are_deterministic() {
         ids_of(&client.post_ndjson(&[keyed(time, "s", "b"), keyed(time, "s", "c"), keyed(time, "s", "b")]));
     assert_eq!(ids[0], ids[2]);
     assert_ne!(ids[0], ids[1]);
-    // By the header, for a whole request: key and index.
+    // By the header, for a whole request: key and content.
     let by_header = id_of(&client.exchange(&with_header("h", JSON, &pair[0])));
     check(&by_header, time, '8');
     assert_eq!(id_of(&client.exchange(&with_header("h", JSON, &pair[0]))), by_header);

@@ -167,7 +167,7 @@ fn decode_sliced<'a>(
 
 fn outcome_of(decoded: &DecodedRequest<'_>) -> (BodyShape, Vec<DecodedRow>, String) {
     let mut response = Response::default();
-    decoded.write_response(&mut response);
+    decoded.write_response(&[], &mut response);
     (decoded.shape(), rows_of(decoded), String::from_utf8(response.body).unwrap())
 }
 
