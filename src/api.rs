@@ -17,10 +17,11 @@ use crate::gateway::handlers::GatewayHandlers;
 use crate::health::status::{HealthPart, Status};
 use crate::http::content_negotiation::negotiate;
 use crate::http::gzip;
+use crate::http::problem::{self, ProblemKind};
 use crate::http::{
     Continuation, Handler, HandlerResult, HeadResult, Headers, Method, Promise, Refusal, Request, Response,
 };
-use crate::ingest::{IngestLimits, NDJSON_TYPES};
+use crate::ingest::{self, IngestLimits, NDJSON_TYPES};
 use crate::journal::Durability;
 use crate::metrics::HttpMetrics;
 use crate::metrics::text_format::ExpositionFormat;
@@ -101,7 +102,9 @@ impl ApiHandler {
         response: &mut Response,
     ) -> bool {
         match route {
-            Route::PostEvents => self.intake.accepts_head(request, response),
+            Route::PostEvents => {
+                accepts_ids(grant, request, response) && self.intake.accepts_head(request, response)
+            }
             Route::Gateway(page) => self.accepts_gateway_head(page, grant, request, response),
             // Their bodies are ignored.
             Route::ListEvents
@@ -136,6 +139,7 @@ impl ApiHandler {
                 self.query(&route, &grant, request, (label, started), response)
             }
             Route::Gateway(page) => self.handle_gateway(&page, &grant, request, (label, started), response),
+            Route::PostEvents if !accepts_ids(&grant, request, response) => HandlerResult::Done,
             Route::PostEvents => {
                 let policy_headers_len = response.headers.len();
                 let outcome = self.intake.post(grant.services.as_deref(), request, response);
@@ -290,6 +294,19 @@ impl ApiHandler {
             Some(_) | None => self.status.metrics_json(response),
         }
     }
+}
+
+/// Whether the client of a `POST /events` may choose the ids of events, if it asks for that. An id of
+/// its choice could take the place of another client's event. Writes a refusal if not.
+fn accepts_ids(grant: &Grant, request: &Request<'_>, response: &mut Response) -> bool {
+    let is_allowed = request.query.is_empty()
+        || (grant.admin && grant.services.is_none())
+        || ingest::keeps_ids(request.query) != Ok(true);
+    if !is_allowed {
+        let detail = "ids=keep needs a token with the scope admin that is not restricted to services";
+        problem::write(response, ProblemKind::Forbidden, detail);
+    }
+    is_allowed
 }
 
 impl Handler for ApiHandler {

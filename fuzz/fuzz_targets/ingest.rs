@@ -27,6 +27,7 @@ fn decode(ingest: &mut IngestDecoder, format: BodyFormat, body: &[u8]) -> Outcom
         key: None,
         durability: None,
         services: None,
+        keeps_ids: false,
     };
     let decoded = ingest.decode(headers, body, Timestamp::from_millis(NOW_MS));
     let (mut bytes, mut ids) = (0, Vec::new());

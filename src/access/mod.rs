@@ -109,12 +109,14 @@ pub struct Grant {
     pub services: Option<Services>,
     /// Whether the request may read metrics.
     pub metrics: bool,
+    /// Whether the request may do the work of an administrator.
+    pub admin: bool,
     /// Whether the request's origin may read the response (CORS).
     pub cors: bool,
 }
 
 impl Grant {
-    const ALL: Self = Self { services: None, metrics: true, cors: false };
+    const ALL: Self = Self { services: None, metrics: true, admin: true, cors: false };
 }
 
 /// Applies the access policy to the requests of one acceptor.
@@ -204,14 +206,19 @@ impl Gate {
                     forbid_scope(scope, response);
                     return None;
                 }
-                Grant { services: token.services.clone(), metrics: token.scopes.allow(Scope::Metrics), cors }
+                Grant {
+                    services: token.services.clone(),
+                    metrics: token.scopes.allow(Scope::Metrics),
+                    admin: token.scopes.allow(Scope::Admin),
+                    cors,
+                }
             }
             Credentials::Missing | Credentials::InvalidToken if class.scope().is_some() => {
                 require_token(matches!(credentials, Credentials::InvalidToken), response);
                 return None;
             }
             Credentials::Missing | Credentials::InvalidToken => {
-                Grant { services: None, metrics: false, cors }
+                Grant { services: None, metrics: false, admin: false, cors }
             }
         };
         Some(grant)

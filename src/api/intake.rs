@@ -233,8 +233,12 @@ impl Admission {
             problem::write(response, problem::ProblemKind::LengthRequired, detail);
             return None;
         }
-        let headers = match IngestHeaders::parse(request.headers) {
-            Ok(headers) => IngestHeaders { services, ..headers },
+        let parsed = IngestHeaders::parse(request.headers).and_then(|headers| {
+            let keeps_ids = !request.query.is_empty() && ingest::keeps_ids(request.query)?;
+            Ok(IngestHeaders { services, keeps_ids, ..headers })
+        });
+        let headers = match parsed {
+            Ok(headers) => headers,
             Err(error) => {
                 error.write_response(response);
                 return None;

@@ -106,6 +106,11 @@ impl EventId {
         self.0[6] >> 4 == 8
     }
 
+    /// Whether the id has the version and the variant of the ids that this server makes.
+    pub const fn is_composed(&self) -> bool {
+        matches!(self.0[6] >> 4, 7 | 8) && self.0[8] >> 6 == 0b10
+    }
+
     /// The lower bound of the ids of events of `millis` or later: the start of a partition or
     /// range.
     pub fn floor(millis: u64) -> Self {

@@ -11,7 +11,7 @@ use super::metric::{
 };
 use super::validate::{BUCKETS_MAX, LABELS_MAX, NAME_BYTES_MAX, VALUE_BYTES_MAX};
 use crate::http::problem::{ECHO_BYTES_MAX, FieldError, FieldErrors};
-use crate::json::text::{truncate, unescape};
+use crate::json::text::{BYTE_ORDER_MARK, truncate, unescape};
 use crate::json::{JsonValue, ParseJsonError, Scanner};
 
 /// The default buckets of an observation, in seconds, as in Prometheus' client libraries.
@@ -55,6 +55,7 @@ impl From<ParseJsonError> for ParsePushError {
 
 /// Parses a body. With `jobs` each metric must have one of these values in its label `job`.
 pub fn parse(body: &[u8], jobs: Option<&[Box<str>]>) -> Result<ParsedPush, ParsePushError> {
+    let body = body.strip_prefix(BYTE_ORDER_MARK).unwrap_or(body);
     if str::from_utf8(body).is_err() {
         return Err(ParsePushError::NotUtf8);
     }

@@ -100,6 +100,8 @@ const WINDOW_BYTES_RETAINED: u64 = 2 << 20;
 const GZIP_MAGIC: [u8; 3] = [0x1f, 0x8b, 8];
 /// CRC-32 and length of a gzip member.
 const GZIP_TRAILER_BYTES: usize = 8;
+/// Zeros that may follow the last gzip member: a block of any usual size.
+const PADDING_BYTES_MAX: usize = 64 * 1024;
 /// Bytes that are inflated between two checks of the bounds.
 const STEP_BYTES: usize = 64 * 1024;
 /// The same for zstd. A block is at most this large, so a step produces at least this many bytes
@@ -247,7 +249,7 @@ impl Decompressor {
             let before = self.decompressed.len();
             if self.inflate(&mut member, body)? {
                 self.at = body.len() - self.check_trailer(&member, &body[self.at..])?.len();
-                if self.at == body.len() {
+                if is_padding(&body[self.at..]) {
                     return Ok(true);
                 }
             } else {
@@ -424,6 +426,12 @@ fn zstd_error(error: &FrameDecoderError, otherwise: &'static str) -> DecompressB
         source = cause.source();
     }
     DecompressBodyError::Corrupt(ZSTD, otherwise)
+}
+
+/// Whether nothing but zeros follows the last member. `gzip` ignores them, since tools that write
+/// whole blocks append them.
+fn is_padding(rest: &[u8]) -> bool {
+    rest.len() <= PADDING_BYTES_MAX && rest.iter().all(|byte| *byte == 0)
 }
 
 /// Parses the header of a member (RFC 1952, 2.3). Returns the bytes after it.

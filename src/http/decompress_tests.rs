@@ -89,7 +89,7 @@ fn decompressor_accepts_concatenated_streams_and_rejects_trailing_garbage() {
         [(ContentCoding::Gzip, GZIP, gzip(b"one")), (ContentCoding::Zstd, ZSTD, zstd(b"one"))]
     {
         check(coding, &one.repeat(3), Ok(b"oneoneone"));
-        for garbage in [&b"\0"[..], b"\0\0\0\0\0\0", b"garbage behind it", b"\x1f\x8c\x08"] {
+        for garbage in [&b"\0x"[..], b"\0\0\0\0\0\0\x1f", b"garbage behind it", b"\x1f\x8c\x08"] {
             let error = decompressor().decode(coding, &[&one[..], garbage].concat()).unwrap_err();
             assert!(
                 matches!(error, DecompressBodyError::Corrupt(_, _) | DecompressBodyError::Truncated(_)),
@@ -102,6 +102,54 @@ fn decompressor_accepts_concatenated_streams_and_rejects_trailing_garbage() {
     let skipped = [&[0x50, 0x2a, 0x4d, 0x18, 2, 0, 0, 0, 7, 7][..], &zstd(PLAIN)].concat();
     check(ContentCoding::Zstd, &skipped, Ok(PLAIN));
     check(ContentCoding::Zstd, &skipped[..9], Err(DecompressBodyError::Truncated(ZSTD)));
+}
+
+#[test]
+fn zeros_after_the_last_gzip_member_are_padding() {
+    let zeros = vec![0; PADDING_BYTES_MAX + 1];
+    let one = gzip(b"one");
+    let padded = |zeros: &[u8]| [&one[..], zeros].concat();
+    for count in [1, 511, PADDING_BYTES_MAX] {
+        check(ContentCoding::Gzip, &padded(&zeros[..count]), Ok(b"one"));
+    }
+    let corrupt = DecompressBodyError::Corrupt(GZIP, "its magic number is wrong");
+    check(ContentCoding::Gzip, &padded(&zeros), Err(corrupt));
+    check(ContentCoding::Gzip, &[&padded(b"\0")[..], &one].concat(), Err(corrupt));
+    check(ContentCoding::Gzip, b"\0\0", Err(corrupt));
+    assert!(decompressor().decode(ContentCoding::Zstd, &[&zstd(b"one")[..], b"\0"].concat()).is_err());
+}
+
+#[test]
+fn zstd_windows_of_up_to_8_mib_are_accepted() {
+    // An empty frame: the window as exponent and mantissa, up to the largest but one of the format.
+    for window in 0..u8::MAX {
+        let frame = [0x28, 0xb5, 0x2f, 0xfd, 0, window, 1, 0, 0];
+        let expected = if window_bytes(&frame) <= 8 << 20 {
+            Ok(&b""[..])
+        } else {
+            Err(DecompressBodyError::WindowTooLarge)
+        };
+        assert_eq!(decompressor().decode(ContentCoding::Zstd, &frame), expected, "{window:#x}");
+    }
+    assert_eq!(window_bytes(&[0x28, 0xb5, 0x2f, 0xfd, 0, 13 << 3, 1, 0, 0]), 8 << 20);
+    // A frame without a window, whose content has this size: it is the window.
+    let single = |bytes: u32| {
+        let mut frame = vec![0x28, 0xb5, 0x2f, 0xfd, 0b1010_0000];
+        frame.extend_from_slice(&bytes.to_le_bytes());
+        let mut left = bytes;
+        while left > 0 {
+            let block = left.min(128 * 1024);
+            left -= block;
+            frame.extend_from_slice(&(block << 3 | 1 << 1 | u32::from(left == 0)).to_le_bytes()[..3]);
+            frame.push(b'x');
+        }
+        frame
+    };
+    let limits = DecompressLimits { ratio_max: usize::MAX, ..DecompressLimits::new(16 << 20) };
+    let length =
+        |bytes| Decompressor::new(limits).decode(ContentCoding::Zstd, &single(bytes)).map(<[u8]>::len);
+    assert_eq!(length(8 << 20), Ok(8 << 20));
+    assert_eq!(length((8 << 20) + 1), Err(DecompressBodyError::WindowTooLarge));
 }
 
 #[test]

@@ -10,6 +10,7 @@ use crate::event::timestamp::TimestampBounds;
 use crate::event::{EVENT_BYTES_MAX, Timestamp};
 use crate::http::problem::FieldError;
 use crate::json::scan;
+use crate::json::text::BYTE_ORDER_MARK;
 use crate::json::{ParseJsonError, Scanner};
 
 /// The fixed cost of an event, in bytes of ordinary events: decoding `{}` takes far more than its
@@ -54,6 +55,8 @@ enum ReadBodyError {
     EmptyArray,
     #[error("not an event object or an array of event objects")]
     NotEvents,
+    #[error("not JSON in a body of the type text/plain")]
+    Text,
     #[error("not UTF-8 at byte {0}")]
     NotUtf8(usize),
     #[error("not JSON: {0}")]
@@ -92,15 +95,22 @@ impl BodyReader {
             key: headers.key,
             container: EventContainer::Body,
             services: headers.services,
+            keeps_ids: headers.keeps_ids,
         };
-        let read = match headers.format {
-            BodyFormat::Json => self.read_json(sink, &context, body, budget),
-            BodyFormat::Ndjson => self.read_lines(
-                sink,
-                &DecodeContext { container: EventContainer::Line, ..context },
-                body,
-                budget,
-            ),
+        let read = if self.stage == ReadStage::CheckUtf8 && !self.check_utf8(body, budget) {
+            Ok(None)
+        } else {
+            match headers.format {
+                BodyFormat::Json | BodyFormat::Text => {
+                    self.read_json(sink, &context, headers.format, body, budget)
+                }
+                BodyFormat::Ndjson => self.read_lines(
+                    sink,
+                    &DecodeContext { container: EventContainer::Line, ..context },
+                    body,
+                    budget,
+                ),
+            }
         };
         match read {
             Ok(None) => return false,
@@ -112,14 +122,16 @@ impl BodyReader {
                     field: "body".into(),
                     detail: error.to_string(),
                 });
-                self.stage = ReadStage::Done(BodyShape::Malformed);
+                let is_text = error == ReadBodyError::Text;
+                self.stage = ReadStage::Done(if is_text { BodyShape::Text } else { BodyShape::Malformed });
             }
         }
         sink.end_block();
         true
     }
 
-    /// Validates the next slice as UTF-8. Returns whether the check of the whole body is complete.
+    /// Validates the next slice as UTF-8. Returns whether the check of the whole body is complete
+    /// and has left budget for decoding.
     fn check_utf8(&mut self, body: &[u8], budget: usize) -> bool {
         let end = body.len().min(self.at.saturating_add(budget.saturating_mul(UTF8_BUDGET_FACTOR)));
         match str::from_utf8(&body[self.at..end]) {
@@ -136,7 +148,7 @@ impl BodyReader {
             self.stage = ReadStage::Start;
             self.at = 0;
         }
-        complete
+        complete && body.len() <= budget
     }
 
     /// Reads a JSON body. Returns its shape once the whole body is read.
@@ -144,17 +156,18 @@ impl BodyReader {
         &mut self,
         sink: &mut RowSink,
         context: &DecodeContext<'_>,
+        format: BodyFormat,
         body: &[u8],
         budget: usize,
     ) -> Result<Option<BodyShape>, ReadBodyError> {
-        if self.stage == ReadStage::CheckUtf8 && (!self.check_utf8(body, budget) || body.len() > budget) {
-            return self.utf8_error.map_or(Ok(None), Err);
-        }
         if let Some(error) = self.utf8_error {
-            return Err(error);
+            return Err(if format == BodyFormat::Text { ReadBodyError::Text } else { error });
         }
         let mut left = budget;
         if self.stage == ReadStage::Start {
+            if self.at == 0 {
+                self.at = byte_order_mark_len(body);
+            }
             let Some(token) = self.next_token(body, &mut left) else { return Ok(None) };
             let begin = self.at;
             match token {
@@ -168,6 +181,7 @@ impl BodyReader {
                     self.stage = ReadStage::FirstElement;
                 }
                 _ if begin == body.len() => return Err(ReadBodyError::Empty),
+                _ if format == BodyFormat::Text => return Err(ReadBodyError::Text),
                 _ => {
                     let mut scanner = Scanner::resume(bound_event(body, begin), begin);
                     return Err(match scanner.value() {
@@ -232,9 +246,6 @@ impl BodyReader {
         body: &[u8],
         budget: usize,
     ) -> Result<Option<BodyShape>, ReadBodyError> {
-        if self.stage == ReadStage::CheckUtf8 && (!self.check_utf8(body, budget) || body.len() > budget) {
-            return Ok(None);
-        }
         let mut left = budget;
         while left > 0 {
             let Some(rest) = body.get(self.at..).filter(|rest| !rest.is_empty()) else {
@@ -248,12 +259,13 @@ impl BodyReader {
             self.at += line.len() + 1;
             self.line_number += 1;
             left = left.saturating_sub(line.len() + 1);
-            if line.len() <= EVENT_BYTES_MAX && line.trim_ascii().is_empty() {
+            let begin = byte_order_mark_len(line);
+            if line.len() <= EVENT_BYTES_MAX && line[begin..].trim_ascii().is_empty() {
                 continue;
             }
             left = left.saturating_sub(EVENT_COST_BYTES);
             let mark = sink.errors.mark();
-            if let Err(error) = self.read_line(sink, context, line) {
+            if let Err(error) = self.read_line(sink, context, line, begin) {
                 sink.errors.rollback_to(mark);
                 self.reject_line(sink, &error);
             }
@@ -267,6 +279,7 @@ impl BodyReader {
         sink: &mut RowSink,
         context: &DecodeContext<'_>,
         line: &[u8],
+        begin: usize,
     ) -> Result<(), ReadBodyError> {
         if line.len() > EVENT_BYTES_MAX {
             return Err(ReadBodyError::TooLong(0));
@@ -276,7 +289,7 @@ impl BodyReader {
         {
             return Err(ReadBodyError::NotUtf8(error.valid_up_to()));
         }
-        let mut scanner = Scanner::new(line);
+        let mut scanner = Scanner::resume(line, begin);
         scanner.next_token();
         Ok(decode::decode_event(&mut scanner, context, sink)?)
     }
@@ -291,6 +304,13 @@ impl BodyReader {
         });
         sink.reject();
     }
+}
+
+/// The length of a byte order mark at the start of `text`, which a parser may ignore (RFC 8259,
+/// 8.1). Files that were joined have one at the start of a further line.
+#[inline]
+fn byte_order_mark_len(text: &[u8]) -> usize {
+    if text.starts_with(BYTE_ORDER_MARK) { BYTE_ORDER_MARK.len() } else { 0 }
 }
 
 /// `body` up to the longest event that may begin at `at` and the byte that terminates it.

@@ -31,6 +31,10 @@ pub(super) enum DecodeFieldError {
     Empty,
     #[error("must be at most {max} bytes, not {bytes}")]
     TooLong { max: usize, bytes: usize },
+    #[error("must be the id of an exported event, a UUID of version 7 or 8")]
+    InvalidId,
+    #[error("must begin with the milliseconds of the event's timestamp, as in an export")]
+    IdOfAnotherTime,
     #[error("{0}")]
     Json(JsonViolation),
     #[error("{0}")]
@@ -45,6 +49,7 @@ pub(super) struct DecodeContext<'a> {
     pub(super) key: Option<HeaderKey<'a>>,
     pub(super) container: EventContainer,
     pub(super) services: Option<&'a [Box<str>]>,
+    pub(super) keeps_ids: bool,
 }
 
 impl DecodeContext<'_> {
@@ -52,6 +57,16 @@ impl DecodeContext<'_> {
     fn allows(&self, service: &[u8]) -> bool {
         let sorted = self.services.unwrap_or_default();
         self.services.is_none() || sorted.binary_search_by(|allowed| allowed.as_bytes().cmp(service)).is_ok()
+    }
+
+    /// The field of an exported event that an ordinary event does not have.
+    #[cold]
+    fn exported_field(&self, name: &[u8]) -> Option<EventField> {
+        match name {
+            b"event_id" if self.keeps_ids => Some(EventField::Id),
+            b"ingested_at" if self.keeps_ids => Some(EventField::IngestedAt),
+            _ => None,
+        }
     }
 }
 
@@ -86,6 +101,10 @@ enum EventField {
     Message,
     Metadata,
     Key,
+    /// In an export only.
+    Id,
+    /// In an export only.
+    IngestedAt,
 }
 
 impl EventField {
@@ -108,6 +127,8 @@ impl EventField {
             Self::Message => "message",
             Self::Metadata => "metadata",
             Self::Key => "idempotency_key",
+            Self::Id => "event_id",
+            Self::IngestedAt => "ingested_at",
         }
     }
 }
@@ -123,6 +144,7 @@ struct PartialEvent {
     message: Option<JsonString>,
     metadata: Option<JsonValue>,
     key: Option<JsonString>,
+    id: Option<EventId>,
 }
 
 impl PartialEvent {
@@ -217,7 +239,7 @@ fn decode_field(
     let raw = scanner.slice(name.start, name.end);
     let field =
         if name.has_escapes() { EventField::from_name(&unescaped(raw)) } else { EventField::from_name(raw) };
-    let Some(field) = field else {
+    let Some(field) = field.or_else(|| context.exported_field(raw)) else {
         scanner.value()?;
         let name = text::truncate(&String::from_utf8_lossy(&unescaped(raw)), ECHO_BYTES_MAX);
         event.record_error_named(sink, &name, DecodeFieldError::Unknown);
@@ -242,6 +264,9 @@ fn decode_field(
         EventField::Metadata => decode_metadata(scanner)?.map(|value| event.metadata = value),
         EventField::Key if scanner.peek() == b'n' => decode_null(scanner)?.map(|()| event.key = None),
         EventField::Key => decode_string(scanner, KEY_BYTES_MAX)?.map(|value| event.key = Some(value)),
+        EventField::Id => decode_id(scanner)?.map(|id| event.id = Some(id)),
+        // The event is ingested now.
+        EventField::IngestedAt => decode_null(scanner)?,
     };
     if let Err(error) = result {
         event.record_error(sink, field, error);
@@ -313,7 +338,17 @@ fn wrong_type<T>(scanner: &mut Scanner<'_>, expected: &'static str) -> FieldResu
     Ok(Err(DecodeFieldError::WrongType { expected, actual }))
 }
 
-/// Decodes `null` in place of an optional value.
+#[cold]
+fn decode_id(scanner: &mut Scanner<'_>) -> FieldResult<EventId> {
+    if scanner.peek() != b'"' {
+        return wrong_type(scanner, "a string");
+    }
+    let text = scanner.string()?;
+    let id = str::from_utf8(scanner.slice(text.start, text.end)).ok().and_then(|text| text.parse().ok());
+    Ok(id.filter(EventId::is_composed).ok_or(DecodeFieldError::InvalidId))
+}
+
+/// Skips a value that is not used: `null` in place of an optional value.
 #[cold]
 fn decode_null(scanner: &mut Scanner<'_>) -> FieldResult<()> {
     scanner.value()?;
@@ -361,6 +396,9 @@ fn finish(scanner: &Scanner<'_>, mut event: PartialEvent, context: &DecodeContex
             return reject_forbidden(sink, &name);
         }
     }
+    if let Some(id) = event.id {
+        return accept_exported(sink, event, id, timestamp, context.now, &parts);
+    }
     let id = match (event.key, context.key) {
         (None, None) => EventId::random(timestamp.millis().cast_unsigned(), sink.random_bytes()),
         (Some(key), _) => {
@@ -372,6 +410,25 @@ fn finish(scanner: &Scanner<'_>, mut event: PartialEvent, context: &DecodeContex
         (None, Some(key)) => return accept_by_content(sink, key, timestamp, context.now, &parts),
     };
     encode::encode_row(&mut sink.rows, id, timestamp, context.now, &parts);
+    sink.accept(id);
+}
+
+/// Encodes an event with the id that it had in an export.
+#[cold]
+fn accept_exported(
+    sink: &mut RowSink,
+    mut event: PartialEvent,
+    id: EventId,
+    timestamp: Timestamp,
+    now: Timestamp,
+    parts: &EventParts<'_>,
+) {
+    if id.millis() != timestamp.millis().cast_unsigned() {
+        event.record_error(sink, EventField::Id, DecodeFieldError::IdOfAnotherTime);
+        return sink.reject();
+    }
+    encode::encode_row(&mut sink.rows, id, timestamp, now, parts);
+    sink.has_keyed_ids |= id.is_keyed();
     sink.accept(id);
 }
 

@@ -13,13 +13,19 @@ pub enum BodyFormat {
     Json,
     /// One event object per line.
     Ndjson,
+    /// As `Json`. A web page can send this type when it is closed (`navigator.sendBeacon` with a
+    /// string); a body that is not JSON is refused as an unsupported type.
+    Text,
 }
 
 /// The header that requests a durability level; the response states the effective level in it.
 const DURABILITY: &str = "Durability";
 /// The content types of NDJSON, also in `Accept`. The first one is the preferred.
 pub const NDJSON_TYPES: [&str; 3] = ["application/x-ndjson", "application/ndjson", "application/jsonl"];
-const TYPES: &str = "application/json, application/x-ndjson, application/ndjson, application/jsonl";
+const TYPES: &str =
+    "application/json, application/x-ndjson, application/ndjson, application/jsonl, text/plain";
+/// The query parameter that makes events keep the ids of an export, and its only value.
+const IDS: (&str, &str) = ("ids", "keep");
 /// The supported codings of `Content-Encoding`.
 pub const ENCODINGS: &str = "gzip, zstd, identity";
 
@@ -33,6 +39,8 @@ pub struct IngestHeaders<'a> {
     pub durability: Option<Durability>,
     /// The services that the token may write, sorted by bytes. None: all.
     pub services: Option<&'a [Box<str>]>,
+    /// Whether an event keeps the id that it has in the body, as in an export.
+    pub keeps_ids: bool,
 }
 
 /// The headers are invalid or request something unsupported.
@@ -42,12 +50,19 @@ pub enum ParseIngestHeadersError {
     MissingContentType,
     #[error("the content type {0:?} is not supported; it must be one of {TYPES}, in UTF-8")]
     UnsupportedContentType(String),
+    #[error(
+        "a body of the content type text/plain must be JSON in UTF-8, one event or an array of events; the types \
+         are {TYPES}"
+    )]
+    TextIsNotJson,
     #[error("the content encoding {0:?} is not supported; it must be one of {ENCODINGS}")]
     UnsupportedEncoding(String),
     #[error("the content encoding lists more than one coding; a body may be compressed at most once")]
     MultipleEncodings,
     #[error("must occur once and be 1 to {} visible ASCII characters", crate::event::KEY_BYTES_MAX)]
     InvalidKey,
+    #[error("{0:?} is not keep, the only value of the parameter ids")]
+    InvalidIds(String),
     #[error("{0:?} is not one of memory, written, synced")]
     InvalidDurability(String),
 }
@@ -64,8 +79,24 @@ impl<'a> IngestHeaders<'a> {
             ),
             None => None,
         };
-        Ok(Self { format, coding, key, durability, services: None })
+        Ok(Self { format, coding, key, durability, services: None, keeps_ids: false })
     }
+}
+
+/// Parses the query of `POST /events`: whether events keep the ids of an export. Other parameters
+/// are ignored.
+pub fn keeps_ids(query: &str) -> Result<bool, ParseIngestHeadersError> {
+    let mut keeps = false;
+    for pair in query.split('&') {
+        let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
+        if name == IDS.0 {
+            if value != IDS.1 {
+                return Err(ParseIngestHeadersError::InvalidIds(truncated_echo(value.as_bytes())));
+            }
+            keeps = true;
+        }
+    }
+    Ok(keeps)
 }
 
 /// Parsed headers that outlive the turn of their request, so that a body decoded in slices parses
@@ -76,24 +107,26 @@ pub struct RetainedHeaders {
     coding: ContentCoding,
     key: Option<Box<[u8]>>,
     durability: Option<Durability>,
+    keeps_ids: bool,
 }
 
 impl RetainedHeaders {
     pub fn new(headers: &IngestHeaders<'_>) -> Self {
-        let &IngestHeaders { format, coding, key, durability, services: _ } = headers;
-        Self { format, coding, key: key.map(|key| key.bytes().into()), durability }
+        let &IngestHeaders { format, coding, key, durability, services: _, keeps_ids } = headers;
+        Self { format, coding, key: key.map(|key| key.bytes().into()), durability, keeps_ids }
     }
 
     pub fn borrow<'a>(&'a self, services: Option<&'a [Box<str>]>) -> IngestHeaders<'a> {
         let key = self.key.as_deref().map(HeaderKey::from_validated);
-        IngestHeaders { format: self.format, coding: self.coding, key, durability: self.durability, services }
+        let Self { format, coding, durability, keeps_ids, .. } = *self;
+        IngestHeaders { format, coding, key, durability, services, keeps_ids }
     }
 }
 
 impl ParseIngestHeadersError {
     pub fn write_response(&self, response: &mut Response) {
         match self {
-            Self::MissingContentType | Self::UnsupportedContentType(_) => {
+            Self::MissingContentType | Self::UnsupportedContentType(_) | Self::TextIsNotJson => {
                 response.header("Accept", TYPES);
                 response.header("Accept-Post", TYPES);
                 problem::write(response, ProblemKind::UnsupportedType, &self.to_string());
@@ -102,13 +135,16 @@ impl ParseIngestHeadersError {
                 response.header("Accept-Encoding", ENCODINGS);
                 problem::write(response, ProblemKind::UnsupportedEncoding, &self.to_string());
             }
-            Self::InvalidKey | Self::InvalidDurability(_) => {
-                let field = if *self == Self::InvalidKey { HeaderKey::NAME } else { DURABILITY };
-                let mut errors = FieldErrors::default();
-                errors.push(|| FieldError { index: None, field: field.into(), detail: self.to_string() });
-                problem::write_invalid(response, "a header is not valid", &errors);
-            }
+            Self::InvalidKey => self.write_invalid(HeaderKey::NAME, "a header is not valid", response),
+            Self::InvalidDurability(_) => self.write_invalid(DURABILITY, "a header is not valid", response),
+            Self::InvalidIds(_) => self.write_invalid(IDS.0, "a parameter is not valid", response),
         }
+    }
+
+    fn write_invalid(&self, field: &'static str, detail: &str, response: &mut Response) {
+        let mut errors = FieldErrors::default();
+        errors.push(|| FieldError { index: None, field: field.into(), detail: self.to_string() });
+        problem::write_invalid(response, detail, &errors);
     }
 }
 
@@ -133,6 +169,8 @@ impl BodyFormat {
             Self::Json
         } else if NDJSON_TYPES.iter().any(is) {
             Self::Ndjson
+        } else if is(&"text/plain") {
+            Self::Text
         } else {
             return None;
         };
@@ -205,10 +243,19 @@ mod tests {
         for lines in ["application/x-ndjson", "application/ndjson", "application/jsonl; charset=utf-8"] {
             check(&[("Content-Type", lines)], Ok((BodyFormat::Ndjson, None)));
         }
+        for text in ["text/plain", "text/plain;charset=UTF-8", "TEXT/plain; charset=utf-8; format=flowed"] {
+            check(&[("Content-Type", text)], Ok((BodyFormat::Text, None)));
+        }
         let long = "x".repeat(5000);
-        for other in
-            ["", "text/plain", "application/json; charset=latin1", "application/jsonp", &long, "\u{ff}"]
-        {
+        for other in [
+            "",
+            "text/html",
+            "text/plain; charset=latin1",
+            "application/json; charset=latin1",
+            "application/jsonp",
+            &long,
+            "\u{ff}",
+        ] {
             check(&[("Content-Type", other)], Err(415));
         }
         check(&[], Err(415));

@@ -22,7 +22,7 @@ use std::time::Duration;
 use rand::rngs::StdRng;
 
 pub use headers::{
-    BodyFormat, ENCODINGS, IngestHeaders, NDJSON_TYPES, ParseIngestHeadersError, RetainedHeaders,
+    BodyFormat, ENCODINGS, IngestHeaders, NDJSON_TYPES, ParseIngestHeadersError, RetainedHeaders, keeps_ids,
 };
 pub use recent_ids::RecentIds;
 
@@ -70,6 +70,8 @@ pub enum BodyShape {
     Batch,
     /// The body as a whole is invalid: one error, no events.
     Malformed,
+    /// A body of the type text/plain that is not JSON.
+    Text,
 }
 
 impl IngestDecoder {

@@ -1,6 +1,6 @@
 //! Writes the response to `POST /events`.
 
-use super::{BodyShape, DecodedRequest};
+use super::{BodyShape, DecodedRequest, ParseIngestHeadersError};
 use crate::event::EventId;
 use crate::http::Response;
 use crate::http::problem::{self, append_fmt};
@@ -17,12 +17,13 @@ pub(super) fn write(decoded: &DecodedRequest<'_>, duplicates: &[EventId], respon
             let detail = decoded.errors().listed().first().map_or("", |error| &error.detail);
             problem::write_invalid(response, &format!("the body is invalid: {detail}"), decoded.errors());
         }
+        ([], BodyShape::Text) => ParseIngestHeadersError::TextIsNotJson.write_response(response),
         ([], BodyShape::Batch) => {
             let detail = format!("none of the {} events is valid", decoded.rejected());
             problem::write_invalid(response, &detail, decoded.errors());
         }
         ([id], BodyShape::Single) => write_single(*id, !duplicates.is_empty(), begin_accepted(response)),
-        (ids, BodyShape::Single | BodyShape::Batch | BodyShape::Malformed) => {
+        (ids, BodyShape::Single | BodyShape::Batch | BodyShape::Malformed | BodyShape::Text) => {
             write_batch(decoded, ids, duplicates, begin_accepted(response));
         }
     }

@@ -1,5 +1,6 @@
 //! Tests of decoding: bodies and their expected rows, errors and responses.
 
+mod bodies;
 mod idempotency;
 mod invalid_events;
 mod properties;
@@ -25,7 +26,14 @@ fn ingest(rows_per_block_max: u32) -> IngestDecoder {
 }
 
 fn headers(format: BodyFormat, key: Option<HeaderKey<'_>>) -> IngestHeaders<'_> {
-    IngestHeaders { format, coding: ContentCoding::Identity, key, durability: None, services: None }
+    IngestHeaders {
+        format,
+        coding: ContentCoding::Identity,
+        key,
+        durability: None,
+        services: None,
+        keeps_ids: false,
+    }
 }
 
 fn json() -> IngestHeaders<'static> {

@@ -3,6 +3,9 @@
 use super::JsonViolation;
 use super::scan::find_special;
 
+/// U+FEFF in UTF-8, which some programs write in front of a text.
+pub const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
+
 /// Unescapes `raw`, the bytes between the quotes of a JSON string, and appends them. The scanner
 /// must have accepted the string.
 pub fn unescape(out: &mut Vec<u8>, mut raw: &[u8]) {

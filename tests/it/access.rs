@@ -185,6 +185,24 @@ fn every_way_to_read_events_requires_the_scope_and_the_services_of_the_token() {
 }
 
 #[test]
+fn only_an_administrator_may_choose_the_ids_of_events() {
+    let postgres = Postgres::start();
+    let tokens = Tokens::new();
+    let producer = tokens.create("producer", "ingest", &[]);
+    let operator = tokens.create("operator", "ingest,admin", &[]);
+    let limited = tokens.create("limited", "ingest,admin", &["s"]);
+    let server = Server::start_on(&postgres, &[("AUTH_TOKENS_FILE", tokens.path())]);
+    let mut client = server.client();
+    for token in [&producer, &limited] {
+        let refused = send(&mut client, token, "POST", "/events?ids=keep", &event("s", "m"));
+        assert_eq!(refused.status, 403, "{}", refused.text());
+        assert!(refused.text().contains("scope admin"), "{}", refused.text());
+    }
+    id_of(&send(&mut client, &producer, "POST", "/events?other=keep", &event("s", "m")));
+    id_of(&send(&mut client, &operator, "POST", "/events?ids=keep", &event("s", "m")));
+}
+
+#[test]
 fn sighup_reloads_tokens_and_an_invalid_file_keeps_the_old_ones() {
     let tokens = Tokens::new();
     let old = tokens.create("old", "ingest", &[]);

@@ -9,7 +9,7 @@ use std::time::Duration;
 use aurore_events::event::Timestamp;
 
 use crate::harness::client::request;
-use crate::harness::events::{ids_of, list, text};
+use crate::harness::events::{ids_of, keyed, list, text};
 use crate::harness::{Client, Reply, Server, TestServer, event_at, now, until, wait_for_drain};
 
 const NDJSON: (&str, &str) = ("Accept", "application/x-ndjson");
@@ -19,6 +19,39 @@ const LAST: &[u8] = b"\r\n0\r\n\r\n";
 #[track_caller]
 fn export(client: &mut Client, query: &str, headers: &[(&str, &str)]) -> Reply {
     client.exchange(&request("GET", &format!("/events?{query}"), headers, b""))
+}
+
+#[test]
+fn an_export_that_is_posted_back_is_stored_once_with_its_ids() {
+    let test = TestServer::start(&[("DRAIN_INTERVAL", "50")]);
+    let mut client = test.server.client();
+    let time = Timestamp::from_micros(now().micros() - 1_000_000);
+    let metadata = r#"{"n":1.50,"o":{"k":["\u00e4",null]}}"#;
+    let plain = event_at(time, "s", "plain").replacen('{', &format!("{{\"metadata\":{metadata},"), 1);
+    ids_of(&client.post_ndjson(&[plain, keyed(time, "s", "k"), event_at(time, "t", "\\u0001 \\\"")]));
+    wait_for_drain(&test.server);
+    let columns = "SELECT string_agg(concat_ws('|', event_id, timestamp, service, message, metadata), ' ' \
+                   ORDER BY event_id) FROM events";
+    let stored: String = test.postgres.value(columns);
+    let export = export(&mut client, "order=asc", &[NDJSON]);
+    assert_eq!(export.text().lines().count(), 3);
+
+    let mut post = |target: &str| {
+        let content = [("Content-Type", "application/x-ndjson")];
+        let reply = client.exchange(&request("POST", target, &content, &export.body));
+        wait_for_drain(&test.server);
+        reply
+    };
+    assert_eq!(post("/events").status, 400);
+    // To the database that has the events, and to one that has lost them.
+    assert_eq!(ids_of(&post("/events?ids=keep")).len(), 3);
+    assert_eq!(test.postgres.value::<String>(columns), stored);
+    test.postgres.execute("TRUNCATE events, event_counts");
+    for _ in 0..2 {
+        assert_eq!(ids_of(&post("/events?ids=keep")).len(), 3);
+        assert_eq!(test.postgres.value::<String>(columns), stored);
+    }
+    assert_eq!(test.server.metric("events_duplicate_total"), 6);
 }
 
 #[test]

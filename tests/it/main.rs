@@ -10,6 +10,7 @@ mod harness;
 mod access;
 mod backpressure;
 mod compression;
+mod corpus;
 mod counts;
 mod dead_letters;
 mod durability;

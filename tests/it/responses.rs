@@ -98,9 +98,10 @@ fn rejected_requests_get_a_reason_and_are_not_received() {
     }
     assert_problem(&client().post(NDJSON, ""), 400);
     assert_problem(&client().get("/nowhere"), 404);
-    for kind in ["text/plain", "application/xml", "application/x-www-form-urlencoded"] {
+    for kind in ["text/html", "application/xml", "application/x-www-form-urlencoded"] {
         assert_problem(&client().post(kind, event("s", "m")), 415);
     }
+    assert_problem(&client().post("text/plain", "m"), 415);
 
     let reply = client().exchange(&request("DELETE", "/events", &[], b""));
     assert_problem(&reply, 405);

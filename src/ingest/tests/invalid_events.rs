@@ -158,7 +158,7 @@ fn malformed_json_rejects_the_body_with_its_position() {
         ("{\"a\":{\"b\":1]}", "',' or '}' was expected"),
         ("{\"a\":[1 2]}", "',' or ']' was expected"),
         ("{}\u{0}", "data after the JSON value at byte 2"),
-        ("\u{feff}{}", "a value was expected at byte 0"),
+        ("\u{feff}\u{feff}{}", "a value was expected at byte 3"),
         ("{} // c", "data after the JSON value"),
     ] {
         check_rejected(body, &[("body", part)]);

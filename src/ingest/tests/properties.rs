@@ -183,12 +183,13 @@ proptest! {
                 1 => Just("[1]".to_owned()),
                 1 => Just("{".to_owned()),
                 1 => "[ \r\t]{0,9}",
+                1 => Just("\u{feff}".to_owned()),
             ],
             0..12,
         ),
         (open, between, close) in prop_oneof![
             Just(("", "\n", "")), Just(("[", ",", "]")), Just((" [ ", " , ", " ] \n")), Just(("[", ",", "] 1")),
-            Just(("", " ", "")), Just((" ", "\r\n", "\n\n")),
+            Just(("", " ", "")), Just((" ", "\r\n", "\n\n")), Just(("\u{feff}[", ",", "]")),
         ],
         broken in prop::option::of(any::<prop::sample::Index>()),
         budget in 1_usize..600,
@@ -198,7 +199,7 @@ proptest! {
             let at = at.index(body.len() + 1);
             body.insert(at, 0xff);
         }
-        for headers in [json(), ndjson()] {
+        for headers in [json(), ndjson(), headers(BodyFormat::Text, None)] {
             let whole = outcome_of(&ingest(3).decode(headers, &body, NOW));
             prop_assert_eq!(outcome_of(&decode_sliced(&mut ingest(3), headers, &body, budget)), whole);
         }

@@ -208,7 +208,11 @@ impl Simulation {
         let is_misconfigured = refuses_every_row.clone();
         database.reject_rows(rng.random(), move |row| {
             let is_misconfigured = is_misconfigured.load(Ordering::Relaxed);
-            if is_misconfigured { Some("P0001") } else { (row.service() == POISON.as_bytes()).then_some("22P02") }
+            if is_misconfigured {
+                Some("P0001")
+            } else {
+                (row.service() == POISON.as_bytes()).then_some("22P02")
+            }
         });
         let steps = rng.random_range(STEPS);
         let simulation = Arc::new(Self {
