@@ -7,6 +7,7 @@
 
 pub mod settings;
 
+pub mod allocator;
 pub mod clock;
 pub mod lifecycle;
 pub mod logging;

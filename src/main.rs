@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use aurore_events::clock::Clock;
 use aurore_events::settings::{CliCommand, LoadSettingsError, Settings};
-use aurore_events::{logging, server};
+use aurore_events::{allocator, logging, server};
 
 /// Exit code for invalid settings; nothing was started.
 const EXIT_INVALID_SETTINGS: u8 = 2;
@@ -16,6 +16,7 @@ fn print(text: &str) {
 }
 
 fn main() -> ExitCode {
+    allocator::configure();
     let (command, settings) = match Settings::load(std::env::args_os()) {
         Ok(loaded) => loaded,
         // clap chooses the stream and the exit code.

@@ -73,6 +73,7 @@ pub struct Settings {
     pub clock_skew_max: Duration,
     pub query_threads: usize,
     pub query_queue_max: usize,
+    pub query_response_bytes_max: usize,
     pub exports_max: usize,
     pub breaker_failures: u32,
     pub breaker_successes: u32,
@@ -324,6 +325,13 @@ impl Settings {
                 128,
                 1..=100_000,
                 "Maximum queries that wait for a thread; others are answered 503",
+            ),
+            query_response_bytes_max: from.number(
+                "QUERY_RESPONSE_MAX_BYTES",
+                8 << 20,
+                1 << 16..=1 << 30,
+                "Maximum bytes of a response of GET /events and GET /stats; a page with more ends early, \
+                 with a cursor",
             ),
             exports_max: from.number(
                 "EXPORTS_MAX",

@@ -15,7 +15,7 @@ use crate::storage::StoreError;
 use crate::storage::postgres::{DeadEvent, DeadFilter, PostgresRepository, ReplayOutcome};
 use crate::writer::ErrorClass;
 
-/// Dead letters replayed in one transaction.
+/// Dead letters listed or replayed in one transaction.
 const CHUNK: u32 = 500;
 const LIMIT_DEFAULT: &str = "100";
 const LIMIT_MAX: i64 = 100_000;
@@ -141,9 +141,7 @@ impl DeadCommand {
         };
         match self.action {
             DeadAction::List { limit } => {
-                for event in repository.list_dead(&filter, limit)? {
-                    print_dead_event(&event, self.json, out)?;
-                }
+                list(repository, &filter, limit, self.json, out)?;
             }
             DeadAction::Replay => {
                 let summary = replay(repository, &filter)?;
@@ -194,6 +192,27 @@ struct DeadRow<'a> {
     sqlstate: &'a str,
     reason: &'a str,
     died_at: String,
+}
+
+/// Prints the latest `limit` matches, a chunk in memory at a time.
+fn list(
+    repository: &PostgresRepository,
+    filter: &DeadFilter,
+    limit: u32,
+    json: bool,
+    out: &mut impl Write,
+) -> Result<(), RunDeadError> {
+    let (mut left, mut after) = (limit, None);
+    while left > 0 {
+        let events = repository.list_dead(filter, after, left.min(CHUNK))?;
+        let Some(last) = events.last() else { return Ok(()) };
+        after = Some((last.died_at, last.event_id));
+        left = left.saturating_sub(u32::try_from(events.len()).unwrap_or(left));
+        for event in &events {
+            print_dead_event(event, json, out)?;
+        }
+    }
+    Ok(())
 }
 
 /// Replays every match once, in order of id; rejected events stay in `dead_events`.

@@ -206,9 +206,18 @@ pub struct Event {
 }
 
 impl Event {
-    /// Bytes of the event's text fields.
-    pub fn bytes(&self) -> usize {
-        self.service.len() + self.message.len() + self.metadata.as_ref().map_or(0, String::len)
+    /// Bytes of the event as JSON without its text fields, rounded up.
+    const JSON_OVERHEAD_BYTES: usize = 256;
+
+    /// An upper bound of the bytes of the event as JSON: each character that needs an escape counts
+    /// as the longest one.
+    pub fn json_bytes_max(&self) -> usize {
+        let quoted = |text: &str| {
+            let escaped = text.bytes().filter(|byte| *byte < b' ' || matches!(byte, b'"' | b'\\')).count();
+            text.len() + 5 * escaped
+        };
+        let metadata = self.metadata.as_ref().map_or(0, String::len);
+        Self::JSON_OVERHEAD_BYTES + quoted(&self.service) + quoted(&self.message) + metadata
     }
 }
 

@@ -51,6 +51,12 @@ impl<H> AcceptorContext<H> {
         self.requests_left = self.limits.pipelined_max;
         self.bytes_left = TURN_BYTES;
         self.out.clear();
+    }
+
+    /// Releases a large output buffer at the end of a turn of the acceptor, since the next turn may
+    /// be far away.
+    #[inline]
+    pub(super) fn end_turn(&mut self) {
         if self.out.capacity() > OUT_RETAINED_BYTES {
             self.out = Vec::new();
         }

@@ -159,10 +159,8 @@ fn each_timeout_fires_at_its_limit_and_not_before() {
     }
 }
 
-#[test]
-fn write_timeout_restarts_with_every_byte_written() {
-    let mut server = ManualAcceptor::new(HttpLimits { body_bytes_max: 64 << 20, ..HttpLimits::default() });
-    let bytes = 48 << 20;
+/// Sends a request whose response has `bytes` bytes, of which the client reads none.
+fn request_long_response(server: &mut ManualAcceptor, bytes: usize) -> TcpStream {
     let mut client = server.connect_and_send(
         format!("POST / HTTP/1.1\r\nHost: a\r\nContent-Length: {bytes}\r\n\r\n").as_bytes(),
     );
@@ -175,9 +173,11 @@ fn write_timeout_restarts_with_every_byte_written() {
         }
         server.run_turns();
     }
-    let wait = HttpLimits::default().write_timeout;
-    server.advance(wait.checked_sub(Duration::from_millis(1)).unwrap());
-    // The socket becomes writable again once a good part of its buffer is free.
+    client
+}
+
+/// Reads 4 MiB: the socket becomes writable again once a good part of its buffer is free.
+fn read_part(server: &mut ManualAcceptor, client: &mut TcpStream) {
     let mut taken = vec![0; 4 << 20];
     let mut some = 0;
     while some < taken.len() {
@@ -187,10 +187,37 @@ fn write_timeout_restarts_with_every_byte_written() {
         }
         server.run_turns();
     }
+}
+
+#[test]
+fn write_timeout_restarts_with_every_byte_written() {
+    let mut server = ManualAcceptor::new(HttpLimits { body_bytes_max: 64 << 20, ..HttpLimits::default() });
+    let mut client = request_long_response(&mut server, 48 << 20);
+    let wait = HttpLimits::default().write_timeout;
+    server.advance(wait.checked_sub(Duration::from_millis(1)).unwrap());
+    read_part(&mut server, &mut client);
     server.advance(wait.checked_sub(Duration::from_millis(1)).unwrap());
     assert_eq!(server.stats.connections(), 1);
     server.advance(Duration::from_millis(101));
     assert_eq!((server.stats.connections(), server.stats.timeouts()), (0, 1));
+}
+
+#[test]
+fn reader_below_the_minimum_rate_is_dropped_though_it_reads() {
+    for (response_rate_min, open) in [(0, 1), (1 << 20, 0)] {
+        let limits = HttpLimits { body_bytes_max: 64 << 20, response_rate_min, ..HttpLimits::default() };
+        let mut server = ManualAcceptor::new(limits);
+        // The sockets buffer about 6 MiB, so some 26 s at the minimum rate after the 30 s of the
+        // write timeout.
+        let mut client = request_long_response(&mut server, 32 << 20);
+        for seconds in [29, 18] {
+            server.advance(Duration::from_secs(seconds));
+            assert_eq!(server.stats.connections(), 1, "{response_rate_min}");
+            read_part(&mut server, &mut client);
+        }
+        server.advance(Duration::from_secs(17));
+        assert_eq!(server.stats.connections(), open, "{response_rate_min}");
+    }
 }
 
 #[test]

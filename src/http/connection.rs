@@ -15,6 +15,10 @@ use crate::clock::Moment;
 /// Reads per turn, of 64 KiB each. A faster sender continues in the next turn.
 const READS_MAX: u32 = 16;
 
+/// Unsent output up to this size is copied out of the buffer of the turn, which is kept for the next
+/// turn. Of longer output a second copy would cost more than a new buffer.
+const OUTPUT_COPY_MAX: usize = 256 * 1024;
+
 /// The action that the acceptor takes on a connection after its turn.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum ConnectionAction {
@@ -38,6 +42,8 @@ pub(super) struct Connection {
     pub(super) session: HttpSession,
     output: Vec<u8>,
     written: usize,
+    /// When the unsent output must have been sent at the minimum rate.
+    output_due: Moment,
     /// When a byte was last read or written; while lingering, when that began.
     last_activity: Moment,
     /// The socket may have input. Readiness is edge-triggered, so the event is not repeated.
@@ -66,6 +72,7 @@ impl Connection {
             session,
             output: Vec::new(),
             written: 0,
+            output_due: now,
             last_activity: now,
             readable: false,
             read_closed: false,
@@ -87,7 +94,8 @@ impl Connection {
             // The handshake does not update `last_activity`, so this runs from the accept.
             self.last_activity.plus(limits.header_timeout)
         } else if self.has_unsent() {
-            self.last_activity.plus(limits.write_timeout)
+            let stalled = self.last_activity.plus(limits.write_timeout);
+            if limits.response_rate_min == 0 { stalled } else { stalled.min(self.output_due) }
         } else {
             self.session.deadline(self.last_activity, limits)
         }
@@ -147,6 +155,7 @@ impl Connection {
         registry: &Registry,
     ) -> io::Result<ConnectionAction> {
         if self.has_unsent() {
+            self.output_due = self.output_due.plus(ctx.limits.output_time(ctx.out.len()));
             self.output.append(&mut ctx.out);
             if !self.flush(ctx.now)? {
                 return Ok(ConnectionAction::Wait);
@@ -226,8 +235,15 @@ impl Connection {
         if count == ctx.out.len() && !self.transport.has_unsent_records() {
             return Ok(true);
         }
-        self.output = ctx.out[count..].to_vec();
-        self.written = 0;
+        if ctx.out.len() - count > OUTPUT_COPY_MAX {
+            self.output = std::mem::take(&mut ctx.out);
+            self.written = count;
+        } else {
+            self.output = ctx.out[count..].to_vec();
+            self.written = 0;
+        }
+        let bytes = self.output.len() - self.written + self.transport.buffered_bytes();
+        self.output_due = ctx.now.plus(ctx.limits.write_timeout + ctx.limits.output_time(bytes));
         if !self.writable_registered {
             self.writable_registered = true;
             self.transport.watch_writable(registry, ctx.token())?;

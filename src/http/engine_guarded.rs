@@ -182,6 +182,7 @@ impl<H: Handler> Acceptor<H> {
         self.ctx.handler.on_turn_end();
         // Promises that `on_turn_end` fulfilled are delivered before the next poll.
         self.deliver_completions();
+        self.ctx.end_turn();
         Ok(self.apply_command())
     }
 

@@ -28,6 +28,9 @@ pub struct HttpLimits {
     pub idle_timeout: Duration,
     /// How long the socket may accept no byte of a buffered response.
     pub write_timeout: Duration,
+    /// Minimum bytes per second of buffered output that the socket must accept, in addition to
+    /// [`HttpLimits::write_timeout`]; 0 disables the check.
+    pub response_rate_min: u32,
     /// How long a request may wait for a promised response.
     pub response_timeout: Duration,
     /// Pipelined requests that one connection is served per turn.
@@ -51,6 +54,12 @@ impl HttpLimits {
     /// Bytes that a connection may buffer even above the acceptor's limit, so that small requests
     /// are served.
     pub const EXEMPT_BYTES: usize = 16 * 1024;
+
+    /// The time that a client has for `bytes` of output at the minimum rate.
+    pub(super) fn output_time(&self, bytes: usize) -> Duration {
+        let rate = u64::from(self.response_rate_min.max(1));
+        Duration::from_micros((bytes as u64).saturating_mul(1_000_000) / rate)
+    }
 }
 
 impl Default for HttpLimits {
@@ -67,6 +76,7 @@ impl Default for HttpLimits {
             body_rate_min: 1024,
             idle_timeout: Duration::from_secs(75),
             write_timeout: Duration::from_secs(30),
+            response_rate_min: 1024,
             response_timeout: Duration::from_mins(1),
             pipelined_max: 32,
             response_buffer_bytes_max: 256 * 1024,

@@ -13,8 +13,9 @@ const EXPONENT_END: i64 = i32::MAX as i64 / 2;
 
 /// Maximum digits that exponents may add to the numbers of one value. `1e131071` takes 8 bytes, but
 /// PostgreSQL returns it as 131,072 digits; without a bound, 64 KiB of such numbers would be read
-/// back as a gigabyte. Two of the largest numbers are allowed.
-pub(super) const EXPANSION_DIGITS_MAX: u64 = 2 * (131_072 + 16_383);
+/// back as a gigabyte. The largest number is allowed once, so that metadata takes at most about
+/// four times [`crate::event::METADATA_BYTES_MAX`] as text.
+pub(super) const EXPANSION_DIGITS_MAX: u64 = 131_072 + 16_383;
 
 /// The parts of a number as digits, without the sign.
 #[derive(Clone, Copy, Debug, Default)]

@@ -21,7 +21,7 @@ use super::page_and_total::fulfil;
 use super::params::{self, Query};
 use super::request::QueryRequest;
 use crate::clock::Clock;
-use crate::event::{EventId, Timestamp};
+use crate::event::{Event, EventId, Timestamp};
 use crate::http::problem::{self, ProblemKind};
 use crate::http::{BodySender, HandlerResult, Promise, Response, body_channel};
 use crate::storage::{Breaker, Chunk, EventPage, EventRepository, Filter, SortOrder};
@@ -194,7 +194,7 @@ impl Exporters {
         }
         let begin = self.guard.clock.now();
         let page = export.cursor.next_page();
-        match self.guard.call("export", || self.repository.chunk(&page, BLOCK_BYTES)) {
+        match self.guard.call("export", || self.repository.page(&page, BLOCK_BYTES)) {
             Ok(chunk) => {
                 export.cursor.advance(&page, &chunk, self.guard.clock.now().since(begin));
                 for event in &chunk.events {
@@ -310,7 +310,7 @@ impl ExportCursor {
         self.remaining -= chunk.events.len() as u64;
         if let Some(last) = chunk.events.last() {
             self.after = Some((last.timestamp, last.event_id));
-            let bytes: usize = chunk.events.iter().map(|event| event.bytes() + 1).sum();
+            let bytes: usize = chunk.events.iter().map(Event::json_bytes_max).sum();
             let fitting = BLOCK_BYTES * chunk.events.len() / bytes;
             self.rows = u16::try_from(fitting).unwrap_or(ROWS_MAX).clamp(1, ROWS_MAX);
         }

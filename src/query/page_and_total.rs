@@ -5,8 +5,8 @@
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use super::page::{self, PageOptions};
-use crate::event::Event;
 use crate::http::{Promise, Response};
+use crate::storage::Chunk;
 
 #[derive(Debug)]
 pub(super) struct PageAndTotal {
@@ -18,7 +18,8 @@ pub(super) struct PageAndTotal {
 #[derive(Debug)]
 struct PendingPage {
     promise: Option<Promise>,
-    events: Option<Vec<Event>>,
+    /// The encoded events: one copy, instead of the events and their encoding.
+    events: Option<Vec<u8>>,
     total: TotalState,
 }
 
@@ -40,16 +41,18 @@ impl PageAndTotal {
         self.lock().promise.is_none()
     }
 
-    pub(super) fn set_events(&self, events: Vec<Event>) {
+    pub(super) fn set_events(&self, chunk: Chunk) {
+        let encoded = page::encode_events(self.options, &chunk);
+        drop(chunk);
         let mut page = self.lock();
-        page.events = Some(events);
-        self.answer_if_complete(page);
+        page.events = Some(encoded);
+        Self::answer_if_complete(page);
     }
 
     pub(super) fn set_total(&self, total: u64) {
         let mut page = self.lock();
         page.total = TotalState::Ready(total);
-        self.answer_if_complete(page);
+        Self::answer_if_complete(page);
     }
 
     /// Responds with the output of `write`, unless the response has been sent.
@@ -60,7 +63,7 @@ impl PageAndTotal {
         }
     }
 
-    fn answer_if_complete(&self, mut page: MutexGuard<'_, PendingPage>) {
+    fn answer_if_complete(mut page: MutexGuard<'_, PendingPage>) {
         let total = match page.total {
             TotalState::Pending => return,
             TotalState::NotRequested => None,
@@ -68,9 +71,8 @@ impl PageAndTotal {
         };
         let Some(events) = page.events.take() else { return };
         let Some(promise) = page.promise.take() else { return };
-        // Encode outside the lock.
         drop(page);
-        fulfil(promise, |response| page::write_page(response, self.options, &events, total));
+        fulfil(promise, |response| page::write_page(response, events, total));
     }
 
     fn lock(&self) -> MutexGuard<'_, PendingPage> {

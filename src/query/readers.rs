@@ -29,6 +29,8 @@ pub struct ReaderLimits {
     pub jobs_max: usize,
     /// A job that has waited longer is rejected: its client has most likely disconnected.
     pub wait_max: Duration,
+    /// Maximum bytes of a response. A page ends early.
+    pub response_bytes_max: usize,
 }
 
 /// The sending side of the queue, shared by all acceptors.
@@ -45,7 +47,7 @@ pub struct QueryQueue {
 pub struct Readers {
     jobs: Receiver<QueryJob>,
     waiting: Arc<AtomicUsize>,
-    wait_max: Duration,
+    limits: ReaderLimits,
     repository: Arc<dyn EventRepository>,
     guard: BreakerGuard,
     lookup: Option<Arc<Lookup>>,
@@ -79,7 +81,7 @@ pub fn query_queue(
     let readers = Readers {
         jobs: receiver,
         waiting: Arc::clone(&waiting),
-        wait_max: limits.wait_max,
+        limits,
         repository,
         guard: guard.clone(),
         lookup: None,
@@ -197,7 +199,8 @@ impl Readers {
 
     fn tick(&self, job: QueryJob) {
         self.waiting.fetch_sub(1, Ordering::AcqRel);
-        let expired = self.guard.clock.now().since(job.enqueued_at) > self.wait_max;
+        let expired = self.guard.clock.now().since(job.enqueued_at) > self.limits.wait_max;
+        let bytes_max = self.limits.response_bytes_max;
         match job.task {
             QueryTask::Page(combined, _) | QueryTask::Count(combined, _) if expired => {
                 combined.fail(write_queue_full);
@@ -207,8 +210,8 @@ impl Readers {
             }
             QueryTask::Page(combined, _) | QueryTask::Count(combined, _) if combined.is_answered() => {}
             QueryTask::Page(combined, page) => {
-                match self.guard.call("page", || self.repository.page(&page)) {
-                    Ok(events) => combined.set_events(events),
+                match self.guard.call("page", || self.repository.page(&page, bytes_max)) {
+                    Ok(chunk) => combined.set_events(chunk),
                     Err(failure) => combined.fail(|response| failure.write(response)),
                 }
             }
@@ -223,7 +226,7 @@ impl Readers {
                 let hours =
                     self.guard.call("stats", || self.repository.hourly_counts(&filter, stats::ROWS_MAX + 1));
                 fulfil(promise, |response| match hours {
-                    Ok(hours) => stats::write_stats(response, &filter, &hours),
+                    Ok(hours) => stats::write_stats(response, &filter, &hours, bytes_max),
                     Err(failure) => failure.write(response),
                 });
             }

@@ -18,14 +18,10 @@ pub(super) fn whole_hours(filter: Filter) -> Filter {
     Filter { from: hour(filter.from.micros()), to, ..filter }
 }
 
-pub(super) fn write_stats(response: &mut Response, filter: &Filter, hours: &[HourCount]) {
+pub(super) fn write_stats(response: &mut Response, filter: &Filter, hours: &[HourCount], bytes_max: usize) {
     if hours.len() > ROWS_MAX as usize {
-        let detail =
-            format!("there are more than {ROWS_MAX} counts; request a shorter time range or one service");
-        return problem::write(response, ProblemKind::Invalid, &detail);
+        return write_too_long(response, &format!("{ROWS_MAX} counts"));
     }
-    response.status = 200;
-    response.content_type = "application/json";
     let total: u64 = hours.iter().map(|hour| hour.count).sum();
     let stats = Stats {
         from: filter.from.to_string(),
@@ -33,8 +29,13 @@ pub(super) fn write_stats(response: &mut Response, filter: &Filter, hours: &[Hou
         total,
         hours: hours.iter().map(StatsHour::from).collect(),
     };
-    response.body.clear();
-    sonic_rs::to_writer(&mut response.body, &stats).expect("BUG: strings and numbers are serializable");
+    let body = sonic_rs::to_vec(&stats).expect("BUG: strings and numbers are serializable");
+    if body.len() > bytes_max {
+        return write_too_long(response, &format!("{bytes_max} bytes of counts"));
+    }
+    response.status = 200;
+    response.content_type = "application/json";
+    response.body = body;
 }
 
 #[derive(Serialize)]
@@ -58,6 +59,11 @@ impl<'a> From<&'a HourCount> for StatsHour<'a> {
     }
 }
 
+fn write_too_long(response: &mut Response, maximum: &str) {
+    let detail = format!("there are more than {maximum}; request a shorter time range or one service");
+    problem::write(response, ProblemKind::Invalid, &detail);
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -76,15 +82,18 @@ mod tests {
     }
 
     #[test]
-    fn stats_response_rejects_more_than_the_maximum_rows() {
+    fn stats_response_rejects_more_than_the_maximum_rows_or_bytes() {
         let hour = HourCount { hour: Timestamp::default(), service: "s\"".into(), count: 2 };
         let filter = Filter::between(Timestamp::default(), Timestamp::from_micros(HOUR_MICROS));
         let mut response = Response::default();
-        write_stats(&mut response, &filter, &[hour.clone(), hour.clone()]);
+        write_stats(&mut response, &filter, &[hour.clone(), hour.clone()], 1000);
         let wanted = r#"{"from":"1970-01-01T00:00:00.000000Z","to":"1970-01-01T01:00:00.000000Z","total":4,"hours":[{"hour":"1970-01-01T00:00:00.000000Z","service":"s\"","count":2},{"hour":"1970-01-01T00:00:00.000000Z","service":"s\"","count":2}]}"#;
         assert_eq!(String::from_utf8(response.body).unwrap(), wanted);
         let mut response = Response::default();
-        write_stats(&mut response, &filter, &vec![hour; ROWS_MAX as usize + 1]);
+        write_stats(&mut response, &filter, &[hour.clone(), hour.clone()], 100);
+        assert_eq!(response.status, 400);
+        let mut response = Response::default();
+        write_stats(&mut response, &filter, &vec![hour; ROWS_MAX as usize + 1], usize::MAX);
         assert_eq!(response.status, 400);
     }
 }

@@ -267,7 +267,11 @@ pub(super) fn start_readers(
     lifecycle: &Lifecycle,
     clock: &Clock,
 ) -> Result<QueryService, RunServerError> {
-    let limits = ReaderLimits { jobs_max: settings.query_queue_max, wait_max: QUERY_WAIT_MAX };
+    let limits = ReaderLimits {
+        jobs_max: settings.query_queue_max,
+        wait_max: QUERY_WAIT_MAX,
+        response_bytes_max: settings.query_response_bytes_max,
+    };
     let (queue, readers) = query::query_queue(limits, repository.clone(), breaker.clone(), clock.clone());
     let readers = readers.with_lookup(Arc::new(lookup));
     for nth in 0..settings.query_threads {
@@ -406,6 +410,7 @@ fn http_limits(settings: &Settings) -> http::HttpLimits {
         connections_per_address_max: edge.connections_per_address_max,
         body_rate_grace: edge.body_rate_grace,
         body_rate_min: edge.body_rate_min,
+        response_rate_min: edge.response_rate_min,
         response_timeout: edge.response_timeout,
         pipelined_max: edge.pipelined_max,
         response_buffer_bytes_max: edge.response_buffer_bytes_max,

@@ -15,6 +15,8 @@ pub struct EdgeSettings {
     /// 0: no minimum.
     pub body_rate_min: u32,
     pub body_rate_grace: Duration,
+    /// 0: no minimum.
+    pub response_rate_min: u32,
     pub pipelined_max: u32,
     pub response_buffer_bytes_max: usize,
     pub connection_memory_bytes_max: usize,
@@ -58,6 +60,13 @@ impl EdgeSettings {
                 5000,
                 0..=HOUR_MS,
                 "Milliseconds a body may stay below MIN_BODY_RATE",
+            ),
+            response_rate_min: from.number(
+                "MIN_RESPONSE_RATE",
+                1024,
+                0..=1_000_000_000,
+                "Minimum bytes per second at which a client must read a response, after WRITE_TIMEOUT_MS; \
+                 0 is no minimum",
             ),
             pipelined_max: from.number(
                 "MAX_PIPELINED",

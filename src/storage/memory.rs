@@ -24,7 +24,6 @@ pub enum RepositoryCall {
     TrialInsert,
     Store { rows: usize, dead: usize, path: StorePath },
     Page,
-    Chunk,
     Count,
     Find,
     Totals,
@@ -313,12 +312,8 @@ impl EventRepository for MemoryRepository {
         self.run_call(RepositoryCall::TrialInsert, |state| state.trial_insert(now))
     }
 
-    fn page(&self, page: &EventPage) -> Result<Vec<Event>, StoreError> {
-        self.run_call(RepositoryCall::Page, |state| Ok(state.page(page)))
-    }
-
-    fn chunk(&self, page: &EventPage, bytes_max: usize) -> Result<Chunk, StoreError> {
-        self.run_call(RepositoryCall::Chunk, |state| {
+    fn page(&self, page: &EventPage, bytes_max: usize) -> Result<Chunk, StoreError> {
+        self.run_call(RepositoryCall::Page, |state| {
             Ok(Chunk::from_events(state.page(page), page.limit, bytes_max))
         })
     }

@@ -36,12 +36,9 @@ pub trait EventRepository: Send + Sync + std::fmt::Debug {
     /// ordinary row if nothing is stored, and rolls back. Fails when the table accepts none of them.
     fn trial_insert(&self, now: Timestamp) -> Result<(), StoreError>;
 
-    /// Returns up to `page.limit` events in `page.order`.
-    fn page(&self, page: &EventPage) -> Result<Vec<Event>, StoreError>;
-
-    /// Returns the first events of a page, up to the event that reaches `bytes_max`; at least one
-    /// when the page is not empty. An export reads one chunk at a time.
-    fn chunk(&self, page: &EventPage, bytes_max: usize) -> Result<Chunk, StoreError>;
+    /// Returns the first events of a page, as many as fit into `bytes_max` bytes of JSON, and at
+    /// least one when the page is not empty. Does not read the rest of the page into memory.
+    fn page(&self, page: &EventPage, bytes_max: usize) -> Result<Chunk, StoreError>;
 
     /// Counts the events that match.
     fn count(&self, filter: &Filter) -> Result<u64, StoreError>;
@@ -272,7 +269,7 @@ pub struct EventPage {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Chunk {
     pub events: Vec<Event>,
-    /// Further events may exist on the page or after it.
+    /// The page has further events, or the chunk has as many events as the limit of the page.
     pub has_more: bool,
 }
 
@@ -280,38 +277,45 @@ impl Chunk {
     /// Builds a chunk from events that are already in memory.
     pub fn from_events(events: Vec<Event>, limit: u16, bytes_max: usize) -> Self {
         let mut builder = ChunkBuilder::new(bytes_max);
-        // `finish` derives `has_more`, so the break value is not needed.
+        // `finish` reports whether an event did not fit.
         _ = events.into_iter().try_for_each(|event| builder.push(event));
         builder.finish(limit)
     }
 }
 
-/// Collects events until they reach `bytes_max`.
+/// Collects the events of a chunk.
 #[derive(Debug)]
 pub struct ChunkBuilder {
     events: Vec<Event>,
     bytes: usize,
     bytes_max: usize,
+    /// An event did not fit.
+    is_cut: bool,
 }
 
 impl ChunkBuilder {
     pub fn new(bytes_max: usize) -> Self {
-        Self { events: Vec::new(), bytes: 0, bytes_max }
+        Self { events: Vec::new(), bytes: 0, bytes_max, is_cut: false }
     }
 
-    /// Adds the next event. Returns `Break` when the chunk is full.
+    /// Adds the next event, or drops it and returns `Break` when it does not fit. The first event
+    /// always fits.
     pub fn push(&mut self, event: Event) -> ControlFlow<()> {
-        self.bytes += event.bytes();
+        self.bytes = self.bytes.saturating_add(event.json_bytes_max());
+        if self.bytes > self.bytes_max && !self.events.is_empty() {
+            self.is_cut = true;
+            return ControlFlow::Break(());
+        }
         self.events.push(event);
-        if self.is_full() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+        ControlFlow::Continue(())
     }
 
-    fn is_full(&self) -> bool {
-        self.bytes >= self.bytes_max
+    pub fn is_cut(&self) -> bool {
+        self.is_cut
     }
 
     pub fn finish(self, limit: u16) -> Chunk {
-        let has_more = self.is_full() || self.events.len() == usize::from(limit);
+        let has_more = self.is_cut || self.events.len() == usize::from(limit);
         Chunk { events: self.events, has_more }
     }
 }

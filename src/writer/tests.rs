@@ -398,7 +398,6 @@ fn batch_that_times_out_is_written_in_pieces() {
             RepositoryCall::Prepare
             | RepositoryCall::TrialInsert
             | RepositoryCall::Page
-            | RepositoryCall::Chunk
             | RepositoryCall::Count
             | RepositoryCall::Find
             | RepositoryCall::Totals

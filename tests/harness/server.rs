@@ -99,6 +99,22 @@ impl Server {
         self.running().child.id()
     }
 
+    /// The resident memory of the process, in bytes.
+    pub(crate) fn memory(&self) -> u64 {
+        self.memory_status("VmRSS:")
+    }
+
+    /// The peak of the resident memory, in bytes.
+    pub(crate) fn peak_memory(&self) -> u64 {
+        self.memory_status("VmHWM:")
+    }
+
+    fn memory_status(&self, name: &str) -> u64 {
+        let status = fs::read_to_string(format!("/proc/{}/status", self.pid())).expect("it runs");
+        let line = status.lines().find_map(|line| line.strip_prefix(name)).expect("Linux reports it");
+        line.trim().trim_end_matches(" kB").parse::<u64>().expect("a number") * 1024
+    }
+
     /// The log since the start of the process.
     pub(crate) fn log(&self) -> String {
         self.running().log()

@@ -1,7 +1,6 @@
 //! Exports: all matching events, streamed as NDJSON or CSV in bounded memory; an abort is
 //! detectable.
 
-use std::fs;
 use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::time::Duration;
@@ -137,13 +136,6 @@ fn other_clients(client: &mut Client, server: &Server, whole: &[u8]) {
     assert!(all.ends_with(whole));
 }
 
-/// The peak of the server's resident memory, in bytes.
-fn peak_memory(server: &Server) -> u64 {
-    let status = fs::read_to_string(format!("/proc/{}/status", server.pid())).expect("it runs");
-    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).expect("Linux reports VmHWM");
-    line.trim().trim_end_matches(" kB").parse::<u64>().expect("a number") * 1024
-}
-
 /// Requests all events and reads only the head of the response.
 fn start_export(server: &Server) -> TcpStream {
     let mut stream = TcpStream::connect(server.address()).expect("the server takes connections");
@@ -188,7 +180,7 @@ fn a_large_export_takes_bounded_memory_blocks_no_request_and_signals_an_abort() 
     ));
     let mut client = test.server.client();
     client.get_json("/events?limit=10");
-    let before = peak_memory(&test.server);
+    let before = test.server.peak_memory();
 
     // The client does not read. Only other exports wait for it.
     let mut stream = start_export(&test.server);
@@ -199,7 +191,7 @@ fn a_large_export_takes_bounded_memory_blocks_no_request_and_signals_an_abort() 
     let (bytes, last) = read_rest(&mut stream);
     assert_eq!(last, LAST);
     assert!(bytes > ROWS * MESSAGE_BYTES, "{bytes} bytes");
-    let grown = peak_memory(&test.server).saturating_sub(before);
+    let grown = test.server.peak_memory().saturating_sub(before);
     // A tenth of the sent bytes; the server buffers some 2 MiB, and as much from the database.
     assert!(grown < bytes / 10, "an export of {bytes} bytes took {grown} bytes of memory");
 

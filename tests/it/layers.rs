@@ -16,7 +16,7 @@ const LAYERS: &[&[&str]] = &[
     &["metrics"],
     &["http", "storage"],
     &["logging", "json", "recordlog"],
-    &["clock", "lifecycle"],
+    &["allocator", "clock", "lifecycle"],
     &["event"],
 ];
 

@@ -32,6 +32,7 @@ mod partitions;
 mod pushgateway;
 mod queries;
 mod request_head;
+mod response_bounds;
 mod responses;
 mod retention;
 mod shutdown;

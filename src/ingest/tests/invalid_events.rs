@@ -24,7 +24,7 @@ const INVALID_FIELDS: &[(&str, &str, &str)] = &[
     ("metadata", r#"{"a":1E99999999999999999999999999999999}"#, "out of range"),
     ("metadata", r#"{"a":1e-99999999999999999999999999999999}"#, "out of range"),
     ("metadata", r#"{"a":0e1073741823}"#, "out of range"),
-    ("metadata", r#"{"a":[1e131071,1e131071,1e131071]}"#, "exponents"),
+    ("metadata", r#"{"a":[1e131071,1e131071]}"#, "exponents"),
     ("timestamp", r#""0000-01-01T00:00:00Z""#, "before 1970"),
     ("timestamp", r#""294277-01-01T00:00:00Z""#, "RFC 3339"),
     ("timestamp", "9223372036854775807999", "ahead"),

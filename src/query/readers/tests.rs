@@ -49,12 +49,9 @@ impl EventRepository for FakeRepository {
         unimplemented!("queries do not store")
     }
 
-    fn page(&self, page: &EventPage) -> Result<Vec<Event>, StoreError> {
-        self.ask("page", self.events.iter().take(usize::from(page.limit)).cloned().collect())
-    }
-
-    fn chunk(&self, page: &EventPage, bytes_max: usize) -> Result<Chunk, StoreError> {
-        Ok(Chunk::from_events(self.page(page)?, page.limit, bytes_max))
+    fn page(&self, page: &EventPage, bytes_max: usize) -> Result<Chunk, StoreError> {
+        let events = self.events.iter().take(usize::from(page.limit)).cloned().collect();
+        self.ask("page", Chunk::from_events(events, page.limit, bytes_max))
     }
 
     fn count(&self, _filter: &Filter) -> Result<u64, StoreError> {
@@ -123,7 +120,7 @@ impl ReaderFixture {
         let limits = BreakerLimits { failure_threshold: 1, ..BreakerLimits::default() };
         let (fake, breaker) = (Arc::new(fake), Arc::new(Breaker::new(limits)));
         let clock = Clock::manual(NOW, 1);
-        let limits = ReaderLimits { jobs_max: 3, wait_max: Duration::from_secs(5) };
+        let limits = ReaderLimits { jobs_max: 3, wait_max: Duration::from_secs(5), response_bytes_max: 1000 };
         let (queue, readers) =
             query_queue(limits, Arc::clone(&fake) as Arc<_>, Arc::clone(&breaker), clock.clone());
         let (sender, answers) = mpsc::channel();
@@ -228,6 +225,27 @@ fn last_page_has_no_cursor_and_count_none_has_no_total() {
     fixture.work();
     let body = String::from_utf8(fixture.answer().body).unwrap();
     assert_eq!(body, r#"{"events":[],"page":{"limit":100,"next_cursor":null,"total":42}}"#);
+}
+
+#[test]
+fn page_ends_early_at_the_byte_bound_and_the_next_one_continues() {
+    let events = (1..=4).map(event).collect();
+    let fixture = ReaderFixture::new(FakeRepository { events, ..FakeRepository::default() });
+    assert!(fixture.list("limit=100&count=none").is_none());
+    fixture.work();
+    let body = String::from_utf8(fixture.answer().body).unwrap();
+    assert!(body.len() <= 1000 && body.matches("event_id").count() == 3, "{body}");
+    let last = event(3);
+    let cursor =
+        Cursor { order: Direction::Desc, timestamp: last.timestamp, event_id: last.event_id }.encode();
+    assert!(body.ends_with(&format!(r#""page":{{"limit":100,"next_cursor":"{cursor}","total":null}}}}"#)));
+    // An event that is longer than the bound is a page of its own.
+    let events = vec![Event { message: "m".repeat(2000), ..event(1) }, event(2)];
+    let fixture = ReaderFixture::new(FakeRepository { events, ..FakeRepository::default() });
+    assert!(fixture.list("").is_none());
+    fixture.work();
+    let body = String::from_utf8(fixture.answer().body).unwrap();
+    assert_eq!((body.matches("event_id").count(), body.contains(r#""next_cursor":null"#)), (1, false));
 }
 
 #[test]

@@ -6,6 +6,7 @@ use postgres::types::{ToSql, Type};
 
 use super::advisory_lock::REPLAY_DEAD;
 use super::connect::TxnOptions;
+use super::find::DEAD_REASON;
 use super::store::{CREATE_STAGING, copy_rows, insert_from_staging};
 use super::types::{PgTimestamp, PgUuid};
 use super::{PostgresRepository, error};
@@ -49,16 +50,27 @@ const MATCHES_FILTER: &str = "($1::text IS NULL OR sqlstate = $1) AND ($2::text 
 type SqlParam<'a> = (&'a (dyn ToSql + Sync), Type);
 
 impl PostgresRepository {
-    /// Returns the latest `limit` dead letters that match.
-    pub fn list_dead(&self, filter: &DeadFilter, limit: u32) -> Result<Vec<DeadEvent>, StoreError> {
+    /// Returns the latest `limit` dead letters that match, newest first, after the one with the key
+    /// `after`.
+    pub fn list_dead(
+        &self,
+        filter: &DeadFilter,
+        after: Option<(Timestamp, EventId)>,
+        limit: u32,
+    ) -> Result<Vec<DeadEvent>, StoreError> {
         let sql = format!(
-            "SELECT event_id, timestamp, service, sqlstate, reason, died_at FROM dead_events WHERE {MATCHES_FILTER} \
-             ORDER BY died_at DESC, event_id DESC LIMIT $4"
+            "SELECT event_id, timestamp, service, sqlstate, {DEAD_REASON}, died_at FROM dead_events \
+             WHERE {MATCHES_FILTER} AND ($4::timestamptz IS NULL OR (died_at, event_id) < ($4, $5)) \
+             ORDER BY died_at DESC, event_id DESC LIMIT {limit}"
         );
-        let (before, limit) = (filter.before.map(PgTimestamp), i64::from(limit));
+        let before = filter.before.map(PgTimestamp);
+        let (died_at, id) = (after.map(|key| PgTimestamp(key.0)), after.map(|key| PgUuid(key.1)));
+        let params: Vec<SqlParam<'_>> = filter_params(filter, &before)
+            .into_iter()
+            .chain([(&died_at as &(dyn ToSql + Sync), Type::TIMESTAMPTZ), (&id, Type::UUID)])
+            .collect();
         self.connections.transaction(&self.query_options, |client| {
-            let rows =
-                client.query_typed(&sql, &with_param(filter_params(filter, &before), (&limit, Type::INT8)));
+            let rows = client.query_typed(&sql, &params);
             let rows = rows.map_err(|error| error::from_postgres("reading dead_events", &error))?;
             Ok(rows
                 .iter()

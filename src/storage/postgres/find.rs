@@ -1,5 +1,5 @@
-//! Queries for events: a page, a chunk of a page, one event by id. Each query has a statement
-//! timeout and reads only the partitions of its time range.
+//! Queries for events: a page, one event by id. Each query has a statement timeout and reads only
+//! the partitions of its time range.
 //!
 //! An id begins with the milliseconds of its event's timestamp. So a time range is also an id
 //! range, by which the planner prunes partitions, and id order equals time order down to the
@@ -14,6 +14,9 @@ use super::read_query::ReadPool;
 use super::types::{PgTimestamp, PgUuid};
 use crate::event::{Event, EventId, MILLIS_END, Timestamp};
 use crate::storage::{Chunk, ChunkBuilder, EventPage, EventStatus, Filter, SortOrder, StoreError};
+
+/// The reason of a dead letter. PostgreSQL's messages may quote the row, so its size is bounded.
+pub(super) const DEAD_REASON: &str = "left(reason, 4096)";
 
 const COLUMNS: &str = "event_id, timestamp, ingested_at, service, message, metadata::text";
 
@@ -63,12 +66,9 @@ fn floor(millis: i64) -> EventId {
     EventId::floor(u64::try_from(millis).unwrap_or(0))
 }
 
-pub(super) fn page(pool: ReadPool<'_>, page: &EventPage) -> Result<Vec<Event>, StoreError> {
-    chunk(pool, page, usize::MAX).map(|chunk| chunk.events)
-}
-
-/// Decodes rows until `bytes_max` is reached; later rows are received and discarded.
-pub(super) fn chunk(pool: ReadPool<'_>, page: &EventPage, bytes_max: usize) -> Result<Chunk, StoreError> {
+/// Reads the events of the page that fit into `bytes_max`. The bound applies as rows arrive: the
+/// statement ends with the first row that does not fit.
+pub(super) fn page(pool: ReadPool<'_>, page: &EventPage, bytes_max: usize) -> Result<Chunk, StoreError> {
     let mut range = EventRange::from_filter(&page.filter);
     if let Some((timestamp, _)) = page.after {
         range = range.after(page.order, timestamp);
@@ -91,13 +91,11 @@ pub(super) fn chunk(pool: ReadPool<'_>, page: &EventPage, bytes_max: usize) -> R
     }
     let extra = ExtraPredicates::from_filter(&page.filter);
     extra.append_sql(&mut condition, 9);
-    let query = PageQuery { pool, page, extra: &extra, condition, direction };
+    let query = PageQuery { pool, page, extra: &extra, condition, direction, bytes_max };
     if page.filter.service.is_none() {
         // A few events beyond the page usually prove that its last millisecond is complete.
-        if bytes_max == usize::MAX
-            && let Some(events) = query.page_by_id(range)?
-        {
-            return Ok(Chunk { has_more: events.len() == usize::from(page.limit), events });
+        if let Some(chunk) = query.page_by_id(range)? {
+            return Ok(chunk);
         }
         // No index has the order (timestamp, event_id); the primary key has it down to the
         // millisecond. So look up the last event of the page by id, and sort only the rows up to
@@ -109,7 +107,7 @@ pub(super) fn chunk(pool: ReadPool<'_>, page: &EventPage, bytes_max: usize) -> R
             }
         }
     }
-    query.sorted_chunk(range, bytes_max)
+    query.sorted_page(range)
 }
 
 /// The parts that all statements of one page query share.
@@ -119,6 +117,7 @@ struct PageQuery<'a> {
     extra: &'a ExtraPredicates,
     condition: String,
     direction: &'static str,
+    bytes_max: usize,
 }
 
 /// Events read beyond a page, to detect whether its last millisecond is complete.
@@ -129,20 +128,20 @@ pub(super) const IN_RANGE: &str = "event_id >= $1 AND event_id < $2 AND timestam
 impl PageQuery<'_> {
     /// Reads the page in id order and sorts it by time. Returns None when the last millisecond
     /// holds too many events to prove that all of them were read.
-    fn page_by_id(&self, range: EventRange) -> Result<Option<Vec<Event>>, StoreError> {
+    fn page_by_id(&self, range: EventRange) -> Result<Option<Chunk>, StoreError> {
         let limit = self.page.limit.saturating_add(LOOKAHEAD);
         let (condition, direction) = (&self.condition, self.direction);
         let statement =
             format!("SELECT {COLUMNS} FROM events WHERE {condition} ORDER BY event_id {direction} LIMIT $8");
-        let mut events = Vec::new();
-        self.query_each(&statement, range, limit, |row| {
-            events.push(decode_event(row));
-            ControlFlow::Continue(())
-        })?;
-        if events.len() == usize::from(limit) {
+        let mut builder = ChunkBuilder::new(self.bytes_max);
+        self.query_each(&statement, range, limit, |row| builder.push(decode_event(row)))?;
+        let is_cut = builder.is_cut();
+        let Chunk { mut events, has_more } = builder.finish(limit);
+        if has_more {
             let last = events.last().map(|event| event.event_id.millis());
             events.retain(|event| Some(event.event_id.millis()) != last);
-            if events.len() < usize::from(self.page.limit) {
+            // A page that is cut may be shorter than its limit.
+            if events.len() < if is_cut { 1 } else { usize::from(self.page.limit) } {
                 return Ok(None);
             }
         }
@@ -151,7 +150,7 @@ impl PageQuery<'_> {
             events.reverse();
         }
         events.truncate(usize::from(self.page.limit));
-        Ok(Some(events))
+        Ok(Some(Chunk { has_more: is_cut || events.len() == usize::from(self.page.limit), events }))
     }
 
     /// Returns the millisecond of the last event of a full page, or None when the page is not full.
@@ -168,13 +167,15 @@ impl PageQuery<'_> {
         Ok(millis)
     }
 
-    fn sorted_chunk(&self, range: EventRange, bytes_max: usize) -> Result<Chunk, StoreError> {
+    /// Reads the page in time order. The subquery sorts metadata as it is stored, so that the text
+    /// of a row is made when the row is sent: a sort of the texts would make all of them first.
+    fn sorted_page(&self, range: EventRange) -> Result<Chunk, StoreError> {
         let (condition, direction) = (&self.condition, self.direction);
         let statement = format!(
-            "SELECT {COLUMNS} FROM events WHERE {condition} \
-             ORDER BY timestamp {direction}, event_id {direction} LIMIT $8"
+            "SELECT {COLUMNS} FROM (SELECT event_id, timestamp, ingested_at, service, message, metadata \
+             FROM events WHERE {condition} ORDER BY timestamp {direction}, event_id {direction} LIMIT $8) AS page"
         );
-        let mut builder = ChunkBuilder::new(bytes_max);
+        let mut builder = ChunkBuilder::new(self.bytes_max);
         self.query_each(&statement, range, self.page.limit, |row| builder.push(decode_event(row)))?;
         Ok(builder.finish(self.page.limit))
     }
@@ -263,8 +264,8 @@ pub(super) fn find(pool: ReadPool<'_>, id: EventId) -> Result<Option<EventStatus
         return Ok(Some(EventStatus::Stored(event)));
     }
     let dead = |row: &Row| EventStatus::Dead { sqlstate: row.get(0), reason: row.get(1) };
-    let statement = "SELECT sqlstate, reason FROM dead_events WHERE event_id = $1";
-    Ok(pool.query("reading a dead letter", statement, &params, dead)?.pop())
+    let statement = format!("SELECT sqlstate, {DEAD_REASON} FROM dead_events WHERE event_id = $1");
+    Ok(pool.query("reading a dead letter", &statement, &params, dead)?.pop())
 }
 
 fn decode_event(row: &Row) -> Event {

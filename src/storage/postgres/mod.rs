@@ -54,7 +54,7 @@ use self::known_partitions::KnownPartitions;
 use self::read_query::ReadPool;
 use self::session::SessionSettings;
 use self::store::RowCounts;
-use crate::event::{Event, EventId, Timestamp};
+use crate::event::{EventId, Timestamp};
 use crate::storage::{
     Chunk, CreatePartitionLimits, CreatePartitionOutcome, Day, DeadLetter, DefaultPartition, EventPage,
     EventRepository, EventStatus, Filter, HourCount, PartitionRequest, RetentionSweep, StoreError, StorePath,
@@ -216,12 +216,8 @@ impl EventRepository for PostgresRepository {
         })())
     }
 
-    fn page(&self, page: &EventPage) -> Result<Vec<Event>, StoreError> {
-        self.invalidate_if_missing(find::page(self.read_pool(&self.page_options), page))
-    }
-
-    fn chunk(&self, page: &EventPage, bytes_max: usize) -> Result<Chunk, StoreError> {
-        self.invalidate_if_missing(find::chunk(self.read_pool(&self.page_options), page, bytes_max))
+    fn page(&self, page: &EventPage, bytes_max: usize) -> Result<Chunk, StoreError> {
+        self.invalidate_if_missing(find::page(self.read_pool(&self.page_options), page, bytes_max))
     }
 
     fn count(&self, filter: &Filter) -> Result<u64, StoreError> {

@@ -4,11 +4,18 @@
 //! for each response; on a busy machine each wait costs two context switches, and over a network a
 //! round trip. So this module drives `tokio-postgres`, on which that crate is built, the same way:
 //! on the calling thread, with one runtime per connection. It does not depend on the statements.
+//!
+//! A statement whose further rows are not needed is not read to its end: beyond
+//! [`DISCARD_BYTES_MAX`] its connection is closed, and PostgreSQL ends the statement with its next
+//! write. Rejected: a portal with a maximum of rows, which needs a round trip for each part and
+//! cannot bound bytes; a cancel request, which also needs a connection and may hit the next
+//! statement; a running total of sizes in SQL, for which PostgreSQL makes the texts of all rows
+//! before it sends one.
 
 use std::cell::Cell;
 use std::future::{Future, poll_fn};
 use std::ops::ControlFlow;
-use std::pin::pin;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
@@ -16,7 +23,7 @@ use futures_util::Stream as _;
 use futures_util::future::join3;
 use postgres::types::{ToSql, Type};
 use tokio::runtime::{Builder, Runtime};
-use tokio_postgres::{AsyncMessage, Client, Error, Row};
+use tokio_postgres::{AsyncMessage, Client, Error, Row, RowStream};
 
 use super::connect::{
     BEGIN_IO_TIMEOUT, ConnectionSlot, Connections, Connector, TxnOptions, checkout, error_before_work,
@@ -34,6 +41,10 @@ pub(super) struct ReadPool<'a> {
 }
 
 type SqlParams<'a> = [(&'a (dyn ToSql + Sync), Type)];
+
+/// Bytes of unneeded rows that are received and discarded before the connection is closed instead.
+/// They take about as long as a new connection with empty caches.
+const DISCARD_BYTES_MAX: usize = 4 << 20;
 
 /// A read-only statement and its parameters.
 struct ReadStatement<'a> {
@@ -56,8 +67,8 @@ struct ConnectionDriver {
     runtime: Runtime,
     poll: Box<PollMessage>,
     notices: NoticeHandler,
-    /// The connection has failed and must not be polled again.
-    failed: bool,
+    /// The connection must not be polled again: it has failed, or a statement is abandoned.
+    dead: bool,
 }
 
 type PollMessage = dyn FnMut(&mut Context<'_>) -> Poll<Option<Result<AsyncMessage, Error>>> + Send;
@@ -65,14 +76,16 @@ type PollMessage = dyn FnMut(&mut Context<'_>) -> Poll<Option<Result<AsyncMessag
 /// The result of a read statement.
 enum ReadOutcome {
     Done,
+    /// The wanted rows were read. The statement is abandoned with its connection.
+    Abandoned,
     /// The connection failed before BEGIN succeeded.
     NotStarted(Error),
     Failed(StoreError),
 }
 
 impl ReadPool<'_> {
-    /// Runs the statement and passes each row to `each` until it returns `Break`. Later rows are
-    /// received and discarded.
+    /// Runs the statement and passes each row to `each` until it returns `Break`. Rows are received
+    /// one by one; later rows are discarded, or not received at all.
     pub(super) fn query_each(
         self,
         operation: &'static str,
@@ -117,9 +130,10 @@ fn run(
     let pooled = match &mut slot.connection {
         Some(connection) => match connection.query(options, statement, &mut each) {
             ReadOutcome::NotStarted(error) if !error::leaves_connection_usable(&error) => None,
-            outcome @ (ReadOutcome::Done | ReadOutcome::NotStarted(_) | ReadOutcome::Failed(_)) => {
-                Some(outcome)
-            }
+            outcome @ (ReadOutcome::Done
+            | ReadOutcome::Abandoned
+            | ReadOutcome::NotStarted(_)
+            | ReadOutcome::Failed(_)) => Some(outcome),
         },
         None => None,
     };
@@ -129,6 +143,11 @@ fn run(
     };
     match outcome {
         ReadOutcome::Done => {
+            slot.in_transaction = false;
+            Ok(())
+        }
+        ReadOutcome::Abandoned => {
+            slot.connection = None;
             slot.in_transaction = false;
             Ok(())
         }
@@ -154,8 +173,7 @@ impl ReadConnection {
             .block_on(target.config.connect(connector))
             .map_err(|error| error_before_work("connecting", &error))?;
         let poll = Box::new(move |cx: &mut Context<'_>| connection.poll_message(cx));
-        let driver =
-            ConnectionDriver { runtime, poll, notices: Arc::clone(&target.on_notice), failed: false };
+        let driver = ConnectionDriver { runtime, poll, notices: Arc::clone(&target.on_notice), dead: false };
         Ok(Self { client, driver, io_deadline })
     }
 
@@ -166,7 +184,7 @@ impl ReadConnection {
         each: &mut impl FnMut(&Row) -> ControlFlow<()>,
     ) -> ReadOutcome {
         let Self { client, driver, io_deadline } = self;
-        let has_begun = Cell::new(false);
+        let (has_begun, abandoned) = (Cell::new(false), Cell::new(false));
         let begin = async {
             io_deadline.restart(options.io_timeout.min(BEGIN_IO_TIMEOUT));
             let result = client.batch_execute(&options.begin_sql).await;
@@ -176,16 +194,23 @@ impl ReadConnection {
         };
         let read = async {
             let params = statement.params.iter().map(|(value, kind)| (*value, kind.clone()));
-            let mut rows = pin!(client.query_typed_raw(statement.sql, params).await?);
-            while let Some(row) = poll_fn(|cx| rows.as_mut().poll_next(cx)).await.transpose()? {
-                if each(&row).is_break() {
-                    break;
-                }
-            }
+            let rows = pin!(client.query_typed_raw(statement.sql, params).await?);
+            abandoned.set(receive(rows, each).await? == RowsEnd::Abandoned);
             Ok(())
         };
         // `join3` polls in order, and the first poll of each future sends its message.
-        let done = driver.drive(join3(begin, read, client.batch_execute("COMMIT")));
+        let mut work = pin!(join3(begin, read, client.batch_execute("COMMIT")));
+        // COMMIT is answered after the last row, so it is pending when the statement is abandoned.
+        let done = driver.drive(poll_fn(|cx| match work.as_mut().poll(cx) {
+            Poll::Ready(done) => Poll::Ready(Some(done)),
+            Poll::Pending if abandoned.get() => Poll::Ready(None),
+            Poll::Pending => Poll::Pending,
+        }));
+        let Some(done) = done.transpose() else {
+            log::debug!("{}: closing the connection instead of reading further rows", statement.operation);
+            driver.dead = true;
+            return ReadOutcome::Abandoned;
+        };
         let failed = |operation, error| ReadOutcome::Failed(error::from_postgres(operation, &error));
         match done {
             Err(error) if has_begun.get() => failed(statement.operation, error),
@@ -197,10 +222,42 @@ impl ReadConnection {
     }
 }
 
+/// Whether the rows of a statement were received to the end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum RowsEnd {
+    Complete,
+    /// More than [`DISCARD_BYTES_MAX`] followed the last wanted row.
+    Abandoned,
+}
+
+/// Passes rows to `each` until it returns `Break`, then discards rows.
+async fn receive(
+    mut rows: Pin<&mut RowStream>,
+    each: &mut impl FnMut(&Row) -> ControlFlow<()>,
+) -> Result<RowsEnd, Error> {
+    loop {
+        let Some(row) = poll_fn(|cx| rows.as_mut().poll_next(cx)).await.transpose()? else {
+            return Ok(RowsEnd::Complete);
+        };
+        if each(&row).is_break() {
+            break;
+        }
+    }
+    let mut discarded = 0;
+    while discarded <= DISCARD_BYTES_MAX {
+        match poll_fn(|cx| rows.as_mut().poll_next(cx)).await {
+            Some(Ok(row)) => discarded += row.raw_size_bytes(),
+            // All wanted rows were read, so the end of the statement does not matter.
+            Some(Err(_)) | None => return Ok(RowsEnd::Complete),
+        }
+    }
+    Ok(RowsEnd::Abandoned)
+}
+
 impl ConnectionDriver {
     /// Drives the connection until `work` completes. Fails when the connection fails.
     fn drive<T>(&mut self, work: impl Future<Output = T>) -> Result<T, Error> {
-        let Self { runtime, poll, notices, failed } = self;
+        let Self { runtime, poll, notices, dead } = self;
         let mut work = pin!(work);
         runtime.block_on(poll_fn(|cx| {
             loop {
@@ -212,7 +269,7 @@ impl ConnectionDriver {
                     // LISTEN is not used, so notifications and other messages are ignored.
                     Poll::Ready(Some(Ok(_))) => {}
                     Poll::Ready(Some(Err(error))) => {
-                        *failed = true;
+                        *dead = true;
                         return Poll::Ready(Err(error));
                     }
                     // None means that the client was dropped; `work` still borrows the client.
@@ -226,8 +283,8 @@ impl ConnectionDriver {
 impl Drop for ConnectionDriver {
     /// Sends Terminate if the socket accepts it without blocking.
     fn drop(&mut self) {
-        let Self { runtime, poll, failed, .. } = self;
-        if !*failed {
+        let Self { runtime, poll, dead, .. } = self;
+        if !*dead {
             runtime.block_on(poll_fn(|cx| {
                 drop(poll(cx));
                 Poll::Ready(())

@@ -23,7 +23,7 @@ pub(super) fn rows(pool: ReadPool<'_>, now: Timestamp) -> Result<Vec<Vec<u8>>, S
         let filter =
             Filter { service, ..Filter::between(Timestamp::default(), Timestamp::from_millis(MILLIS_END)) };
         let page = EventPage { filter, order: SortOrder::Desc, limit: 1, after: None };
-        rows.extend(find::page(pool, &page)?.iter().map(trial::copy_of));
+        rows.extend(find::page(pool, &page, usize::MAX)?.events.iter().map(trial::copy_of));
     }
     if rows.is_empty() {
         rows.push(trial::ordinary_row(now));

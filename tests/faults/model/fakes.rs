@@ -211,12 +211,8 @@ impl EventRepository for SimRepository {
         }
     }
 
-    fn page(&self, _page: &EventPage) -> Result<Vec<aurore_events::event::Event>, StoreError> {
+    fn page(&self, _page: &EventPage, _bytes_max: usize) -> Result<Chunk, StoreError> {
         unreachable!("the model reads no pages")
-    }
-
-    fn chunk(&self, _page: &EventPage, _bytes_max: usize) -> Result<Chunk, StoreError> {
-        unreachable!("the model exports nothing")
     }
 
     fn count(&self, _filter: &Filter) -> Result<u64, StoreError> {

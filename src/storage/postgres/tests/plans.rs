@@ -109,16 +109,18 @@ fn query_plans_scan_only_their_partitions_by_index() {
     let (key, by_service) = ("pkey", "service_timestamp_idx");
     let two = ["events_20251231", "events_20260101"];
     for order in [SortOrder::Desc, SortOrder::Asc] {
-        fixture.check(&two, key, |repository| repository.page(&page(None, 24, 0, order)).unwrap());
         fixture
-            .check(&two, by_service, |repository| repository.page(&page(Some("s3"), 24, 0, order)).unwrap());
+            .check(&two, key, |repository| repository.page(&page(None, 24, 0, order), usize::MAX).unwrap());
+        fixture.check(&two, by_service, |repository| {
+            repository.page(&page(Some("s3"), 24, 0, order), usize::MAX).unwrap()
+        });
         // A page deep in a week does not scan the pages before it, in either order.
         for (service, index) in [(None, key), (Some("s3"), by_service)] {
             let deep = EventPage {
                 after: Some((at(60), EventId::floor(NOON - 60 * 3_600_000))),
                 ..page(service, 24 * (DAYS - 1), 0, order)
             };
-            let plans = fixture.plans(|repository| repository.page(&deep).unwrap());
+            let plans = fixture.plans(|repository| repository.page(&deep, usize::MAX).unwrap());
             let (in_it, beyond) = match order {
                 SortOrder::Desc => ("events_20251230", "events_20251231"),
                 SortOrder::Asc => ("events_20251230", "events_20251229"),
@@ -136,8 +138,8 @@ fn query_plans_scan_only_their_partitions_by_index() {
         page.filter.text = Some("number".to_owned());
         page
     };
-    fixture.check(&two, key, |repository| repository.page(&search(None)).unwrap());
-    fixture.check(&two, by_service, |repository| repository.page(&search(Some("s7"))).unwrap());
+    fixture.check(&two, key, |repository| repository.page(&search(None), usize::MAX).unwrap());
+    fixture.check(&two, by_service, |repository| repository.page(&search(Some("s7")), usize::MAX).unwrap());
     let plans = fixture.plans(|repository| repository.count(&search(None).filter).unwrap());
     assert_eq!(partitions(&plans), two, "{plans}");
     fixture.check(&two, by_service, |repository| repository.count(&search(Some("s7")).filter).unwrap());
@@ -172,7 +174,7 @@ fn count_plans_scan_events_only_at_the_ends_of_the_range() {
 }
 
 #[test]
-fn single_event_and_chunk_plans_scan_one_partition() {
+fn single_event_and_cut_page_plans_scan_one_partition() {
     let fixture = fixture();
     let one =
         fixture.database.client().query_one("SELECT event_id FROM events_20251229 LIMIT 1", &[]).unwrap();
@@ -182,9 +184,9 @@ fn single_event_and_chunk_plans_scan_one_partition() {
     assert!(plans.contains("dead_events_pkey"), "{plans}");
     let hour = Timestamp::from_millis(i64::try_from(NOON).unwrap());
     fixture.check(&["events_20260101"], "pkey", |repository| repository.check_counts(hour).unwrap());
-    // A chunk of an export.
+    // A page that is cut.
     fixture.check(&["events_20251231"], "pkey", |repository| {
-        repository.chunk(&page(None, 30, 20, SortOrder::Asc), 1000).unwrap()
+        repository.page(&page(None, 30, 20, SortOrder::Asc), 1000).unwrap()
     });
 
     let mut sweep_run = sweep::begin(&fixture.repository.connections, at(24 * 6)).unwrap().unwrap();

@@ -1,6 +1,6 @@
 use super::*;
 use crate::event::Event;
-use crate::storage::{EventPage, EventStatus, Filter, SortOrder};
+use crate::storage::{Chunk, EventPage, EventStatus, Filter, SortOrder};
 
 fn filter(service: Option<&str>, from: u64, to: u64) -> Filter {
     let time = |micros| Timestamp::from_micros(i64::try_from(micros).unwrap());
@@ -58,19 +58,23 @@ fn pages_of_any_size_return_all_events_in_both_orders() {
             let filter = filter(service, from, to);
             assert_eq!(repository.count(&filter).unwrap(), expected.len() as u64, "{filter:?}");
             for order in [SortOrder::Asc, SortOrder::Desc] {
-                for limit in [1, 7, 1001] {
+                // 1,000 bytes are three events, fewer than some milliseconds have.
+                for (limit, bytes_max) in [(1, usize::MAX), (7, usize::MAX), (1001, usize::MAX), (1001, 1000)]
+                {
                     let mut page = EventPage { filter: filter.clone(), order, limit, after: None };
                     let mut found = Vec::new();
                     loop {
-                        let events = repository.page(&page).unwrap();
+                        let Chunk { events, has_more } = repository.page(&page, bytes_max).unwrap();
                         assert!(events.len() <= usize::from(limit));
+                        let bytes: usize = events.iter().map(Event::json_bytes_max).sum();
+                        assert!(bytes <= bytes_max, "{bytes}");
                         found.extend(events.iter().map(key));
                         match events.last() {
-                            Some(last) if events.len() == usize::from(limit) => page.after = Some(key(last)),
+                            Some(last) if has_more => page.after = Some(key(last)),
                             _ => break,
                         }
                     }
-                    assert_eq!(found, expected, "{service:?} {from}..{to} {order:?} {limit}");
+                    assert_eq!(found, expected, "{service:?} {from}..{to} {order:?} {limit} {bytes_max}");
                 }
                 expected.reverse();
             }
@@ -83,11 +87,11 @@ fn page_after_a_cursor_is_stable_while_events_arrive() {
     let (_database, repository, _) = filled();
     let filter = filter(None, 0, u64::MAX >> 1);
     let page = EventPage { filter, order: SortOrder::Desc, limit: 10, after: None };
-    let first = repository.page(&page).unwrap();
+    let first = repository.page(&page, usize::MAX).unwrap().events;
     let next = EventPage { after: Some(key(&first[9])), ..page.clone() };
-    let before = repository.page(&next).unwrap();
+    let before = repository.page(&next, usize::MAX).unwrap().events;
     store(&repository, &[&event(NOON * 1000 + 500_000_000_000, 1, "a", "later")], StorePath::Copy, (1, 0));
-    assert_eq!(repository.page(&next).unwrap(), before);
+    assert_eq!(repository.page(&next, usize::MAX).unwrap().events, before);
 }
 
 #[test]
@@ -108,7 +112,7 @@ fn filter_from_is_inclusive_and_to_is_exclusive() {
         let filter = filter(None, from, to);
         assert_eq!(repository.count(&filter).unwrap(), expected, "{filter:?}");
         let page = EventPage { filter, order: SortOrder::Asc, limit: 10, after: None };
-        assert_eq!(repository.page(&page).unwrap().len() as u64, expected, "{page:?}");
+        assert_eq!(repository.page(&page, usize::MAX).unwrap().events.len() as u64, expected, "{page:?}");
     }
 }
 
@@ -294,13 +298,21 @@ fn filter_matches_metadata_and_text_literally_in_pages_and_counts() {
             assert_eq!(repository.count(&filter).unwrap(), expected, "{filter:?}");
             for order in [SortOrder::Asc, SortOrder::Desc] {
                 let page = EventPage { filter: filter.clone(), order, limit: 10, after: None };
-                assert_eq!(repository.page(&page).unwrap().len() as u64, expected, "{page:?}");
+                assert_eq!(
+                    repository.page(&page, usize::MAX).unwrap().events.len() as u64,
+                    expected,
+                    "{page:?}"
+                );
                 let next = EventPage {
                     after: Some((Timestamp::from_micros(1), id(0, 0))),
                     order: SortOrder::Asc,
                     ..page
                 };
-                assert_eq!(repository.page(&next).unwrap().len() as u64, expected, "{next:?}");
+                assert_eq!(
+                    repository.page(&next, usize::MAX).unwrap().events.len() as u64,
+                    expected,
+                    "{next:?}"
+                );
             }
         }
     }
