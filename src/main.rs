@@ -15,6 +15,24 @@ fn print(text: &str) {
     print!("{text}");
 }
 
+/// `aurore-events check-config`.
+fn check_config(settings: &Settings) -> ExitCode {
+    #[expect(clippy::print_stdout, reason = "the output of the command")]
+    for line in &settings.effective {
+        println!("{line}");
+    }
+    match server::ResolvedSettings::load(settings) {
+        Ok(resolved) => {
+            resolved.warnings().for_each(|warning| eprintln!("warning: {warning}"));
+            ExitCode::SUCCESS
+        }
+        Err(errors) => {
+            eprintln!("{errors}");
+            ExitCode::from(EXIT_INVALID_SETTINGS)
+        }
+    }
+}
+
 fn main() -> ExitCode {
     allocator::configure();
     let (command, settings) = match Settings::load(std::env::args_os()) {
@@ -27,11 +45,7 @@ fn main() -> ExitCode {
         }
     };
     if command == CliCommand::CheckConfig {
-        #[expect(clippy::print_stdout, reason = "the output of the command")]
-        for line in &settings.effective {
-            println!("{line}");
-        }
-        return ExitCode::SUCCESS;
+        return check_config(&settings);
     }
     let clock = Clock::system();
     if let CliCommand::CreateToken(new) = &command {
@@ -58,7 +72,7 @@ fn main() -> ExitCode {
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            log::error!("{error}");
+            error.to_string().lines().for_each(|line| log::error!("{line}"));
             error.exit_code()
         }
     }

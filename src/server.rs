@@ -3,6 +3,7 @@
 
 pub mod commands;
 mod error;
+mod resolved;
 mod stages;
 
 use std::fs::{File, TryLockError};
@@ -16,6 +17,7 @@ use crossbeam::channel::{Receiver, RecvError, RecvTimeoutError, select};
 use signal_hook::consts::{SIGHUP, SIGTERM, SIGUSR1, SIGUSR2};
 
 pub use error::RunServerError;
+pub use resolved::ResolvedSettings;
 pub use stages::policy;
 
 use crate::access::{Gate, Policy};
@@ -61,9 +63,13 @@ fn log_stop_error(stopped: Option<Result<(), ClusterError>>) {
 /// `aurore-events serve`.
 pub fn run(settings: &Settings, clock: &Clock) -> Result<(), RunServerError> {
     let (lifecycle, notices) = Lifecycle::new();
-    // Invalid token or certificate files fail the start before it has side effects.
-    let policy = policy(settings, &lifecycle)?;
-    let identity = stages::identity(settings, &lifecycle)?;
+    // Invalid files fail the start before it has side effects.
+    let resolved = ResolvedSettings::load(settings)?;
+    for warning in resolved.warnings() {
+        log::warn!("{warning}");
+    }
+    let policy = stages::policy(settings, resolved.tokens, &lifecycle);
+    let identity = resolved.identity.map(|identity| stages::reload_identity(identity, &lifecycle));
     let _lock = lock_data_dir(&settings.data_dir)?;
     // Bind before the cluster starts, so that a second server fails without side effects.
     let address = settings.address();
@@ -71,7 +77,7 @@ pub fn run(settings: &Settings, clock: &Clock) -> Result<(), RunServerError> {
         .map_err(|error| RunServerError::Listen { address, error })?;
     install_signal_handlers(&lifecycle)?;
     let journal = open_journal(&settings.data_dir)?;
-    let (repository, cluster) = open_database(settings, clock)?;
+    let (repository, cluster) = open_database(settings, resolved.target, clock)?;
     let cluster_restarts = Arc::new(AtomicU64::new(0));
     let supervise = |cluster| ClusterSupervisor::start(cluster, cluster_restarts.clone(), &lifecycle, clock);
     let supervisor = cluster.map(supervise).transpose().map_err(RunServerError::Thread)?;
@@ -129,14 +135,15 @@ fn install_signal_handlers(lifecycle: &Lifecycle) -> Result<(), RunServerError> 
     Ok(())
 }
 
-/// Opens the database of the settings, or the private cluster. The database need not be reachable
-/// yet.
+/// Opens the database `target`, or the private cluster without one. The database need not be
+/// reachable yet.
 fn open_database(
     settings: &Settings,
+    target: Option<ConnectTarget>,
     clock: &Clock,
 ) -> Result<(Arc<dyn EventRepository>, Option<Cluster>), RunServerError> {
-    let (target, cluster) = if let Some(url) = &settings.database_url {
-        (ConnectTarget::parse(url)?, None)
+    let (target, cluster) = if let Some(target) = target {
+        (target, None)
     } else {
         let cluster = Cluster::start(&settings.data_dir, ClusterLimits::default(), clock)?;
         (cluster.target(), Some(cluster))

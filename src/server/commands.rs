@@ -31,8 +31,9 @@ const PARTITION_PAUSE: Duration = Duration::from_millis(500);
 /// `aurore-events migrate`: also creates the partitions of the coming days, for servers whose role
 /// may not.
 pub fn migrate(settings: &Settings, clock: &Clock) -> Result<(), RunServerError> {
-    let _lock = if settings.database_url.is_none() { Some(lock_data_dir(&settings.data_dir)?) } else { None };
-    let (repository, cluster) = open_database(settings, clock)?;
+    let target = settings.database_url.as_deref().map(ConnectTarget::parse).transpose()?;
+    let _lock = if target.is_none() { Some(lock_data_dir(&settings.data_dir)?) } else { None };
+    let (repository, cluster) = open_database(settings, target, clock)?;
     let migrated = repository.prepare();
     let maintained = migrated.is_ok().then(|| create_partitions(&repository, clock));
     drop(repository);

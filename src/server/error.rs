@@ -5,12 +5,11 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use crate::access::tokens::LoadTokensError;
+use super::resolved::ResolveSettingsError;
 use crate::commands::counts::RunCountsError;
 use crate::commands::dead::RunDeadError;
 use crate::gateway::compare::CompareError;
 use crate::gateway::recovery;
-use crate::http::tls::LoadIdentityError;
 use crate::journal::OpenJournalError;
 use crate::partitions::MaintainPartitionsError;
 use crate::retention::SweepError;
@@ -27,8 +26,6 @@ pub enum RunServerError {
     DataDirInUse(PathBuf),
     #[error("cannot listen on {address}: {error}")]
     Listen { address: SocketAddr, error: io::Error },
-    #[error("{0}")]
-    Identity(#[from] LoadIdentityError),
     #[error("cannot start a thread: {0}")]
     Thread(io::Error),
     #[error("cannot create the event loop of an acceptor: {0}")]
@@ -36,7 +33,7 @@ pub enum RunServerError {
     #[error("cannot handle signals: {0}")]
     Signals(String),
     #[error("{0}")]
-    Tokens(#[from] LoadTokensError),
+    Settings(#[from] ResolveSettingsError),
     #[error("{0}")]
     Target(#[from] ParseDatabaseUrlError),
     #[error("{0}")]
@@ -80,7 +77,7 @@ impl RunServerError {
         match self {
             // The exit code of invalid settings: these errors are in files or URLs given by
             // settings.
-            Self::Target(_) | Self::Identity(_) | Self::Tokens(_) => ExitCode::from(2),
+            Self::Target(_) | Self::Settings(_) => ExitCode::from(2),
             // EX_SOFTWARE of sysexits(3).
             Self::ThreadDied(_) => ExitCode::from(70),
             Self::DataDir { .. }

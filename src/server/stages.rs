@@ -9,7 +9,6 @@ use crossbeam::channel::{Receiver, RecvTimeoutError, Sender, bounded};
 use crossbeam::sync::Parker;
 
 use super::RunServerError;
-use crate::access::tokens::LoadTokensError;
 use crate::access::{Limiter, Policy, TokenFile, limiter};
 use crate::api::ApiHandler;
 use crate::buffer;
@@ -22,7 +21,7 @@ use crate::gateway::wal::{WalOptions, WalWriter};
 use crate::gateway::{self, Gateway, scrape};
 use crate::health::DatabaseProbe;
 use crate::health::status::Status;
-use crate::http::tls::{LoadIdentityError, TlsIdentity};
+use crate::http::tls::TlsIdentity;
 use crate::http::{self, Acceptor, AcceptorHandle, ConnectionStats, engine_minihttp, pin_to_core};
 use crate::ingest;
 use crate::journal::filesystem::{Filesystem, OsDirectory};
@@ -343,8 +342,8 @@ pub(super) fn start_minihttp(
 }
 
 /// The access policy. The tokens are reloaded on SIGHUP.
-pub fn policy(settings: &Settings, lifecycle: &Lifecycle) -> Result<Arc<Policy>, LoadTokensError> {
-    let tokens = settings.auth_tokens_file.as_deref().map(TokenFile::open).transpose()?.map(Arc::new);
+pub fn policy(settings: &Settings, tokens: Option<TokenFile>, lifecycle: &Lifecycle) -> Arc<Policy> {
+    let tokens = tokens.map(Arc::new);
     if let Some(tokens) = tokens.clone() {
         lifecycle.on_reload("the tokens", move || tokens.reload());
     } else if !settings.host.to_canonical().is_loopback() {
@@ -353,28 +352,24 @@ pub fn policy(settings: &Settings, lifecycle: &Lifecycle) -> Result<Arc<Policy>,
             settings.address()
         );
     }
-    Ok(Arc::new(Policy {
+    Arc::new(Policy {
         tokens,
         rates: settings.rates,
         limiter: Limiter::new(limiter::ROWS),
         proxies: settings.trusted_proxies.clone(),
         origins: settings.cors_origins.clone(),
-    }))
+    })
 }
 
-/// The TLS certificate, if TLS is on. Reloaded on SIGHUP.
-pub(super) fn identity(
-    settings: &Settings,
-    lifecycle: &Lifecycle,
-) -> Result<Option<Arc<TlsIdentity>>, LoadIdentityError> {
-    let Some(tls) = &settings.edge.tls else { return Ok(None) };
-    let identity = Arc::new(TlsIdentity::read(&tls.certificate, &tls.key)?);
+/// Reloads the TLS certificate on SIGHUP.
+pub(super) fn reload_identity(identity: TlsIdentity, lifecycle: &Lifecycle) -> Arc<TlsIdentity> {
+    let identity = Arc::new(identity);
     let again = Arc::clone(&identity);
     lifecycle.on_reload("the certificate", move || match again.reload() {
         Ok(()) => log::info!("the certificate was reloaded; new connections use it"),
         Err(error) => log::error!("reloading the certificate failed; the old one stays in use: {error}"),
     });
-    Ok(Some(identity))
+    identity
 }
 
 pub(super) fn buffer_limits(settings: &Settings) -> buffer::BufferLimits {

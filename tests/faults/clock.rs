@@ -32,7 +32,7 @@ fn f25_wall_clock_jumps_stall_no_timer_and_repeat_no_id() {
     let (lifecycle, notices) = Lifecycle::new();
     let data = temp_dir();
     let journal = open_journal(data.path()).expect("the directory is empty");
-    let policy = policy(&settings, &lifecycle).expect("no file is named");
+    let policy = policy(&settings, None, &lifecycle);
     let repository = Arc::new(MemoryRepository::new());
     let start = now();
     let clock = Clock::manual(start, 7);

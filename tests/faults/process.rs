@@ -181,7 +181,7 @@ fn f04_a_writer_panic_ends_the_process_and_no_202_follows() {
     let clock = Clock::system();
     let data = temp_dir();
     let journal = open_journal(data.path()).expect("the directory is empty");
-    let policy = policy(&settings, &lifecycle).expect("no file is named");
+    let policy = policy(&settings, None, &lifecycle);
     let outside = ServerInputs {
         listeners,
         policy,

@@ -82,6 +82,105 @@ fn an_unusable_certificate_fails_the_start_and_is_named() {
 }
 
 #[test]
+fn check_config_and_serve_refuse_the_same_settings_with_the_same_message() {
+    let url = "postgres://u:hunter2@127.0.0.1:1/none";
+    let with = |query: &str| format!("{url}?{query}");
+    for (settings, message) in [
+        (vec![("DATABASE_URL", with("pgbouncer=true"))], "pgbouncer is a parameter of another driver"),
+        (vec![("DATABASE_URL", with("schema=public"))], "options=-csearch_path"),
+        (vec![("DATABASE_URL", with("gssencmode=require"))], "gssencmode must be"),
+        (vec![("DATABASE_URL", with("sslcert=x"))], "sslcert is not supported"),
+        (vec![("DATABASE_URL", with("colour=hunter2"))], "parameter 1 is unknown"),
+        (vec![("DATABASE_URL", with("sslmode=maybe"))], "sslmode must be"),
+        (vec![("DATABASE_URL", with("sslmode=verify-full&sslrootcert=/nowhere/ca.pem"))], "/nowhere/ca.pem"),
+        (vec![("DATABASE_URL", "mysql://hunter2@db/x".to_owned())], "neither"),
+        (
+            vec![("DATABASE_URL", url.to_owned()), ("AUTH_TOKENS_FILE", "/nowhere/tokens".to_owned())],
+            "/nowhere/tokens",
+        ),
+        (
+            vec![
+                ("DATABASE_URL", url.to_owned()),
+                ("TLS_CERT", "/nowhere/cert.pem".to_owned()),
+                ("TLS_KEY", "/nowhere/key.pem".to_owned()),
+            ],
+            "TLS_CERT /nowhere/cert.pem",
+        ),
+        (
+            vec![
+                ("DATABASE_URL", with("schema=public")),
+                ("AUTH_TOKENS_FILE", "/nowhere/tokens".to_owned()),
+                ("LOG_FORMAT", "logfmt".to_owned()),
+            ],
+            "/nowhere/tokens",
+        ),
+    ] {
+        let settings: Vec<_> = settings.iter().map(|(name, value)| (*name, value.as_str())).collect();
+        for command in ["check-config", "serve"] {
+            let ended = run(&settings, &[command]);
+            assert_eq!(ended.code, Some(2), "{command} with {settings:?}: {}", ended.stderr);
+            assert!(ended.stderr.contains(message), "{command} with {settings:?}: {}", ended.stderr);
+            assert!(!ended.stderr.contains("hunter2"), "{}", ended.stderr);
+            if settings.len() == 3 && settings[1].0 == "AUTH_TOKENS_FILE" {
+                assert!(ended.stderr.contains("schema"), "all errors together: {}", ended.stderr);
+            }
+        }
+    }
+}
+
+#[test]
+fn check_config_and_serve_accept_the_same_database_url() {
+    let postgres = Postgres::start();
+    let url = format!(
+        "{}?sslmode=allow&gssencmode=prefer&channel_binding=prefer&application_name=mine&connect_timeout=7\
+         &target_session_attrs=primary&options=-cwork_mem%3D5MB&keepalives_count=4&tcp_user_timeout=9000&krbsrvname=x",
+        postgres.url()
+    );
+    let checked = run(&[("DATABASE_URL", &url)], &["check-config"]);
+    assert_eq!(checked.code, Some(0), "{}", checked.stderr);
+    let server = Server::start(&[("DATABASE_URL", &url)]);
+    id_of(&server.client().post_json(event("s", "m")));
+    wait_for_drain(&server);
+    for warning in ["sslmode=allow is treated as prefer", "krbsrvname has no effect"] {
+        assert!(checked.stderr.contains(warning), "{}", checked.stderr);
+        assert!(server.log().contains(warning), "{}", server.log());
+    }
+    let sessions = "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'mine'";
+    assert!(postgres.value::<i64>(sessions) > 0);
+}
+
+#[test]
+fn a_database_that_is_not_utf8_is_named_and_no_event_is_lost() {
+    let postgres = Postgres::start();
+    let url = format!("postgresql://aurore@127.0.0.1:{}/other", postgres.port());
+    for encoding in ["LATIN1", "SQL_ASCII"] {
+        postgres.execute(&format!(
+            "CREATE DATABASE other OWNER aurore ENCODING '{encoding}' LOCALE 'C' TEMPLATE template0"
+        ));
+        let named = format!("is {encoding}; it must be UTF8");
+        let migrated = run(&[("DATABASE_URL", &url)], &["migrate"]);
+        assert_eq!(migrated.code, Some(1), "{}", migrated.stderr);
+        assert!(migrated.stderr.contains(&named), "{}", migrated.stderr);
+
+        let server = Server::start(&[
+            ("DATABASE_URL", &url),
+            ("CIRCUIT_BREAKER_TIMEOUT_MS", "100"),
+            ("DRAIN_INTERVAL", "50"),
+        ]);
+        until("the encoding is named", || server.log().contains(&named));
+        id_of(&server.client().post_json(event("s", "日本")));
+        id_of(&server.client().post_json(event("s", "m").replace('}', r#","metadata":{"k":"\u65e5"}}"#)));
+        // The operator replaces the database.
+        postgres.execute("DROP DATABASE other WITH (FORCE)");
+        postgres.execute("CREATE DATABASE other OWNER aurore ENCODING 'UTF8' TEMPLATE template0");
+        until("both events are stored", || server.metric("events_stored_total") == 2);
+        assert_eq!(server.metric("events_dead_total"), 0);
+        drop(server);
+        postgres.execute("DROP DATABASE other WITH (FORCE)");
+    }
+}
+
+#[test]
 fn events_accepted_before_the_database_is_up_are_stored() {
     let mut postgres = Postgres::start();
     postgres.stop_fast();

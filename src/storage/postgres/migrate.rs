@@ -26,7 +26,7 @@ const LOCK_POLL_INTERVAL: Duration = Duration::from_millis(100);
 /// I/O timeout of a migration, which may have to process a large table.
 const STEP_IO_TIMEOUT: Duration = Duration::from_mins(10);
 
-/// Applies the missing migrations. An up-to-date database costs one query and no lock.
+/// Applies the missing migrations. An up-to-date database costs two queries and no lock.
 pub(super) fn run(connections: &Connections) -> Result<(), StoreError> {
     let migrations = MIGRATIONS
         .iter()
@@ -34,6 +34,7 @@ pub(super) fn run(connections: &Connections) -> Result<(), StoreError> {
         .collect::<Result<Vec<_>, _>>()
         .map_err(|error| StoreError::client_side(format!("BUG: migrations: {error}")))?;
     let latest = migrations.iter().map(Migration::version).max().map_or(0, i64::from);
+    connections.transaction(&read_txn(), check_encoding)?;
     // A pooled transaction reads the schema in which an earlier call found the tables.
     if is_up_to_date(connections.transaction(&read_txn(), latest_applied), latest)? {
         return Ok(());
@@ -71,6 +72,26 @@ fn acquire_lock(lock: &mut Transaction<'_>) -> Result<(), StoreError> {
     Err(StoreError::client_side(format!(
         "another server has held the migration lock for more than {seconds} s"
     )))
+}
+
+/// Fails unless the database stores UTF-8. Another encoding would refuse some texts, event by event,
+/// and so dead-letter them; `SQL_ASCII` would refuse the escapes of others in metadata.
+fn check_encoding(client: &mut Client) -> Result<(), StoreError> {
+    let row = client
+        .query_typed_one("SELECT current_setting('server_encoding'), current_database()::text", &[])
+        .map_err(|error| error::from_postgres("reading the encoding of the database", &error))?;
+    let (encoding, database): (String, String) = (row.get(0), row.get(1));
+    if encoding == "UTF8" {
+        return Ok(());
+    }
+    Err(StoreError {
+        // feature_not_supported: only an operator can change it, and no event is at fault.
+        sqlstate: Some(SqlState::FEATURE_NOT_SUPPORTED.code().to_owned()),
+        ..StoreError::client_side(format!(
+            "the encoding of the database {database:?} is {encoding}; it must be UTF8. Create a database with \
+             CREATE DATABASE name ENCODING 'UTF8' TEMPLATE template0, and name it in DATABASE_URL"
+        ))
+    })
 }
 
 /// Returns true when the schema has this version or, during a rolling upgrade, a later one.

@@ -1,7 +1,7 @@
 //! `EventRepository` on PostgreSQL 14 and later. No other module may depend on the `postgres`
 //! crate.
 //!
-//! - `target`, `tls`: parse `DATABASE_URL` and configure TLS.
+//! - `target`, `url_text`, `url_parameters`, `tls`: parse `DATABASE_URL` and configure TLS.
 //! - `connect`, `io_timeout`: connection pools, transactions, and the timeout of silent sockets.
 //! - `session`: the PostgreSQL settings of each transaction.
 //! - `read_query`: read-only statements in one round trip.
@@ -37,6 +37,8 @@ mod tls;
 mod totals;
 mod trial;
 mod types;
+mod url_parameters;
+mod url_text;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -48,6 +50,7 @@ pub use counts::CountMismatch;
 pub use dead::{DeadEvent, DeadFilter, ReplayOutcome};
 pub use session::SynchronousCommit;
 pub use target::{ConnectTarget, ParseDatabaseUrlError};
+pub use url_text::connection_pairs;
 
 use self::connect::{Connections, OwnConnection, TxnOptions};
 use self::known_partitions::KnownPartitions;

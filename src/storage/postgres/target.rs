@@ -1,11 +1,11 @@
 //! Connection parameters: from `DATABASE_URL`, or for the socket of the embedded cluster.
 //!
-//! `tokio-postgres` parses most of the URL; it does not support `verify-ca`, `verify-full` and
-//! `sslrootcert`, so this module extracts them first. No error message contains a value of the URL,
-//! since one of them is the password.
+//! [`ConnectTarget::parse`] alone decides which text is valid. `tokio-postgres` parses the URL up to
+//! the question mark; it knows half of libpq's parameters, so this module applies them. No error
+//! message contains a value of the URL, since one of them is the password.
 
 use std::fmt::{self, Write as _};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -13,8 +13,9 @@ use tokio_postgres::Config;
 use tokio_postgres::config::{Host, SslMode};
 use tokio_postgres::error::DbError;
 
-use super::error::error_chain;
-use super::tls::{self, CertificateTrust, TlsMode};
+use super::tls::TlsMode;
+use super::url_parameters::{self, Parameters};
+use super::url_text;
 
 /// Time limit of connecting to one address of the database.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -27,39 +28,13 @@ const TCP_USER_TIMEOUT: Duration = Duration::from_secs(12);
 /// The socket directory of Debian and most other distributions, libpq's default host.
 const SOCKET_DIR: &str = "/var/run/postgresql";
 
-/// libpq options that are valid in a URL and not supported; the error names them.
-const UNSUPPORTED_OPTIONS: &[&str] = &[
-    "sslcert",
-    "sslkey",
-    "sslpassword",
-    "sslcrl",
-    "sslcrldir",
-    "ssl_min_protocol_version",
-    "ssl_max_protocol_version",
-    "sslcompression",
-    "sslsni",
-    "requirepeer",
-    "krbsrvname",
-    "gssencmode",
-    "gsslib",
-    "service",
-    "passfile",
-    "fallback_application_name",
-    "client_encoding",
-    "replication",
-    "requiressl",
-    "ssl_passphrase_command",
-    "require_auth",
-    "sslcertmode",
-    "gssdelegation",
-];
-
 /// The parameters of a connection to one database.
 #[derive(Clone)]
 pub struct ConnectTarget {
     pub(super) config: Config,
     pub(super) tls: TlsMode,
     pub(super) on_notice: NoticeHandler,
+    warnings: Vec<String>,
 }
 
 /// The callback for notices of the database.
@@ -78,10 +53,12 @@ pub enum ParseDatabaseUrlError {
     Malformed,
     #[error("DATABASE_URL: {0}")]
     Invalid(String),
-    #[error("DATABASE_URL: the option {0} is not supported")]
-    UnsupportedOption(&'static str),
-    #[error("DATABASE_URL: sslmode must be disable, prefer, require, verify-ca or verify-full")]
-    SslMode,
+    #[error("DATABASE_URL: {name} is not supported: {hint}")]
+    Unsupported { name: &'static str, hint: &'static str },
+    #[error("DATABASE_URL: {name} is a parameter of another driver: {hint}")]
+    Foreign { name: &'static str, hint: &'static str },
+    #[error("DATABASE_URL: parameter {0} is unknown: libpq has no such parameter")]
+    UnknownParameter(usize),
     #[error("DATABASE_URL: sslrootcert: {0}")]
     RootCertificate(String),
 }
@@ -89,43 +66,45 @@ pub enum ParseDatabaseUrlError {
 impl ConnectTarget {
     /// Parses a URL or a list of `key=value`. Reads the file of `sslrootcert`; does not connect.
     pub fn parse(text: &str) -> Result<Self, ParseDatabaseUrlError> {
-        let text = text.trim();
-        if text.is_empty() {
-            return Err(ParseDatabaseUrlError::Malformed);
+        let (base, pairs) = url_text::split(text)?;
+        let mut parameters = Parameters::default();
+        parameters.config = base_config(&base);
+        parameters.hosts = base.get_hosts().iter().map(host_text).collect();
+        parameters.ports = base.get_ports().to_vec();
+        for (position, (key, value)) in (1..).zip(&pairs) {
+            parameters.apply(position, key, value)?;
         }
-        let (rest, options) = if text.starts_with("postgres://") || text.starts_with("postgresql://") {
-            split_url(text)?
-        } else {
-            split_pairs(text)?
-        };
-        let mut config: Config = rest.parse().map_err(|error| invalid(&error))?;
-        let tls = options.tls()?;
+        if parameters.hosts.is_empty() && parameters.addresses.is_empty() {
+            let socket = Path::new(SOCKET_DIR).is_dir();
+            parameters.hosts.push(if socket { SOCKET_DIR } else { "localhost" }.to_owned());
+        }
+        let tls = parameters.tls()?;
+        let (mut config, warnings) = parameters.into_config()?;
         config.ssl_mode(match &tls {
             TlsMode::Disabled => SslMode::Disable,
             TlsMode::Enabled { optional: true, .. } => SslMode::Prefer,
             TlsMode::Enabled { optional: false, .. } => SslMode::Require,
         });
-        if config.get_hosts().is_empty() && config.get_hostaddrs().is_empty() {
-            if Path::new(SOCKET_DIR).is_dir() {
-                config.host_path(SOCKET_DIR);
-            } else {
-                config.host("localhost");
-            }
-        }
-        Ok(Self::new(config, tls))
+        Ok(Self { warnings, ..Self::new(config, tls) })
+    }
+
+    /// What the text asks for and has no effect.
+    pub fn warnings(&self) -> &[String] {
+        &self.warnings
     }
 
     /// Returns the parameters for the Unix socket in `directory`, without a password.
     pub(super) fn unix_socket(directory: &Path, user: &str, database: &str) -> Self {
-        let mut config = Config::new();
+        let mut config = base_config(&Config::new());
         config.host_path(directory).user(user).dbname(database).ssl_mode(SslMode::Disable);
+        config.application_name(url_parameters::APPLICATION_NAME);
         Self::new(config, TlsMode::Disabled)
     }
 
     fn new(config: Config, tls: TlsMode) -> Self {
         // Notices are meant for interactive sessions ("relation exists, skipping").
         let notices = Arc::new(|notice: &DbError| log::debug!("PostgreSQL: {}", notice.message()));
-        Self { config: with_timeouts(config), tls, on_notice: notices }
+        Self { config, tls, on_notice: notices, warnings: Vec::new() }
     }
 
     /// Converts the parameters for the blocking `postgres` crate.
@@ -155,161 +134,39 @@ impl ConnectTarget {
     }
 }
 
-/// Sets the timeouts of every connection. Values from the URL take precedence.
-fn with_timeouts(mut config: Config) -> Config {
-    if config.get_connect_timeout().is_none() {
-        config.connect_timeout(CONNECT_TIMEOUT);
-    }
-    if config.get_tcp_user_timeout().is_none() {
-        config.tcp_user_timeout(TCP_USER_TIMEOUT);
-    }
+/// The login and the database of `base`, with the timeouts of every connection. Parameters override
+/// them.
+fn base_config(base: &Config) -> Config {
+    let mut config = Config::new();
     config
+        .connect_timeout(CONNECT_TIMEOUT)
+        .tcp_user_timeout(TCP_USER_TIMEOUT)
         .keepalives_idle(KEEPALIVE_IDLE)
         .keepalives_interval(KEEPALIVE_INTERVAL)
         .keepalives_retries(KEEPALIVE_RETRIES);
-    if config.get_application_name().is_none() {
-        config.application_name("aurore-events");
+    if let Some(user) = base.get_user() {
+        config.user(user);
+    }
+    if let Some(password) = base.get_password() {
+        config.password(password);
+    }
+    if let Some(database) = base.get_dbname() {
+        config.dbname(database);
     }
     config
 }
 
-/// The TLS options that the `postgres` crate does not support.
-#[derive(Debug, Default)]
-struct SslOptions {
-    mode: Option<String>,
-    root_certificate: Option<String>,
-}
-
-impl SslOptions {
-    /// Stores `value` and returns true when `key` is a TLS option. Fails for an unsupported option.
-    fn take(&mut self, key: &str, value: &str) -> Result<bool, ParseDatabaseUrlError> {
-        match key {
-            "sslmode" => self.mode = Some(value.to_owned()),
-            "sslrootcert" => self.root_certificate = Some(value.to_owned()),
-            _ => match UNSUPPORTED_OPTIONS.iter().find(|option| **option == key) {
-                Some(option) => return Err(ParseDatabaseUrlError::UnsupportedOption(option)),
-                None => return Ok(false),
-            },
-        }
-        Ok(true)
-    }
-
-    fn tls(&self) -> Result<TlsMode, ParseDatabaseUrlError> {
-        let root_certificates = || match self.root_certificate.as_deref() {
-            None | Some("system") => {
-                tls::load_system_root_certificates().map_err(ParseDatabaseUrlError::RootCertificate)
-            }
-            Some(path) => tls::load_root_certificates(&PathBuf::from(path))
-                .map_err(ParseDatabaseUrlError::RootCertificate),
-        };
-        let (optional, trust) = match self.mode.as_deref().unwrap_or("prefer") {
-            "disable" => return Ok(TlsMode::Disabled),
-            "prefer" => (true, CertificateTrust::Any),
-            // As in libpq, `require` with a root certificate verifies the chain.
-            "require" if self.root_certificate.is_some() => {
-                (false, CertificateTrust::Chain(root_certificates()?))
-            }
-            "require" => (false, CertificateTrust::Any),
-            "verify-ca" => (false, CertificateTrust::Chain(root_certificates()?)),
-            "verify-full" => (false, CertificateTrust::ChainAndName(root_certificates()?)),
-            _ => return Err(ParseDatabaseUrlError::SslMode),
-        };
-        TlsMode::enabled(optional, trust).map_err(ParseDatabaseUrlError::Invalid)
-    }
-}
-
-fn invalid(error: &postgres::Error) -> ParseDatabaseUrlError {
-    let text = error_chain(error);
-    // The crate quotes an unknown option, which may be part of a password that is quoted wrongly.
-    ParseDatabaseUrlError::Invalid(if text.contains("unknown option") {
-        "it contains an unknown option".to_owned()
-    } else {
-        text
-    })
-}
-
-fn split_url(url: &str) -> Result<(String, SslOptions), ParseDatabaseUrlError> {
-    let mut options = SslOptions::default();
-    let Some((base, query)) = url.split_once('?') else {
-        return Ok((url.to_owned(), options));
-    };
-    let mut rest = base.to_owned();
-    let mut separator = '?';
-    for pair in query.split('&').filter(|pair| !pair.is_empty()) {
-        let (key, value) = pair.split_once('=').ok_or(ParseDatabaseUrlError::Malformed)?;
-        if !options.take(key, &percent_decoded(value)?)? {
-            rest.push(separator);
-            rest.push_str(pair);
-            separator = '&';
-        }
-    }
-    Ok((rest, options))
-}
-
-fn percent_decoded(text: &str) -> Result<String, ParseDatabaseUrlError> {
-    let mut bytes = Vec::with_capacity(text.len());
-    let mut rest = text.bytes();
-    while let Some(byte) = rest.next() {
-        if byte != b'%' {
-            bytes.push(byte);
-            continue;
-        }
-        let mut digit = || {
-            rest.next().and_then(|byte| char::from(byte).to_digit(16)).ok_or(ParseDatabaseUrlError::Malformed)
-        };
-        let value = digit()? << 4 | digit()?;
-        bytes.push(u8::try_from(value).expect("two hexadecimal digits fit a byte"));
-    }
-    String::from_utf8(bytes).map_err(|_invalid| ParseDatabaseUrlError::Malformed)
-}
-
-/// Parses `key=value key='a value with \' in it'` as libpq does, and returns the pairs without the
-/// TLS options.
-fn split_pairs(text: &str) -> Result<(String, SslOptions), ParseDatabaseUrlError> {
-    let mut options = SslOptions::default();
-    let mut rest = String::new();
-    let mut chars = text.chars().peekable();
-    loop {
-        while chars.next_if(|c| c.is_whitespace()).is_some() {}
-        if chars.peek().is_none() {
-            return Ok((rest, options));
-        }
-        let mut key = String::new();
-        while let Some(c) = chars.next_if(|c| !c.is_whitespace() && *c != '=') {
-            key.push(c);
-        }
-        while chars.next_if(|c| c.is_whitespace()).is_some() {}
-        if chars.next() != Some('=') {
-            return Err(ParseDatabaseUrlError::Malformed);
-        }
-        while chars.next_if(|c| c.is_whitespace()).is_some() {}
-        let quoted = chars.next_if_eq(&'\'').is_some();
-        let mut value = String::new();
-        loop {
-            match chars.peek() {
-                None if quoted => return Err(ParseDatabaseUrlError::Malformed),
-                Some('\'') if quoted => break,
-                None => break,
-                Some(c) if !quoted && c.is_whitespace() => break,
-                Some(_) => {}
-            }
-            match chars.next() {
-                Some('\\') => value.extend(chars.next()),
-                other => value.extend(other),
-            }
-        }
-        if quoted {
-            chars.next();
-        }
-        if !options.take(&key, &value)? {
-            let value = value.replace('\\', "\\\\").replace('\'', "\\'");
-            _ = write!(rest, "{key}='{value}' ");
-        }
+fn host_text(host: &Host) -> String {
+    match host {
+        Host::Tcp(name) => name.clone(),
+        Host::Unix(path) => path.to_string_lossy().into_owned(),
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use tokio_postgres::config::{ChannelBinding, LoadBalanceHosts, TargetSessionAttrs};
+
     use super::*;
 
     fn mode(text: &str) -> (SslMode, bool) {
@@ -361,15 +218,103 @@ mod tests {
         assert_rejected("postgres://u:hunter2@h/d?sslmode=maybe", "sslmode must be");
         assert_rejected("postgres://u:hunter2@h:port/d", "port");
         assert_rejected("postgres://u:hunter2@h/d?sslcert=x", "sslcert is not supported");
-        assert_rejected("postgres://u:hunter2@h/d?nosuch=hunter2", "unknown option");
+        assert_rejected("postgres://u:hunter2@h/d?sslmode=disable&nosuch=hunter2", "parameter 2 is unknown");
         assert_rejected("hunter2", "neither");
         assert_rejected("", "neither");
         assert_rejected("host=h password='hunter2", "neither");
-        assert_rejected("host=h password=it hunter2=x", "unknown option");
+        assert_rejected("host=h password=it hunter2=x", "parameter 3 is unknown");
         assert_rejected("mysql://u:hunter2@h/d", "neither");
         assert_rejected(
             "postgres://u:hunter2@h/d?sslmode=verify-full&sslrootcert=/no/such/file",
             "/no/such/file",
         );
+    }
+
+    #[test]
+    fn target_parse_honours_the_parameters_of_libpq() {
+        let config = |query: &str| {
+            let target = ConnectTarget::parse(&format!("postgres://u@h/d?{query}")).unwrap();
+            assert_eq!(target.warnings(), [""; 0], "{query}");
+            target.config
+        };
+        let all = config(
+            "application_name=a&fallback_application_name=b&connect_timeout=7&options=-csearch_path%3Dx\
+             &keepalives_idle=11&keepalives_interval=12&keepalives_count=13&tcp_user_timeout=14000\
+             &target_session_attrs=read-write&channel_binding=require&load_balance_hosts=random",
+        );
+        assert_eq!((all.get_application_name(), all.get_options()), (Some("a"), Some("-csearch_path=x")));
+        assert_eq!(all.get_connect_timeout(), Some(&Duration::from_secs(7)));
+        assert_eq!(all.get_keepalives_idle(), Duration::from_secs(11));
+        assert_eq!(all.get_keepalives_interval(), Some(Duration::from_secs(12)));
+        assert_eq!(all.get_keepalives_retries(), Some(13));
+        assert_eq!(all.get_tcp_user_timeout(), Some(&Duration::from_secs(14)), "it is in milliseconds");
+        assert_eq!(all.get_target_session_attrs(), TargetSessionAttrs::ReadWrite);
+        assert_eq!(all.get_channel_binding(), ChannelBinding::Require);
+        assert_eq!(all.get_load_balance_hosts(), LoadBalanceHosts::Random);
+        let fallback = config("fallback_application_name=b&keepalives=0");
+        assert_eq!((fallback.get_application_name(), fallback.get_keepalives()), (Some("b"), false));
+        assert_eq!(config("").get_application_name(), Some("aurore-events"));
+        assert_eq!(config("connect_timeout=0").get_connect_timeout(), Some(&CONNECT_TIMEOUT));
+        assert_eq!(config("sslmode=&port=").get_ssl_mode(), SslMode::Prefer, "empty is the default");
+        // Parameters replace host and port of the URL.
+        let replaced = config("host=a,b&port=1,2");
+        assert_eq!(replaced.get_hosts(), [Host::Tcp("a".to_owned()), Host::Tcp("b".to_owned())]);
+        assert_eq!(replaced.get_ports(), [1, 2]);
+        assert_eq!(config("host=/tmp").get_hosts(), [Host::Unix("/tmp".into())]);
+        let address = ConnectTarget::parse("hostaddr=::1 user=u").unwrap().config;
+        assert_eq!(address.get_hosts(), [Host::Tcp("::1".to_owned())]);
+        // Values that mean what happens anyway.
+        for query in [
+            "gssencmode=disable",
+            "gssencmode=prefer",
+            "sslcertmode=allow",
+            "sslcompression=0",
+            "sslsni=1",
+            "client_encoding=UTF-8",
+            "replication=false",
+            "min_protocol_version=3.0",
+            "ssl_min_protocol_version=TLSv1.2",
+            "ssl_max_protocol_version=TLSv1.3",
+        ] {
+            config(query);
+        }
+        assert_eq!(config("requiressl=1").get_ssl_mode(), SslMode::Require);
+    }
+
+    #[test]
+    fn target_parse_warns_of_parameters_without_an_effect() {
+        for name in ["sslmode=allow", "krbsrvname=x", "gsslib=x", "sslcompression=1", "sslsni=0"] {
+            let target = ConnectTarget::parse(&format!("postgres://u@h/d?{name}")).unwrap();
+            let (name, _) = name.split_once('=').unwrap();
+            assert!(target.warnings().len() == 1 && target.warnings()[0].starts_with(name), "{target:?}");
+        }
+    }
+
+    #[test]
+    fn target_parse_refuses_parameters_with_a_hint() {
+        for (query, part) in [
+            ("pgbouncer=true", "pgbouncer is a parameter of another driver: remove it"),
+            ("schema=public", "options=-csearch_path"),
+            ("connection_limit=5", "DB_POOL_MAX"),
+            ("ssl=true", "sslmode=require"),
+            ("service=x", "service is not supported: put the parameters"),
+            ("gssencmode=require", "gssencmode must be disable or prefer"),
+            ("require_auth=scram-sha-256", "require_auth is not supported"),
+            ("sslcrl=x", "sslcrl is not supported"),
+            ("client_encoding=LATIN1", "client_encoding must be UTF8"),
+            ("target_session_attrs=standby", "target_session_attrs must be any, read-write or primary"),
+            ("target_session_attrs=nearest", "target_session_attrs must be any or read-write"),
+            ("channel_binding=maybe", "channel_binding must be prefer or disable or require"),
+            ("connect_timeout=soon", "connect_timeout must be a number of seconds"),
+            ("keepalives=yes", "keepalives must be 1 or 0"),
+            ("port=1,2", "port must be one port, or one for each host"),
+            ("hostaddr=::1,::2", "hostaddr must be one address for each host"),
+            ("hostaddr=db", "hostaddr must be IP addresses"),
+            ("host=a,,b", "host must be"),
+            ("replication=database", "replication must be false"),
+            ("ssl_min_protocol_version=TLSv1.3", "ssl_min_protocol_version must be"),
+        ] {
+            assert_rejected(&format!("postgres://u:hunter2@h/d?{query}"), part);
+        }
     }
 }
