@@ -47,7 +47,7 @@ fn lines(bytes: usize) -> Vec<u8> {
 
 fn post(kind: &str, body: &[u8]) -> Vec<u8> {
     let head = format!(
-        "POST /events HTTP/1.1\r\nHost: a\r\nContent-Type: application/{kind}\r\nContent-Length: {}\r\n\r\n",
+        "POST /events HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/{kind}\r\nContent-Length: {}\r\n\r\n",
         body.len()
     );
     [head.as_bytes(), body].concat()

@@ -198,12 +198,12 @@ impl Settings {
             trusted_proxies: from.list(
                 "TRUSTED_PROXIES",
                 "Comma-separated addresses and networks whose X-Forwarded-For or Forwarded is trusted, \
-                 such as 10.0.0.0/8",
+                 such as 10.0.0.0/8; a server on loopback without tokens also takes any Host from them",
             ),
             cors_origins: from.list(
                 "CORS_ORIGINS",
-                "Comma-separated origins of web pages that may read responses, such as \
-                 https://app.example; * is all",
+                "Comma-separated origins of web pages that may send POST, PUT and DELETE and read responses, \
+                 such as https://app.example; * is all",
             ),
             header_timeout: from.millis(
                 "HEADER_TIMEOUT_MS",

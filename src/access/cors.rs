@@ -103,6 +103,19 @@ impl Origins {
         *self == Self::None
     }
 
+    pub fn allows_any(&self) -> bool {
+        *self == Self::Any
+    }
+
+    /// Whether the origin is allowed.
+    pub fn allows(&self, origin: &[u8]) -> bool {
+        match self {
+            Self::None => false,
+            Self::Any => true,
+            Self::Listed(origins) => origins.iter().any(|known| known.as_bytes() == origin),
+        }
+    }
+
     /// Adds the CORS headers to a response. Returns whether the origin may read it.
     pub fn apply_cors(&self, headers: Headers<'_>, response: &mut Response) -> bool {
         match self {

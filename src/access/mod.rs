@@ -4,6 +4,7 @@
 //!
 //! With no policy configured, the cost per request is one array look-up.
 
+pub mod browser;
 pub mod cors;
 pub mod limiter;
 pub mod proxy;
@@ -20,6 +21,7 @@ pub use tokens::{NewToken, Scope, Services, TokenFile};
 use crate::clock::Moment;
 use crate::http::problem::{self, FieldError, FieldErrors, ProblemKind};
 use crate::http::{Headers, Request, Response};
+use browser::{BrowserFields, is_loopback_host};
 use limiter::{ClientKey, RateDecision};
 use tokens::{Token, TokenView};
 
@@ -100,6 +102,9 @@ pub struct Policy {
     pub limiter: Limiter,
     pub proxies: Proxies,
     pub origins: Origins,
+    /// Whether `Host` must name this machine: the server listens on a loopback address and needs no
+    /// token.
+    pub loopback_only: bool,
 }
 
 /// The permissions of an authorized request.
@@ -126,6 +131,8 @@ pub struct Gate {
     tokens: Option<TokenView>,
     /// By class: no rule applies, so requests need no check.
     unrestricted: [bool; RouteClass::ALL.len()],
+    /// The last `Host` of this machine. Clients of one acceptor mostly send the same.
+    known_host: Vec<u8>,
 }
 
 /// The credentials of a request.
@@ -145,7 +152,7 @@ impl Gate {
             let needs_token = tokens.is_some() && (class.scope().is_some() || class == RouteClass::Health);
             !needs_token && policy.origins.is_none() && policy.rates.for_class(class).next().is_none()
         });
-        Self { policy, tokens, unrestricted }
+        Self { policy, tokens, unrestricted, known_host: Vec::new() }
     }
 
     /// Authorizes a request, or writes a refusal and returns none. The headers that it adds to the
@@ -158,10 +165,39 @@ impl Gate {
         now: Moment,
         response: &mut Response,
     ) -> Option<Grant> {
+        if !self.check_browser(class, request, response) {
+            return None;
+        }
         if self.unrestricted[class as usize] {
             return Some(Grant::ALL);
         }
         self.authorize_checked(class, request, now, response)
+    }
+
+    /// Refuses a request that a page of another site makes a browser send.
+    fn check_browser(&mut self, class: RouteClass, request: &Request<'_>, response: &mut Response) -> bool {
+        let fields = BrowserFields::read(request.headers);
+        if self.policy.loopback_only
+            && class != RouteClass::Probe
+            && let Some(host) = fields.host().filter(|host| *host != self.known_host)
+        {
+            // A trusted proxy passes on the host name that its clients know. `CORS_ORIGINS=*`
+            // allows every page anyway.
+            if is_loopback_host(host) {
+                self.known_host.clear();
+                self.known_host.extend_from_slice(host);
+            } else if !self.policy.origins.allows_any()
+                && !self.policy.proxies.trusts(request.peer.to_canonical())
+            {
+                refuse_host(response);
+                return false;
+            }
+        }
+        if fields.is_cross_origin_change(request.method, &self.policy.origins) {
+            refuse_origin(response);
+            return false;
+        }
+        true
     }
 
     /// Adds the CORS headers to a response that the HTTP engine writes without a handler.
@@ -271,6 +307,19 @@ fn identify<'a>(headers: Headers<'_>, view: &'a mut TokenView) -> Credentials<'a
         .filter(|(scheme, _)| scheme.eq_ignore_ascii_case(b"Bearer ") && values.next().is_none())
         .map(|(_, token)| token.trim_ascii_start());
     token.and_then(|token| view.tokens().find(token)).map_or(Credentials::InvalidToken, Credentials::Valid)
+}
+
+#[cold]
+fn refuse_host(response: &mut Response) {
+    let detail = "without tokens, a server on a loopback address answers requests for localhost and loopback \
+                  addresses only; a proxy with another host name must be listed in TRUSTED_PROXIES";
+    problem::write(response, ProblemKind::Misdirected, detail);
+}
+
+#[cold]
+fn refuse_origin(response: &mut Response) {
+    let detail = "the request comes from a web page whose origin is not in CORS_ORIGINS";
+    problem::write(response, ProblemKind::ForeignOrigin, detail);
 }
 
 #[cold]

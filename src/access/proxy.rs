@@ -71,7 +71,8 @@ impl Proxies {
         self.0.is_empty()
     }
 
-    fn trusts(&self, address: IpAddr) -> bool {
+    /// Whether the address, in canonical form, is that of a trusted proxy.
+    pub fn trusts(&self, address: IpAddr) -> bool {
         let address = to_v6_bits(address);
         self.0.iter().any(|range| address & range.mask == range.first)
     }

@@ -33,6 +33,7 @@ struct GateConfig {
     health: u32,
     proxies: &'static str,
     origins: &'static str,
+    loopback_only: bool,
 }
 
 impl GateConfig {
@@ -69,6 +70,7 @@ impl GateConfig {
             limiter: Limiter::new(16),
             proxies: self.proxies.parse().unwrap(),
             origins: self.origins.parse().unwrap(),
+            loopback_only: self.loopback_only,
         };
         GateFixture { gate: Gate::new(Arc::new(policy)), clock, tokens, file }
     }
@@ -83,12 +85,22 @@ impl GateFixture {
         peer: &str,
         fields: &[(&str, &str)],
     ) -> (Option<Grant>, Response) {
+        self.authorize_method(Method::Get, class, peer, fields)
+    }
+
+    fn authorize_method(
+        &mut self,
+        method: Method,
+        class: RouteClass,
+        peer: &str,
+        fields: &[(&str, &str)],
+    ) -> (Option<Grant>, Response) {
         let headers: Vec<_> =
             fields.iter().map(|(name, value)| httparse::Header { name, value: value.as_bytes() }).collect();
         let peer: IpAddr = peer.parse().unwrap();
         let promise = || -> Promise { unreachable!("the gate answers at once") };
         let request = Request {
-            method: Method::Get,
+            method,
             path: "/",
             query: "",
             headers: Headers(&headers),
@@ -139,6 +151,52 @@ fn gate_without_rules_allows_everything() {
         assert_eq!(grant, Some(Grant::ALL));
         assert!(response.headers.is_empty());
     }
+}
+
+#[test]
+fn changes_by_pages_of_foreign_origins_are_refused() {
+    for tokens in [false, true] {
+        let mut fixture = GateConfig { tokens, origins: "https://a.example", ..GateConfig::default() }
+            .build(if tokens { "foreign-tokens" } else { "foreign" });
+        let bearer = fixture.bearer("root");
+        let mut status = |method, origin| {
+            let fields = [("Host", "b.example"), ("Authorization", bearer.as_str()), ("Origin", origin)];
+            let (grant, response) = fixture.authorize_method(method, RouteClass::Ingest, HERE, &fields);
+            assert_eq!(grant.is_some(), response.status == 200);
+            response.status
+        };
+        for method in [Method::Post, Method::Put, Method::Delete] {
+            assert_eq!(status(method, "https://evil.example"), 403);
+            assert_eq!(status(method, "https://a.example"), 200);
+            assert_eq!(status(method, "https://b.example"), 200);
+        }
+        assert_eq!(status(Method::Get, "https://evil.example"), 200);
+    }
+}
+
+#[test]
+fn a_loopback_server_without_tokens_refuses_foreign_hosts() {
+    let build = |loopback_only, origins, proxies, name| {
+        GateConfig { proxies, origins, loopback_only, ..GateConfig::default() }.build(name)
+    };
+    let status = |fixture: &mut GateFixture, class, peer, host| {
+        fixture.authorize(class, peer, &[("Host", host)]).1.status
+    };
+    let mut fixture = build(true, "", "127.0.0.2", "loopback");
+    for class in RouteClass::ALL {
+        let refused = if class == RouteClass::Probe { 200 } else { 421 };
+        assert_eq!(status(&mut fixture, class, "127.0.0.1", "evil.example:3000"), refused);
+        assert_eq!(status(&mut fixture, class, "127.0.0.1", "localhost:3000"), 200);
+        // What a trusted proxy may send does not become known for others.
+        assert_eq!(status(&mut fixture, class, "127.0.0.2", "events.example"), 200);
+        assert_eq!(status(&mut fixture, class, "127.0.0.1", "events.example"), refused);
+    }
+    let (grant, _) = fixture.authorize(RouteClass::Query, "127.0.0.1", &[]);
+    assert!(grant.is_some(), "HTTP/1.0 needs no Host");
+    let mut fixture = build(false, "", "", "everywhere");
+    assert_eq!(status(&mut fixture, RouteClass::Query, "127.0.0.1", "events.example"), 200);
+    let mut fixture = build(true, "*", "", "any-page");
+    assert_eq!(status(&mut fixture, RouteClass::Query, "127.0.0.1", "events.example"), 200);
 }
 
 #[test]

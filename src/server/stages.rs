@@ -348,11 +348,12 @@ pub fn policy(settings: &Settings, tokens: Option<TokenFile>, lifecycle: &Lifecy
         lifecycle.on_reload("the tokens", move || tokens.reload());
     } else if !settings.host.to_canonical().is_loopback() {
         log::warn!(
-            "AUTH_TOKENS_FILE is not set: interval client that can connect to {} may post, read and scrape",
+            "AUTH_TOKENS_FILE is not set: every client that can connect to {} may post, read and scrape",
             settings.address()
         );
     }
     Arc::new(Policy {
+        loopback_only: tokens.is_none() && settings.host.to_canonical().is_loopback(),
         tokens,
         rates: settings.rates,
         limiter: Limiter::new(limiter::ROWS),

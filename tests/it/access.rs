@@ -322,6 +322,62 @@ fn the_global_rate_limit_applies_to_posts() {
     until("the accepted events are stored", || postgres.stored() == i64::try_from(accepted).unwrap());
 }
 
+/// Sends a request whose first header is `Host`.
+#[track_caller]
+fn send_to_host(client: &mut Client, method: &str, host: &str, path: &str, fields: &str) -> Reply {
+    let body = if method == "GET" { String::new() } else { event("s", "m") };
+    let length = body.len();
+    client.send(
+        format!(
+            "{method} {path} HTTP/1.1\r\nHost: {host}\r\n{fields}Content-Type: {JSON}\r\nContent-Length: {length}\r\n\r\n{body}"
+        )
+        .as_bytes(),
+    );
+    client.reply()
+}
+
+#[test]
+fn pages_of_foreign_origins_and_rebound_hosts_are_refused() {
+    let postgres = Postgres::start();
+    for engine in ["guarded", "minihttp"] {
+        let server = Server::start_on(&postgres, &[("HTTP_ENGINE", engine)]);
+        let mut client = server.client();
+        let address = server.address().to_string();
+        let same = format!("Origin: http://{address}\r\n");
+        let own = address.as_str();
+        for (method, host, path, fields, status) in [
+            ("POST", own, "/events", "", 202),
+            ("POST", own, "/events", same.as_str(), 202),
+            ("POST", own, "/events", "Origin: https://evil.example\r\n", 403),
+            ("POST", own, "/events", "Origin: null\r\n", 403),
+            ("POST", own, "/events", "Sec-Fetch-Site: cross-site\r\n", 403),
+            ("POST", own, "/metrics/push", "Origin: https://evil.example\r\n", 403),
+            ("PUT", own, "/metrics/job/a", "Origin: https://evil.example\r\n", 403),
+            ("DELETE", own, "/metrics/job/a", "Origin: https://evil.example\r\n", 403),
+            ("PUT", own, "/api/v1/admin/wipe", "Origin: https://evil.example\r\n", 403),
+            ("GET", own, "/events", "Origin: https://evil.example\r\n", 200),
+            ("GET", "evil.example:3000", "/events", "", 421),
+            ("POST", "evil.example", "/events", "Origin: http://evil.example\r\n", 421),
+            ("GET", "app.localhost:3000", "/events", "", 200),
+            ("GET", "evil.example", "/ready", "", 200),
+        ] {
+            let reply = send_to_host(&mut client, method, host, path, fields);
+            assert_eq!(reply.status, status, "{engine}: {method} {host} {path} {fields}: {}", reply.text());
+        }
+        wait_for_drain(&server);
+    }
+    // A proxy that is trusted sends the name that its clients know.
+    let server = Server::start_on(&postgres, &[("TRUSTED_PROXIES", "127.0.0.1")]);
+    let mut client = server.client();
+    assert_eq!(send_to_host(&mut client, "GET", "events.example", "/events", "").status, 200);
+    // Where tokens are required, no name leads a page past them.
+    let tokens = Tokens::new();
+    let reader = tokens.create("reader", "query", &[]);
+    let server = Server::start_on(&postgres, &[("AUTH_TOKENS_FILE", tokens.path())]);
+    let bearer = format!("Authorization: Bearer {reader}\r\n");
+    assert_eq!(send_to_host(&mut server.client(), "GET", "events.example", "/events", &bearer).status, 200);
+}
+
 #[test]
 fn cors_lets_pages_of_listed_origins_send_and_read() {
     let postgres = Postgres::start();

@@ -45,7 +45,7 @@ fn compressed_batches_are_stored_like_uncompressed_ones() {
     assert_eq!(post(&mut client, JSON, "identity", one.as_bytes()).status, 202);
     // Also chunked, one byte per chunk.
     let mut chunked = format!(
-        "POST /events HTTP/1.1\r\nHost: a\r\nContent-Type: {JSON}\r\nContent-Encoding: gzip\r\nTransfer-Encoding: chunked\r\n\r\n"
+        "POST /events HTTP/1.1\r\nHost: localhost\r\nContent-Type: {JSON}\r\nContent-Encoding: gzip\r\nTransfer-Encoding: chunked\r\n\r\n"
     )
     .into_bytes();
     for byte in gzip(one.as_bytes()) {

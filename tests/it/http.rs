@@ -189,7 +189,7 @@ fn cors_lets_a_page_read_a_rejection_by_the_engine() {
     let test = TestServer::start(&[("CORS_ORIGINS", ORIGIN), ("MAX_BODY_BYTES", "1024")]);
     let head = |origin: &str, rest: &str| {
         format!(
-            "POST /events HTTP/1.1\r\nHost: a\r\norigin: {origin}\r\nContent-Type: application/json\r\n{rest}"
+            "POST /events HTTP/1.1\r\nHost: localhost\r\norigin: {origin}\r\nContent-Type: application/json\r\n{rest}"
         )
         .into_bytes()
     };

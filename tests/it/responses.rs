@@ -113,7 +113,7 @@ fn rejected_requests_get_a_reason_and_are_not_received() {
     assert_problem(&reply, 405);
 
     let mut large = client();
-    large.send(b"POST /events HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 100001\r\n\r\n");
+    large.send(b"POST /events HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: 100001\r\n\r\n");
     assert_problem(&large.reply(), 413);
     assert!(large.is_closed(), "a body that is not read may not become the next request");
     let mut bound = event("s", "at the bound").into_bytes();
@@ -132,14 +132,17 @@ fn rejected_requests_get_a_reason_and_are_not_received() {
         (length("5") + "Transfer-Encoding: chunked\r\n", 400),
     ] {
         let mut raw = client();
-        let head = format!("POST /events HTTP/1.1\r\nHost: x\r\nContent-Type: {JSON}\r\n{framing}\r\n");
+        let head =
+            format!("POST /events HTTP/1.1\r\nHost: localhost\r\nContent-Type: {JSON}\r\n{framing}\r\n");
         raw.send(head.as_bytes());
         assert_problem(&raw.reply(), status);
         if !framing.is_empty() {
             assert!(raw.is_closed(), "{framing}");
         }
     }
-    for garbage in ["nonsense\r\n\r\n", "GET / HTTP/1.1\r\n\r\n", "GET  /live HTTP/1.1\r\nHost: x\r\n\r\n"] {
+    for garbage in
+        ["nonsense\r\n\r\n", "GET / HTTP/1.1\r\n\r\n", "GET  /live HTTP/1.1\r\nHost: localhost\r\n\r\n"]
+    {
         let mut raw = client();
         raw.send(garbage.as_bytes());
         assert_eq!(raw.reply().status, 400, "{garbage}");
@@ -165,7 +168,7 @@ fn a_connection_is_kept_alive_and_answers_in_order() {
     let body = event("chunked", "m");
     let (first, second) = body.split_at(10);
     let chunks = format!("a;name=value\r\n{first}\r\n{:x}\r\n{second}\r\n0\r\n\r\n", second.len());
-    let head = "POST /events HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n";
+    let head = "POST /events HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n";
     id_of(&client.exchange(format!("{head}{chunks}").as_bytes()));
 
     // Pipelined: all are sent before the first response is read, invalid ones between valid ones.
