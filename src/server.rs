@@ -280,20 +280,16 @@ pub fn serve(
         .local_addr()
         .map_err(|error| RunServerError::Listen { address: settings.address(), error })?;
     let limits = stages::ingest_limits(settings);
+    let durability = settings.durability;
+    let flags = settings.effective.clone().into();
+    let pages = GatewayHandlers::new(gateway, scrapes, durability, clock.wall(), flags);
+    let pages = stages::start_push_thread(pages, limits.decompressed_bytes_max, lifecycle)?;
     let api = {
         let status = status.clone();
-        let durability = settings.durability;
-        let (started_at, flags) = (clock.wall(), settings.effective.clone().into());
         move |acceptor: usize| {
             let gate = Gate::new(policy.clone());
-            let pages = GatewayHandlers::new(
-                gateway.clone(),
-                scrapes.clone(),
-                durability,
-                started_at,
-                Arc::clone(&flags),
-            );
-            ApiHandler::new(acceptor, gate, limits, durability, status.clone(), queries.clone(), pages)
+            let (status, queries, pages) = (status.clone(), queries.clone(), pages.clone());
+            ApiHandler::new(acceptor, gate, limits, durability, status, queries, pages)
         }
     };
     let (acceptor_handles, acceptors_ended) = match settings.http_engine {

@@ -1,14 +1,14 @@
 //! Requests of the metrics gateway: answers them at once, after the gateway's log is durable, or
-//! from a reader thread.
+//! from the scrape or the push thread.
 //!
 //! It runs on the acceptor thread and must not block.
 
 use super::ApiHandler;
-use super::intake::{JOURNAL_RETRY_S, RESTART_S};
+use super::intake::RESTART_S;
 use crate::access::Grant;
 use crate::clock::Moment;
-use crate::gateway::handlers::GatewayRoute;
-use crate::gateway::handlers::{GatewayHandlers, PushOutcome};
+use crate::gateway::handlers::{GatewayHandlers, GatewayRoute, PushOutcome};
+use crate::gateway::responses::durability_not_reached;
 use crate::http::{DecompressLimits, Decompressor, problem};
 use crate::http::{HandlerResult, Request, Response};
 use crate::lifecycle::LifecyclePhase;
@@ -111,6 +111,11 @@ impl ApiHandler {
             let promise = || self.counted_promise(request, headers, (label, started));
             return self.push_context.pages.submit_scrape(asked, response, promise);
         }
+        if let Some(queue) = self.push_context.pages.long_push_queue(page, request) {
+            let headers = response.headers.clone();
+            let promise = || self.counted_promise(request, headers, (label, started));
+            return GatewayHandlers::submit_push(queue, page, grant, request, response, promise);
+        }
         let policy_headers_len = response.headers.len();
         match self.push_context.pages.handle(
             page,
@@ -140,17 +145,4 @@ impl ApiHandler {
 fn write_ok(response: &mut Response) {
     response.content_type = "text/plain; charset=utf-8";
     response.body.extend_from_slice(b"OK");
-}
-
-/// The response to a push that could not be made durable at the requested level.
-fn durability_not_reached() -> Response {
-    let mut response = Response::default();
-    problem::write_retryable(
-        &mut response,
-        problem::ProblemKind::JournalUnavailable,
-        "the requested durability could not be reached; the push may have taken effect nevertheless, so only a push \
-         with an idempotency key, or one that replaces metrics, can be retried without being counted twice",
-        JOURNAL_RETRY_S,
-    );
-    response
 }

@@ -3,7 +3,7 @@
 use serde::ser::{Serialize, SerializeMap, Serializer};
 
 use super::exposition::{FAILURE_HELP, PUSH_HELP};
-use super::metric::{Block, MetricKind, Series, SeriesValue, render_labels, rendered_labels};
+use super::metric::{Block, BlockIndex, MetricKind, Series, SeriesValue, render_labels, rendered_labels};
 use super::state::{FAILURE_TIME, MetricGroup, Name, Owner, PUSH_TIME, Snapshot, families_of};
 use crate::event::Timestamp;
 use crate::metrics::text_format::format_float;
@@ -71,6 +71,7 @@ fn time_block(group: &MetricGroup, help: &str, time_s: f64) -> Block {
         series: vec![Series { labels, value: SeriesValue::Number(time_s) }],
         last_push: group.last_push,
         last_push_wall_s: group.last_success_s.max(group.last_failure_s),
+        index: BlockIndex::default(),
     }
 }
 

@@ -22,6 +22,8 @@ pub enum ApplyPushError {
     Overflow(String),
     #[error("there would be more than {0} series; see PUSHED_SERIES_MAX")]
     TooManySeries(usize),
+    #[error("the group would have more than {0} metric names")]
+    TooManyFamilies(usize),
     #[error("the pushed metrics would take more than {0} bytes; see PUSHED_MAX_BYTES")]
     TooManyBytes(usize),
 }
@@ -37,7 +39,7 @@ impl ApplyPushError {
             }
             Self::Duplicate { .. } => RefusalReason::Duplicate,
             Self::Overflow(_) => RefusalReason::Invalid,
-            Self::TooManySeries(_) | Self::TooManyBytes(_) => RefusalReason::Full,
+            Self::TooManySeries(_) | Self::TooManyFamilies(_) | Self::TooManyBytes(_) => RefusalReason::Full,
         }
     }
 }

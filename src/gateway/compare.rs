@@ -14,6 +14,7 @@ use super::forward::{DEFAULT_JOB, http_client};
 use super::metric::{Label, SeriesValue, render_labels};
 use super::state::{FAILURE_TIME, PUSH_TIME};
 use super::text;
+use super::validate::ParseLimits;
 use crate::logging::is_display_control;
 use crate::metrics::text_format::{ExpositionFormat, format_float};
 
@@ -75,7 +76,7 @@ fn fetch(url: &str, token: Option<&str>) -> Result<Vec<u8>, CompareError> {
 /// series must exist, but their values differ.
 fn parse_page(page: &[u8]) -> Result<PageSeries, text::ParseTextError> {
     let mut series = PageSeries::new();
-    for family in text::parse(page)?.families {
+    for family in text::parse(page, ParseLimits::NONE)?.families {
         let timed = family.name == PUSH_TIME || family.name == FAILURE_TIME;
         for sample in family.samples {
             let mut put = |suffix: &str, extra: Option<(&'static str, f64)>, value: f64| {

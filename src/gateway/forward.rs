@@ -245,7 +245,7 @@ fn jittered(wait: Duration, rng: &mut StdRng) -> Duration {
 mod tests {
     use super::*;
     use crate::gateway::grouping_key::GroupingKey;
-    use crate::gateway::metric::{MetricKind, Series, SeriesValue};
+    use crate::gateway::metric::{BlockIndex, MetricKind, Series, SeriesValue};
 
     #[test]
     fn forwarded_series_path_parses_to_the_same_labels() {
@@ -257,6 +257,7 @@ mod tests {
             series,
             last_push: crate::clock::Moment::ZERO,
             last_push_wall_s: 0.0,
+            index: BlockIndex::default(),
         };
         let forwarded = ForwardRequest::from_series("c_total", &block);
         let path = crate::http::percent::decode(&forwarded.path).unwrap();

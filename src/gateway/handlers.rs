@@ -5,10 +5,14 @@ use std::borrow::Cow;
 use std::sync::Arc;
 
 use super::forward::ForwardRequest;
+use super::grouping_key::GroupingKey;
 use super::push::{self, ParsePushError};
+use super::push_thread::PushQueue;
 use super::request_head::{GroupHead, PushHead, RequestError, write_group_refusal};
+use super::responses::{LOG_RETRY_S, write_push_response};
 use super::scrape::{ScrapeQueue, ScrapeRequest};
-use super::{Aggregated, Gateway, PushMetricsError, api_v1, idempotency, protobuf, text};
+use super::validate::{FAMILIES_MAX, LABELS_MAX, ParseLimits};
+use super::{Gateway, PushMetricsError, api_v1, idempotency, protobuf, text};
 use crate::access::Grant;
 use crate::event::Timestamp;
 use crate::http::content_negotiation::negotiate;
@@ -21,8 +25,13 @@ use crate::journal::Durability;
 use crate::metrics::gateway::RefusalReason;
 use crate::metrics::text_format::ExpositionFormat;
 
-/// `Retry-After` while the log cannot be written.
-pub(super) const RETRY_S: u64 = 5;
+/// `Retry-After` while the queue of the push thread is full: it handles a long push in less.
+const QUEUE_RETRY_S: u64 = 1;
+/// A plain body up to this size is handled in the acceptor's turn, in less than a millisecond; other
+/// bodies on the push thread.
+const INLINE_BODY_BYTES_MAX: usize = 32 * 1024;
+/// The same for the series of the group that a push may replace.
+const INLINE_SERIES_MAX: usize = 1000;
 
 /// A route of the gateway.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -52,10 +61,12 @@ pub enum PushOutcome {
     OnDurable(Durability),
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct GatewayHandlers {
     gateway: Arc<Gateway>,
     scrape_queue: ScrapeQueue,
+    /// The queue of long requests; none on the push thread itself.
+    push_queue: Option<PushQueue>,
     /// The level if the request has no header `Durability`.
     pub(super) durability: Durability,
     started_at: Timestamp,
@@ -71,7 +82,13 @@ impl GatewayHandlers {
         started_at: Timestamp,
         settings: Arc<[String]>,
     ) -> Self {
-        Self { gateway, scrape_queue, durability, started_at, settings }
+        Self { gateway, scrape_queue, push_queue: None, durability, started_at, settings }
+    }
+
+    /// The handlers of an acceptor, which pass long requests to the push thread.
+    #[must_use]
+    pub fn with_queue(&self, queue: PushQueue) -> Self {
+        Self { push_queue: Some(queue), ..self.clone() }
     }
 
     pub fn gateway(&self) -> &Gateway {
@@ -108,6 +125,46 @@ impl GatewayHandlers {
             return HandlerResult::Pending;
         }
         problem::write_retryable(response, ProblemKind::QueriesFull, "too many scrapes are running", 1);
+        HandlerResult::Done
+    }
+
+    /// The queue of the push thread if the request may take longer than a turn of an acceptor.
+    pub fn long_push_queue(&self, page: &GatewayRoute<'_>, request: &Request<'_>) -> Option<&PushQueue> {
+        let is_long_body = || {
+            request.body.len() > INLINE_BODY_BYTES_MAX || request.headers.get("Content-Encoding").is_some()
+        };
+        let is_long = match page {
+            GatewayRoute::Push => is_long_body(),
+            GatewayRoute::Group(path) => {
+                is_long_body()
+                    || GroupingKey::parse(path)
+                        .is_ok_and(|key| self.gateway.group_series(&key) > INLINE_SERIES_MAX)
+            }
+            GatewayRoute::DeleteSeries | GatewayRoute::Wipe => true,
+            GatewayRoute::Scrape
+            | GatewayRoute::Healthy
+            | GatewayRoute::Ready
+            | GatewayRoute::Groups
+            | GatewayRoute::Status => false,
+        };
+        self.push_queue.as_ref().filter(|_| is_long)
+    }
+
+    /// Passes a request to the push thread, or answers 503 if its queue is full. `later` creates the
+    /// promise.
+    pub fn submit_push(
+        queue: &PushQueue,
+        page: &GatewayRoute<'_>,
+        grant: &Grant,
+        request: &Request<'_>,
+        response: &mut Response,
+        later: impl FnOnce() -> Promise,
+    ) -> HandlerResult {
+        if queue.submit(page, grant, request, later) {
+            return HandlerResult::Pending;
+        }
+        let detail = "too many long pushes are waiting";
+        problem::write_retryable(response, ProblemKind::Unavailable, detail, QUEUE_RETRY_S);
         HandlerResult::Done
     }
 
@@ -169,7 +226,7 @@ impl GatewayHandlers {
                 Self::acknowledge(level, response)
             }
             Err(_log) => {
-                problem::write_journal_unavailable(response, RETRY_S);
+                problem::write_journal_unavailable(response, LOG_RETRY_S);
                 PushOutcome::Ready
             }
         }
@@ -251,10 +308,11 @@ impl GatewayHandlers {
             return Ok(level);
         }
         let body = decompress_body(coding, request.body, decompressor).map_err(RequestError::into_parts)?;
+        let limits = ParseLimits { families_max: FAMILIES_MAX, samples_max: self.gateway.push_series_max() };
         let parsed = if is_protobuf(headers) {
-            protobuf::parse(body).map_err(|error| invalid(error.to_string()))?
+            protobuf::parse(body, limits).map_err(|error| invalid(error.to_string()))?
         } else {
-            text::parse(body).map_err(|error| invalid(error.to_string()))?
+            text::parse(body, limits).map_err(|error| invalid(error.to_string()))?
         };
         let replace = request.method == Method::Put;
         let method = if replace { "PUT" } else { "POST" };
@@ -271,6 +329,11 @@ impl GatewayHandlers {
                 RequestError::Field("query", "has invalid percent-encoding".to_owned()).write_to(response);
                 return PushOutcome::Ready;
             };
+            if wanted.len() > LABELS_MAX {
+                let detail = format!("must have at most {LABELS_MAX} labels");
+                RequestError::Field("query", detail).write_to(response);
+                return PushOutcome::Ready;
+            }
             wanted.push((name.into_owned(), value.into_owned()));
         }
         let at = wanted.iter().position(|(name, value)| name == "name" && !value.is_empty());
@@ -317,9 +380,27 @@ impl GatewayHandlers {
                 Self::acknowledge(level, response)
             }
             Err(_log) => {
-                problem::write_journal_unavailable(response, RETRY_S);
+                problem::write_journal_unavailable(response, LOG_RETRY_S);
                 PushOutcome::Ready
             }
+        }
+    }
+}
+
+impl GatewayRoute<'_> {
+    /// The route with a copy of its path.
+    #[must_use]
+    pub fn to_static(&self) -> GatewayRoute<'static> {
+        match self {
+            Self::Push => GatewayRoute::Push,
+            Self::Group(path) => GatewayRoute::Group(Cow::Owned(path.clone().into_owned())),
+            Self::Scrape => GatewayRoute::Scrape,
+            Self::DeleteSeries => GatewayRoute::DeleteSeries,
+            Self::Healthy => GatewayRoute::Healthy,
+            Self::Ready => GatewayRoute::Ready,
+            Self::Groups => GatewayRoute::Groups,
+            Self::Status => GatewayRoute::Status,
+            Self::Wipe => GatewayRoute::Wipe,
         }
     }
 }
@@ -363,26 +444,4 @@ fn exposition_format(headers: Headers<'_>) -> ExpositionFormat {
     } else {
         ExpositionFormat::Text
     }
-}
-
-fn write_push_response(aggregated: &Aggregated, response: &mut Response) {
-    let counts = aggregated.counts;
-    response.status = 202;
-    response.content_type = "application/json";
-    let out = &mut response.body;
-    out.extend_from_slice(
-        format!("{{\"accepted\":{},\"rejected\":{},", counts.accepted, counts.rejected).as_bytes(),
-    );
-    if aggregated.is_duplicate {
-        out.extend_from_slice(b"\"repeated\":true,");
-    }
-    aggregated.errors.write_members(out);
-    out.push(b'}');
-}
-
-/// An error response as written by Go's `http.Error`.
-pub(super) fn write_plain_text(response: &mut Response, text: &str) {
-    response.content_type = "text/plain; charset=utf-8";
-    response.body.extend_from_slice(text.as_bytes());
-    response.body.push(b'\n');
 }

@@ -121,17 +121,30 @@ pub struct Block {
     pub last_push: Moment,
     /// The wall clock at the last push, in seconds since 1970.
     pub last_push_wall_s: f64,
+    pub index: BlockIndex,
+}
+
+/// What the state needs of all series of a block. It is computed before the lock is taken, so that
+/// the lock is not held for the time it takes to read the series.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct BlockIndex {
+    /// The hash of each series.
+    pub hashes: Vec<u64>,
+    /// Series as Prometheus counts them.
+    pub samples: usize,
+    pub bytes: usize,
 }
 
 impl Block {
-    pub fn samples(&self) -> usize {
+    pub(super) fn samples(&self) -> usize {
         self.series.iter().map(|series| series.value.samples()).sum()
     }
 
     /// Approximate memory, with the entries in the maps.
-    pub fn bytes(&self) -> usize {
+    pub(super) fn bytes(&self) -> usize {
         const PLACE: usize = 160;
-        PLACE + size_of::<Self>() + self.series.iter().map(Series::bytes).sum::<usize>()
+        let series = self.series.iter().map(|series| series.bytes() + size_of::<u64>());
+        PLACE + size_of::<Self>() + self.help.len() + series.sum::<usize>()
     }
 }
 

@@ -1,10 +1,10 @@
 //! The metrics gateway: accepts pushed metrics by Pushgateway's protocol and by
 //! `POST /metrics/push`, which aggregates, and exposes them for Prometheus to scrape.
 //!
-//! This module owns [`Gateway`], the state that acceptors, the scrape thread and the log thread
-//! share. One mutex guards it. The mutex is held for in-memory operations only, in time
+//! This module owns [`Gateway`], the state that acceptors, the push thread, the scrape thread and
+//! the log thread share. One mutex guards it. The mutex is held for in-memory operations only, in time
 //! proportional to the series of one push; a scrape or a snapshot clones persistent maps under it.
-//! Parsing a body and encoding the log record happen before the lock is taken, and no thread blocks
+//! Parsing a body, hashing its series and encoding the log record happen before the lock is taken, and no thread blocks
 //! while it holds the lock.
 //!
 //! Rejected: a thread that owns the state and receives changes, since every push would cost two
@@ -23,15 +23,20 @@ pub mod idempotency;
 pub mod metric;
 pub mod protobuf;
 pub mod push;
+pub mod push_thread;
 pub mod record;
 pub mod recovery;
 mod request_head;
+pub mod responses;
 pub mod scrape;
 pub mod state;
+pub mod steps;
 pub mod text;
 pub mod validate;
 pub mod wal;
 
+#[cfg(test)]
+mod bounds_tests;
 #[cfg(test)]
 mod tests;
 
@@ -52,7 +57,7 @@ use grouping_key::GroupingKey;
 use idempotency::{KeyHash, PushCounts};
 use metric::{Block, ParsedBody};
 use push::ParsedPush;
-use state::{GatewayState, Name, Owner, Snapshot};
+use state::{GatewayState, Name, Owner, SeriesHasher, Snapshot};
 use validate::{ValidatePushError, validate_push};
 
 /// Bytes of records that may wait for the log thread. More wait only if the disk has stalled.
@@ -156,6 +161,9 @@ pub struct Gateway {
     log_failed: AtomicBool,
     finishing: AtomicBool,
     pub metrics: GatewayMetrics,
+    /// `PUSHED_SERIES_MAX`
+    series_max: usize,
+    hasher: SeriesHasher,
     ttl: Ttl,
     forward: Option<Arc<ForwardQueue>>,
     clock: Clock,
@@ -170,6 +178,7 @@ impl Gateway {
         clock: Clock,
     ) -> (Arc<Self>, Parker) {
         let parker = Parker::new();
+        let (series_max, hasher) = (state.limits().series_max, state.hasher());
         let gateway = Self {
             inner: Mutex::new(GatewayInner {
                 state,
@@ -180,6 +189,8 @@ impl Gateway {
             log_failed: AtomicBool::new(false),
             finishing: AtomicBool::new(false),
             metrics: GatewayMetrics::default(),
+            series_max,
+            hasher,
             ttl,
             forward,
             clock,
@@ -200,6 +211,17 @@ impl Gateway {
     /// An immutable copy of the current state.
     pub fn snapshot(&self) -> Snapshot {
         self.lock().state.snapshot()
+    }
+
+    /// A push with more series is refused: it exceeds the limit and what is there.
+    pub fn push_series_max(&self) -> usize {
+        let series = self.metrics.series.load(Ordering::Relaxed);
+        usize::try_from(series).unwrap_or(usize::MAX).max(self.series_max)
+    }
+
+    /// The series of a group, as Prometheus counts them.
+    pub fn group_series(&self, grouping_key: &GroupingKey) -> usize {
+        self.lock().state.group(&grouping_key.rendered).map_or(0, |group| group.samples)
     }
 
     /// The monotonic time, and the wall clock in seconds since 1970.
@@ -245,13 +267,16 @@ impl Gateway {
             return refuse(PushMetricsError::LogUnavailable);
         }
         let (grouping_key, times) = (Arc::new(grouping_key), self.timestamps());
-        let families = match validate_push(&grouping_key, parsed, times) {
+        let mut families = match validate_push(&grouping_key, parsed, times) {
             Ok(families) => families,
             Err(error) => {
                 self.record_failure(&mut self.lock(), &grouping_key, times);
                 return refuse(error.into());
             }
         };
+        for (name, block) in &mut families {
+            self.hasher.index(name, block);
+        }
         let mut record = Vec::new();
         let named = families.iter().map(|(name, block)| (name.as_str(), block));
         record::encode_group(&mut record, &grouping_key, (times.1, f64::NAN), replace, named);
@@ -568,6 +593,7 @@ fn field_name(conflict: &ApplyPushError) -> &'static str {
         ApplyPushError::KindMismatch { .. } => "type",
         ApplyPushError::Duplicate { .. }
         | ApplyPushError::TooManySeries(_)
+        | ApplyPushError::TooManyFamilies(_)
         | ApplyPushError::TooManyBytes(_) => "labels",
         ApplyPushError::BucketMismatch(_) => "buckets",
         ApplyPushError::Overflow(_) => "value",

@@ -5,17 +5,29 @@
 //! recursion: the messages nest three levels deep.
 
 use std::borrow::Cow;
+use std::collections::HashMap;
 
 use super::metric::{
     Histogram, MetricKind, ParsedBody, ParsedFamily, ParsedSample, SeriesValue, Summary, saturating_count,
 };
+use super::steps;
+use super::validate::{BUCKETS_MAX, LABELS_MAX, ParseLimits};
+use crate::http::problem::ECHO_BYTES_MAX;
+use crate::json::text::truncate;
 
-/// The body is truncated or malformed.
+/// The reason why a body cannot be parsed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("the protobuf body is not valid: {0}")]
-pub struct ParseProtobufError(&'static str);
+pub enum ParseProtobufError {
+    /// It is truncated or malformed.
+    #[error("the protobuf body is not valid: {0}")]
+    Invalid(&'static str),
+    #[error("the field {0} occurs more than {1} times")]
+    TooMany(&'static str, usize),
+}
 
-const TRUNCATED: ParseProtobufError = ParseProtobufError("it is truncated within a message");
+use ParseProtobufError::{Invalid, TooMany};
+
+const TRUNCATED: ParseProtobufError = Invalid("it is truncated within a message");
 
 /// The value of one field, by wire type.
 enum WireField<'a> {
@@ -27,27 +39,15 @@ enum WireField<'a> {
 
 impl<'a> WireField<'a> {
     fn bytes(self) -> Result<&'a [u8], ParseProtobufError> {
-        if let Self::Bytes(bytes) = self {
-            Ok(bytes)
-        } else {
-            Err(ParseProtobufError("a field has the wrong type"))
-        }
+        if let Self::Bytes(bytes) = self { Ok(bytes) } else { Err(Invalid("a field has the wrong type")) }
     }
 
     fn double(self) -> Result<f64, ParseProtobufError> {
-        if let Self::Double(value) = self {
-            Ok(value)
-        } else {
-            Err(ParseProtobufError("a field has the wrong type"))
-        }
+        if let Self::Double(value) = self { Ok(value) } else { Err(Invalid("a field has the wrong type")) }
     }
 
     fn integer(self) -> Result<u64, ParseProtobufError> {
-        if let Self::Integer(value) = self {
-            Ok(value)
-        } else {
-            Err(ParseProtobufError("a field has the wrong type"))
-        }
+        if let Self::Integer(value) = self { Ok(value) } else { Err(Invalid("a field has the wrong type")) }
     }
 
     /// Lossy: names are validated later, help texts are informational.
@@ -56,9 +56,7 @@ impl<'a> WireField<'a> {
     }
 
     fn strict_text(self) -> Result<Cow<'a, str>, ParseProtobufError> {
-        str::from_utf8(self.bytes()?)
-            .map(Cow::Borrowed)
-            .map_err(|_not_utf8| ParseProtobufError("a label is not UTF-8"))
+        str::from_utf8(self.bytes()?).map(Cow::Borrowed).map_err(|_not_utf8| Invalid("a label is not UTF-8"))
     }
 }
 
@@ -76,7 +74,7 @@ impl<'a> MessageReader<'a> {
                 return Ok(value);
             }
         }
-        Err(ParseProtobufError("a number is longer than 10 bytes"))
+        Err(Invalid("a number is longer than 10 bytes"))
     }
 
     fn take(&mut self, count: u64) -> Result<&'a [u8], ParseProtobufError> {
@@ -87,6 +85,7 @@ impl<'a> MessageReader<'a> {
     }
 
     fn next(&mut self) -> Result<Option<(u64, WireField<'a>)>, ParseProtobufError> {
+        steps::add(1);
         if self.0.is_empty() {
             return Ok(None);
         }
@@ -105,7 +104,7 @@ impl<'a> MessageReader<'a> {
                 self.take(4)?;
                 WireField::Other
             }
-            _ => return Err(ParseProtobufError("a field has an unknown wire type")),
+            _ => return Err(Invalid("a field has an unknown wire type")),
         };
         Ok(Some((tag >> 3, field)))
     }
@@ -123,22 +122,33 @@ impl<'a> MessageReader<'a> {
 }
 
 /// Parses all families of a body. A repeated family replaces the earlier one, as in Pushgateway.
-pub fn parse(body: &[u8]) -> Result<ParsedBody<'_>, ParseProtobufError> {
+pub fn parse(body: &[u8], limits: ParseLimits) -> Result<ParsedBody<'_>, ParseProtobufError> {
     let mut parsed = ParsedBody::default();
+    let mut by_name: HashMap<Cow<'_, str>, usize> = HashMap::new();
+    let mut metrics = 0;
     let mut body = MessageReader(body);
     while !body.0.is_empty() {
+        steps::add(1);
         let length = body.varint()?;
-        let family = parse_family(body.take(length)?, &mut parsed)?;
-        parsed.families.retain(|known| known.name != family.name);
-        parsed.families.push(family);
+        let family = parse_family(body.take(length)?, &mut parsed, (&mut metrics, limits.samples_max))?;
+        if let Some(at) = by_name.get(&family.name) {
+            parsed.families[*at] = family;
+        } else if by_name.len() == limits.families_max {
+            return Err(TooMany("MetricFamily", limits.families_max));
+        } else {
+            by_name.insert(family.name.clone(), parsed.families.len());
+            parsed.families.push(family);
+        }
     }
     parsed.families.retain(|family| !family.samples.is_empty());
     Ok(parsed)
 }
 
+/// `metrics_read` is the number of metrics in the families before this one.
 fn parse_family<'a>(
     bytes: &'a [u8],
     parsed: &mut ParsedBody<'a>,
+    (metrics_read, metrics_max): (&mut usize, usize),
 ) -> Result<ParsedFamily<'a>, ParseProtobufError> {
     let mut family =
         ParsedFamily { name: "".into(), help: "".into(), kind: MetricKind::Counter, samples: Vec::new() };
@@ -149,7 +159,13 @@ fn parse_family<'a>(
             1 => family.name = field.text()?,
             2 => family.help = field.text()?,
             3 => kind = field.integer()?,
-            4 => metrics.push(field.bytes()?),
+            4 => {
+                *metrics_read += 1;
+                if *metrics_read > metrics_max {
+                    return Err(TooMany("metric", metrics_max));
+                }
+                metrics.push(field.bytes()?);
+            }
             _ => {}
         }
         Ok(())
@@ -158,7 +174,7 @@ fn parse_family<'a>(
     let Some(known) = known else {
         parsed
             .inconsistency
-            .get_or_insert_with(|| format!("metric family {:?} has an unknown type", family.name));
+            .get_or_insert_with(|| format!("metric family {} has an unknown type", echo(&family.name)));
         return Ok(family);
     };
     family.kind = *known;
@@ -168,11 +184,16 @@ fn parse_family<'a>(
         if let Some(sample) = sample {
             family.samples.push(sample);
         } else {
-            let what = || format!("a metric of family {:?} is not a {}", family.name, family.kind.name());
+            let what =
+                || format!("a metric of family {} is not a {}", echo(&family.name), family.kind.name());
             parsed.inconsistency.get_or_insert_with(what);
         }
     }
     Ok(family)
+}
+
+fn echo(name: &str) -> String {
+    format!("{:?}", truncate(name, ECHO_BYTES_MAX))
 }
 
 /// The metric, if it has a value of this kind, and whether it has a timestamp.
@@ -183,6 +204,7 @@ fn parse_metric(
     let (mut labels, mut value, mut timestamp) = (Vec::new(), None, false);
     MessageReader(bytes).fields(|number, field| {
         match (number, kind) {
+            (1, _) if labels.len() == LABELS_MAX => return Err(TooMany("label", LABELS_MAX)),
             (1, _) => labels.push(parse_label(field.bytes()?)?),
             (2, MetricKind::Gauge) | (3, MetricKind::Counter) | (5, MetricKind::Untyped) => {
                 value = Some(SeriesValue::Number(parse_number(field.bytes()?)?));
@@ -231,6 +253,7 @@ fn parse_summary(bytes: &[u8]) -> Result<Summary, ParseProtobufError> {
         match number {
             1 => summary.count = field.integer()?,
             2 => summary.sum = field.double()?,
+            3 if summary.quantiles.len() == BUCKETS_MAX => return Err(TooMany("quantile", BUCKETS_MAX)),
             3 => {
                 let mut quantile = (0.0, 0.0);
                 MessageReader(field.bytes()?).fields(|number, field| {
@@ -259,18 +282,19 @@ fn parse_histogram(bytes: &[u8]) -> Result<Histogram, ParseProtobufError> {
             2 => histogram.sum = field.double()?,
             // The count of a float histogram.
             4 => histogram.count = saturating_count(field.double()?),
+            3 if histogram.buckets.len() == BUCKETS_MAX => return Err(TooMany("bucket", BUCKETS_MAX)),
             3 => {
-                let (mut bound, mut count) = (0.0, 0);
+                let (mut bound, mut below) = (0.0, 0);
                 MessageReader(field.bytes()?).fields(|number, field| {
                     match number {
-                        1 => count = field.integer()?,
+                        1 => below = field.integer()?,
                         2 => bound = field.double()?,
-                        4 => count = saturating_count(field.double()?),
+                        4 => below = saturating_count(field.double()?),
                         _ => {}
                     }
                     Ok(())
                 })?;
-                histogram.buckets.push((bound, count));
+                histogram.buckets.push((bound, below));
             }
             _ => {}
         }
@@ -406,12 +430,12 @@ mod tests {
         for family in &families() {
             encode::family(&mut body, family, None);
         }
-        let parsed = parse(&body).unwrap();
+        let parsed = parse(&body, ParseLimits::NONE).unwrap();
         assert_eq!(parsed.families, families());
         assert!(!parsed.has_timestamps && parsed.inconsistency.is_none());
         let mut whole = 0;
         for end in 0..body.len() {
-            whole += usize::from(parse(&body[..end]).is_ok());
+            whole += usize::from(parse(&body[..end], ParseLimits::NONE).is_ok());
         }
         assert_eq!(whole, families().len(), "only at message boundaries");
     }
@@ -423,7 +447,7 @@ mod tests {
         encode::family(&mut body, &family, None);
         family.samples[0].value = SeriesValue::Number(8.0);
         encode::family(&mut body, &family, Some(7));
-        let parsed = parse(&body).unwrap();
+        let parsed = parse(&body, ParseLimits::NONE).unwrap();
         assert_eq!(parsed.families, [family]);
         assert!(parsed.has_timestamps);
     }
@@ -436,19 +460,19 @@ mod tests {
         // The type becomes that of a gauge, the value stays that of a counter.
         let at = body.windows(2).position(|pair| pair == [3 << 3, 0]).unwrap();
         body[at + 1] = 1;
-        assert!(parse(&body).unwrap().inconsistency.unwrap().contains("is not a gauge"));
+        assert!(parse(&body, ParseLimits::NONE).unwrap().inconsistency.unwrap().contains("is not a gauge"));
         body[at + 1] = 9;
-        assert!(parse(&body).unwrap().inconsistency.unwrap().contains("unknown type"));
+        assert!(parse(&body, ParseLimits::NONE).unwrap().inconsistency.unwrap().contains("unknown type"));
         family.samples.clear();
         body.clear();
         encode::family(&mut body, &family, None);
-        assert_eq!(parse(&body).unwrap().families, []);
+        assert_eq!(parse(&body, ParseLimits::NONE).unwrap().families, []);
     }
 
     #[test]
     fn parser_refuses_malformed_messages() {
         for bad in [&[5][..], &[2, 0xff, 0xff], &[1, 0x0b], &[2, 0x08, 1], &[0x80; 11]] {
-            assert!(parse(bad).is_err(), "{bad:?}");
+            assert!(parse(bad, ParseLimits::NONE).is_err(), "{bad:?}");
         }
     }
 }

@@ -9,6 +9,7 @@ use super::metric::{
     Histogram, Label, MetricKind, is_label_name, is_metric_name, is_reserved_label, parse_float,
     render_labels,
 };
+use super::steps;
 use super::validate::{BUCKETS_MAX, LABELS_MAX, NAME_BYTES_MAX, VALUE_BYTES_MAX};
 use crate::http::problem::{ECHO_BYTES_MAX, FieldError, FieldErrors};
 use crate::json::text::{BYTE_ORDER_MARK, truncate, unescape};
@@ -121,6 +122,7 @@ fn each_member<E: From<ParseJsonError>>(
         if scanner.next_token() != b'"' {
             return Err(scanner.error("a key in double quotes was expected").into());
         }
+        steps::add(1);
         let key = scanner.string()?;
         let name = unescape_string(scanner.slice(key.start, key.end));
         scanner.expect(b':', "':' was expected")?;
@@ -146,6 +148,7 @@ fn each_item(list: &[u8], mut each: impl FnMut(&[u8])) -> Result<(), ParseJsonEr
         return Ok(());
     }
     loop {
+        steps::add(1);
         scanner.next_token();
         let item = scanner.value()?;
         each(scanner.slice(item.start, item.end));
@@ -195,25 +198,30 @@ struct RawMetric<'a> {
     bounds: Option<Vec<f64>>,
 }
 
+/// The fields of a metric.
+const FIELDS: [&str; 9] = ["name", "type", "help", "labels", "value", "sum", "count", "buckets", "bounds"];
+
 fn parse_metric(json: &[u8], jobs: Option<&[Box<str>]>, errors: &mut MetricErrors) -> Option<SampleUpdate> {
     if json.first() != Some(&b'{') {
         errors.add("metrics", "a metric must be an object");
         return None;
     }
     let mut metric = RawMetric::default();
-    let mut seen: Vec<String> = Vec::new();
+    // A bit per known field. An unknown one is an error anyway.
+    let mut seen = 0_u16;
     let mut scanner = Scanner::new(json);
     scanner.next_token();
     let read = each_member::<ParseJsonError>(&mut scanner, |_, name, value| {
         let raw = &json[value.start..value.end];
+        let bit = FIELDS.iter().position(|field| *field == name).map_or(0, |nth| 1 << nth);
         if let Some(fault) = value.violation {
             errors.add(truncate(&name, ECHO_BYTES_MAX), fault.to_string());
-        } else if seen.iter().any(|known| *known == name) {
+        } else if seen & bit != 0 {
             errors.add(truncate(&name, ECHO_BYTES_MAX), "occurs more than once");
         } else {
             metric.set_field(&name, raw, errors);
         }
-        seen.push(name.into_owned());
+        seen |= bit;
         Ok(())
     });
     read.ok()?;
@@ -377,6 +385,7 @@ fn parse_labels(
     let mut scanner = Scanner::new(json);
     scanner.next_token();
     let read = each_member::<ParseJsonError>(&mut scanner, |_, name, value| {
+        steps::add(labels.len());
         let field = || Cow::Owned(format!("labels.{}", truncate(&name, ECHO_BYTES_MAX)));
         let text = parse_string(&json[value.start..value.end]);
         if !is_label_name(name.as_bytes()) || name.len() > NAME_BYTES_MAX {
@@ -441,14 +450,16 @@ fn parse_buckets(raw: &[u8]) -> Option<Vec<(f64, u64)>> {
     scanner.next_token();
     let read = each_member::<ParseJsonError>(&mut scanner, |_, name, value| {
         match (parse_float(&name), parse_count(&raw[value.start..value.end])) {
-            (Some(bound), Some(below)) if !bound.is_nan() => buckets.push((bound, below)),
+            (Some(bound), Some(below)) if !bound.is_nan() && buckets.len() < BUCKETS_MAX => {
+                buckets.push((bound, below));
+            }
             _ => good = false,
         }
         Ok(())
     });
     buckets.sort_by(|(a, _), (b, _)| a.total_cmp(b));
     let apart = buckets.windows(2).all(|pair| pair[0].0 < pair[1].0);
-    (read.is_ok() && good && apart && !buckets.is_empty() && buckets.len() <= BUCKETS_MAX).then_some(buckets)
+    (read.is_ok() && good && apart && !buckets.is_empty()).then_some(buckets)
 }
 
 fn parse_bounds(raw: &[u8]) -> Option<Vec<f64>> {

@@ -14,7 +14,7 @@ use std::sync::Arc;
 
 use super::grouping_key::GroupingKey;
 use super::idempotency::{KeyHash, PushCounts};
-use super::metric::{Block, Histogram, MetricKind, Series, SeriesValue, Summary};
+use super::metric::{Block, BlockIndex, Histogram, MetricKind, Series, SeriesValue, Summary};
 use super::state::Name;
 use crate::clock::Moment;
 
@@ -265,7 +265,8 @@ impl<'a> RecordReader<'a> {
         let series =
             (0..self.count()?).map(|_| Ok(Series { labels: self.text()?.into(), value: self.value()? }));
         let series = series.collect::<Result<_, _>>()?;
-        Ok(Block { kind, help, series, last_push: Moment::ZERO, last_push_wall_s: wall_s })
+        let index = BlockIndex::default();
+        Ok(Block { kind, help, series, last_push: Moment::ZERO, last_push_wall_s: wall_s, index })
     }
 
     fn value(&mut self) -> Result<SeriesValue, DecodeWalRecordError> {
@@ -305,6 +306,7 @@ mod tests {
             series: series(value),
             last_push: Moment::ZERO,
             last_push_wall_s: 7.5,
+            index: BlockIndex::default(),
         };
         let histogram = Histogram { buckets: vec![(0.5, 1), (f64::INFINITY, 2)], sum: -1.0, count: 2 };
         let summary = Summary { quantiles: vec![(0.9, 1.5)], sum: 3.0, count: 9 };

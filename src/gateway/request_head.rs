@@ -1,7 +1,8 @@
 //! What the header of a request to the gateway decides, before its body has arrived.
 
 use super::grouping_key::GroupingKey;
-use super::handlers::{GatewayHandlers, GatewayRoute, RETRY_S, write_plain_text};
+use super::handlers::{GatewayHandlers, GatewayRoute};
+use super::responses::{LOG_RETRY_S, write_plain_text};
 use super::{PushMetricsError, idempotency};
 use crate::access::{Grant, allows_service};
 use crate::http::problem::{self, FieldError, FieldErrors, ProblemKind};
@@ -165,7 +166,7 @@ impl RequestError {
                 errors.push(|| FieldError { index: None, field: field.into(), detail: detail.clone() });
                 problem::write_invalid(response, &detail, &errors);
             }
-            Self::LogUnavailable => problem::write_journal_unavailable(response, RETRY_S),
+            Self::LogUnavailable => problem::write_journal_unavailable(response, LOG_RETRY_S),
         }
     }
 
@@ -185,7 +186,7 @@ pub(super) fn write_group_refusal((status, detail): (u16, String), response: &mu
     match status {
         // Any content type is taken.
         415 => response.header("Accept-Encoding", ENCODINGS),
-        503 => response.header("Retry-After", RETRY_S),
+        503 => response.header("Retry-After", LOG_RETRY_S),
         _ => {}
     }
     write_plain_text(response, &detail);

@@ -16,7 +16,8 @@ use imbl::{OrdMap, OrdSet};
 use super::apply::{ApplyPushError, SampleUpdate, apply, kind_mismatch};
 use super::grouping_key::GroupingKey;
 use super::idempotency::IdempotencyKeys;
-use super::metric::{Block, MetricKind, Series};
+use super::metric::{Block, BlockIndex, MetricKind, Series};
+use super::steps;
 use crate::clock::Moment;
 
 /// The name of a family, interned: one allocation per name.
@@ -39,6 +40,9 @@ pub struct MetricGroup {
     /// Seconds since 1970 of the last push that was refused; 0 for none.
     pub last_failure_s: f64,
     pub last_push: Moment,
+    pub families: usize,
+    /// Series as Prometheus counts them, without the two that the server adds.
+    pub samples: usize,
 }
 
 /// The two series that the server adds to each group.
@@ -54,6 +58,8 @@ pub struct GatewayLimits {
     pub series_max: usize,
     /// Approximate memory of all series and groups.
     pub bytes_max: usize,
+    /// Families of one group.
+    pub group_families_max: usize,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -80,6 +86,25 @@ impl Hasher for IdentityHasher {
     }
 }
 
+/// Hashes series. All copies return the same hashes.
+#[derive(Clone, Debug, Default)]
+pub struct SeriesHasher(RandomState);
+
+impl SeriesHasher {
+    fn hash(&self, name: &str, labels: &str) -> u64 {
+        self.0.hash_one((name, labels))
+    }
+
+    /// Computes the index of a block that has none yet.
+    pub fn index(&self, name: &str, block: &mut Block) {
+        if block.index.hashes.len() != block.series.len() {
+            let hashes = block.series.iter().map(|series| self.hash(name, &series.labels));
+            let hashes = hashes.collect();
+            block.index = BlockIndex { hashes, samples: block.samples(), bytes: block.bytes() };
+        }
+    }
+}
+
 /// An immutable copy of the state.
 #[derive(Clone, Debug)]
 pub struct Snapshot {
@@ -102,14 +127,23 @@ pub struct GatewayState {
     series_hashes: HashSet<u64, BuildHasherDefault<IdentityHasher>>,
     samples: usize,
     bytes: usize,
-    hasher: RandomState,
+    hasher: SeriesHasher,
 }
 
 impl GatewayState {
     /// Without limits, for recovery: the records were within the limits when they were written.
     pub fn new(keys: IdempotencyKeys) -> Self {
-        let limits = GatewayLimits { series_max: usize::MAX, bytes_max: usize::MAX };
-        Self::with_limits(limits, keys)
+        let limits =
+            GatewayLimits { series_max: usize::MAX, bytes_max: usize::MAX, group_families_max: usize::MAX };
+        Self::with_limits(limits, keys, SeriesHasher::default())
+    }
+
+    pub fn limits(&self) -> GatewayLimits {
+        self.limits
+    }
+
+    pub fn hasher(&self) -> SeriesHasher {
+        self.hasher.clone()
     }
 
     /// Sets the limits for later changes.
@@ -117,7 +151,7 @@ impl GatewayState {
         self.limits = limits;
     }
 
-    fn with_limits(limits: GatewayLimits, keys: IdempotencyKeys) -> Self {
+    fn with_limits(limits: GatewayLimits, keys: IdempotencyKeys, hasher: SeriesHasher) -> Self {
         let maps =
             Snapshot { blocks: OrdMap::new(), groups: OrdMap::new(), group_families: OrdSet::new(), keys };
         Self {
@@ -127,7 +161,7 @@ impl GatewayState {
             series_hashes: HashSet::default(),
             samples: 0,
             bytes: 0,
-            hasher: RandomState::new(),
+            hasher,
         }
     }
 
@@ -156,10 +190,6 @@ impl GatewayState {
         self.maps.groups.get(key)
     }
 
-    fn hash(&self, name: &str, labels: &str) -> u64 {
-        self.hasher.hash_one((name, labels))
-    }
-
     /// The interned name if a family has it, else a new allocation.
     fn intern_name(&self, name: &str) -> Name {
         self.names.get_key_value(name).map_or_else(|| name.into(), |(known, _)| known.clone())
@@ -175,63 +205,96 @@ impl GatewayState {
         replace: bool,
         (now, wall_s): (Moment, f64),
     ) -> Result<Vec<Arc<Block>>, ApplyPushError> {
-        let key = self
-            .maps
-            .groups
-            .get_key_value(&grouping_key.rendered)
-            .map_or(&grouping_key.rendered, |(key, _)| key)
-            .clone();
-        let fresh = !self.maps.groups.contains_key(&key);
-        let families: Vec<(Name, Block)> =
-            families.into_iter().map(|(name, block)| (self.intern_name(&name), block)).collect();
+        let before = self.maps.groups.get_key_value(&grouping_key.rendered);
+        let key = before.map_or(&grouping_key.rendered, |(key, _)| key).clone();
+        let before = before.map(|(_, group)| group.clone());
+        let owner = Owner::Group(key.clone());
+        let families: Vec<(Name, Block)> = families
+            .into_iter()
+            .map(|(name, mut block)| {
+                self.hasher.index(&name, &mut block);
+                (self.intern_name(&name), block)
+            })
+            .collect();
         let pushed: HashMap<&str, MetricKind> =
             families.iter().map(|(name, block)| (&**name, block.kind)).collect();
-        let held: Vec<Name> = if fresh {
-            Vec::new()
-        } else if replace {
-            self.families_of(&key).collect()
-        } else {
-            let is_held = |name: &&Name| self.maps.group_families.contains(&(key.clone(), (*name).clone()));
-            families.iter().map(|(name, _)| name).filter(is_held).cloned().collect()
+        let replaced: Vec<Name> = match &before {
+            None => Vec::new(),
+            Some(_) if replace => self.families_of(&key).collect(),
+            Some(_) => families.iter().map(|(name, _)| name.clone()).collect(),
         };
+        let held = replaced.into_iter().filter_map(|name| {
+            let block = self.maps.blocks.get(&(name.clone(), owner.clone()))?.clone();
+            Some((name, block))
+        });
+        let held: HashMap<Name, Arc<Block>> = held.collect();
         self.check_kinds(&pushed, &held)?;
-        let (mut samples, mut bytes) = (self.samples, self.bytes);
-        for name in &held {
-            let block = &self.maps.blocks[&(name.clone(), Owner::Group(key.clone()))];
-            samples -= block.samples();
-            bytes -= block.bytes();
-        }
-        samples += families.iter().map(|(_, block)| block.samples()).sum::<usize>();
-        bytes += families.iter().map(|(_, block)| block.bytes()).sum::<usize>();
-        if fresh {
+        let dropped: Vec<Name> = held.keys().filter(|name| !pushed.contains_key(&***name)).cloned().collect();
+
+        let sum = |of: fn(&Block) -> usize| {
+            let (old, new) =
+                (held.values().map(|block| of(block)), families.iter().map(|(_, block)| of(block)));
+            (old.sum::<usize>(), new.sum::<usize>())
+        };
+        let (held_samples, pushed_samples) = sum(|block| block.index.samples);
+        let (held_bytes, pushed_bytes) = sum(|block| block.index.bytes);
+        let mut samples = self.samples - held_samples + pushed_samples;
+        let mut bytes = self.bytes - held_bytes + pushed_bytes;
+        if before.is_none() {
             samples += GROUP_SAMPLES;
             bytes += GROUP_BYTES + key.len();
         }
         self.check_limits(samples, bytes)?;
-        let old = self.remove_families(&key, &held);
-        if let Err(conflict) = self.insert_hashes(&families) {
-            for (name, block) in held.into_iter().zip(old) {
-                self.insert(name, Owner::Group(key.clone()), block);
-            }
-            return Err(conflict);
+        let (families_before, samples_before) =
+            before.as_ref().map_or((0, 0), |group| (group.families, group.samples));
+        let group_families = families_before - held.len() + families.len();
+        let group_families_max = self.limits.group_families_max;
+        if group_families > group_families_max && group_families > families_before {
+            return Err(ApplyPushError::TooManyFamilies(group_families_max));
+        }
+
+        self.replace_hashes(&held, &families)?;
+        for name in &dropped {
+            self.unlink(&(name.clone(), owner.clone()));
         }
         for (name, block) in families {
-            self.insert_block(name, Owner::Group(key.clone()), Arc::new(block));
+            if held.contains_key(&name) {
+                // The name stays where it is, which saves most of the work of a usual push.
+                if let Some(usage) = self.names.get_mut(&name) {
+                    usage.kind = block.kind;
+                }
+                self.maps.blocks.insert((name, owner.clone()), Arc::new(block));
+            } else {
+                self.link(name, owner.clone(), Arc::new(block));
+            }
         }
-        if fresh {
-            self.samples += GROUP_SAMPLES;
-            self.bytes += GROUP_BYTES + key.len();
-        }
-        let failure_s = self.maps.groups.get(&key).map_or(0.0, |group| group.last_failure_s);
+        (self.samples, self.bytes) = (samples, bytes);
         let group = MetricGroup {
             grouping_key: grouping_key.clone(),
             last_success_s: wall_s,
-            last_failure_s: failure_s,
+            last_failure_s: before.map_or(0.0, |group| group.last_failure_s),
             last_push: now,
+            families: group_families,
+            samples: samples_before - held_samples + pushed_samples,
         };
         self.maps.groups.insert(key, group);
-        debug_assert_eq!((self.samples, self.bytes), (samples, bytes), "BUG: the counts drift");
-        Ok(old)
+        Ok(held.into_values().collect())
+    }
+
+    /// Replaces the hashes of `held` by those of `families`. Changes nothing if one of them exists.
+    fn replace_hashes(
+        &mut self,
+        held: &HashMap<Name, Arc<Block>>,
+        families: &[(Name, Block)],
+    ) -> Result<(), ApplyPushError> {
+        for hash in held.values().flat_map(|block| &block.index.hashes) {
+            self.series_hashes.remove(hash);
+        }
+        let inserted = self.insert_hashes(families);
+        if inserted.is_err() {
+            self.series_hashes.extend(held.values().flat_map(|block| &block.index.hashes));
+        }
+        inserted
     }
 
     /// Records a refused push to a group and creates the group if the limits allow it. Returns
@@ -252,6 +315,8 @@ impl GatewayState {
             last_success_s: 0.0,
             last_failure_s: wall_s,
             last_push: now,
+            families: 0,
+            samples: 0,
         };
         self.maps.groups.insert(grouping_key.rendered.clone(), group);
         true
@@ -269,8 +334,9 @@ impl GatewayState {
     pub fn delete(&mut self, key: &str) -> Option<Vec<Arc<Block>>> {
         let (key, _) = self.maps.groups.get_key_value(key)?;
         let key = key.clone();
-        let held: Vec<Name> = self.families_of(&key).collect();
-        let old = self.remove_families(&key, &held);
+        let owner = Owner::Group(key.clone());
+        let names = self.families_of(&key);
+        let old = names.filter_map(|name| self.remove_block(&(name, owner.clone()))).collect();
         self.maps.groups.remove(&key);
         self.samples -= GROUP_SAMPLES;
         self.bytes -= GROUP_BYTES + key.len();
@@ -279,7 +345,7 @@ impl GatewayState {
 
     /// Deletes everything but the idempotency keys. Returns the previous maps.
     pub fn wipe(&mut self) -> Snapshot {
-        let fresh = Self::with_limits(self.limits, self.maps.keys.clone());
+        let fresh = Self::with_limits(self.limits, self.maps.keys.clone(), self.hasher.clone());
         std::mem::replace(self, fresh).maps
     }
 
@@ -303,6 +369,7 @@ impl GatewayState {
             (block.last_push, block.last_push_wall_s) = (now, wall_s);
             if !help.is_empty() && *block.help != **help {
                 self.bytes = self.bytes + help.len() - block.help.len();
+                block.index.bytes = block.index.bytes + help.len() - block.help.len();
                 block.help = help.as_str().into();
             }
             show(&name, block);
@@ -311,31 +378,33 @@ impl GatewayState {
         if *name == *PUSH_TIME || *name == *FAILURE_TIME {
             return Err(ApplyPushError::GroupMetric(name.to_string()));
         }
-        self.check_kinds(&HashMap::from([(&*name, *kind)]), &[])?;
+        self.check_kinds(&HashMap::from([(&*name, *kind)]), &HashMap::new())?;
         let value = apply(&name, None, change)?;
         let series = vec![Series { labels: labels.clone(), value }];
-        let block = Arc::new(Block {
+        let mut block = Block {
             kind: *kind,
             help: help.as_str().into(),
             series,
             last_push: now,
             last_push_wall_s: wall_s,
-        });
-        self.check_limits(self.samples + block.samples(), self.bytes + block.bytes())?;
-        let hash = self.hash(&name, labels);
-        if !self.series_hashes.insert(hash) {
+            index: BlockIndex::default(),
+        };
+        self.hasher.index(&name, &mut block);
+        self.check_limits(self.samples + block.index.samples, self.bytes + block.index.bytes)?;
+        if !self.series_hashes.insert(block.index.hashes[0]) {
             return Err(ApplyPushError::Duplicate { name: name.to_string(), labels: labels.to_string() });
         }
         show(&name, &block);
-        self.insert_block(name, key.1, block);
+        self.insert(name, key.1, block);
         Ok(())
     }
 
     /// Inserts or replaces an aggregated series without checking the limits, for recovery.
-    pub fn restore(&mut self, name: &str, labels: &Arc<str>, block: Block) {
+    pub fn restore(&mut self, name: &str, labels: &Arc<str>, mut block: Block) {
         self.remove(name, labels);
         let name = self.intern_name(name);
-        self.insert(name, Owner::Aggregated(labels.clone()), Arc::new(block));
+        self.hasher.index(&name, &mut block);
+        self.insert(name, Owner::Aggregated(labels.clone()), block);
     }
 
     /// Deletes an aggregated series.
@@ -367,10 +436,15 @@ impl GatewayState {
 
     /// Checks that names and kinds fit together once `held`, families of one group, are replaced by
     /// `pushed`.
-    fn check_kinds(&self, pushed: &HashMap<&str, MetricKind>, held: &[Name]) -> Result<(), ApplyPushError> {
+    fn check_kinds(
+        &self,
+        pushed: &HashMap<&str, MetricKind>,
+        held: &HashMap<Name, Arc<Block>>,
+    ) -> Result<(), ApplyPushError> {
         let others = |name: &str| {
+            steps::add(1);
             let named = self.names.get(name)?;
-            let own = usize::from(held.iter().any(|held| **held == *name));
+            let own = usize::from(held.contains_key(name));
             (named.blocks > own).then_some(named.kind)
         };
         let kind_of = |name: &str| pushed.get(name).copied().or_else(|| others(name));
@@ -404,45 +478,38 @@ impl GatewayState {
 
     /// Inserts the hashes of all series of these families, or none if one of them exists.
     fn insert_hashes(&mut self, families: &[(Name, Block)]) -> Result<(), ApplyPushError> {
-        let all = || {
-            families.iter().flat_map(|(name, block)| block.series.iter().map(move |series| (name, series)))
-        };
-        for (nth, (name, series)) in all().enumerate() {
-            let hash = self.hash(name, &series.labels);
-            if !self.series_hashes.insert(hash) {
-                for (name, series) in all().take(nth) {
-                    let hash = self.hash(name, &series.labels);
-                    self.series_hashes.remove(&hash);
-                }
-                return Err(ApplyPushError::Duplicate {
-                    name: name.to_string(),
-                    labels: series.labels.to_string(),
-                });
-            }
+        let all = || families.iter().flat_map(|(_, block)| &block.index.hashes);
+        let Some(nth) = all().position(|hash| !self.series_hashes.insert(*hash)) else { return Ok(()) };
+        for hash in all().take(nth) {
+            self.series_hashes.remove(hash);
         }
-        Ok(())
+        let series =
+            families.iter().flat_map(|(name, block)| block.series.iter().map(move |one| (name, one)));
+        let (name, labels) =
+            series.map(|(name, one)| (name, &one.labels)).nth(nth).expect("BUG: a hash without its series");
+        Err(ApplyPushError::Duplicate { name: name.to_string(), labels: labels.to_string() })
     }
 
-    fn remove_families(&mut self, key: &Arc<str>, held: &[Name]) -> Vec<Arc<Block>> {
-        let owner = Owner::Group(key.clone());
-        let taken = held.iter().map(|name| {
-            self.remove_block(&(name.clone(), owner.clone()))
-                .expect("BUG: a group lists a family without a block")
-        });
-        taken.collect()
+    /// Inserts an indexed block.
+    fn insert(&mut self, name: Name, owner: Owner, block: Block) {
+        self.series_hashes.extend(&block.index.hashes);
+        self.samples += block.index.samples;
+        self.bytes += block.index.bytes;
+        self.link(name, owner, Arc::new(block));
     }
 
-    fn insert(&mut self, name: Name, owner: Owner, block: Arc<Block>) {
-        for series in &block.series {
-            let hash = self.hash(&name, &series.labels);
-            self.series_hashes.insert(hash);
+    fn remove_block(&mut self, key: &(Name, Owner)) -> Option<Arc<Block>> {
+        let block = self.unlink(key)?;
+        for hash in &block.index.hashes {
+            self.series_hashes.remove(hash);
         }
-        self.insert_block(name, owner, block);
+        self.samples -= block.index.samples;
+        self.bytes -= block.index.bytes;
+        Some(block)
     }
 
-    fn insert_block(&mut self, name: Name, owner: Owner, block: Arc<Block>) {
-        self.samples += block.samples();
-        self.bytes += block.bytes();
+    /// Inserts a block into the maps by name and by group.
+    fn link(&mut self, name: Name, owner: Owner, block: Arc<Block>) {
         self.names.entry(name.clone()).or_insert(NameUsage { kind: block.kind, blocks: 0 }).blocks += 1;
         if let Owner::Group(key) = &owner {
             self.maps.group_families.insert((key.clone(), name.clone()));
@@ -450,14 +517,9 @@ impl GatewayState {
         self.maps.blocks.insert((name, owner), block);
     }
 
-    fn remove_block(&mut self, key: &(Name, Owner)) -> Option<Arc<Block>> {
+    /// Removes a block from the maps by name and by group.
+    fn unlink(&mut self, key: &(Name, Owner)) -> Option<Arc<Block>> {
         let block = self.maps.blocks.remove(key)?;
-        for series in &block.series {
-            let hash = self.hash(&key.0, &series.labels);
-            self.series_hashes.remove(&hash);
-        }
-        self.samples -= block.samples();
-        self.bytes -= block.bytes();
         if let Owner::Group(group) = &key.1 {
             self.maps.group_families.remove(&(group.clone(), key.0.clone()));
         }

@@ -17,6 +17,7 @@ use super::grouping_key::GroupingKey;
 use super::idempotency::{IdempotencyKeys, KeyLimits};
 use super::metric::{Histogram, MetricKind, ParsedBody, ParsedFamily, ParsedSample, SeriesValue, Summary};
 use super::state::{GatewayLimits, GatewayState};
+use super::validate::ParseLimits;
 use super::wal::{WalOptions, WalWriter};
 use super::*;
 use crate::event::Timestamp;
@@ -115,7 +116,11 @@ struct TestGateway {
 fn start(disk: &Arc<FlakyFilesystem>, clock: &Clock, ttl: Ttl, limits: WalOptions) -> TestGateway {
     let mut state = GatewayState::new(IdempotencyKeys::new(KEYS));
     let found = recovery::recover(&**disk, &mut state, clock.now()).unwrap();
-    state.set_limits(GatewayLimits { series_max: 10_000, bytes_max: 16 << 20 });
+    state.set_limits(GatewayLimits {
+        series_max: 10_000,
+        bytes_max: 16 << 20,
+        group_families_max: validate::FAMILIES_MAX,
+    });
     let (gateway, parker) = Gateway::new(state, ttl, None, clock.clone());
     let log = WalWriter::new(gateway.clone(), disk.clone(), limits, clock.clone(), parker, &found);
     TestGateway { gateway, log, recovered: found }
@@ -123,7 +128,7 @@ fn start(disk: &Arc<FlakyFilesystem>, clock: &Clock, ttl: Ttl, limits: WalOption
 
 impl TestGateway {
     fn put_group(&self, path: &str, body: &str) -> Result<(), PushMetricsError> {
-        let parsed = text::parse(body.as_bytes()).unwrap();
+        let parsed = text::parse(body.as_bytes(), ParseLimits::NONE).unwrap();
         self.gateway.push_group(GroupingKey::parse(path).unwrap(), parsed, true, || {
             unreachable!("nothing is forwarded")
         })
@@ -454,7 +459,7 @@ proptest! {
             .map(str::to_owned).collect();
         prop_assert_eq!(&shown, &lines);
         // The page can be parsed, and a restart restores it.
-        prop_assert!(text::parse(page.as_bytes()).is_ok(), "{}", page);
+        prop_assert!(text::parse(page.as_bytes(), ParseLimits::NONE).is_ok(), "{}", page);
         test.log.tick(true);
         let restarted = start(&disk, &clock, Ttl::default(), LIMITS);
         prop_assert_eq!(restarted.page(), page);
@@ -489,7 +494,7 @@ proptest! {
         // Names may collide; such a push is refused.
         prop_assume!(state.push(&grouping_key, families, true, (Moment::ZERO, 1.0)).is_ok());
         let page = render_all(state.snapshot(), ExpositionFormat::Text);
-        let back = text::parse(page.as_bytes()).unwrap();
+        let back = text::parse(page.as_bytes(), ParseLimits::NONE).unwrap();
         prop_assert!(!back.has_timestamps);
         for family in &parsed.families {
             let found = back.families.iter().find(|found| found.name == family.name).unwrap();
@@ -518,8 +523,8 @@ proptest! {
 
     #[test]
     fn parsers_do_not_panic_on_any_bytes(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
-        drop(text::parse(&bytes));
-        drop(protobuf::parse(&bytes));
+        drop(text::parse(&bytes, ParseLimits::NONE));
+        drop(protobuf::parse(&bytes, ParseLimits::NONE));
         drop(record::WalRecord::decode(&bytes));
         drop(push::parse(&bytes, None));
     }

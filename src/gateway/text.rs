@@ -8,6 +8,8 @@ use super::metric::{
     Histogram, Label, MetricKind, ParsedBody, ParsedFamily, ParsedSample, SeriesValue, Summary, parse_float,
     saturating_count,
 };
+use super::steps;
+use super::validate::{LABELS_MAX, NAME_BYTES_MAX, ParseLimits};
 use crate::http::problem::ECHO_BYTES_MAX;
 use crate::json::text::truncate;
 
@@ -29,6 +31,7 @@ struct FamilyBuilder<'a> {
 }
 
 struct Parser<'a> {
+    limits: ParseLimits,
     rest: &'a [u8],
     line: usize,
     families: Vec<FamilyBuilder<'a>>,
@@ -36,6 +39,8 @@ struct Parser<'a> {
     /// The index of the sample of a histogram or summary, by family index and rendered labels
     /// without `le` or `quantile`.
     samples: HashMap<(usize, String), usize>,
+    /// Lines with a value.
+    lines: usize,
     has_timestamps: bool,
 }
 
@@ -47,20 +52,22 @@ enum SamplePart {
     Sum,
 }
 
-pub fn parse(body: &[u8]) -> Result<ParsedBody<'_>, ParseTextError> {
+pub fn parse(body: &[u8], limits: ParseLimits) -> Result<ParsedBody<'_>, ParseTextError> {
     let mut parser = Parser {
+        limits,
         rest: body,
         line: 0,
         families: Vec::new(),
         by_name: HashMap::new(),
         samples: HashMap::new(),
+        lines: 0,
         has_timestamps: false,
     };
     while !parser.rest.is_empty() {
         parser.line += 1;
         parser.parse_line()?;
     }
-    let timestamps = parser.has_timestamps;
+    let has_timestamps = parser.has_timestamps;
     let families = parser.families.into_iter().filter(|family| !family.samples.is_empty());
     let families = families.map(|family| ParsedFamily {
         name: family.name.into(),
@@ -68,11 +75,12 @@ pub fn parse(body: &[u8]) -> Result<ParsedBody<'_>, ParseTextError> {
         kind: family.kind.unwrap_or(MetricKind::Untyped),
         samples: family.samples,
     });
-    Ok(ParsedBody { families: families.collect(), has_timestamps: timestamps, inconsistency: None })
+    Ok(ParsedBody { families: families.collect(), has_timestamps, inconsistency: None })
 }
 
 impl<'a> Parser<'a> {
     fn parse_line(&mut self) -> Result<(), ParseTextError> {
+        steps::add(1);
         self.skip_blanks();
         match self.peek() {
             None => Ok(()),
@@ -96,7 +104,7 @@ impl<'a> Parser<'a> {
             return Ok(());
         }
         self.skip_blanks();
-        let name = self.take_name(true);
+        let name = self.take_name(true)?;
         match self.peek() {
             None => return Err(self.unexpected_end()),
             Some(b'\n') => {
@@ -106,7 +114,7 @@ impl<'a> Parser<'a> {
             Some(b' ' | b'\t') if !name.is_empty() => {}
             Some(_) => return Err(self.error("invalid metric name in comment")),
         }
-        let (at, _) = self.family_index(name);
+        let (at, _) = self.family_index(name)?;
         self.skip_blanks();
         if self.peek() == Some(b'\n') {
             self.advance();
@@ -137,11 +145,16 @@ impl<'a> Parser<'a> {
     }
 
     fn parse_sample(&mut self) -> Result<(), ParseTextError> {
-        let name = self.take_name(true);
+        let name = self.take_name(true)?;
         if name.is_empty() {
             return Err(self.error("invalid metric name"));
         }
-        let (at, part) = self.family_index(name);
+        self.lines += 1;
+        if self.lines > self.limits.samples_max {
+            let reason = format!("more than {} series; see PUSHED_SERIES_MAX", self.limits.samples_max);
+            return Err(self.error(reason));
+        }
+        let (at, part) = self.family_index(name)?;
         let kind = *self.families[at].kind.get_or_insert(MetricKind::Untyped);
         self.skip_blanks();
         // `le` or `quantile` distinguishes the lines of one sample and is not a label of it.
@@ -240,9 +253,10 @@ impl<'a> Parser<'a> {
 
     /// Returns the index of the family of a name, created if needed, and the component for the
     /// suffix of the name.
-    fn family_index(&mut self, name: &'a str) -> (usize, SamplePart) {
+    fn family_index(&mut self, name: &'a str) -> Result<(usize, SamplePart), ParseTextError> {
+        steps::add(1);
         if let Some(at) = self.by_name.get(name) {
-            return (*at, SamplePart::Value);
+            return Ok((*at, SamplePart::Value));
         }
         for (suffix, part) in
             [("_count", SamplePart::Count), ("_sum", SamplePart::Sum), ("_bucket", SamplePart::Value)]
@@ -251,13 +265,16 @@ impl<'a> Parser<'a> {
             let Some(at) = self.by_name.get(base) else { continue };
             let kind = self.families[*at].kind;
             if kind.is_some_and(|kind| kind.suffixes().contains(&suffix)) {
-                return (*at, part);
+                return Ok((*at, part));
             }
         }
         let at = self.families.len();
+        if at == self.limits.families_max {
+            return Err(self.error(format!("more than {at} metric names in one push")));
+        }
         self.families.push(FamilyBuilder { name, help: None, kind: None, samples: Vec::new() });
         self.by_name.insert(name, at);
-        (at, SamplePart::Value)
+        Ok((at, SamplePart::Value))
     }
 
     /// Parses labels, from after the opening brace to after the closing one.
@@ -274,7 +291,7 @@ impl<'a> Parser<'a> {
                 self.advance();
                 return Ok(());
             }
-            let name = self.take_name(false);
+            let name = self.take_name(false)?;
             if self.peek().is_none() {
                 return Err(self.unexpected_end());
             }
@@ -286,8 +303,12 @@ impl<'a> Parser<'a> {
             }
             self.skip_blanks();
             self.expect(b'=', "'=' after label name")?;
+            steps::add(1 + labels.len());
             if name != part_label && labels.iter().any(|(known, _)| known == name) {
                 return Err(self.error(format!("duplicate label names for metric {metric:?}")));
+            }
+            if labels.len() == LABELS_MAX {
+                return Err(self.error(format!("more than {LABELS_MAX} labels of metric {metric:?}")));
             }
             self.skip_blanks();
             self.expect(b'"', "'\"' at start of label value")?;
@@ -351,7 +372,7 @@ impl<'a> Parser<'a> {
     }
 
     /// Takes the bytes of a name; empty if there is none.
-    fn take_name(&mut self, colons: bool) -> &'a str {
+    fn take_name(&mut self, colons: bool) -> Result<&'a str, ParseTextError> {
         let good = |(at, byte): (usize, &u8)| {
             byte.is_ascii_alphabetic()
                 || *byte == b'_'
@@ -360,8 +381,12 @@ impl<'a> Parser<'a> {
         };
         let end = self.rest.iter().enumerate().position(|at| !good(at)).unwrap_or(self.rest.len());
         let (name, rest) = self.rest.split_at(end);
+        if name.len() > NAME_BYTES_MAX {
+            let start = echo(name);
+            return Err(self.error(format!("the name {start} is longer than {NAME_BYTES_MAX} bytes")));
+        }
         self.rest = rest;
-        str::from_utf8(name).expect("names are ASCII")
+        Ok(str::from_utf8(name).expect("names are ASCII"))
     }
 
     /// Takes the bytes up to white space.
@@ -459,7 +484,7 @@ mod tests {
     #[track_caller]
     fn refused(body: &str, line: usize, reason: &str) {
         assert_eq!(
-            parse(body.as_bytes()),
+            parse(body.as_bytes(), ParseLimits::NONE),
             Err(ParseTextError { line, reason: reason.to_owned() }),
             "{body:?}"
         );
@@ -468,7 +493,7 @@ mod tests {
     #[test]
     fn samples_are_grouped_into_families_by_name() {
         let body = "# HELP a Said of\\na \\\\\n# TYPE a counter\na{x=\"1\",} 3\n\n  a { y = \"\\\"q\\\\\\n\" }\t+4e0\n# a remark\nb -Inf\n";
-        let parsed = parse(body.as_bytes()).unwrap();
+        let parsed = parse(body.as_bytes(), ParseLimits::NONE).unwrap();
         assert!(!parsed.has_timestamps);
         let [a, b] = &parsed.families[..] else { panic!("{parsed:?}") };
         assert_eq!((&*a.name, &*a.help, a.kind), ("a", "Said of\na \\", MetricKind::Counter));
@@ -489,7 +514,7 @@ mod tests {
     fn histogram_and_summary_lines_form_one_sample() {
         let body = "# TYPE h histogram\nh_bucket{le=\"0.5\",x=\"1\"} 2\nh_bucket{x=\"1\",le=\"+Inf\"} 3\nh_sum{x=\"1\"} 1.5\nh_count{x=\"1\"} 3\n\
                     # TYPE s summary\ns{quantile=\"0.9\"} 7\ns_sum 9\ns_count 2\n# TYPE u gauge\nu_count 1\n";
-        let parsed = parse(body.as_bytes()).unwrap();
+        let parsed = parse(body.as_bytes(), ParseLimits::NONE).unwrap();
         let [h, s, u] = &parsed.families[..] else { panic!("{parsed:?}") };
         let histogram = Histogram { buckets: vec![(0.5, 2), (f64::INFINITY, 3)], sum: 1.5, count: 3 };
         assert_eq!(h.samples, [sample(&[("x", "1")], SeriesValue::Histogram(Box::new(histogram)))]);
@@ -534,7 +559,7 @@ mod tests {
             2,
             "expected float as value for 'le' label, got \"x\"",
         );
-        assert!(parse(b"a{x=\"\xff\"} 1\n").is_err());
+        assert!(parse(b"a{x=\"\xff\"} 1\n", ParseLimits::NONE).is_err());
     }
 
     #[test]
@@ -551,9 +576,9 @@ mod tests {
             "a 1 5\n",
             "a{} 1\n",
         ] {
-            assert!(parse(body.as_bytes()).is_ok(), "{body:?}");
+            assert!(parse(body.as_bytes(), ParseLimits::NONE).is_ok(), "{body:?}");
         }
-        assert!(parse(b"a 1 5\n").unwrap().has_timestamps);
-        assert!(parse(b"# TYPE a counter\n").unwrap().families.is_empty());
+        assert!(parse(b"a 1 5\n", ParseLimits::NONE).unwrap().has_timestamps);
+        assert!(parse(b"# TYPE a counter\n", ParseLimits::NONE).unwrap().families.is_empty());
     }
 }

@@ -5,8 +5,8 @@ use std::sync::Arc;
 
 use super::grouping_key::GroupingKey;
 use super::metric::{
-    Block, MetricKind, ParsedBody, ParsedFamily, Series, SeriesValue, is_label_name, is_metric_name,
-    is_reserved_label, render_labels,
+    Block, BlockIndex, MetricKind, ParsedBody, ParsedFamily, Series, SeriesValue, is_label_name,
+    is_metric_name, is_reserved_label, render_labels,
 };
 use super::state::{FAILURE_TIME, PUSH_TIME};
 use crate::clock::Moment;
@@ -21,6 +21,24 @@ pub const VALUE_BYTES_MAX: usize = 16 * 1024;
 pub const LABELS_MAX: usize = 64;
 /// Buckets of a histogram, or quantiles of a summary.
 pub const BUCKETS_MAX: usize = 1000;
+
+/// Metric names of one push, and of one group. Bounds the time for which a push holds the lock of the
+/// gateway.
+pub const FAMILIES_MAX: usize = 10_000;
+
+/// Bounds on the work for one body.
+#[derive(Clone, Copy, Debug)]
+pub struct ParseLimits {
+    pub families_max: usize,
+    /// Lines of the text format, or metrics in protobuf. A push with more is refused by the state,
+    /// so there is no need to read it to its end.
+    pub samples_max: usize,
+}
+
+impl ParseLimits {
+    /// For bodies that no client sent.
+    pub const NONE: Self = Self { families_max: usize::MAX, samples_max: usize::MAX };
+}
 
 /// The reason for refusing a push whatever the state is.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -66,7 +84,14 @@ pub fn validate_push(
         let help: Arc<str> = family.help.as_ref().into();
         families.push((
             name.into_owned(),
-            Block { kind: family.kind, help, series, last_push: now, last_push_wall_s: wall_s },
+            Block {
+                kind: family.kind,
+                help,
+                series,
+                last_push: now,
+                last_push_wall_s: wall_s,
+                index: BlockIndex::default(),
+            },
         ));
     }
     families.sort_unstable_by(|(a, _), (b, _)| a.cmp(b));

@@ -15,14 +15,19 @@ use crate::buffer;
 use crate::clock::Clock;
 use crate::gateway::compare::Comparer;
 use crate::gateway::forward::{ForwardQueue, Forwarder};
+use crate::gateway::handlers::GatewayHandlers;
 use crate::gateway::idempotency::{IdempotencyKeys, KeyLimits};
+use crate::gateway::push_thread::PushThread;
 use crate::gateway::state::{self, GatewayState};
 use crate::gateway::wal::{WalOptions, WalWriter};
-use crate::gateway::{self, Gateway, scrape};
+use crate::gateway::{self, Gateway, push_thread, scrape};
 use crate::health::DatabaseProbe;
 use crate::health::status::Status;
 use crate::http::tls::TlsIdentity;
-use crate::http::{self, Acceptor, AcceptorHandle, ConnectionStats, engine_minihttp, pin_to_core};
+use crate::http::{
+    self, Acceptor, AcceptorHandle, ConnectionStats, DecompressLimits, Decompressor, engine_minihttp,
+    pin_to_core,
+};
 use crate::ingest;
 use crate::journal::filesystem::{Filesystem, OsDirectory};
 use crate::journal::sync::SyncLink;
@@ -142,7 +147,11 @@ pub(super) fn gateway(
     let mut state = GatewayState::new(IdempotencyKeys::new(IDEMPOTENCY_LIMITS));
     let found = gateway::recovery::recover(&disk, &mut state, clock.now())?;
     let limits = &settings.gateway;
-    state.set_limits(state::GatewayLimits { series_max: limits.series_max, bytes_max: limits.bytes_max });
+    state.set_limits(state::GatewayLimits {
+        series_max: limits.series_max,
+        bytes_max: limits.bytes_max,
+        group_families_max: gateway::validate::FAMILIES_MAX,
+    });
     if found.records > 0 {
         log::info!(series = state.samples(), groups = state.groups(); "the gateway's state was recovered");
     }
@@ -192,6 +201,20 @@ pub(super) fn start_gateway(
         spawn(lifecycle, "gateway-compare", move || comparer.run(&stopped))?;
     }
     Ok((scrape_queue, GatewayThreads { ended, _stop: stop }))
+}
+
+/// Starts the push thread. Returns the handlers of an acceptor.
+pub(super) fn start_push_thread(
+    handlers: GatewayHandlers,
+    decompressed_bytes_max: usize,
+    lifecycle: &Lifecycle,
+) -> Result<GatewayHandlers, RunServerError> {
+    let (queue, jobs) = push_thread::queue();
+    let acceptor_handlers = handlers.with_queue(queue);
+    let decompressor = Decompressor::new(DecompressLimits::new(decompressed_bytes_max));
+    let mut thread = PushThread::new(jobs, handlers, decompressor);
+    spawn(lifecycle, "gateway-push", move || thread.run())?;
+    Ok(acceptor_handlers)
 }
 
 /// Starts the sampler, which samples the metrics every second until the sender of `stop` is

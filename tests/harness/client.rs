@@ -114,6 +114,15 @@ impl Client {
         }
     }
 
+    /// Whether a byte of a response has arrived. Does not wait.
+    #[track_caller]
+    pub(crate) fn has_answered(&self) -> bool {
+        self.stream.set_nonblocking(true).expect("the mode of a socket can be changed");
+        let answered = self.stream.peek(&mut [0]).is_ok();
+        self.stream.set_nonblocking(false).expect("the mode of a socket can be changed");
+        answered || !self.buffer.is_empty()
+    }
+
     fn try_reply(&mut self, is_head: bool) -> std::io::Result<Reply> {
         let head_end = loop {
             match self.buffer.windows(4).position(|window| window == b"\r\n\r\n") {

@@ -18,6 +18,7 @@ mod engines;
 mod error_classes;
 mod export;
 mod gateway;
+mod gateway_limits;
 mod health;
 mod http;
 mod ids;
