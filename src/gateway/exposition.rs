@@ -1,12 +1,13 @@
 //! Renders the state for a scrape, chunk by chunk, from one snapshot, ordered by family name and
 //! labels. Memory for text is bounded by the chunk size, not by the number of series.
 //!
-//! Every series keeps the name that it has in the text format: a counter whose name does not end in
-//! `_total` has the type `unknown` in `OpenMetrics`, which would rename it.
+//! Every series keeps the name that it has in the text format, also in `OpenMetrics`: a family that
+//! does not meet the rules for its type has the type `unknown` there (see [`openmetrics`]).
 
 use std::ops::Bound;
 
-use super::metric::{Block, MetricKind, Series, SeriesValue};
+use super::metric::{Block, Series, SeriesValue};
+use super::openmetrics::{self, OpenMetricsForm};
 use super::state::{FAILURE_TIME, MetricGroup, Name, Owner, PUSH_TIME, Snapshot};
 use crate::metrics::text_format::{
     ExpositionFormat, OPENMETRICS_EOF, write_float, write_label, write_sample,
@@ -35,13 +36,33 @@ pub struct Exposition {
     snapshot: Snapshot,
     format: ExpositionFormat,
     position: ExpositionPosition,
-    /// The name of the last family whose header was written.
-    last_header: Option<Name>,
+    /// The family whose header was written last.
+    family: Option<CurrentFamily>,
+}
+
+/// The family that is being rendered.
+#[derive(Debug)]
+struct CurrentFamily {
+    name: Name,
+    /// Its first block.
+    first: (Name, Owner),
+    /// The suffixes of the parts that are families of their own. Empty if the family is written as
+    /// a whole.
+    parts: &'static [&'static str],
+    /// The index of the part that is being rendered.
+    part: usize,
+}
+
+impl CurrentFamily {
+    /// The suffix of the lines to write; none for all lines.
+    fn part(&self) -> Option<&'static str> {
+        self.parts.get(self.part).copied()
+    }
 }
 
 impl Exposition {
     pub fn new(snapshot: Snapshot, format: ExpositionFormat) -> Self {
-        Self { snapshot, format, position: ExpositionPosition::Blocks(None), last_header: None }
+        Self { snapshot, format, position: ExpositionPosition::Blocks(None), family: None }
     }
 
     /// Appends the next chunk. Returns whether there may be more.
@@ -64,23 +85,60 @@ impl Exposition {
             None => (Bound::Unbounded, 0),
             Some((key, series)) => (Bound::Included(key), series),
         };
-        for (key, block) in self.snapshot.blocks.range((from, Bound::Unbounded)) {
+        // A copy of a few words.
+        let blocks = self.snapshot.blocks.clone();
+        for (key, block) in blocks.range((from, Bound::Unbounded)) {
             let (name, _) = key;
-            let header = FamilyHeader::of(self.format, name, block.kind, &self.snapshot);
-            if self.last_header.as_ref() != Some(name) {
-                self.format.write_header(out, header.name, header.kind, &block.help);
-                self.last_header = Some(name.clone());
+            if self.family.as_ref().is_none_or(|family| family.name != *name) {
+                if let Some(first) = self.family.as_mut().and_then(next_part) {
+                    self.position = ExpositionPosition::Blocks(Some((first, 0)));
+                    self.write_part_header(out);
+                    return;
+                }
+                self.begin_family(out, key, block);
             }
+            let part = self.family.as_ref().and_then(CurrentFamily::part);
             for (nth, series) in block.series.iter().enumerate().skip(skip) {
                 if out.len() >= end {
                     self.position = ExpositionPosition::Blocks(Some((key.clone(), nth)));
                     return;
                 }
-                write_series(out, self.format, name, series);
+                write_series(out, self.format, (name, part), series);
             }
             skip = 0;
         }
-        self.position = ExpositionPosition::Times(0, None);
+        if let Some(first) = self.family.as_mut().and_then(next_part) {
+            self.position = ExpositionPosition::Blocks(Some((first, 0)));
+            self.write_part_header(out);
+        } else {
+            self.position = ExpositionPosition::Times(0, None);
+        }
+    }
+
+    fn begin_family(&mut self, out: &mut String, first: &(Name, Owner), block: &Block) {
+        let (name, kind) = (&first.0, block.kind);
+        let mut family = CurrentFamily { name: name.clone(), first: first.clone(), parts: &[], part: 0 };
+        let form = match self.format {
+            ExpositionFormat::Text => None,
+            ExpositionFormat::OpenMetrics => Some(openmetrics::form(&self.snapshot, first, kind)),
+        };
+        match form {
+            None => self.format.write_header(out, name, kind.name(), &block.help),
+            Some(OpenMetricsForm::Whole { name, kind }) => {
+                self.format.write_header(out, name, kind, &block.help);
+            }
+            Some(OpenMetricsForm::Parts(parts)) => family.parts = parts,
+        }
+        self.family = Some(family);
+        self.write_part_header(out);
+    }
+
+    /// Writes the header of the current part of a family that is not written as a whole.
+    fn write_part_header(&self, out: &mut String) {
+        let Some(family) = &self.family else { return };
+        let Some(part) = family.part() else { return };
+        let help = self.snapshot.blocks.get(&family.first).map_or("", |block| &block.help);
+        self.format.write_header(out, &format!("{}{part}", family.name), "unknown", help);
     }
 
     fn write_times(&mut self, out: &mut String, end: usize) {
@@ -137,75 +195,43 @@ fn write_group_labels(out: &mut String, group: &MetricGroup) {
     }
 }
 
-/// The name and type of a family in `# TYPE` and `# HELP`.
-struct FamilyHeader<'a> {
-    name: &'a str,
-    kind: &'static str,
+/// Moves to the next part of a family, if it has one. Returns the family's first block.
+fn next_part(family: &mut CurrentFamily) -> Option<(Name, Owner)> {
+    family.part += 1;
+    (family.part < family.parts.len()).then(|| family.first.clone())
 }
 
-impl<'a> FamilyHeader<'a> {
-    fn of(format: ExpositionFormat, name: &'a str, kind: MetricKind, snapshot: &Snapshot) -> Self {
-        if format == ExpositionFormat::Text {
-            return Self { name, kind: kind.name() };
-        }
-        match kind {
-            MetricKind::Counter => match name.strip_suffix("_total") {
-                Some(base) if !base.is_empty() && !has_family(snapshot, base) => {
-                    Self { name: base, kind: "counter" }
-                }
-                Some(_) | None => Self { name, kind: "unknown" },
-            },
-            MetricKind::Untyped => Self { name, kind: "unknown" },
-            MetricKind::Gauge | MetricKind::Summary | MetricKind::Histogram => {
-                Self { name, kind: kind.name() }
-            }
-        }
-    }
-}
-
-fn has_family(snapshot: &Snapshot, name: &str) -> bool {
-    let first = (Name::from(name), Owner::Aggregated("".into()));
-    snapshot.blocks.range(first..).next().is_some_and(|((found, _), _)| **found == *name)
-}
-
-fn write_series(out: &mut String, format: ExpositionFormat, name: &str, series: &Series) {
+/// Writes the lines of a series; with `part` only those of the name with this suffix.
+fn write_series(
+    out: &mut String,
+    format: ExpositionFormat,
+    (name, part): (&str, Option<&str>),
+    series: &Series,
+) {
     let labels = &*series.labels;
+    let mut line = |suffix: &str, extra: Option<(&str, &str)>, value: f64| {
+        if part.is_none_or(|part| part == suffix) {
+            write_sample(out, (name, suffix), labels, extra, value);
+        }
+    };
     match &series.value {
-        SeriesValue::Number(number) => write_sample(out, (name, ""), labels, None, *number),
+        SeriesValue::Number(number) => line("", None, *number),
         SeriesValue::Histogram(histogram) => {
             for (bound, count) in &histogram.buckets {
-                write_sample(
-                    out,
-                    (name, "_bucket"),
-                    labels,
-                    Some(("le", &format.format_bound(*bound))),
-                    count_to_float(*count),
-                );
+                line("_bucket", Some(("le", &format.format_bound(*bound))), count_to_float(*count));
             }
             if !histogram.has_infinity() {
-                write_sample(
-                    out,
-                    (name, "_bucket"),
-                    labels,
-                    Some(("le", "+Inf")),
-                    count_to_float(histogram.count),
-                );
+                line("_bucket", Some(("le", "+Inf")), count_to_float(histogram.count));
             }
-            write_sample(out, (name, "_sum"), labels, None, histogram.sum);
-            write_sample(out, (name, "_count"), labels, None, count_to_float(histogram.count));
+            line("_sum", None, histogram.sum);
+            line("_count", None, count_to_float(histogram.count));
         }
         SeriesValue::Summary(summary) => {
             for (quantile, value) in &summary.quantiles {
-                write_sample(
-                    out,
-                    (name, ""),
-                    labels,
-                    Some(("quantile", &format.format_bound(*quantile))),
-                    *value,
-                );
+                line("", Some(("quantile", &format.format_bound(*quantile))), *value);
             }
-            write_sample(out, (name, "_sum"), labels, None, summary.sum);
-            write_sample(out, (name, "_count"), labels, None, count_to_float(summary.count));
+            line("_sum", None, summary.sum);
+            line("_count", None, count_to_float(summary.count));
         }
     }
 }
@@ -225,6 +251,8 @@ pub fn render_all(snapshot: Snapshot, format: ExpositionFormat) -> String {
 /// The series of a block in the text format.
 pub fn render_block(name: &str, block: &Block) -> String {
     let mut out = String::new();
-    block.series.iter().for_each(|series| write_series(&mut out, ExpositionFormat::Text, name, series));
+    for series in &block.series {
+        write_series(&mut out, ExpositionFormat::Text, (name, None), series);
+    }
     out
 }

@@ -6,7 +6,7 @@ use std::borrow::Cow;
 use std::sync::Arc;
 
 use crate::clock::Moment;
-use crate::metrics::text_format::write_label;
+use crate::metrics::text_format::{format_float, write_label};
 
 /// The type of a family, as in `# TYPE`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -208,8 +208,8 @@ pub fn render_labels(labels: &mut [Label<'_>]) -> String {
     out
 }
 
-/// Parses the output of [`render_labels`].
-pub fn rendered_labels(labels: &str) -> impl Iterator<Item = (&str, Cow<'_, str>)> {
+/// Splits the output of [`render_labels`] into names and values, which stay escaped.
+pub fn escaped_labels(labels: &str) -> impl Iterator<Item = (&str, &str)> {
     let mut rest = labels;
     std::iter::from_fn(move || {
         let (name, after) = rest.split_once("=\"")?;
@@ -220,8 +220,13 @@ pub fn rendered_labels(labels: &str) -> impl Iterator<Item = (&str, Cow<'_, str>
         }
         rest = after.get(end + 1..).unwrap_or("");
         rest = rest.strip_prefix(',').unwrap_or(rest);
-        Some((name, unescape(&after[..end.min(after.len())])))
+        Some((name, &after[..end.min(after.len())]))
     })
+}
+
+/// Parses the output of [`render_labels`].
+pub fn rendered_labels(labels: &str) -> impl Iterator<Item = (&str, Cow<'_, str>)> {
+    escaped_labels(labels).map(|(name, value)| (name, unescape(value)))
 }
 
 fn unescape(text: &str) -> Cow<'_, str> {
@@ -255,10 +260,18 @@ pub fn parse_float(text: &str) -> Option<f64> {
     }
 }
 
-/// A count given as a float, as all numbers of the text format are.
-#[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "saturation is intended")]
-pub fn saturating_count(value: f64) -> u64 {
-    value as u64
+/// The reason for refusing a count that [`whole_count`] does not accept.
+pub fn not_a_count(name: &str, kind: MetricKind, value: f64) -> String {
+    let (kind, value) = (kind.name(), format_float(value));
+    format!("a count of the {kind} {name:?} is {value}; counts must be whole numbers, 0 or more")
+}
+
+/// A count given as a float, as all numbers of the text format are. None if it is not a whole number
+/// of 64 bits.
+#[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "it is a whole number in range")]
+pub fn whole_count(value: f64) -> Option<u64> {
+    const END: f64 = 18_446_744_073_709_551_616.0;
+    ((0.0..END).contains(&value) && value.fract() <= 0.0).then_some(value as u64)
 }
 
 #[cfg(test)]

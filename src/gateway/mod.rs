@@ -21,6 +21,7 @@ pub mod grouping_key;
 pub mod handlers;
 pub mod idempotency;
 pub mod metric;
+pub mod openmetrics;
 pub mod protobuf;
 pub mod push;
 pub mod push_thread;
@@ -37,6 +38,8 @@ pub mod wal;
 
 #[cfg(test)]
 mod bounds_tests;
+#[cfg(test)]
+mod page_tests;
 #[cfg(test)]
 mod tests;
 
@@ -136,7 +139,9 @@ impl PushMetricsError {
     fn reason(&self) -> RefusalReason {
         match self {
             Self::Invalid(ValidatePushError::Timestamps) => RefusalReason::Timestamps,
-            Self::Invalid(ValidatePushError::Duplicate(..)) => RefusalReason::Duplicate,
+            Self::Invalid(ValidatePushError::Duplicate(..) | ValidatePushError::DuplicateBound { .. }) => {
+                RefusalReason::Duplicate
+            }
             Self::Invalid(_) => RefusalReason::Invalid,
             Self::Conflict(conflict) => conflict.reason(),
             Self::LogUnavailable => RefusalReason::Log,

@@ -8,7 +8,8 @@ use std::borrow::Cow;
 use std::collections::HashMap;
 
 use super::metric::{
-    Histogram, MetricKind, ParsedBody, ParsedFamily, ParsedSample, SeriesValue, Summary, saturating_count,
+    Histogram, MetricKind, ParsedBody, ParsedFamily, ParsedSample, SeriesValue, Summary, not_a_count,
+    whole_count,
 };
 use super::steps;
 use super::validate::{BUCKETS_MAX, LABELS_MAX, ParseLimits};
@@ -178,8 +179,9 @@ fn parse_family<'a>(
         return Ok(family);
     };
     family.kind = *known;
+    let mut fraction = None;
     for bytes in metrics {
-        let (sample, timestamp) = parse_metric(bytes, family.kind)?;
+        let (sample, timestamp) = parse_metric(bytes, family.kind, &mut fraction)?;
         parsed.has_timestamps |= timestamp;
         if let Some(sample) = sample {
             family.samples.push(sample);
@@ -189,6 +191,10 @@ fn parse_family<'a>(
             parsed.inconsistency.get_or_insert_with(what);
         }
     }
+    if let Some(value) = fraction {
+        let name = truncate(&family.name, ECHO_BYTES_MAX);
+        parsed.inconsistency.get_or_insert_with(|| not_a_count(&name, family.kind, value));
+    }
     Ok(family)
 }
 
@@ -197,10 +203,11 @@ fn echo(name: &str) -> String {
 }
 
 /// The metric, if it has a value of this kind, and whether it has a timestamp.
-fn parse_metric(
-    bytes: &[u8],
+fn parse_metric<'a>(
+    bytes: &'a [u8],
     kind: MetricKind,
-) -> Result<(Option<ParsedSample<'_>>, bool), ParseProtobufError> {
+    fraction: &mut Option<f64>,
+) -> Result<(Option<ParsedSample<'a>>, bool), ParseProtobufError> {
     let (mut labels, mut value, mut timestamp) = (Vec::new(), None, false);
     MessageReader(bytes).fields(|number, field| {
         match (number, kind) {
@@ -213,7 +220,8 @@ fn parse_metric(
                 value = Some(SeriesValue::Summary(Box::new(parse_summary(field.bytes()?)?)));
             }
             (7, MetricKind::Histogram) => {
-                value = Some(SeriesValue::Histogram(Box::new(parse_histogram(field.bytes()?)?)));
+                let histogram = parse_histogram(field.bytes()?, fraction)?;
+                value = Some(SeriesValue::Histogram(Box::new(histogram)));
             }
             (6, _) => timestamp = true,
             _ => {}
@@ -274,14 +282,22 @@ fn parse_summary(bytes: &[u8]) -> Result<Summary, ParseProtobufError> {
 }
 
 /// Classic buckets only; native histograms have no text representation.
-fn parse_histogram(bytes: &[u8]) -> Result<Histogram, ParseProtobufError> {
+///
+/// The counts of a float histogram must be whole numbers: `fraction` becomes one that is not.
+fn parse_histogram(bytes: &[u8], fraction: &mut Option<f64>) -> Result<Histogram, ParseProtobufError> {
     let mut histogram = Histogram::default();
+    let mut count = |value: f64| {
+        whole_count(value).unwrap_or_else(|| {
+            *fraction = Some(value);
+            0
+        })
+    };
     MessageReader(bytes).fields(|number, field| {
         match number {
             1 => histogram.count = field.integer()?,
             2 => histogram.sum = field.double()?,
             // The count of a float histogram.
-            4 => histogram.count = saturating_count(field.double()?),
+            4 => histogram.count = count(field.double()?),
             3 if histogram.buckets.len() == BUCKETS_MAX => return Err(TooMany("bucket", BUCKETS_MAX)),
             3 => {
                 let (mut bound, mut below) = (0.0, 0);
@@ -289,7 +305,7 @@ fn parse_histogram(bytes: &[u8]) -> Result<Histogram, ParseProtobufError> {
                     match number {
                         1 => below = field.integer()?,
                         2 => bound = field.double()?,
-                        4 => below = saturating_count(field.double()?),
+                        4 => below = count(field.double()?),
                         _ => {}
                     }
                     Ok(())

@@ -8,7 +8,7 @@
 //! Must not depend on HTTP, files or clocks; callers pass the time.
 
 use std::collections::{HashMap, HashSet};
-use std::hash::{BuildHasher, BuildHasherDefault, Hasher, RandomState};
+use std::hash::{BuildHasher, BuildHasherDefault, Hash, Hasher, RandomState};
 use std::sync::Arc;
 
 use imbl::{OrdMap, OrdSet};
@@ -16,7 +16,7 @@ use imbl::{OrdMap, OrdSet};
 use super::apply::{ApplyPushError, SampleUpdate, apply, kind_mismatch};
 use super::grouping_key::GroupingKey;
 use super::idempotency::IdempotencyKeys;
-use super::metric::{Block, BlockIndex, MetricKind, Series};
+use super::metric::{Block, BlockIndex, MetricKind, Series, escaped_labels, render_labels};
 use super::steps;
 use crate::clock::Moment;
 
@@ -91,8 +91,17 @@ impl Hasher for IdentityHasher {
 pub struct SeriesHasher(RandomState);
 
 impl SeriesHasher {
+    /// The hash of a series as Prometheus identifies it: a label with an empty value equals an absent
+    /// one. `instance` is an exception, since Prometheus adds its own only if it is absent.
     fn hash(&self, name: &str, labels: &str) -> u64 {
-        self.0.hash_one((name, labels))
+        let mut hasher = self.0.build_hasher();
+        name.hash(&mut hasher);
+        for (label, value) in escaped_labels(labels) {
+            if !value.is_empty() || label == "instance" {
+                (label, value).hash(&mut hasher);
+            }
+        }
+        hasher.finish()
     }
 
     /// Computes the index of a block that has none yet.
@@ -190,6 +199,14 @@ impl GatewayState {
         self.maps.groups.get(key)
     }
 
+    /// The hash of the series that the server adds to a group. Groups that differ only in labels with
+    /// an empty value would have the same.
+    fn group_hash(&self, grouping_key: &GroupingKey) -> u64 {
+        let mut labels = Vec::new();
+        grouping_key.apply_to(&mut labels);
+        self.hasher.hash(PUSH_TIME, &render_labels(&mut labels))
+    }
+
     /// The interned name if a family has it, else a new allocation.
     fn intern_name(&self, name: &str) -> Name {
         self.names.get_key_value(name).map_or_else(|| name.into(), |(known, _)| known.clone())
@@ -253,7 +270,7 @@ impl GatewayState {
             return Err(ApplyPushError::TooManyFamilies(group_families_max));
         }
 
-        self.replace_hashes(&held, &families)?;
+        self.replace_hashes(before.is_none().then_some(grouping_key), &held, &families)?;
         for name in &dropped {
             self.unlink(&(name.clone(), owner.clone()));
         }
@@ -281,18 +298,30 @@ impl GatewayState {
         Ok(held.into_values().collect())
     }
 
-    /// Replaces the hashes of `held` by those of `families`. Changes nothing if one of them exists.
+    /// Replaces the hashes of `held` by those of `families`, and adds that of a new group. Changes
+    /// nothing if one of them exists.
     fn replace_hashes(
         &mut self,
+        new_group: Option<&Arc<GroupingKey>>,
         held: &HashMap<Name, Arc<Block>>,
         families: &[(Name, Block)],
     ) -> Result<(), ApplyPushError> {
+        let group_hash = new_group.map(|grouping_key| (self.group_hash(grouping_key), grouping_key));
+        if let Some((hash, grouping_key)) = group_hash
+            && !self.series_hashes.insert(hash)
+        {
+            let labels = grouping_key.rendered.to_string();
+            return Err(ApplyPushError::Duplicate { name: PUSH_TIME.to_owned(), labels });
+        }
         for hash in held.values().flat_map(|block| &block.index.hashes) {
             self.series_hashes.remove(hash);
         }
         let inserted = self.insert_hashes(families);
         if inserted.is_err() {
             self.series_hashes.extend(held.values().flat_map(|block| &block.index.hashes));
+            if let Some((hash, _)) = group_hash {
+                self.series_hashes.remove(&hash);
+            }
         }
         inserted
     }
@@ -307,6 +336,10 @@ impl GatewayState {
         let (samples, bytes) =
             (self.samples + GROUP_SAMPLES, self.bytes + GROUP_BYTES + grouping_key.rendered.len());
         if self.check_limits(samples, bytes).is_err() {
+            return false;
+        }
+        let hash = self.group_hash(grouping_key);
+        if !self.series_hashes.insert(hash) {
             return false;
         }
         (self.samples, self.bytes) = (samples, bytes);
@@ -337,7 +370,10 @@ impl GatewayState {
         let owner = Owner::Group(key.clone());
         let names = self.families_of(&key);
         let old = names.filter_map(|name| self.remove_block(&(name, owner.clone()))).collect();
-        self.maps.groups.remove(&key);
+        if let Some(group) = self.maps.groups.remove(&key) {
+            let hash = self.group_hash(&group.grouping_key);
+            self.series_hashes.remove(&hash);
+        }
         self.samples -= GROUP_SAMPLES;
         self.bytes -= GROUP_BYTES + key.len();
         Some(old)

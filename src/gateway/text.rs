@@ -5,8 +5,8 @@ use std::borrow::Cow;
 use std::collections::HashMap;
 
 use super::metric::{
-    Histogram, Label, MetricKind, ParsedBody, ParsedFamily, ParsedSample, SeriesValue, Summary, parse_float,
-    saturating_count,
+    Histogram, Label, MetricKind, ParsedBody, ParsedFamily, ParsedSample, SeriesValue, Summary, not_a_count,
+    parse_float, whole_count,
 };
 use super::steps;
 use super::validate::{LABELS_MAX, NAME_BYTES_MAX, ParseLimits};
@@ -42,6 +42,7 @@ struct Parser<'a> {
     /// Lines with a value.
     lines: usize,
     has_timestamps: bool,
+    inconsistency: Option<String>,
 }
 
 /// The component of a histogram or summary that a line belongs to.
@@ -62,12 +63,13 @@ pub fn parse(body: &[u8], limits: ParseLimits) -> Result<ParsedBody<'_>, ParseTe
         samples: HashMap::new(),
         lines: 0,
         has_timestamps: false,
+        inconsistency: None,
     };
     while !parser.rest.is_empty() {
         parser.line += 1;
         parser.parse_line()?;
     }
-    let has_timestamps = parser.has_timestamps;
+    let (has_timestamps, inconsistency) = (parser.has_timestamps, parser.inconsistency);
     let families = parser.families.into_iter().filter(|family| !family.samples.is_empty());
     let families = families.map(|family| ParsedFamily {
         name: family.name.into(),
@@ -75,7 +77,7 @@ pub fn parse(body: &[u8], limits: ParseLimits) -> Result<ParsedBody<'_>, ParseTe
         kind: family.kind.unwrap_or(MetricKind::Untyped),
         samples: family.samples,
     });
-    Ok(ParsedBody { families: families.collect(), has_timestamps, inconsistency: None })
+    Ok(ParsedBody { families: families.collect(), has_timestamps, inconsistency })
 }
 
 impl<'a> Parser<'a> {
@@ -230,12 +232,24 @@ impl<'a> Parser<'a> {
             family.samples.len() - 1
         });
         let bound = bound.filter(|bound| !bound.is_nan());
+        if part == SamplePart::Value && bound.is_none() {
+            let (name, kind) = (family.name, kind.name());
+            let reason = || format!("a line of the {kind} {name:?} has no number as its bucket or quantile");
+            self.inconsistency.get_or_insert_with(reason);
+        }
+        let is_count =
+            part == SamplePart::Count || (part == SamplePart::Value && kind == MetricKind::Histogram);
+        let counted = whole_count(value).unwrap_or(0);
+        if is_count && whole_count(value).is_none() {
+            let name = family.name;
+            self.inconsistency.get_or_insert_with(|| not_a_count(name, kind, value));
+        }
         match &mut family.samples[nth].value {
             SeriesValue::Number(_) => unreachable!("BUG: a family has one kind"),
             SeriesValue::Summary(summary) => {
                 let Summary { quantiles, sum, count } = &mut **summary;
                 match part {
-                    SamplePart::Count => *count = saturating_count(value),
+                    SamplePart::Count => *count = counted,
                     SamplePart::Sum => *sum = value,
                     SamplePart::Value => quantiles.extend(bound.map(|quantile| (quantile, value))),
                 }
@@ -243,9 +257,9 @@ impl<'a> Parser<'a> {
             SeriesValue::Histogram(histogram) => {
                 let Histogram { buckets, sum, count } = &mut **histogram;
                 match part {
-                    SamplePart::Count => *count = saturating_count(value),
+                    SamplePart::Count => *count = counted,
                     SamplePart::Sum => *sum = value,
-                    SamplePart::Value => buckets.extend(bound.map(|bound| (bound, saturating_count(value)))),
+                    SamplePart::Value => buckets.extend(bound.map(|bound| (bound, counted))),
                 }
             }
         }

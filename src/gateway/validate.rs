@@ -12,6 +12,7 @@ use super::state::{FAILURE_TIME, PUSH_TIME};
 use crate::clock::Moment;
 use crate::http::problem::ECHO_BYTES_MAX;
 use crate::json::text::truncate;
+use crate::metrics::text_format::format_float;
 
 /// Bytes of the name of a metric or label.
 pub const NAME_BYTES_MAX: usize = 1024;
@@ -57,6 +58,10 @@ pub enum ValidatePushError {
     ReservedLabel(String, &'static str, &'static str),
     #[error("metric {0}{{{1}}} was pushed before with the same name and label values")]
     Duplicate(String, String),
+    #[error("{kind} {name:?} has two values of the label {label:?} that are the number {bound}")]
+    DuplicateBound { name: String, kind: &'static str, label: &'static str, bound: String },
+    #[error("{1} {0:?} has a bucket or quantile that is not a number")]
+    InvalidBound(String, &'static str),
     #[error("metric {0:?}: {1} is more than {2}")]
     LimitExceeded(String, &'static str, usize),
 }
@@ -152,7 +157,9 @@ fn validate_series(
         if places > BUCKETS_MAX {
             return Err(ValidatePushError::LimitExceeded(name(), "the number of its buckets", BUCKETS_MAX));
         }
-        series.push(Series { labels: rendered.into(), value: sample.value.clone() });
+        let mut value = sample.value.clone();
+        sort_bounds(family, &mut value)?;
+        series.push(Series { labels: rendered.into(), value });
     }
     series.sort_by(|a, b| a.labels.cmp(&b.labels));
     match series.windows(2).find(|pair| pair[0].labels == pair[1].labels) {
@@ -160,5 +167,35 @@ fn validate_series(
             Err(ValidatePushError::Duplicate(name(), truncate(&pair[0].labels, 4 * ECHO_BYTES_MAX)))
         }
         None => Ok(series),
+    }
+}
+
+/// Sorts buckets and quantiles. Each number may occur once, however it is written: `1`, `1.0` and
+/// `1e0` are one series to Prometheus.
+fn sort_bounds(family: &ParsedFamily<'_>, value: &mut SeriesValue) -> Result<(), ValidatePushError> {
+    match value {
+        SeriesValue::Number(_) => Ok(()),
+        SeriesValue::Histogram(histogram) => sort_pairs(family, "le", &mut histogram.buckets),
+        SeriesValue::Summary(summary) => sort_pairs(family, "quantile", &mut summary.quantiles),
+    }
+}
+
+fn sort_pairs<T>(
+    family: &ParsedFamily<'_>,
+    label: &'static str,
+    pairs: &mut [(f64, T)],
+) -> Result<(), ValidatePushError> {
+    let (name, kind) = (|| truncate(&family.name, ECHO_BYTES_MAX), family.kind.name());
+    if pairs.iter().any(|(bound, _)| bound.is_nan()) {
+        return Err(ValidatePushError::InvalidBound(name(), kind));
+    }
+    pairs.sort_by(|(a, _), (b, _)| a.total_cmp(b));
+    // `>=` also finds -0 before 0.
+    match pairs.windows(2).find(|pair| pair[0].0 >= pair[1].0) {
+        Some(pair) => {
+            let bound = format_float(pair[1].0);
+            Err(ValidatePushError::DuplicateBound { name: name(), kind, label, bound })
+        }
+        None => Ok(()),
     }
 }

@@ -30,6 +30,7 @@ mod monitoring;
 mod negotiation;
 mod outage;
 mod partitions;
+mod pushed_pages;
 mod pushgateway;
 mod queries;
 mod request_head;
