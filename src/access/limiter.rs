@@ -33,7 +33,7 @@ pub enum ClientKey {
     /// The IPv4 address, or the IPv6 /64 network, since one host usually has a whole /64.
     Address(IpAddr),
     /// A valid token, at any address; see
-    /// [`Token::rate_limit_key`](super::tokens::Token::rate_limit_key).
+    /// [`Token::identity`](super::tokens::Token::identity).
     Token(u64),
 }
 

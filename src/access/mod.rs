@@ -112,6 +112,8 @@ pub struct Policy {
 pub struct Grant {
     /// The services whose events the request may write and read; none: all.
     pub services: Option<Services>,
+    /// The identity of the token, if the request has one.
+    pub token: Option<u64>,
     /// Whether the request may read metrics.
     pub metrics: bool,
     /// Whether the request may do the work of an administrator.
@@ -121,7 +123,7 @@ pub struct Grant {
 }
 
 impl Grant {
-    const ALL: Self = Self { services: None, metrics: true, admin: true, cors: false };
+    const ALL: Self = Self { services: None, token: None, metrics: true, admin: true, cors: false };
 }
 
 /// Applies the access policy to the requests of one acceptor.
@@ -227,7 +229,7 @@ impl Gate {
         // A valid token is one client at all addresses. Requests without one share the limit of
         // their address, which bounds the rate of guesses.
         let client = || match &credentials {
-            Credentials::Valid(token) => ClientKey::Token(token.rate_limit_key()),
+            Credentials::Valid(token) => ClientKey::Token(token.identity()),
             Credentials::NotRequired | Credentials::Missing | Credentials::InvalidToken => {
                 ClientKey::from_address(policy.proxies.client(request.peer, headers))
             }
@@ -244,6 +246,7 @@ impl Gate {
                 }
                 Grant {
                     services: token.services.clone(),
+                    token: Some(token.identity()),
                     metrics: token.scopes.allow(Scope::Metrics),
                     admin: token.scopes.allow(Scope::Admin),
                     cors,
@@ -254,7 +257,7 @@ impl Gate {
                 return None;
             }
             Credentials::Missing | Credentials::InvalidToken => {
-                Grant { services: None, metrics: false, admin: false, cors }
+                Grant { services: None, token: None, metrics: false, admin: false, cors }
             }
         };
         Some(grant)

@@ -216,8 +216,9 @@ impl Token {
         })
     }
 
-    /// The identity of the token in the rate limiter: the first 64 bits of its hash.
-    pub fn rate_limit_key(&self) -> u64 {
+    /// The identity of the token in the rate limiter and in the idempotency keys of pushed metrics:
+    /// the first 64 bits of its hash.
+    pub fn identity(&self) -> u64 {
         u64::from_le_bytes(*self.hash.first_chunk().expect("a hash is longer"))
     }
 }

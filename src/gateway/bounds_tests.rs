@@ -204,7 +204,7 @@ fn long_requests_are_handled_on_the_push_thread() {
     let (queue, jobs) = push_thread::queue();
     let handlers = alone.with_queue(queue.clone());
     let mut thread = PushThread::new(jobs, alone.clone(), Decompressor::new(DecompressLimits::new(1 << 20)));
-    let grant = Grant { services: None, metrics: true, cors: false };
+    let grant = Grant { services: None, token: None, metrics: true, admin: true, cors: false };
     let group = GatewayRoute::Group("job/a".into());
     let short = b"a 1\n".to_vec();
     let mut long = String::new();

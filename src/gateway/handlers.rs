@@ -9,11 +9,11 @@ use super::grouping_key::GroupingKey;
 use super::push::{self, ParsePushError};
 use super::push_thread::PushQueue;
 use super::request_head::{GroupHead, PushHead, RequestError, write_group_refusal};
-use super::responses::{LOG_RETRY_S, write_push_response};
+use super::responses::{LOG_RETRY_S, refuse_service, write_push_response};
 use super::scrape::{ScrapeQueue, ScrapeRequest};
 use super::validate::{FAMILIES_MAX, LABELS_MAX, ParseLimits};
 use super::{Gateway, PushMetricsError, api_v1, idempotency, protobuf, text};
-use crate::access::Grant;
+use crate::access::{Grant, allows_service};
 use crate::event::Timestamp;
 use crate::http::content_negotiation::negotiate;
 use crate::http::gzip;
@@ -180,8 +180,8 @@ impl GatewayHandlers {
         match page {
             GatewayRoute::Push => self.handle_push(grant, request, decompressor, response),
             GatewayRoute::Group(path) => self.handle_group(path, grant, request, decompressor, response),
-            GatewayRoute::DeleteSeries => self.handle_delete_series(request, response),
-            GatewayRoute::Wipe => self.handle_wipe(request, response),
+            GatewayRoute::DeleteSeries => self.handle_delete_series(grant, request, response),
+            GatewayRoute::Wipe => self.handle_wipe(grant, request, response),
             GatewayRoute::Status => {
                 response.content_type = "application/json";
                 response.body = api_v1::status_json(self.started_at, &self.settings).into_bytes();
@@ -238,7 +238,7 @@ impl GatewayHandlers {
         request: &Request<'_>,
         decompressor: &mut Decompressor,
     ) -> Result<(Durability, Option<idempotency::KeyHash>, push::ParsedPush), RequestError> {
-        let PushHead { level, key, coding } = self.push_head(request.headers)?;
+        let PushHead { level, key, coding } = self.push_head(grant, request.headers)?;
         let body = decompress_body(coding, request.body, decompressor)?;
         let pushed = push::parse(body, grant.services.as_deref()).map_err(|error| match error {
             ParsePushError::TooManyMetrics => RequestError::Problem(ProblemKind::TooLarge, error.to_string()),
@@ -321,7 +321,13 @@ impl GatewayHandlers {
     }
 
     /// `DELETE /metrics/pushed?name=NAME&LABEL=VALUE`
-    fn handle_delete_series(&self, request: &Request<'_>, response: &mut Response) -> PushOutcome {
+    /// A token with services may delete series whose label `job` is one of them.
+    fn handle_delete_series(
+        &self,
+        grant: &Grant,
+        request: &Request<'_>,
+        response: &mut Response,
+    ) -> PushOutcome {
         let mut wanted = Vec::new();
         for pair in request.query.split('&').filter(|pair| !pair.is_empty()) {
             let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
@@ -343,6 +349,12 @@ impl GatewayHandlers {
             return PushOutcome::Ready;
         };
         let (_, name) = wanted.swap_remove(at);
+        if let Some(services) = &grant.services
+            && !wanted.iter().any(|(name, value)| name == "job" && allows_service(services, value))
+        {
+            refuse_service(response);
+            return PushOutcome::Ready;
+        }
         self.apply(
             request,
             response,
@@ -354,7 +366,12 @@ impl GatewayHandlers {
         )
     }
 
-    fn handle_wipe(&self, request: &Request<'_>, response: &mut Response) -> PushOutcome {
+    /// `PUT /api/v1/admin/wipe`, for tokens of all services.
+    fn handle_wipe(&self, grant: &Grant, request: &Request<'_>, response: &mut Response) -> PushOutcome {
+        if grant.services.is_some() {
+            refuse_service(response);
+            return PushOutcome::Ready;
+        }
         self.apply(request, response, Gateway::wipe, |(), response| response.status = 202)
     }
 

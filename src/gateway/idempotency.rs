@@ -7,7 +7,7 @@ use sha2::{Digest, Sha256};
 use crate::clock::Moment;
 use std::time::Duration;
 
-/// A truncated SHA-256 of the header `Idempotency-Key`.
+/// A truncated SHA-256 of the header `Idempotency-Key`, of the client that chose it, and of the path.
 pub type KeyHash = [u8; 16];
 
 #[derive(Clone, Copy, Debug)]
@@ -32,8 +32,20 @@ pub struct IdempotencyKeys {
     next_sequence: u64,
 }
 
-pub fn hash(text: &[u8]) -> KeyHash {
-    let digest = Sha256::digest(text);
+/// The hash of a key. Two clients with different tokens may choose the same key for different
+/// pushes, and so may one client for different paths.
+pub fn hash(token: Option<u64>, path: &str, key: &[u8]) -> KeyHash {
+    let mut sha = Sha256::new();
+    sha.update(token.map_or([0; 9], |token| {
+        let mut bytes = [1; 9];
+        bytes[1..].copy_from_slice(&token.to_le_bytes());
+        bytes
+    }));
+    sha.update(path.as_bytes());
+    // A path has no NUL.
+    sha.update([0]);
+    sha.update(key);
+    let digest = sha.finalize();
     let mut key = [0; 16];
     key.copy_from_slice(&digest[..16]);
     key
@@ -88,6 +100,25 @@ mod tests {
     use super::*;
 
     const COUNTS: PushCounts = PushCounts { accepted: 1, rejected: 0 };
+
+    fn hash(key: &[u8]) -> KeyHash {
+        super::hash(None, "/metrics/push", key)
+    }
+
+    #[test]
+    fn keys_of_other_tokens_and_paths_differ() {
+        let all = [
+            super::hash(None, "/a", b"k"),
+            super::hash(None, "/b", b"k"),
+            super::hash(Some(0), "/a", b"k"),
+            super::hash(Some(1), "/a", b"k"),
+            super::hash(None, "/", b"ak"),
+        ];
+        for (nth, one) in all.iter().enumerate() {
+            assert!(!all[..nth].contains(one), "{nth}");
+        }
+        assert_eq!(all[0], super::hash(None, "/a", b"k"));
+    }
 
     #[test]
     fn keys_are_evicted_by_age_and_number() {

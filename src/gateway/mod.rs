@@ -60,11 +60,13 @@ use grouping_key::GroupingKey;
 use idempotency::{KeyHash, PushCounts};
 use metric::{Block, ParsedBody};
 use push::ParsedPush;
-use state::{GatewayState, Name, Owner, SeriesHasher, Snapshot};
+use state::{GatewayState, MetricGroup, Name, Owner, SeriesHasher, Snapshot};
 use validate::{ValidatePushError, validate_push};
 
 /// Bytes of records that may wait for the log thread. More wait only if the disk has stalled.
 const PENDING_BYTES_MAX: usize = 64 << 20;
+/// How long a group is exposed after its last push if all of its pushes were refused.
+const FAILED_GROUP_TTL: Duration = Duration::from_hours(1);
 /// Series that are deleted under one acquisition of the lock.
 const SERIES_PER_LOCK: usize = 256;
 
@@ -494,28 +496,24 @@ impl Gateway {
                 });
                 series.extend(found);
             }
-            if let Some(ttl) = self.ttl.groups {
-                let old = snapshot.groups.iter().filter(|(_, group)| now.since(group.last_push) >= ttl);
-                groups.extend(old.map(|(key, _)| key.clone()));
-            }
+            let old = snapshot.groups.iter().filter(|(_, group)| self.is_group_expired(group, now));
+            groups.extend(old.map(|(key, _)| key.clone()));
         }
         let mut expired = 0;
         if let Some(ttl) = self.ttl.aggregated {
             expired += self.drop_series(&series, |touched| now.since(touched) >= ttl);
         }
-        if let Some(ttl) = self.ttl.groups {
-            for key in groups {
-                let mut inner = self.lock();
-                if inner.state.group(&key).is_some_and(|group| now.since(group.last_push) >= ttl) {
-                    let old = inner.state.delete(&key);
-                    let mut record = Vec::new();
-                    record::encode_delete(&mut record, &key);
-                    self.queue_record(&mut inner, record);
-                    self.publish_metrics(&inner.state);
-                    drop(inner);
-                    drop(old);
-                    expired += 1;
-                }
+        for key in groups {
+            let mut inner = self.lock();
+            if inner.state.group(&key).is_some_and(|group| self.is_group_expired(group, now)) {
+                let old = inner.state.delete(&key);
+                let mut record = Vec::new();
+                record::encode_delete(&mut record, &key);
+                self.queue_record(&mut inner, record);
+                self.publish_metrics(&inner.state);
+                drop(inner);
+                drop(old);
+                expired += 1;
             }
         }
         if expired > 0 {
@@ -523,10 +521,17 @@ impl Gateway {
         }
     }
 
-    /// The interval between calls of [`Self::expire`]; `None` if no TTL is set.
-    pub fn expire_interval(&self) -> Option<Duration> {
-        let shortest = self.ttl.aggregated.into_iter().chain(self.ttl.groups).min()?;
-        Some((shortest / 8).clamp(Duration::from_millis(50), Duration::from_secs(30)))
+    fn is_group_expired(&self, group: &MetricGroup, now: Moment) -> bool {
+        let failed_ttl = group.is_failed().then_some(FAILED_GROUP_TTL);
+        let ttl = self.ttl.groups.into_iter().chain(failed_ttl).min();
+        ttl.is_some_and(|ttl| now.since(group.last_push) >= ttl)
+    }
+
+    /// The interval between calls of [`Self::expire`].
+    pub fn expire_interval(&self) -> Duration {
+        let ttls = self.ttl.aggregated.into_iter().chain(self.ttl.groups);
+        let shortest = ttls.fold(FAILED_GROUP_TTL, Duration::min);
+        (shortest / 8).clamp(Duration::from_millis(50), Duration::from_secs(30))
     }
 
     /// Calls `callback` with true once all changes so far have reached `level`, with false if the

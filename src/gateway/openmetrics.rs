@@ -120,7 +120,8 @@ mod tests {
     use std::time::Duration;
 
     use crate::clock::Moment;
-    use crate::gateway::exposition::{ExpositionFormat, render_all};
+    use crate::gateway::exposition::render_all;
+    use crate::metrics::text_format::ExpositionFormat;
     use crate::gateway::grouping_key::GroupingKey;
     use crate::gateway::idempotency::{IdempotencyKeys, KeyLimits};
     use crate::gateway::state::GatewayState;

@@ -1,19 +1,21 @@
-//! What a page may hold: no series twice, no count that was cut.
+//! What a page may hold: no series twice, no count that was cut, no group of refused pushes for
+//! ever.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use super::grouping_key::GroupingKey;
 use super::idempotency::{IdempotencyKeys, KeyLimits};
-use super::state::GatewayState;
+use super::state::{GatewayState, MetricGroup};
 use super::validate::ParseLimits;
 use super::*;
 use crate::event::Timestamp;
 
-fn gateway() -> (Arc<Gateway>, Parker) {
+fn gateway() -> (Arc<Gateway>, Clock, Parker) {
     let keys = IdempotencyKeys::new(KeyLimits { count_max: 10, age_max: Duration::from_hours(1) });
     let clock = Clock::manual(Timestamp::from_millis(1_790_000_000_000), 1);
-    Gateway::new(GatewayState::new(keys), Ttl::default(), None, clock)
+    let (gateway, parker) = Gateway::new(GatewayState::new(keys), Ttl::default(), None, clock.clone());
+    (gateway, clock, parker)
 }
 
 fn put(gateway: &Gateway, path: &str, body: &str) -> Result<(), String> {
@@ -37,7 +39,7 @@ fn a_series_with_an_empty_label_is_the_one_without_it() {
     check("a{x=\"\"} 1\na 1\n", Err(other));
     // Prometheus adds its own `instance` where there is none.
     check("a{instance=\"\"} 1\na{instance=\"i\"} 1\n", Ok(()));
-    let (gateway, _parker) = gateway();
+    let (gateway, _, _parker) = gateway();
     put(&gateway, "job/a", "a{instance=\"i\",y=\"\"} 1\n").unwrap();
     let twice = "metric a{instance=\"i\",job=\"a\"} already exists with the same name and label values";
     assert_eq!(put(&gateway, "job/a/instance/i", "a 1\n"), Err(twice.to_owned()));
@@ -97,4 +99,45 @@ fn a_count_that_is_no_whole_number_is_refused_and_not_cut() {
     }
     check("# TYPE m histogram\nm_bucket{le=\"1\"} 2.0\nm_sum 2.5\nm_count 2e0\n", Ok(()));
     check("# TYPE m summary\nm{quantile=\"0.5\"} 2.5\nm_sum -2.5\nm_count 18446744073709549568\n", Ok(()));
+}
+
+#[test]
+fn groups_of_refused_pushes_expire_and_are_bounded() {
+    let (gateway, clock, _parker) = gateway();
+    let groups = || gateway.snapshot().groups.len();
+    let refused = |path: &str| put(&gateway, path, "a 1 5\n").unwrap_err();
+    put(&gateway, "job/good", "a 1\n").unwrap();
+    refused("job/good");
+    refused("job/bad");
+    assert_eq!(groups(), 2, "Pushgateway shows the failure too");
+    // A further refused push extends the time.
+    clock.advance(Duration::from_mins(59));
+    refused("job/bad");
+    clock.advance(Duration::from_mins(59));
+    gateway.expire();
+    assert_eq!(groups(), 2);
+    clock.advance(Duration::from_mins(1));
+    gateway.expire();
+    assert_eq!(groups(), 1);
+    for nth in 0..1100 {
+        refused(&format!("job/bad/n/{nth}"));
+    }
+    assert_eq!(groups(), 1 + 1000);
+    // An accepted push makes it a usual group.
+    put(&gateway, "job/bad/n/0", "b 1\n").unwrap();
+    refused("job/bad/n/1098");
+    refused("job/bad/n/1099");
+    assert_eq!(groups(), 1 + 1001);
+    clock.advance(Duration::from_hours(1));
+    gateway.expire();
+    let kept = gateway.snapshot().groups;
+    assert_eq!(kept.len(), 2);
+    assert!(!kept.values().any(MetricGroup::is_failed));
+    // Deleted groups free their places.
+    refused("job/bad");
+    gateway.delete_group(&GroupingKey::parse("job/bad").unwrap(), || unreachable!()).unwrap();
+    for nth in 0..1100 {
+        refused(&format!("job/bad/n/{}", nth + 1));
+    }
+    assert_eq!(groups(), 2 + 1000);
 }

@@ -12,6 +12,8 @@ use crate::ingest::idempotency::HeaderKey;
 use crate::journal::Durability;
 use crate::metrics::gateway::RefusalReason;
 
+/// The path of [`GatewayRoute::Push`].
+const PUSH_PATH: &str = "/metrics/push";
 /// The content types of `POST /metrics/push`. `navigator.sendBeacon` and `fetch` send plain text, or
 /// no type, without a CORS preflight.
 const TYPES: [&str; 2] = ["application/json", "text/plain"];
@@ -48,7 +50,7 @@ impl GatewayHandlers {
     ) -> bool {
         match page {
             GatewayRoute::Push => {
-                let head = self.push_head(request.headers);
+                let head = self.push_head(grant, request.headers);
                 head.map_err(|error| self.write_push_refusal(error, response)).is_ok()
             }
             GatewayRoute::Group(path) => {
@@ -86,7 +88,7 @@ impl GatewayHandlers {
     }
 
     /// Parses the header of `POST /metrics/push`.
-    pub(super) fn push_head(&self, headers: Headers<'_>) -> Result<PushHead, RequestError> {
+    pub(super) fn push_head(&self, grant: &Grant, headers: Headers<'_>) -> Result<PushHead, RequestError> {
         let level = self.requested_level(headers)?;
         if let Some(kind) = headers.get("Content-Type") {
             let name = kind.split(|byte| *byte == b';').next().unwrap_or_default().trim_ascii();
@@ -105,7 +107,11 @@ impl GatewayHandlers {
         if !self.gateway().is_log_available() {
             return Err(RequestError::LogUnavailable);
         }
-        Ok(PushHead { level, key: key.map(|key| idempotency::hash(key.bytes())), coding })
+        Ok(PushHead {
+            level,
+            key: key.map(|key| idempotency::hash(grant.token, PUSH_PATH, key.bytes())),
+            coding,
+        })
     }
 
     /// Parses the header of a request to `/metrics/job/…`; `path` is the percent-decoded path after

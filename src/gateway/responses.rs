@@ -2,10 +2,17 @@
 
 use super::Aggregated;
 use crate::http::Response;
-use crate::http::problem::{self, ProblemKind};
+use crate::http::problem::{self, FieldErrors, ProblemKind};
 
 /// `Retry-After` while the log cannot be written.
 pub(super) const LOG_RETRY_S: u64 = 5;
+
+/// The response to a deletion of series that the token may not delete.
+pub(super) fn refuse_service(response: &mut Response) {
+    let detail =
+        "the token is restricted to services: it may delete series of one of them only, named by job=SERVICE";
+    problem::write_forbidden(response, detail, &FieldErrors::default());
+}
 
 /// The response to a push that could not be made durable at the requested level.
 pub fn durability_not_reached() -> Response {

@@ -45,6 +45,17 @@ pub struct MetricGroup {
     pub samples: usize,
 }
 
+impl MetricGroup {
+    /// Whether every push to the group was refused.
+    pub fn is_failed(&self) -> bool {
+        self.last_success_s <= 0.0
+    }
+}
+
+/// Groups all of whose pushes were refused. They exist to show the failure and have no series but
+/// the server's own two.
+const FAILED_GROUPS_MAX: usize = 1000;
+
 /// The two series that the server adds to each group.
 pub const PUSH_TIME: &str = "push_time_seconds";
 pub const FAILURE_TIME: &str = "push_failure_time_seconds";
@@ -136,6 +147,7 @@ pub struct GatewayState {
     series_hashes: HashSet<u64, BuildHasherDefault<IdentityHasher>>,
     samples: usize,
     bytes: usize,
+    failed_groups: usize,
     hasher: SeriesHasher,
 }
 
@@ -170,6 +182,7 @@ impl GatewayState {
             series_hashes: HashSet::default(),
             samples: 0,
             bytes: 0,
+            failed_groups: 0,
             hasher,
         }
     }
@@ -294,7 +307,7 @@ impl GatewayState {
             families: group_families,
             samples: samples_before - held_samples + pushed_samples,
         };
-        self.maps.groups.insert(key, group);
+        self.insert_group(key, group);
         Ok(held.into_values().collect())
     }
 
@@ -331,7 +344,13 @@ impl GatewayState {
     pub fn record_failure(&mut self, grouping_key: &Arc<GroupingKey>, (now, wall_s): (Moment, f64)) -> bool {
         if let Some(group) = self.maps.groups.get_mut(&grouping_key.rendered) {
             group.last_failure_s = wall_s;
+            if group.is_failed() {
+                group.last_push = now;
+            }
             return true;
+        }
+        if self.failed_groups >= FAILED_GROUPS_MAX {
+            return false;
         }
         let (samples, bytes) =
             (self.samples + GROUP_SAMPLES, self.bytes + GROUP_BYTES + grouping_key.rendered.len());
@@ -351,14 +370,21 @@ impl GatewayState {
             families: 0,
             samples: 0,
         };
-        self.maps.groups.insert(grouping_key.rendered.clone(), group);
+        self.insert_group(grouping_key.rendered.clone(), group);
         true
+    }
+
+    fn insert_group(&mut self, key: Arc<str>, group: MetricGroup) {
+        self.failed_groups += usize::from(group.is_failed());
+        let old = self.maps.groups.insert(key, group);
+        self.failed_groups -= usize::from(old.is_some_and(|old| old.is_failed()));
     }
 
     /// Sets the times of the last accepted and the last refused push, for recovery.
     pub fn set_times(&mut self, key: &str, push_s: f64, failure_s: f64) {
-        if let Some(group) = self.maps.groups.get_mut(key) {
-            (group.last_success_s, group.last_failure_s) = (push_s, failure_s);
+        if let Some((key, group)) = self.maps.groups.get_key_value(key) {
+            let group = MetricGroup { last_success_s: push_s, last_failure_s: failure_s, ..group.clone() };
+            self.insert_group(key.clone(), group);
         }
     }
 
@@ -373,6 +399,7 @@ impl GatewayState {
         if let Some(group) = self.maps.groups.remove(&key) {
             let hash = self.group_hash(&group.grouping_key);
             self.series_hashes.remove(&hash);
+            self.failed_groups -= usize::from(group.is_failed());
         }
         self.samples -= GROUP_SAMPLES;
         self.bytes -= GROUP_BYTES + key.len();

@@ -137,7 +137,8 @@ impl TestGateway {
     fn push_counter(&self, name: &str, key: Option<&str>) -> Result<Aggregated, PushMetricsError> {
         let body = format!(r#"{{"metrics":[{{"name":"{name}","type":"counter","value":1}}]}}"#);
         let pushed = push::parse(body.as_bytes(), None).unwrap();
-        self.gateway.push_aggregated(pushed, key.map(|key| idempotency::hash(key.as_bytes())))
+        self.gateway
+            .push_aggregated(pushed, key.map(|key| idempotency::hash(None, "/metrics/push", key.as_bytes())))
     }
 
     fn page(&self) -> String {

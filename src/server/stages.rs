@@ -185,14 +185,13 @@ pub(super) fn start_gateway(
     let (scrape_queue, scraper) = scrape::queue(gateway.clone(), settings.http_engine == HttpEngine::Guarded);
     spawn(lifecycle, "gateway-scrape", move || scraper.run())?;
     let (stop, stopped) = bounded::<()>(0);
-    if let Some(interval) = gateway.expire_interval() {
-        let (gateway, stopped) = (gateway.clone(), stopped.clone());
-        spawn(lifecycle, "gateway-expire", move || {
-            while stopped.recv_timeout(interval) != Err(RecvTimeoutError::Disconnected) {
-                gateway.expire();
-            }
-        })?;
-    }
+    let (interval, expiring) = (gateway.expire_interval(), gateway.clone());
+    let expire_stopped = stopped.clone();
+    spawn(lifecycle, "gateway-expire", move || {
+        while expire_stopped.recv_timeout(interval) != Err(RecvTimeoutError::Disconnected) {
+            expiring.expire();
+        }
+    })?;
     if let (Some(queue), Some(url)) = (queue, settings.gateway.pushgateway_url.clone()) {
         let comparer = Comparer { gateway: gateway.clone(), url: url.clone() };
         let forwarder = Forwarder { gateway: gateway.clone(), queue, url, clock: clock.clone() };

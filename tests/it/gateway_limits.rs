@@ -1,4 +1,5 @@
-//! A push of one client costs the others little: long ones occupy no acceptor.
+//! A push of one client costs the others little: long ones occupy no acceptor, keys and deletions
+//! belong to the token.
 
 use std::fmt::Write as _;
 use std::io::Write as _;
@@ -6,8 +7,9 @@ use std::io::Write as _;
 use flate2::Compression;
 use flate2::write::GzEncoder;
 
-use crate::harness::TestServer;
 use crate::harness::client::{JSON, request};
+use crate::harness::temp::temp_dir;
+use crate::harness::{Client, TestServer};
 
 /// 3 MB of text that compresses about as well as real pages.
 fn long_text() -> Vec<u8> {
@@ -67,4 +69,79 @@ fn a_long_push_delays_no_other_request_and_is_durable() {
     assert_eq!(refused.status, 400);
     assert!(refused.text().contains(r#""field":"u0","detail":"is not a field of a metric""#));
     test.server.stop();
+}
+
+/// A server with these tokens: name, scopes, services. Returns the tokens.
+fn with_tokens(tokens: &[(&str, &str, &str)]) -> (TestServer, Vec<String>, tempfile::TempDir) {
+    let directory = temp_dir();
+    let file = directory.path().join("tokens");
+    let (mut lines, mut created) = (String::new(), Vec::new());
+    for (name, scopes, services) in tokens {
+        let mut arguments = vec!["token", "create", "--name", name, "--scopes", scopes];
+        if !services.is_empty() {
+            arguments.extend(["--services", services]);
+        }
+        let ended = crate::harness::server::run(&[], &arguments);
+        let (token, line) = ended.stdout.split_once('\n').expect("two lines");
+        created.push(token.to_owned());
+        writeln!(lines, "{}", line.trim()).expect("it fits");
+    }
+    std::fs::write(&file, lines).expect("a file can be written");
+    let test = TestServer::start(&[("AUTH_TOKENS_FILE", &file.display().to_string())]);
+    (test, created, directory)
+}
+
+fn ask(
+    client: &mut Client,
+    token: &str,
+    (method, path): (&str, &str),
+    fields: &[(&str, &str)],
+    body: &str,
+) -> (u16, String) {
+    let bearer = format!("Bearer {token}");
+    let headers = [&[("Authorization", bearer.as_str()), ("Content-Type", JSON)][..], fields].concat();
+    let reply = client.exchange(&request(method, path, &headers, body.as_bytes()));
+    (reply.status, reply.text())
+}
+
+#[test]
+fn an_idempotency_key_belongs_to_its_token() {
+    let (test, tokens, _directory) =
+        with_tokens(&[("one", "ingest", ""), ("other", "ingest", ""), ("reader", "metrics", "")]);
+    let client = &mut test.server.client();
+    let push = r#"{"metrics":[{"name":"c_total","type":"counter","value":1}]}"#;
+    let mut send = |token: &str| {
+        let (status, answer) =
+            ask(client, token, ("POST", "/metrics/push"), &[("Idempotency-Key", "k")], push);
+        assert_eq!(status, 202, "{answer}");
+        answer.contains("\"repeated\":true")
+    };
+    assert!(!send(&tokens[0]));
+    assert!(!send(&tokens[1]), "the same key of another client is another key");
+    assert!(send(&tokens[0]) && send(&tokens[1]));
+    let (_, page) = ask(client, &tokens[2], ("GET", "/metrics/pushed"), &[], "");
+    assert!(page.contains("c_total 2\n"), "{page}");
+}
+
+#[test]
+fn an_admin_token_of_one_service_deletes_only_its_series() {
+    let (test, tokens, _directory) = with_tokens(&[("root", "admin", ""), ("shop", "admin", "shop")]);
+    let client = &mut test.server.client();
+    let (root, shop) = (tokens[0].as_str(), tokens[1].as_str());
+    let series = |job: &str| format!(r#"{{"name":"m","type":"gauge","value":1,"labels":{{"job":"{job}"}}}}"#);
+    let push = format!("{{\"metrics\":[{},{}]}}", series("shop"), series("other"));
+    assert_eq!(ask(client, root, ("POST", "/metrics/push"), &[], &push).0, 202);
+    for path in
+        ["/metrics/pushed?name=m", "/metrics/pushed?name=m&job=other", "/metrics/pushed?name=m&instance=shop"]
+    {
+        assert_eq!(ask(client, shop, ("DELETE", path), &[], "").0, 403, "{path}");
+    }
+    assert_eq!(ask(client, shop, ("PUT", "/api/v1/admin/wipe"), &[], "").0, 403);
+    let (_, page) = ask(client, root, ("GET", "/metrics/pushed"), &[], "");
+    assert!(page.contains("m{job=\"other\"} 1\n") && page.contains("m{job=\"shop\"} 1\n"), "{page}");
+    let deleted = ask(client, shop, ("DELETE", "/metrics/pushed?name=m&job=shop"), &[], "");
+    assert_eq!(deleted, (200, "{\"deleted\":1}".to_owned()));
+    assert_eq!(ask(client, root, ("PUT", "/api/v1/admin/wipe"), &[], "").0, 202);
+    let (_, page) = ask(client, root, ("GET", "/metrics/pushed"), &[], "");
+    assert_eq!(page, "");
 }
