@@ -27,11 +27,12 @@ pub(super) const CREATE_STAGING: &str = "CREATE TEMPORARY TABLE aurore_stage (ev
      ingested_at timestamptz, service text, message text, metadata jsonb) ON COMMIT DROP";
 
 /// Inserts the new rows of the staging table in id order, so that servers that store the same
-/// events wait for each other instead of deadlocking. Returns the counts of the inserted rows.
+/// events wait for each other instead of deadlocking. Of rows with the same id it inserts the first
+/// of the table, which is the first that was copied. Returns the counts of the inserted rows.
 const INSERT_FROM_STAGING: &str = "\
     WITH stored AS (\
         INSERT INTO events (event_id, timestamp, ingested_at, service, message, metadata) \
-        SELECT event_id, timestamp, ingested_at, service, message, metadata FROM aurore_stage ORDER BY event_id \
+        SELECT event_id, timestamp, ingested_at, service, message, metadata FROM aurore_stage ORDER BY event_id, ctid \
         ON CONFLICT (event_id) DO NOTHING RETURNING service, timestamp) \
     SELECT service, date_trunc('minute', timestamp, 'UTC') AS minute, count(*) FROM stored GROUP BY 1, 2";
 
