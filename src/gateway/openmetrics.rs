@@ -121,12 +121,12 @@ mod tests {
 
     use crate::clock::Moment;
     use crate::gateway::exposition::render_all;
-    use crate::metrics::text_format::ExpositionFormat;
     use crate::gateway::grouping_key::GroupingKey;
     use crate::gateway::idempotency::{IdempotencyKeys, KeyLimits};
     use crate::gateway::state::GatewayState;
     use crate::gateway::text;
     use crate::gateway::validate::{ParseLimits, validate_push};
+    use crate::metrics::text_format::ExpositionFormat;
 
     /// The types and the samples of the page after a push of `body`, joined by `|`. Samples are
     /// listed without the labels of the group.

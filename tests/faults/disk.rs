@@ -14,7 +14,7 @@ use crate::harness::{Postgres, until};
 
 const LOAD: LoadProfile = LoadProfile::STEADY;
 /// The header of a request whose client waits for `100 Continue`.
-const EXPECTING: &[u8] = b"POST /events HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\n\
+const EXPECTING: &[u8] = b"POST /events HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n\
                            Content-Length: 9\r\nExpect: 100-continue\r\n\r\n";
 
 /// A tmpfs that is mounted until drop. Needs root.

@@ -19,6 +19,8 @@ use super::wait::{until, until_within};
 const PROGRAM: &str = env!("CARGO_BIN_EXE_aurore-events");
 /// The log message of the listening server, up to the port.
 const LISTENING: &str = "listening on http://127.0.0.1:";
+/// The partitions of a new database: from yesterday to two weeks ahead, and the default partition.
+const PARTITIONS: i64 = 17;
 /// Longer than the drain of any test takes.
 const EXIT_MAX: Duration = Duration::from_secs(45);
 
@@ -29,10 +31,15 @@ pub(crate) struct TestServer {
 }
 
 impl TestServer {
-    /// Starts both, the server with these additional settings, and waits until the server is ready.
+    /// Starts both, the server with these additional settings, and waits until the server is ready
+    /// and has created its partitions, so that SQL of a test does not run beside that.
     pub(crate) fn start(settings: &[(&str, &str)]) -> Self {
         let postgres = Postgres::start();
         let server = Server::start_on(&postgres, settings);
+        until("the partitions are created", || {
+            postgres.value::<i64>("SELECT count(*) FROM pg_inherits WHERE inhparent = to_regclass('events')")
+                >= PARTITIONS
+        });
         Self { server, postgres }
     }
 }

@@ -194,14 +194,17 @@ fn cors_lets_a_page_read_a_rejection_by_the_engine() {
         .into_bytes()
     };
     let endless = format!("X: {}", "x".repeat(40_000));
-    for (rest, status) in [
-        ("Content-Length: 1025\r\n\r\n", 413),
-        ("Transfer-Encoding: chunked\r\n\r\n1000\r\n", 413),
-        (endless.as_str(), 431),
-        ("Content-Length: abc\r\n\r\n", 400),
-        ("Expect: tea\r\n\r\n", 417),
+    for (rest, status, foreign_status) in [
+        ("Content-Length: 1025\r\n\r\n", 413, 413),
+        // The origin is checked before the chunks are read.
+        ("Transfer-Encoding: chunked\r\n\r\n1000\r\n", 413, 403),
+        (endless.as_str(), 431, 431),
+        ("Content-Length: abc\r\n\r\n", 400, 400),
+        ("Expect: tea\r\n\r\n", 417, 417),
     ] {
-        for (origin, allowed) in [(ORIGIN, Some(ORIGIN)), ("https://evil.example", None)] {
+        for (origin, allowed, status) in
+            [(ORIGIN, Some(ORIGIN), status), ("https://evil.example", None, foreign_status)]
+        {
             let reply = test.server.client().exchange(&head(origin, rest));
             assert_eq!(reply.status, status, "{}", reply.text());
             assert_eq!(reply.header("Access-Control-Allow-Origin"), allowed, "{status}");

@@ -163,7 +163,7 @@ fn a_304_names_the_same_fields_in_vary_as_its_200() {
 fn a_415_names_the_types_and_codings_that_are_taken() {
     let test = TestServer::start(&[]);
     let mut client = test.server.client();
-    let events = "application/json, application/x-ndjson, application/ndjson, application/jsonl";
+    let events = "application/json, application/x-ndjson, application/ndjson, application/jsonl, text/plain";
     let push = "application/json, text/plain";
     for (method, path, types) in [
         ("POST", "/events", Some(events)),
