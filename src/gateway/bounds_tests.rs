@@ -19,6 +19,7 @@ use super::*;
 use crate::access::Grant;
 use crate::event::Timestamp;
 use crate::http::{DecompressLimits, Decompressor, Headers, Method, Promise, Request, Response};
+use crate::journal::Durability;
 
 const LIMITS: ParseLimits = ParseLimits { families_max: FAMILIES_MAX, samples_max: 100_000 };
 const KEYS: KeyLimits = KeyLimits { count_max: 10, age_max: Duration::from_hours(1) };

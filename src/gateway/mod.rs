@@ -2,10 +2,10 @@
 //! `POST /metrics/push`, which aggregates, and exposes them for Prometheus to scrape.
 //!
 //! This module owns [`Gateway`], the state that acceptors, the push thread, the scrape thread and
-//! the log thread share. One mutex guards it. The mutex is held for in-memory operations only, in time
-//! proportional to the series of one push; a scrape or a snapshot clones persistent maps under it.
-//! Parsing a body, hashing its series and encoding the log record happen before the lock is taken, and no thread blocks
-//! while it holds the lock.
+//! the log thread share. One mutex guards it. The mutex is held for in-memory operations only, in
+//! time proportional to the series of one push; a scrape or a snapshot clones persistent maps under
+//! it. Parsing a body, hashing its series and encoding the log record happen before the lock is
+//! taken, and no thread blocks while it holds the lock.
 //!
 //! Rejected: a thread that owns the state and receives changes, since every push would cost two
 //! wakeups; shards by hash, since the kind of a name, the owner of a series and the families of a
@@ -20,6 +20,7 @@ pub mod forward;
 pub mod grouping_key;
 pub mod handlers;
 pub mod idempotency;
+mod log_queue;
 pub mod metric;
 pub mod openmetrics;
 pub mod protobuf;
@@ -30,6 +31,7 @@ pub mod recovery;
 mod request_head;
 pub mod responses;
 pub mod scrape;
+mod series_hash;
 pub mod state;
 pub mod steps;
 pub mod text;
@@ -43,7 +45,6 @@ mod page_tests;
 #[cfg(test)]
 mod tests;
 
-use std::fmt;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
@@ -52,15 +53,16 @@ use crossbeam::sync::{Parker, Unparker};
 
 use crate::clock::{Clock, Moment};
 use crate::http::problem::{FieldError, FieldErrors};
-use crate::journal::{Durability, DurabilityCallback};
 use crate::metrics::gateway::{GatewayMetrics, PushApi, RefusalReason};
 use apply::ApplyPushError;
 use forward::{ForwardQueue, ForwardRequest};
 use grouping_key::GroupingKey;
 use idempotency::{KeyHash, PushCounts};
+pub use log_queue::{PendingRecords, WalWaiter};
 use metric::{Block, ParsedBody};
 use push::ParsedPush;
-use state::{GatewayState, MetricGroup, Name, Owner, SeriesHasher, Snapshot};
+use series_hash::SeriesHasher;
+use state::{GatewayState, MetricGroup, Name, Owner, Snapshot};
 use validate::{ValidatePushError, validate_push};
 
 /// Bytes of records that may wait for the log thread. More wait only if the disk has stalled.
@@ -77,45 +79,6 @@ pub struct Ttl {
     pub aggregated: Option<Duration>,
     /// Groups of Pushgateway's protocol.
     pub groups: Option<Duration>,
-}
-
-/// A callback for the moment when all earlier changes have reached `level`.
-pub struct WalWaiter {
-    pub level: Durability,
-    pub on_durable: DurabilityCallback,
-}
-
-impl fmt::Debug for WalWaiter {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_tuple("WalWaiter").field(&self.level).finish()
-    }
-}
-
-/// Encoded records in the order of their changes, and their total size.
-#[derive(Debug, Default)]
-pub struct PendingRecords(Vec<Vec<u8>>, usize);
-
-impl PendingRecords {
-    fn push(&mut self, record: Vec<u8>) {
-        self.1 += record.len();
-        self.0.push(record);
-    }
-
-    pub fn is_empty(&self) -> bool {
-        self.0.is_empty()
-    }
-
-    pub fn len(&self) -> usize {
-        self.0.len()
-    }
-
-    pub fn bytes(&self) -> usize {
-        self.1
-    }
-
-    pub fn iter(&self) -> impl Iterator<Item = &[u8]> {
-        self.0.iter().map(Vec::as_slice)
-    }
 }
 
 #[derive(Debug)]
@@ -532,67 +495,6 @@ impl Gateway {
         let ttls = self.ttl.aggregated.into_iter().chain(self.ttl.groups);
         let shortest = ttls.fold(FAILED_GROUP_TTL, Duration::min);
         (shortest / 8).clamp(Duration::from_millis(50), Duration::from_secs(30))
-    }
-
-    /// Calls `callback` with true once all changes so far have reached `level`, with false if the
-    /// log fails first.
-    pub fn on_durable(&self, level: Durability, callback: DurabilityCallback) {
-        self.lock().waiters.push(WalWaiter { level, on_durable: callback });
-    }
-
-    pub fn wake_log_thread(&self) {
-        self.log_thread.unpark();
-    }
-
-    /// Makes the log thread write and sync all pending records and exit.
-    pub fn finish(&self) {
-        self.finishing.store(true, Ordering::Release);
-        self.wake_log_thread();
-    }
-
-    fn is_finishing(&self) -> bool {
-        self.finishing.load(Ordering::Acquire)
-    }
-
-    fn has_waiters(&self) -> bool {
-        !self.lock().waiters.is_empty()
-    }
-
-    fn take_pending(&self) -> (PendingRecords, Vec<WalWaiter>) {
-        let mut inner = self.lock();
-        (std::mem::take(&mut inner.records), std::mem::take(&mut inner.waiters))
-    }
-
-    /// A snapshot, and the records and waiters that are not in the log yet.
-    fn take_snapshot(&self) -> (Snapshot, PendingRecords, Vec<WalWaiter>) {
-        let mut inner = self.lock();
-        (inner.state.snapshot(), std::mem::take(&mut inner.records), std::mem::take(&mut inner.waiters))
-    }
-
-    /// A snapshot that covers all changes so far, so that the pending records are dropped.
-    fn take_unlogged_snapshot(&self) -> (Snapshot, Vec<WalWaiter>) {
-        let (snapshot, _, waiters) = self.take_snapshot();
-        (snapshot, waiters)
-    }
-
-    /// Calls the callbacks of all waiters with whether `level` meets their level.
-    fn complete_waiters(waiters: Vec<WalWaiter>, level: Durability) {
-        for waiter in waiters {
-            (waiter.on_durable)(waiter.level <= level);
-        }
-    }
-
-    fn fail_waiters(&self) {
-        let waiters = std::mem::take(&mut self.lock().waiters);
-        Self::complete_waiters(waiters, Durability::Memory);
-    }
-
-    fn set_log_failed(&self) {
-        self.log_failed.store(true, Ordering::Release);
-    }
-
-    fn clear_log_failed(&self) {
-        self.log_failed.store(false, Ordering::Release);
     }
 }
 

@@ -7,8 +7,10 @@
 //!
 //! Must not depend on HTTP, files or clocks; callers pass the time.
 
+mod checks;
+
 use std::collections::{HashMap, HashSet};
-use std::hash::{BuildHasher, BuildHasherDefault, Hash, Hasher, RandomState};
+use std::hash::BuildHasherDefault;
 use std::sync::Arc;
 
 use imbl::{OrdMap, OrdSet};
@@ -16,8 +18,8 @@ use imbl::{OrdMap, OrdSet};
 use super::apply::{ApplyPushError, SampleUpdate, apply, kind_mismatch};
 use super::grouping_key::GroupingKey;
 use super::idempotency::IdempotencyKeys;
-use super::metric::{Block, BlockIndex, MetricKind, Series, escaped_labels, render_labels};
-use super::steps;
+use super::metric::{Block, BlockIndex, MetricKind, Series, render_labels};
+use super::series_hash::{IdentityHasher, SeriesHasher};
 use crate::clock::Moment;
 
 /// The name of a family, interned: one allocation per name.
@@ -77,52 +79,6 @@ pub struct GatewayLimits {
 struct NameUsage {
     kind: MetricKind,
     blocks: usize,
-}
-
-/// Passes a `u64` through, for sets whose keys are hashes already.
-#[derive(Clone, Copy, Debug, Default)]
-struct IdentityHasher(u64);
-
-impl Hasher for IdentityHasher {
-    fn finish(&self) -> u64 {
-        self.0
-    }
-
-    fn write(&mut self, _: &[u8]) {
-        unreachable!("BUG: only u64 keys are hashed")
-    }
-
-    fn write_u64(&mut self, hash: u64) {
-        self.0 = hash;
-    }
-}
-
-/// Hashes series. All copies return the same hashes.
-#[derive(Clone, Debug, Default)]
-pub struct SeriesHasher(RandomState);
-
-impl SeriesHasher {
-    /// The hash of a series as Prometheus identifies it: a label with an empty value equals an absent
-    /// one. `instance` is an exception, since Prometheus adds its own only if it is absent.
-    fn hash(&self, name: &str, labels: &str) -> u64 {
-        let mut hasher = self.0.build_hasher();
-        name.hash(&mut hasher);
-        for (label, value) in escaped_labels(labels) {
-            if !value.is_empty() || label == "instance" {
-                (label, value).hash(&mut hasher);
-            }
-        }
-        hasher.finish()
-    }
-
-    /// Computes the index of a block that has none yet.
-    pub fn index(&self, name: &str, block: &mut Block) {
-        if block.index.hashes.len() != block.series.len() {
-            let hashes = block.series.iter().map(|series| self.hash(name, &series.labels));
-            let hashes = hashes.collect();
-            block.index = BlockIndex { hashes, samples: block.samples(), bytes: block.bytes() };
-        }
-    }
 }
 
 /// An immutable copy of the state.
@@ -483,74 +439,6 @@ impl GatewayState {
 
     fn families_of(&self, key: &Arc<str>) -> impl Iterator<Item = Name> + use<> {
         families_of(&self.maps.group_families, key).collect::<Vec<_>>().into_iter()
-    }
-
-    fn check_limits(&self, samples: usize, bytes: usize) -> Result<(), ApplyPushError> {
-        // A change that does not grow the state passes even above the limits: the limits may have
-        // been lowered.
-        if samples > self.limits.series_max && samples > self.samples {
-            Err(ApplyPushError::TooManySeries(self.limits.series_max))
-        } else if bytes > self.limits.bytes_max && bytes > self.bytes {
-            Err(ApplyPushError::TooManyBytes(self.limits.bytes_max))
-        } else {
-            Ok(())
-        }
-    }
-
-    /// Checks that names and kinds fit together once `held`, families of one group, are replaced by
-    /// `pushed`.
-    fn check_kinds(
-        &self,
-        pushed: &HashMap<&str, MetricKind>,
-        held: &HashMap<Name, Arc<Block>>,
-    ) -> Result<(), ApplyPushError> {
-        let others = |name: &str| {
-            steps::add(1);
-            let named = self.names.get(name)?;
-            let own = usize::from(held.contains_key(name));
-            (named.blocks > own).then_some(named.kind)
-        };
-        let kind_of = |name: &str| pushed.get(name).copied().or_else(|| others(name));
-        for (name, kind) in pushed {
-            if let Some(other) = others(name).filter(|other| other != kind) {
-                return Err(kind_mismatch(name, other, *kind));
-            }
-            for suffix in ["_count", "_sum", "_bucket"] {
-                let Some(base) = name.strip_suffix(suffix) else { continue };
-                if let Some(other) = kind_of(base).filter(|other| other.suffixes().contains(&suffix)) {
-                    return Err(ApplyPushError::Collision {
-                        name: (*name).to_owned(),
-                        with: base.to_owned(),
-                        kind: other.name(),
-                    });
-                }
-            }
-            for suffix in kind.suffixes() {
-                let part = format!("{name}{suffix}");
-                if kind_of(&part).is_some() {
-                    return Err(ApplyPushError::Collision {
-                        name: part,
-                        with: (*name).to_owned(),
-                        kind: kind.name(),
-                    });
-                }
-            }
-        }
-        Ok(())
-    }
-
-    /// Inserts the hashes of all series of these families, or none if one of them exists.
-    fn insert_hashes(&mut self, families: &[(Name, Block)]) -> Result<(), ApplyPushError> {
-        let all = || families.iter().flat_map(|(_, block)| &block.index.hashes);
-        let Some(nth) = all().position(|hash| !self.series_hashes.insert(*hash)) else { return Ok(()) };
-        for hash in all().take(nth) {
-            self.series_hashes.remove(hash);
-        }
-        let series =
-            families.iter().flat_map(|(name, block)| block.series.iter().map(move |one| (name, one)));
-        let (name, labels) =
-            series.map(|(name, one)| (name, &one.labels)).nth(nth).expect("BUG: a hash without its series");
-        Err(ApplyPushError::Duplicate { name: name.to_string(), labels: labels.to_string() })
     }
 
     /// Inserts an indexed block.

@@ -23,6 +23,7 @@ use super::*;
 use crate::event::Timestamp;
 use crate::http::streaming_body::NextBlock;
 use crate::http::{Promise, Response};
+use crate::journal::Durability;
 use crate::journal::filesystem::{File, Filesystem, OsDirectory};
 use crate::metrics::text_format::{ExpositionFormat, format_float};
 
