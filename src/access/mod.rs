@@ -322,6 +322,7 @@ fn refuse_host(response: &mut Response) {
 #[cold]
 fn refuse_origin(response: &mut Response) {
     let detail = "the request comes from a web page whose origin is not in CORS_ORIGINS";
+    response.vary("Origin");
     problem::write(response, ProblemKind::ForeignOrigin, detail);
 }
 
