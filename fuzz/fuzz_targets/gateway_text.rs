@@ -6,12 +6,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use aurore_events::clock::Moment;
-use aurore_events::gateway::exposition::{ExpositionFormat, render_all};
+use aurore_events::gateway::exposition::render_all;
 use aurore_events::gateway::grouping_key::GroupingKey;
 use aurore_events::gateway::idempotency::{IdempotencyKeys, KeyLimits};
 use aurore_events::gateway::state::GatewayState;
 use aurore_events::gateway::validate::ParseLimits;
 use aurore_events::gateway::{push, steps, text, validate};
+use aurore_events::metrics::text_format::ExpositionFormat;
 
 libfuzzer_sys::fuzz_target!(|body: &[u8]| {
     let check_steps = || assert!(steps::take() <= steps::PER_BYTE_MAX * (body.len() as u64 + 1));

@@ -79,6 +79,7 @@ impl EchoHandler {
     }
 }
 
+#[cfg(test)]
 pub(super) fn context() -> AcceptorContext<EchoHandler> {
     context_with_limits(HttpLimits::default())
 }
@@ -117,6 +118,7 @@ pub(super) struct HarnessOutcome {
 }
 
 /// Feeds `pieces` to a new session.
+#[cfg(test)]
 pub(super) fn run<'a>(pieces: impl IntoIterator<Item = &'a [u8]>) -> HarnessOutcome {
     run_with_limits(HttpLimits::default(), pieces)
 }
