@@ -1,64 +1,101 @@
-//! FAULTS 25: the wall clock jumps, both ways. Timers use the monotonic clock, and ids stay unique.
+//! FAULTS 25: the wall clock jumps, both ways. Timers use the monotonic clock, ids stay unique, and
+//! retention deletes nothing while the clocks of server and database disagree.
 
 use std::collections::HashSet;
+use std::net::SocketAddr;
 use std::sync::Arc;
-use std::thread;
+use std::thread::{self, JoinHandle};
 use std::time::Duration;
+
+use tempfile::TempDir;
 
 use aurore_events::clock::Clock;
 use aurore_events::event::Timestamp;
 use aurore_events::http::listener;
 use aurore_events::lifecycle::Lifecycle;
-use aurore_events::server::{ServerInputs, open_journal, policy, serve};
+use aurore_events::server::{RunServerError, ServerInputs, open_journal, policy, serve};
 use aurore_events::settings::Settings;
+use aurore_events::storage::EventRepository;
 use aurore_events::storage::memory::MemoryRepository;
+use aurore_events::storage::postgres::{ConnectTarget, PostgresLimits, PostgresRepository};
 
 use crate::fixture::ReportRow;
 use crate::harness::client::request;
 use crate::harness::events::{event_at, ids_of};
+use crate::harness::server::PARTITIONS;
 use crate::harness::temp::temp_dir;
-use crate::harness::{Client, now, until};
+use crate::harness::{Client, Postgres, now, until};
 
 const HOUR: i64 = 3_600_000_000;
 const DAY: i64 = 24 * HOUR;
 
+/// A server in the process of the test, on a manual clock.
+struct InProcessServer {
+    address: SocketAddr,
+    clock: Clock,
+    lifecycle: Lifecycle,
+    thread: JoinHandle<Result<(), RunServerError>>,
+    _data: TempDir,
+}
+
+impl InProcessServer {
+    /// Starts the server and waits until it is ready.
+    fn start(repository: Arc<dyn EventRepository>, start: Timestamp, arguments: &[&str]) -> Self {
+        let arguments = ["aurore-events", "--drain-interval=20"].iter().chain(arguments);
+        let (_, settings) = Settings::load(arguments.map(Into::into)).expect("the settings are right");
+        let listeners = listener::bind(([127, 0, 0, 1], 0).into(), 1).expect("a port is free");
+        let address = listeners[0].local_addr().expect("it is bound");
+        let (lifecycle, notices) = Lifecycle::new();
+        let data = temp_dir();
+        let clock = Clock::manual(start, 7);
+        let outside = ServerInputs {
+            listeners,
+            policy: policy(&settings, None, &lifecycle),
+            identity: None,
+            repository,
+            journal: open_journal(data.path()).expect("the directory is empty"),
+            cluster_restarts: Arc::default(),
+        };
+        let thread = {
+            let (lifecycle, clock) = (lifecycle.clone(), clock.clone());
+            let body = move || serve(&settings, outside, &lifecycle, &notices, &clock);
+            thread::Builder::new().spawn(body).expect("a thread starts")
+        };
+        let server = Self { address, clock, lifecycle, thread, _data: data };
+        until("it is ready", || {
+            let asked = Client::try_connect(address)
+                .and_then(|mut client| client.try_exchange(&request("GET", "/ready", &[], b"")));
+            asked.is_ok_and(|reply| reply.status == 200)
+        });
+        server
+    }
+
+    /// Lets a little time pass on the monotonic clock.
+    fn advance(&self) {
+        self.clock.advance(Duration::from_millis(5));
+    }
+
+    fn stop(self) {
+        self.lifecycle.request_stop();
+        until("it ends", || {
+            self.advance();
+            self.thread.is_finished()
+        });
+        self.thread.join().expect("no panic").expect("a clean stop");
+    }
+}
+
 #[test]
 fn f25_wall_clock_jumps_stall_no_timer_and_repeat_no_id() {
     let mut row = ReportRow::new("25 clock jumps of an hour and a day, both ways");
-    let (_, settings) = Settings::load(["aurore-events", "--drain-interval=20"].map(Into::into))
-        .expect("the settings are right");
-    let listeners = listener::bind(([127, 0, 0, 1], 0).into(), 1).expect("a port is free");
-    let address = listeners[0].local_addr().expect("it is bound");
-    let (lifecycle, notices) = Lifecycle::new();
-    let data = temp_dir();
-    let journal = open_journal(data.path()).expect("the directory is empty");
-    let policy = policy(&settings, None, &lifecycle);
     let repository = Arc::new(MemoryRepository::new());
     let start = now();
-    let clock = Clock::manual(start, 7);
-    let serving = {
-        let (repository, lifecycle, clock) = (Arc::clone(&repository), lifecycle.clone(), clock.clone());
-        let outside = ServerInputs {
-            listeners,
-            policy,
-            identity: None,
-            repository,
-            journal,
-            cluster_restarts: Arc::default(),
-        };
-        let body = move || serve(&settings, outside, &lifecycle, &notices, &clock);
-        thread::Builder::new().spawn(body).expect("a thread starts")
-    };
-    until("it is ready", || {
-        let asked = Client::try_connect(address)
-            .and_then(|mut client| client.try_exchange(&request("GET", "/ready", &[], b"")));
-        asked.is_ok_and(|reply| reply.status == 200)
-    });
-    let mut client = Client::connect(address);
+    let server = InProcessServer::start(repository.clone(), start, &[]);
+    let mut client = Client::connect(server.address);
     let mut ids = HashSet::new();
     for jump in [0, HOUR, DAY, -DAY, -HOUR, -HOUR, 0, DAY] {
         let wall = Timestamp::from_micros(start.micros() + jump);
-        clock.set_wall(wall);
+        server.clock.set_wall(wall);
         // The events have the same millisecond in every round.
         let events: Vec<String> = (0..100).map(|_| event_at(start, "s", "m")).collect();
         let fits = jump >= -300_000_000;
@@ -70,17 +107,46 @@ fn f25_wall_clock_jumps_stall_no_timer_and_repeat_no_id() {
         }
         // The linger of the batch depends on the monotonic clock only.
         until("the batch is written", || {
-            clock.advance(Duration::from_millis(5));
-            clock.set_wall(wall);
+            server.advance();
+            server.clock.set_wall(wall);
             repository.events().len() == ids.len()
         });
     }
     assert_eq!(ids.len(), 500);
-    lifecycle.request_stop();
-    until("it ends", || {
-        clock.advance(Duration::from_millis(5));
-        serving.is_finished()
-    });
-    serving.join().expect("no panic").expect("a clean stop");
+    server.stop();
     row.passed_after(8, 500);
+}
+
+#[test]
+fn f25_a_clock_45_days_ahead_deletes_nothing_from_the_database() {
+    let mut row = ReportRow::new("25 a clock 45 days ahead, and retention on PostgreSQL");
+    let postgres = Postgres::start();
+    let target = ConnectTarget::parse(&postgres.url()).expect("the URL is right");
+    let repository = Arc::new(PostgresRepository::new(&target, PostgresLimits::default()));
+    let start = now();
+    let server = InProcessServer::start(repository, start, &["--retention-cron-schedule=* * * * * *"]);
+    let partitions =
+        || postgres.value::<i64>("SELECT count(*) FROM pg_inherits WHERE inhparent = to_regclass('events')");
+    until("the partitions are created", || partitions() >= PARTITIONS);
+    let mut client = Client::connect(server.address);
+    ids_of(&client.post_ndjson(&[event_at(start, "s", "m")]));
+    until("the event is stored", || {
+        server.advance();
+        postgres.stored() == 1
+    });
+    let mut metric = |name: &str| {
+        let page = client.get("/metrics/prometheus").text();
+        let line = page.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+        line.and_then(|value| value.parse::<f64>().ok()).expect("the metric is there")
+    };
+    // While the clocks agree, sweeps run.
+    until("a sweep is done", || {
+        server.clock.advance(Duration::from_millis(100));
+        metric("retention_runs_total") > 0.0
+    });
+    server.clock.set_wall(Timestamp::from_micros(start.micros() + 45 * DAY));
+    until("a sweep is refused", || metric("retention_failures_total") > 0.0);
+    assert_eq!((partitions(), postgres.stored()), (PARTITIONS, 1));
+    server.stop();
+    row.passed_after(1, 1);
 }

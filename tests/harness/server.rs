@@ -20,7 +20,7 @@ const PROGRAM: &str = env!("CARGO_BIN_EXE_aurore-events");
 /// The log message of the listening server, up to the port.
 const LISTENING: &str = "listening on http://127.0.0.1:";
 /// The partitions of a new database: from yesterday to two weeks ahead, and the default partition.
-const PARTITIONS: i64 = 17;
+pub(crate) const PARTITIONS: i64 = 17;
 /// Longer than the drain of any test takes.
 const EXIT_MAX: Duration = Duration::from_secs(45);
 
