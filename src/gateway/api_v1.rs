@@ -134,7 +134,7 @@ impl<N: Serialize, V: Serialize> Serialize for Pairs<N, V> {
 }
 
 #[derive(serde::Serialize)]
-struct Status<'a> {
+struct StatusData<'a> {
     build_information: BuildInformation,
     flags: Pairs<&'a str, &'a str>,
     start_time: String,
@@ -154,7 +154,7 @@ struct BuildInformation {
 
 /// Version, start time and settings. The settings contain no secrets.
 pub fn status_json(started_at: Timestamp, flags: &[String]) -> String {
-    success(Status {
+    success(StatusData {
         build_information: BuildInformation {
             version: env!("CARGO_PKG_VERSION"),
             ..BuildInformation::default()

@@ -100,12 +100,12 @@ pub struct PartitionMaintenance {
 
 /// When to run next.
 #[derive(Debug, Default)]
-struct Schedule {
+struct MaintenanceSchedule {
     due: Moment,
     failures: u32,
 }
 
-impl Schedule {
+impl MaintenanceSchedule {
     fn succeeded(&mut self, now: Moment) {
         *self = Self { due: now.plus(CHECK_INTERVAL), failures: 0 };
     }
@@ -131,7 +131,7 @@ impl PartitionMaintenance {
     /// The body of the thread. Runs until the sender of `stop` is dropped.
     pub fn run(&mut self, lifecycle: &Lifecycle, stop: &Receiver<()>) {
         let requests = self.repository.partition_requests();
-        let mut schedule = Schedule::default();
+        let mut schedule = MaintenanceSchedule::default();
         loop {
             // The writer migrates the database before it stores the first event.
             let is_starting = lifecycle.phase() == LifecyclePhase::Starting;
@@ -151,7 +151,7 @@ impl PartitionMaintenance {
 
     /// Creates the partitions that a batch waits for. After a failure the next run is due soon, since
     /// rows of the day are entering the default partition, unless runs are failing already.
-    fn create_requested(&mut self, request: &PartitionRequest, schedule: &mut Schedule) {
+    fn create_requested(&mut self, request: &PartitionRequest, schedule: &mut MaintenanceSchedule) {
         for day in &request.days {
             if let Err(error) = self.create(*day, ONLINE) {
                 self.report(&error);
@@ -166,7 +166,7 @@ impl PartitionMaintenance {
     }
 
     /// Runs the maintenance if it is due.
-    fn tick(&mut self, schedule: &mut Schedule) {
+    fn tick(&mut self, schedule: &mut MaintenanceSchedule) {
         if self.clock.now() < schedule.due {
             return;
         }

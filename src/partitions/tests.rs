@@ -12,7 +12,7 @@ struct MaintenanceFixture {
     repository: Arc<MemoryRepository>,
     metrics: Arc<PartitionMetrics>,
     clock: Clock,
-    schedule: Schedule,
+    schedule: MaintenanceSchedule,
 }
 
 impl MaintenanceFixture {
@@ -21,7 +21,7 @@ impl MaintenanceFixture {
             (Arc::new(MemoryRepository::new()), Arc::new(PartitionMetrics::default()));
         let clock = Clock::manual(NOON, 1);
         let maintenance = PartitionMaintenance::new(repository.clone(), metrics.clone(), clock.clone());
-        Self { maintenance, repository, metrics, clock, schedule: Schedule::default() }
+        Self { maintenance, repository, metrics, clock, schedule: MaintenanceSchedule::default() }
     }
 
     /// Stores an event of the day `days` after today.
