@@ -136,42 +136,23 @@ impl ApiHandler {
     ) -> HandlerResult {
         match route {
             Route::ListEvents | Route::GetEvent(_) | Route::Stats => {
-                self.query(&route, &grant, request, (label, started), response)
+                return self.query(&route, &grant, request, (label, started), response);
             }
-            Route::Gateway(page) => self.handle_gateway(&page, &grant, request, (label, started), response),
-            Route::PostEvents if !accepts_ids(&grant, request, response) => HandlerResult::Done,
+            Route::Gateway(page) => {
+                return self.handle_gateway(&page, &grant, request, (label, started), response);
+            }
+            Route::PostEvents if !accepts_ids(&grant, request, response) => return HandlerResult::Done,
             Route::PostEvents => {
                 let policy_headers_len = response.headers.len();
                 let outcome = self.intake.post(grant.services.as_deref(), request, response);
-                self.finish_post(outcome, grant, policy_headers_len, (label, started), request, response)
-            }
-            Route::Live
-            | Route::Ready
-            | Route::Health
-            | Route::HealthBuffer
-            | Route::HealthBusiness
-            | Route::HealthDatabase
-            | Route::HealthDetailed
-            | Route::Metrics
-            | Route::MetricsPrometheus
-            | Route::Console(_)
-            | Route::Options(_) => {
-                self.answer(&route, &grant, request, response);
-                // HEAD has the header fields of GET (RFC 9110, 9.3.2).
-                if matches!(request.method, Method::Get | Method::Head) {
-                    let is_accepted = gzip::is_accepted(request.headers);
-                    gzip::negotiate(is_accepted, response, gzip::ACCEPTOR_GZIP_BYTES_MAX);
-                }
-                HandlerResult::Done
-            }
-        }
-    }
-
-    /// Answers a request that needs no database.
-    fn answer(&mut self, route: &Route<'_>, grant: &Grant, request: &Request<'_>, response: &mut Response) {
-        match route {
-            Route::PostEvents | Route::ListEvents | Route::GetEvent(_) | Route::Stats | Route::Gateway(_) => {
-                unreachable!("BUG: these routes have handlers of their own")
+                return self.finish_post(
+                    outcome,
+                    grant,
+                    policy_headers_len,
+                    (label, started),
+                    request,
+                    response,
+                );
             }
             Route::Live => Status::live(response),
             Route::Ready => self.status.ready(response),
@@ -183,13 +164,19 @@ impl ApiHandler {
             Route::HealthDetailed => self.status.health(HealthPart::Detailed, response),
             Route::Metrics => self.metrics(request, response),
             Route::MetricsPrometheus => self.status.metrics_exposition(ExpositionFormat::Text, response),
-            Route::Console(page) => console::answer(*page, request.headers, response),
+            Route::Console(page) => console::answer(page, request.headers, response),
             Route::Options(allow) => {
                 response.status = 204;
                 response.header("Allow", allow);
                 Origins::preflight(grant.cors, request.headers, allow, response);
             }
         }
+        // HEAD has the header fields of GET (RFC 9110, 9.3.2).
+        if matches!(request.method, Method::Get | Method::Head) {
+            let is_accepted = gzip::is_accepted(request.headers);
+            gzip::negotiate(is_accepted, response, gzip::ACCEPTOR_GZIP_BYTES_MAX);
+        }
+        HandlerResult::Done
     }
 
     /// Turns the outcome of a `POST /events` into a handler result. The first `policy_headers_len`

@@ -66,7 +66,7 @@ impl Pages {
         self.client.exchange(&request(method, path, &headers, body))
     }
 
-    /// Reads the pages with the foreign parsers. Returns the number of series, or the complaint.
+    /// Reads the pages with the foreign parsers. Returns the number of series, or the error.
     fn read(&mut self) -> Result<usize, String> {
         let plain = self.client.get("/metrics/pushed").text();
         let accept = [("Accept", "application/openmetrics-text; version=1.0.0")];
