@@ -39,9 +39,9 @@ use crate::logging;
 use crate::metrics::{BusinessCache, DiskSpace, HttpMetrics, Ledger, Sampler, StallDetector, WriterMetrics};
 use crate::settings::{HttpEngine, Settings};
 use crate::storage::postgres::embedded::{Cluster, ClusterError, ClusterLimits, ClusterSupervisor};
-use crate::storage::postgres::{ConnectTarget, PostgresLimits, PostgresRepository};
+use crate::storage::postgres::{ConnectTarget, PostgresLimits, PostgresRepository, writer_connections};
 use crate::storage::{Breaker, BreakerLimits, EventRepository};
-use crate::writer::{BatchLimits, Drain, Writer, WriterDeps};
+use crate::writer::{BatchLimits, Drain, StoreThread, Writer, WriterDeps, store_link};
 
 /// Maximum time for acceptors to finish open requests at shutdown.
 const ACCEPTOR_DRAIN_TIMEOUT: Duration = Duration::from_secs(5);
@@ -151,6 +151,7 @@ fn open_database(
     log::info!(embedded = cluster.is_some(); "storing into {}", target.describe());
     let limits = PostgresLimits {
         connections_max: settings.db_pool_max,
+        writer_connections: settings.writer_connections,
         synchronous_commit: settings.synchronous_commit,
         ..PostgresLimits::default()
     };
@@ -217,7 +218,7 @@ pub fn serve(
         journal: journal.clone(),
         ledger: ledger.clone(),
         sampler: Arc::new(Sampler::default()),
-        stall: StallDetector::new(settings.linger),
+        stall: StallDetector::new(settings.drain_interval),
         writer: Arc::new(WriterMetrics::default()),
         http: Arc::new(HttpMetrics::new(acceptors, &LABELS)),
         retention: Arc::default(),
@@ -248,6 +249,7 @@ pub fn serve(
         rows_max: settings.batch_rows_max,
         bytes_max: settings.batch_bytes_max,
         linger: settings.linger,
+        wait_max: settings.drain_interval,
     };
     let limits = journal::JournalLimits {
         write_interval: settings.journal_write,
@@ -270,7 +272,17 @@ pub fn serve(
     );
     let journal_ended = stages::start_journal(journal_writer, syncer, lifecycle)?;
     lifecycle.spawn_task("recovery", move || recovery.run()).map_err(RunServerError::Thread)?;
-    let writer_ended = stages::start_writer(Writer::new(writer_deps, parker, batch), lifecycle)?;
+    let connections = writer_connections(settings.db_pool_max, settings.writer_connections);
+    let (store_link, store_queue) = store_link(connections as usize);
+    let store_thread = StoreThread {
+        queue: store_queue,
+        repository: repository.clone(),
+        buffer: status.buffer.clone(),
+        clock: clock.clone(),
+    };
+    stages::start_store_threads(&store_thread, connections, lifecycle)?;
+    let writer = Writer::new(writer_deps, parker, batch, store_link);
+    let writer_ended = stages::start_writer(writer, lifecycle)?;
     let stop_helpers = stages::start_helpers(settings, &status, &repository)?;
     let (scrapes, gateway_running) =
         stages::start_gateway(settings, &gateway, gateway_parts, lifecycle, clock)?;

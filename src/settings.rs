@@ -55,6 +55,8 @@ pub struct Settings {
     /// None: a private cluster in the data directory.
     pub database_url: Option<String>,
     pub db_pool_max: u32,
+    /// Batches that are stored at a time, as the pool allows.
+    pub writer_connections: u32,
     pub synchronous_commit: SynchronousCommit,
     pub data_dir: PathBuf,
     pub durability: Durability,
@@ -68,6 +70,7 @@ pub struct Settings {
     pub batch_rows_max: usize,
     pub batch_bytes_max: usize,
     pub linger: Duration,
+    pub drain_interval: Duration,
     pub retention_days: u32,
     pub retention_schedule: Schedule,
     pub clock_skew_max: Duration,
@@ -238,6 +241,13 @@ impl Settings {
                 .secret(),
             ),
             db_pool_max: from.number("DB_POOL_MAX", 20, 2..=1000, "Maximum connections to PostgreSQL"),
+            writer_connections: from.number(
+                "WRITER_CONNECTIONS",
+                2,
+                1..=16,
+                "Maximum batches that are stored at a time, each by a connection of the pool; a pool of \
+                 fewer than 10 connections allows fewer",
+            ),
             synchronous_commit: from.one_of(
                 "DATABASE_SYNCHRONOUS_COMMIT",
                 &SynchronousCommit::ALL.map(|level| (level.name(), level)),
@@ -296,10 +306,18 @@ impl Settings {
                 "Maximum bytes of a batch",
             ),
             linger: from.millis(
+                "LINGER",
+                20,
+                0..=600_000,
+                "Milliseconds an event waits for others while no batch is being stored; up to five times \
+                 that when it fills the batch",
+            ),
+            drain_interval: from.millis(
                 "DRAIN_INTERVAL",
                 1000,
                 1..=600_000,
-                "Maximum milliseconds an event waits for its batch to fill",
+                "Maximum milliseconds an event waits for its batch to fill, also while another batch is \
+                 being stored",
             ),
             retention_days: from.number(
                 "RETENTION_DAYS",

@@ -39,7 +39,7 @@ use crate::query::{self, QueryService, ReaderLimits};
 use crate::retention::RetentionSweeper;
 use crate::settings::{HttpEngine, Settings};
 use crate::storage::{Breaker, EventRepository};
-use crate::writer::Writer;
+use crate::writer::{StoreThread, Writer};
 
 /// Maximum time of a query in the queue.
 const QUERY_WAIT_MAX: Duration = Duration::from_secs(10);
@@ -58,6 +58,19 @@ pub(super) fn start_writer(
         drop(running);
     })?;
     Ok(ended)
+}
+
+/// Starts `count` store threads, which end after the writer.
+pub(super) fn start_store_threads(
+    thread: &StoreThread,
+    count: u32,
+    lifecycle: &Lifecycle,
+) -> Result<(), RunServerError> {
+    for nth in 1..=count {
+        let thread = thread.clone();
+        spawn(lifecycle, &format!("store-{nth}"), move || thread.run())?;
+    }
+    Ok(())
 }
 
 /// Starts the journal thread and its sync thread. The returned channel is closed when the journal

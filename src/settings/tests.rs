@@ -14,7 +14,7 @@ fn defaults_match_the_specification() {
     assert_eq!(settings.host, IpAddr::from([127, 0, 0, 1]));
     assert_eq!((settings.port, settings.buffer_rows_max, settings.batch_rows_max), (3000, 50_000, 5000));
     assert_eq!((settings.buffer_bytes_max, settings.body_bytes_max), (256 << 20, 8 << 20));
-    assert_eq!((settings.linger, settings.retention_days), (Duration::from_secs(1), 30));
+    assert_eq!((settings.drain_interval, settings.retention_days), (Duration::from_secs(1), 30));
     assert_eq!((settings.breaker_failures, settings.breaker_successes), (5, 2));
     assert_eq!(settings.http_engine, HttpEngine::Guarded);
     let rates = [settings.rates.global, settings.rates.query, settings.rates.health];

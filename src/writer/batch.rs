@@ -11,9 +11,15 @@ use crate::event::row::{Row, rows};
 pub struct BatchLimits {
     pub rows_max: usize,
     pub bytes_max: usize,
-    /// Maximum time the oldest event waits for the batch to fill.
+    /// How long the oldest event waits for others while no batch is in flight.
     pub linger: Duration,
+    /// Maximum time the oldest event waits for the batch to fill, also while others are in flight.
+    pub wait_max: Duration,
 }
+
+/// A batch that is a fifth full after one linger is full after five: the fixed cost of a
+/// transaction is worth that wait.
+const LINGERS_MAX: u32 = 5;
 
 /// Blocks in the order they were taken out of the buffer.
 #[derive(Debug)]
@@ -22,15 +28,12 @@ pub struct Batch {
     blocks: Vec<RowBlock>,
     rows: usize,
     bytes: usize,
+    oldest: Option<Moment>,
 }
 
 impl Batch {
     pub fn new(limits: BatchLimits) -> Self {
-        Self { limits, blocks: Vec::new(), rows: 0, bytes: 0 }
-    }
-
-    pub fn limits(&self) -> BatchLimits {
-        self.limits
+        Self { limits, blocks: Vec::new(), rows: 0, bytes: 0, oldest: None }
     }
 
     /// Whether `block` fits. An empty batch admits any block: one above the bounds could otherwise
@@ -44,6 +47,7 @@ impl Batch {
     pub fn push(&mut self, block: RowBlock) {
         self.rows += block.rows() as usize;
         self.bytes += block.bytes().len();
+        self.oldest = earlier(self.oldest, Some(block.admitted_at()));
         self.blocks.push(block);
     }
 
@@ -59,9 +63,35 @@ impl Batch {
         self.bytes
     }
 
-    /// When the oldest event has waited for `linger`. None for an empty batch.
-    pub fn due(&self) -> Option<Moment> {
-        self.blocks.iter().map(RowBlock::admitted_at).min().map(|first| first.plus(self.limits.linger))
+    /// When the batch is to be written although it is not full. `is_idle`: no other batch is in
+    /// flight. None for an empty batch.
+    pub fn due(&self, is_idle: bool) -> Option<Moment> {
+        let oldest = self.oldest?;
+        let BatchLimits { rows_max, bytes_max, linger, wait_max } = self.limits;
+        let parts = LINGERS_MAX as usize;
+        let fills_slowly =
+            self.rows.saturating_mul(parts) < rows_max && self.bytes.saturating_mul(parts) < bytes_max;
+        let wait = match (is_idle, fills_slowly) {
+            // The batch in flight ends the wait when it commits.
+            (false, _) => wait_max,
+            (true, true) => linger,
+            (true, false) => linger.saturating_mul(LINGERS_MAX),
+        };
+        Some(oldest.plus(wait.min(wait_max)))
+    }
+
+    /// Takes all blocks out of the batch.
+    #[must_use]
+    pub fn take(&mut self) -> Self {
+        std::mem::replace(self, Self::new(self.limits))
+    }
+
+    /// Adds the blocks of another batch, beyond the bounds.
+    pub fn append(&mut self, mut other: Self) {
+        self.rows += other.rows;
+        self.bytes += other.bytes;
+        self.oldest = earlier(self.oldest, other.oldest);
+        self.blocks.append(&mut other.blocks);
     }
 
     /// The row bytes of each block, for one COPY.
@@ -84,16 +114,26 @@ impl Batch {
     }
 }
 
+fn earlier(one: Option<Moment>, other: Option<Moment>) -> Option<Moment> {
+    one.into_iter().chain(other).min()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    const LIMITS: BatchLimits =
-        BatchLimits { rows_max: 10, bytes_max: 100, linger: Duration::from_millis(5) };
+    const LIMITS: BatchLimits = BatchLimits { rows_max: 10, bytes_max: 100, linger: ms(5), wait_max: ms(30) };
+
+    const fn ms(millis: u64) -> Duration {
+        Duration::from_millis(millis)
+    }
+
+    fn at(millis: u64) -> Moment {
+        Moment::ZERO.plus(ms(millis))
+    }
 
     fn block(rows: u32, bytes: usize, at_ms: u64) -> RowBlock {
-        let admitted_at = Moment::ZERO.plus(Duration::from_millis(at_ms));
-        RowBlock::new(&vec![0; bytes], rows, admitted_at)
+        RowBlock::new(&vec![0; bytes], rows, at(at_ms))
     }
 
     #[test]
@@ -112,11 +152,34 @@ mod tests {
     }
 
     #[test]
-    fn batch_is_due_by_its_oldest_event() {
+    fn batch_is_due_when_its_oldest_event_has_lingered() {
         let mut batch = Batch::new(LIMITS);
-        assert_eq!(batch.due(), None);
-        batch.push(block(1, 1, 7));
+        assert_eq!((batch.due(true), batch.due(false)), (None, None));
+        batch.push(block(0, 1, 7));
         batch.push(block(1, 1, 3));
-        assert_eq!(batch.due(), Some(Moment::ZERO.plus(Duration::from_millis(8))));
+        assert_eq!(batch.due(true), Some(at(8)));
+        assert_eq!(batch.due(false), Some(at(33)), "the batch in flight ends the wait");
+    }
+
+    #[test]
+    fn batch_that_fills_quickly_waits_until_it_is_full() {
+        for (rows, bytes) in [(2, 1), (1, 20)] {
+            let mut batch = Batch::new(LIMITS);
+            batch.push(block(rows, bytes, 3));
+            assert_eq!(batch.due(true), Some(at(28)), "{rows} rows, {bytes} bytes");
+        }
+        let mut bounded = Batch::new(BatchLimits { wait_max: ms(12), ..LIMITS });
+        bounded.push(block(9, 1, 3));
+        assert_eq!((bounded.due(true), bounded.due(false)), (Some(at(15)), Some(at(15))));
+    }
+
+    #[test]
+    fn appended_batch_keeps_the_order_of_its_blocks() {
+        let (mut batch, mut other) = (Batch::new(LIMITS), Batch::new(LIMITS));
+        batch.push(block(9, 90, 1));
+        other.push(block(8, 80, 2));
+        batch.append(other.take());
+        assert_eq!((batch.count(), batch.bytes(), other.count(), other.due(true)), (17, 170, 0, None));
+        assert!(batch.into_blocks().is_sorted_by_key(RowBlock::admitted_at));
     }
 }

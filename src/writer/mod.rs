@@ -3,6 +3,10 @@
 //! A row is settled when it is committed to the events table, found there already (duplicate), or
 //! committed to `dead_events`. Only then are its buffer space and its journal record released.
 //!
+//! Up to `WRITER_CONNECTIONS` batches are in flight: store threads run their transactions, which may
+//! commit in any order. The writer thread alone forms batches, classifies errors and settles rows. A
+//! batch that fails is retried by the writer thread itself; meanwhile it starts no other batch.
+//!
 //! The thread may block; only the buffer depends on its progress. The module must not depend on
 //! requests, and reaches the database through `EventRepository` and `ErrorClass` alone.
 
@@ -10,10 +14,12 @@ mod backoff;
 mod batch;
 mod error_class;
 mod isolate;
+mod store_thread;
 
 #[cfg(test)]
 mod tests;
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -23,6 +29,7 @@ use rand::rngs::StdRng;
 
 pub use batch::{Batch, BatchLimits};
 pub use error_class::ErrorClass;
+pub use store_thread::{StoreCompletion, StoreJob, StoreLink, StoreQueue, StoreThread, store_link};
 
 use crate::buffer::{Buffer, RowBlock};
 use crate::clock::{Clock, Moment};
@@ -70,12 +77,17 @@ pub struct WriterDeps {
     pub clock: Clock,
 }
 
-/// Invariant: every event taken out of the buffer is in `batch` or `carry` until it is settled.
+/// Invariant: every event taken out of the buffer is in `batch`, in `carry`, in flight or in `failed`
+/// until it is settled.
 #[derive(Debug)]
 pub struct Writer {
     deps: WriterDeps,
     parker: Parker,
     rng: StdRng,
+    /// The batches in flight.
+    link: StoreLink,
+    /// Batches whose transactions failed, in the order of their failures.
+    failed: VecDeque<FailedBatch>,
     batch: Batch,
     /// The block that did not fit into `batch`.
     carry: Option<RowBlock>,
@@ -89,6 +101,23 @@ pub struct Writer {
     error_log: RateLimitedLog,
     /// Database time of the current batch, successful attempts only.
     insert_time: Duration,
+}
+
+/// A batch that is not stored.
+#[derive(Debug)]
+struct FailedBatch {
+    batch: Batch,
+    path: StorePath,
+    started: Moment,
+    failure: Failure,
+}
+
+#[derive(Debug)]
+enum Failure {
+    /// The transaction of the store thread failed.
+    Failed(StoreError),
+    /// Every row was refused, and so was every other row that was tried.
+    Refused,
 }
 
 /// Result of a tick.
@@ -111,12 +140,14 @@ enum StoreFailure {
 }
 
 impl Writer {
-    pub fn new(deps: WriterDeps, parker: Parker, limits: BatchLimits) -> Self {
+    pub fn new(deps: WriterDeps, parker: Parker, limits: BatchLimits, link: StoreLink) -> Self {
         let rng = deps.clock.rng();
         Self {
             deps,
             parker,
             rng,
+            link,
+            failed: VecDeque::new(),
             batch: Batch::new(limits),
             carry: None,
             next_shard: 0,
@@ -142,34 +173,47 @@ impl Writer {
         }
     }
 
-    /// One step: prepares the database when due, gathers a batch, writes the batch when due.
+    /// One step: prepares the database when due, settles the batches that store threads have
+    /// completed, gathers a batch, starts the batch when due.
     pub fn tick(&mut self) -> WriterStep {
         let now = self.deps.clock.now();
         if now >= self.prepare_at && self.prepare().is_err() {
             return WriterStep::Stop;
         }
-        let draining = self.deps.drain.deadline().is_some();
+        self.receive_completions();
+        if let Some(failed) = self.failed.pop_front() {
+            return match self.retry(failed) {
+                Ok(()) => WriterStep::Continue,
+                Err(DeadlinePassed) => WriterStep::Stop,
+            };
+        }
+        let deadline = self.deps.drain.deadline();
         self.gather();
-        match self.batch.due() {
-            None if draining && self.is_drained(now) => WriterStep::Stop,
-            // A reservation has not been pushed yet, or spilled events are being refilled.
-            None if draining => WriterStep::SleepUntil(now.plus(Duration::from_millis(1))),
-            None => self.prepare_sleep(self.prepare_at),
-            Some(due) if due > now && !draining && !self.is_due_by_size() => {
+        match (self.batch.due(self.link.is_idle()), deadline) {
+            (_, Some(deadline)) if now >= deadline => WriterStep::Stop,
+            (None, Some(_)) if self.is_drained() => WriterStep::Stop,
+            // A batch is in flight, a reservation has not been pushed yet, or spilled events are
+            // being refilled.
+            (None, Some(_)) => WriterStep::SleepUntil(now.plus(Duration::from_millis(1))),
+            (None, None) => self.prepare_sleep(self.prepare_at),
+            (Some(due), None) if due > now && !self.is_due_by_size() => {
                 self.prepare_sleep(due.min(self.prepare_at))
             }
-            Some(_) => match self.write() {
+            // The next completion wakes the writer; producers need not.
+            (Some(_), deadline) if !self.link.has_capacity() => {
+                WriterStep::SleepUntil(deadline.unwrap_or(self.prepare_at))
+            }
+            (Some(_), _) => match self.start_batch() {
                 Ok(()) => WriterStep::Continue,
                 Err(DeadlinePassed) => WriterStep::Stop,
             },
         }
     }
 
-    /// Whether buffer and spill are empty or the drain deadline has passed.
-    fn is_drained(&self, now: Moment) -> bool {
+    /// Whether buffer and spill are empty. Events in flight count as buffered.
+    fn is_drained(&self) -> bool {
         let buffer = &self.deps.buffer;
-        let is_empty = buffer.occupied().rows == 0 && buffer.spill().events() == 0;
-        is_empty || self.deps.drain.deadline().is_some_and(|deadline| now >= deadline)
+        buffer.occupied().rows == 0 && buffer.spill().events() == 0
     }
 
     /// A carried block means that the batch cannot grow any further.
@@ -227,53 +271,101 @@ impl Writer {
         }
     }
 
-    /// Retries until every row of the batch is settled.
-    fn write(&mut self) -> Result<(), DeadlinePassed> {
-        let started = self.deps.clock.now();
+    /// Hands the batch to a store thread.
+    fn start_batch(&mut self) -> Result<(), DeadlinePassed> {
+        self.wait_for_breaker()?;
+        let batch = self.take_batch();
+        let path = first_path(&batch);
+        self.link.start(StoreJob::new(batch, path, self.deps.clock.now()));
+        Ok(())
+    }
+
+    /// Takes the batch; the carried block begins the next one.
+    fn take_batch(&mut self) -> Batch {
+        let batch = self.batch.take();
+        if let Some(carry) = self.carry.take() {
+            self.add(carry);
+        }
+        batch
+    }
+
+    /// Settles the batches that store threads have stored, and queues the failed ones.
+    fn receive_completions(&mut self) {
+        while let Some(completion) = self.link.completion() {
+            let StoreCompletion { batch, path, started, insert_time, result } = completion;
+            match result {
+                Ok(stored) => {
+                    self.on_success();
+                    self.record_outcome(&[], stored);
+                    self.finish(batch, started, insert_time);
+                }
+                Err(error) => {
+                    self.report_store_error(&error, path);
+                    let failure = Failure::Failed(error);
+                    self.failed.push_back(FailedBatch { batch, path, started, failure });
+                }
+            }
+        }
+    }
+
+    /// Releases the batch, every row of which is settled.
+    fn finish(&self, batch: Batch, started: Moment, insert: Duration) {
+        let times = BatchTimes { insert, total: self.deps.clock.now().since(started) };
+        self.deps.metrics.record_batch(batch.count() as u64, times);
+        log::debug!(
+            events = batch.count(), insert_ms = times.insert.as_millis(), total_ms = times.total.as_millis();
+            "batch written"
+        );
+        self.deps.journal.finalize(batch.into_blocks());
+    }
+
+    /// Retries until every row of the batch is settled, or every row is refused.
+    fn retry(&mut self, mut failed: FailedBatch) -> Result<(), DeadlinePassed> {
+        if matches!(failed.failure, Failure::Refused) {
+            self.grow(&mut failed.batch);
+        }
         self.insert_time = Duration::ZERO;
-        let emptied = Batch::new(self.batch.limits());
-        let batch = std::mem::replace(&mut self.batch, emptied);
-        // Replayed rows may be stored already; a plain COPY would fail on the duplicates.
-        let path = if batch.is_replayed() { StorePath::Staging } else { StorePath::Copy };
-        let settled = match self.settle(&batch.runs(), &[], path) {
+        let runs = failed.batch.runs();
+        let settled = match &failed.failure {
+            Failure::Failed(error) => self.settle_after(error, &runs, failed.path),
+            Failure::Refused => self.settle(&runs, &[], failed.path),
+        };
+        let settled = match settled {
             Ok(()) => Ok(()),
             Err(StoreFailure::DeadlinePassed) => Err(Unsettled::DeadlinePassed),
-            Err(StoreFailure::RowFault(error)) => self.isolate(&batch.rows(), &error),
-            Err(StoreFailure::TimedOut) => self.retry_in_pieces(&batch.rows()),
+            Err(StoreFailure::RowFault(error)) => self.isolate(&failed.batch.rows(), &error),
+            Err(StoreFailure::TimedOut) => self.retry_in_pieces(&failed.batch.rows()),
         };
-        if settled.is_ok() {
-            let total = self.deps.clock.now().since(started);
-            let times = BatchTimes { insert: self.insert_time, total };
-            self.deps.metrics.record_batch(batch.count() as u64, times);
-            log::debug!(
-                events = batch.count(), insert_ms = times.insert.as_millis(), total_ms = total.as_millis();
-                "batch written"
-            );
-            self.deps.journal.finalize(batch.into_blocks());
-        } else {
-            // The rows stay counted as buffered. If some were committed, their ids make them
-            // duplicates when the journal replays them.
-            self.batch = batch;
-        }
         match settled {
             Ok(()) => {
-                if let Some(carry) = self.carry.take() {
-                    self.add(carry);
-                }
+                self.finish(failed.batch, failed.started, self.insert_time);
                 Ok(())
             }
-            Err(Unsettled::DeadlinePassed) => Err(DeadlinePassed),
+            // The rows stay counted as buffered. If some were committed, their ids make them
+            // duplicates when the journal replays them.
+            Err(Unsettled::DeadlinePassed) => {
+                self.failed.push_front(failed);
+                Err(DeadlinePassed)
+            }
             Err(Unsettled::EveryRowRefused(error)) => {
-                self.on_every_row_refused(&error)?;
-                // Another row may be accepted and thereby convict these. The batch grows once past
-                // its limits at most.
-                if !self.batch.is_full()
-                    && let Some(carry) = self.carry.take()
-                {
-                    self.batch.push(carry);
-                }
-                Ok(())
+                failed.failure = Failure::Refused;
+                self.failed.push_front(failed);
+                self.on_every_row_refused(&error)
             }
+        }
+    }
+
+    /// Adds other rows to a refused batch: one of them may be accepted and thereby convict these. The
+    /// batch grows once past its limits at most.
+    fn grow(&mut self, refused: &mut Batch) {
+        if refused.is_full() {
+            return;
+        }
+        if let Some(next) = self.failed.pop_front() {
+            refused.append(next.batch);
+        } else {
+            self.gather();
+            refused.append(self.take_batch());
         }
     }
 
@@ -296,29 +388,54 @@ impl Writer {
                     self.record_outcome(dead, stored);
                     return Ok(());
                 }
-                Err(error) => match ErrorClass::of_insert(&error, path) {
-                    ErrorClass::RowFault => {
-                        // The database has answered; no batch is stored.
-                        self.deps.breaker.record_success(self.deps.clock.now());
-                        return Err(StoreFailure::RowFault(error));
-                    }
-                    ErrorClass::DuplicateKey | ErrorClass::Transient
-                        if path == StorePath::Copy && error_class::should_retry_staged(&error) =>
-                    {
-                        self.on_success();
-                        path = StorePath::Staging;
-                    }
-                    ErrorClass::Transient | ErrorClass::DuplicateKey | ErrorClass::Misconfigured => {
-                        if error.in_doubt {
-                            path = StorePath::Staging;
-                        }
-                        self.on_failure(&error, "storing a batch")?;
-                        let count = || runs.iter().flat_map(|run| row::rows(run)).count();
-                        if error.timed_out && count() > PIECE_MIN {
-                            return Err(StoreFailure::TimedOut);
-                        }
-                    }
-                },
+                Err(error) => {
+                    self.report_store_error(&error, path);
+                    path = self.prepare_retry(&error, runs, path)?;
+                }
+            }
+        }
+    }
+
+    /// Like [`Self::settle`], after a first attempt on `path` that failed with `error`, which was
+    /// reported.
+    fn settle_after(
+        &mut self,
+        error: &StoreError,
+        runs: &[&[u8]],
+        path: StorePath,
+    ) -> Result<(), StoreFailure> {
+        let path = self.prepare_retry(error, runs, path)?;
+        self.settle(runs, &[], path)
+    }
+
+    /// Reports a failed attempt to the breaker and to the log.
+    fn report_store_error(&mut self, error: &StoreError, path: StorePath) {
+        match NextAttempt::after(error, path) {
+            // The database has answered; no batch is stored.
+            NextAttempt::OfOtherRows => self.deps.breaker.record_success(self.deps.clock.now()),
+            NextAttempt::AtOnce => self.on_success(),
+            NextAttempt::Delayed(class) => self.report_failure(class, error, "storing a batch"),
+        }
+    }
+
+    /// Waits before the next attempt if the error requires it, and returns the path of that attempt.
+    /// Fails when the rows must not be tried again as they are.
+    fn prepare_retry(
+        &mut self,
+        error: &StoreError,
+        runs: &[&[u8]],
+        path: StorePath,
+    ) -> Result<StorePath, StoreFailure> {
+        match NextAttempt::after(error, path) {
+            NextAttempt::OfOtherRows => Err(StoreFailure::RowFault(error.clone())),
+            NextAttempt::AtOnce => Ok(StorePath::Staging),
+            NextAttempt::Delayed(_) => {
+                self.wait_for_backoff()?;
+                let count = || runs.iter().flat_map(|run| row::rows(run)).count();
+                if error.timed_out && count() > PIECE_MIN {
+                    return Err(StoreFailure::TimedOut);
+                }
+                Ok(if error.in_doubt { StorePath::Staging } else { path })
             }
         }
     }
@@ -354,6 +471,11 @@ impl Writer {
         error: &StoreError,
         what: &str,
     ) -> Result<(), DeadlinePassed> {
+        self.report_failure(class, error, what);
+        self.wait_for_backoff()
+    }
+
+    fn report_failure(&mut self, class: ErrorClass, error: &StoreError, what: &str) {
         let now = self.deps.clock.now();
         self.deps.metrics.retries.fetch_add(1, Ordering::Relaxed);
         if let Some(suppressed) = self.error_log.due(now) {
@@ -372,13 +494,17 @@ impl Writer {
         } else {
             self.deps.breaker.record_writer_failure(now);
         }
+    }
+
+    fn wait_for_backoff(&mut self) -> Result<(), DeadlinePassed> {
         let wait = self.backoff.next_delay(&mut self.rng);
-        self.wait_until(now.plus(wait))
+        self.wait_until(self.deps.clock.now().plus(wait))
     }
 
     /// Waits while the breaker is open. A drain ignores the breaker: its time is limited, and every
     /// attempt may succeed.
     fn wait_for_breaker(&mut self) -> Result<(), DeadlinePassed> {
+        self.receive_completions();
         while self.deps.drain.deadline().is_none() {
             match self.deps.breaker.admit(self.deps.clock.now()) {
                 Ok(()) => return Ok(()),
@@ -400,8 +526,9 @@ impl Writer {
 
     /// Parks until `over` returns true (evaluated at every wake-up and at `until`) or the drain
     /// deadline has passed.
-    fn wait(&self, over: impl Fn(&Self, Moment) -> bool, until: Moment) -> Result<(), DeadlinePassed> {
+    fn wait(&mut self, over: impl Fn(&Self, Moment) -> bool, until: Moment) -> Result<(), DeadlinePassed> {
         loop {
+            self.receive_completions();
             let now = self.deps.clock.now();
             let deadline = self.deps.drain.deadline();
             if deadline.is_some_and(|deadline| now >= deadline) {
@@ -414,6 +541,39 @@ impl Writer {
             self.deps.clock.park(&self.parker, until.since(now));
         }
     }
+}
+
+/// The attempt that follows a failed one.
+#[derive(Clone, Copy, Debug)]
+enum NextAttempt {
+    /// PostgreSQL rejects a row: the others are tried without it.
+    OfOtherRows,
+    /// Through the staging table, since rows may be stored already.
+    AtOnce,
+    /// After a delay, since the database or its configuration is at fault.
+    Delayed(ErrorClass),
+}
+
+impl NextAttempt {
+    fn after(error: &StoreError, path: StorePath) -> Self {
+        match ErrorClass::of_insert(error, path) {
+            ErrorClass::RowFault => Self::OfOtherRows,
+            ErrorClass::DuplicateKey | ErrorClass::Transient
+                if path == StorePath::Copy && error_class::should_retry_staged(error) =>
+            {
+                Self::AtOnce
+            }
+            class @ (ErrorClass::Transient | ErrorClass::DuplicateKey | ErrorClass::Misconfigured) => {
+                Self::Delayed(class)
+            }
+        }
+    }
+}
+
+/// The path of the first attempt. Replayed rows may be stored already; a plain COPY would fail on the
+/// duplicates.
+fn first_path(batch: &Batch) -> StorePath {
+    if batch.is_replayed() { StorePath::Staging } else { StorePath::Copy }
 }
 
 /// The drain deadline has passed.

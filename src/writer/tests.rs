@@ -21,12 +21,14 @@ struct WriterFixture {
     ledger: Arc<Ledger>,
     breaker: Arc<Breaker>,
     drain: Arc<Drain>,
+    queue: StoreQueue,
     clock: Clock,
     notices: crossbeam::channel::Receiver<LifecycleEvent>,
     lifecycle: Lifecycle,
 }
 
 const ROWS_MAX: usize = 100;
+const CONNECTIONS: usize = 2;
 
 impl WriterFixture {
     fn new(linger: Duration) -> Self {
@@ -59,9 +61,28 @@ impl WriterFixture {
             lifecycle: lifecycle.clone(),
             clock: clock.clone(),
         };
-        let batch = BatchLimits { rows_max: ROWS_MAX, bytes_max: 1 << 20, linger };
-        let writer = Writer::new(deps, parker, batch);
-        Self { writer, repository, buffer, ledger, breaker, drain, clock, notices, lifecycle }
+        let batch = BatchLimits { rows_max: ROWS_MAX, bytes_max: 1 << 20, linger, wait_max: NEVER };
+        let (link, queue) = store_link(CONNECTIONS);
+        let writer = Writer::new(deps, parker, batch, link);
+        Self { writer, repository, buffer, ledger, breaker, drain, queue, clock, notices, lifecycle }
+    }
+
+    /// A step of the writer. Runs the jobs that it starts, and the retry of a failed one.
+    fn tick(&mut self) -> WriterStep {
+        let step = self.writer.tick();
+        self.run_jobs();
+        self.writer.receive_completions();
+        if self.writer.failed.is_empty() { step } else { self.writer.tick() }
+    }
+
+    /// Does the work of the store threads.
+    fn run_jobs(&self) {
+        self.queue.jobs.try_iter().for_each(|job| self.run_job(job));
+    }
+
+    fn run_job(&self, job: StoreJob) {
+        self.queue.completions.send(job.run(&*self.repository, &self.clock)).unwrap();
+        self.buffer.wake_writer();
     }
 
     /// Admits the events `numbers` as one block.
@@ -72,7 +93,16 @@ impl WriterFixture {
     /// Drains the buffer with the given timeout.
     fn drain(&mut self, timeout: Duration) {
         self.drain.set_deadline(self.clock.now().plus(timeout));
-        self.writer.run();
+        loop {
+            match self.tick() {
+                WriterStep::Continue => {}
+                WriterStep::SleepUntil(until) => {
+                    let wait = until.since(self.clock.now());
+                    self.clock.park(&self.writer.parker, wait);
+                }
+                WriterStep::Stop => return,
+            }
+        }
     }
 
     fn stored(&self) -> Vec<u64> {
@@ -128,13 +158,11 @@ fn paths(repository: &MemoryRepository) -> Vec<StorePath> {
 #[test]
 fn batch_lingers_until_it_is_full() {
     let mut fixture = WriterFixture::new(NEVER);
-    assert_eq!(fixture.writer.tick(), WriterStep::SleepUntil(fixture.writer.prepare_at));
+    assert_eq!(fixture.tick(), WriterStep::SleepUntil(fixture.writer.prepare_at));
     fixture.admit(0..99);
-    let WriterStep::SleepUntil(_) = fixture.writer.tick() else {
-        panic!("99 of 100 rows were written at once")
-    };
+    let WriterStep::SleepUntil(_) = fixture.tick() else { panic!("99 of 100 rows were written at once") };
     fixture.admit(99..101);
-    assert_eq!(fixture.writer.tick(), WriterStep::Continue);
+    assert_eq!(fixture.tick(), WriterStep::Continue);
     assert_eq!(fixture.stored().len(), 99, "a block is not split");
     assert_eq!(fixture.ledger.balance().buffered(), 2);
     fixture.drain(SOON);
@@ -143,13 +171,16 @@ fn batch_lingers_until_it_is_full() {
 
 #[test]
 fn writer_that_goes_to_sleep_during_an_admission_is_woken_by_it() {
-    let WriterFixture { mut writer, buffer, repository, clock, notices, lifecycle, .. } =
+    let WriterFixture { mut writer, buffer, repository, queue, clock, notices, lifecycle, .. } =
         WriterFixture::new(Duration::ZERO);
     admit(&buffer, &clock, [1], || ());
     // Takes the wake-up of that event.
     writer.parker.park_timeout(Duration::ZERO);
     admit(&buffer, &clock, [2], || {
         assert_eq!(writer.tick(), WriterStep::Continue);
+        // The completion is received before the writer sleeps, so its wake-up is left out.
+        let job = queue.jobs.try_recv().unwrap();
+        queue.completions.send(job.run(&*repository, &clock)).unwrap();
         assert_eq!(writer.tick(), WriterStep::SleepUntil(writer.prepare_at));
     });
     assert_eq!(repository.events().len(), 1, "the second event is in the shard");
@@ -163,14 +194,14 @@ fn writer_that_goes_to_sleep_during_an_admission_is_woken_by_it() {
 fn batch_is_written_when_its_oldest_event_has_lingered() {
     let mut fixture = WriterFixture::new(Duration::ZERO);
     fixture.admit([1]);
-    assert_eq!(fixture.writer.tick(), WriterStep::Continue);
+    assert_eq!(fixture.tick(), WriterStep::Continue);
     fixture.settled(1, 0, 0);
 }
 
 #[test]
 fn transient_failures_are_retried_until_the_batch_is_stored_once() {
     let mut fixture = WriterFixture::new(Duration::ZERO);
-    fixture.writer.tick();
+    fixture.tick();
     fixture.repository.inject_faults([
         InjectedFault::Fail(StoreError::client_side("no route")),
         InjectedFault::Fail(error("40P01")),
@@ -185,7 +216,7 @@ fn transient_failures_are_retried_until_the_batch_is_stored_once() {
 #[test]
 fn commit_in_doubt_is_retried_through_the_staging_table() {
     let mut fixture = WriterFixture::new(Duration::ZERO);
-    fixture.writer.tick();
+    fixture.tick();
     fixture.repository.inject_faults([InjectedFault::FailAfter(StoreError {
         in_doubt: true,
         ..StoreError::client_side("connection closed")
@@ -201,7 +232,7 @@ fn commit_in_doubt_is_retried_through_the_staging_table() {
 #[test]
 fn internal_error_of_copy_is_retried_through_the_staging_table() {
     let mut fixture = WriterFixture::new(Duration::ZERO);
-    fixture.writer.tick();
+    fixture.tick();
     fixture
         .repository
         .inject_faults([InjectedFault::Fail(error("XX000")), InjectedFault::Fail(error("XX000"))]);
@@ -216,7 +247,7 @@ fn internal_error_of_copy_is_retried_through_the_staging_table() {
 fn duplicate_ids_do_not_affect_other_rows() {
     let mut fixture = WriterFixture::new(Duration::ZERO);
     fixture.admit(0..5);
-    fixture.writer.tick();
+    fixture.tick();
     fixture.admit([3, 7, 7, 8]);
     fixture.drain(SOON);
     fixture.settled(7, 2, 0);
@@ -226,10 +257,10 @@ fn duplicate_ids_do_not_affect_other_rows() {
 #[test]
 fn misconfiguration_opens_the_breaker_and_creates_no_dead_letters() {
     let mut fixture = WriterFixture::new(Duration::ZERO);
-    fixture.writer.tick();
+    fixture.tick();
     fixture.repository.inject_faults([InjectedFault::Fail(error("42P01"))]);
     fixture.admit(0..10);
-    assert_eq!(fixture.writer.tick(), WriterStep::Continue);
+    assert_eq!(fixture.tick(), WriterStep::Continue);
     // One failure opens the breaker; the first success after its timeout closes it.
     assert_eq!((fixture.breaker.transitions(), fixture.breaker.state()), (3, BreakerState::Closed));
     fixture.settled(10, 0, 0);
@@ -240,7 +271,7 @@ fn error_of_one_row_dead_letters_that_row_alone_and_leaves_the_breaker_closed() 
     for sqlstate in ["P0001", "22P02", "ORDER"] {
         for is_row_reported in [false, true] {
             let mut fixture = WriterFixture::new(Duration::ZERO);
-            fixture.writer.tick();
+            fixture.tick();
             fixture
                 .repository
                 .reject_rows(is_row_reported, move |row| (row.message() == b"5").then_some(sqlstate));
@@ -257,11 +288,11 @@ fn error_of_one_row_dead_letters_that_row_alone_and_leaves_the_breaker_closed() 
 fn lone_refused_row_is_dead_lettered_when_the_table_accepts_others() {
     for stored in [0, 5] {
         let mut fixture = WriterFixture::new(Duration::ZERO);
-        fixture.writer.tick();
+        fixture.tick();
         fixture.repository.reject_rows(true, |row| (row.message() == b"7").then_some("P0001"));
         if stored > 0 {
             fixture.admit(0..stored);
-            fixture.writer.tick();
+            fixture.tick();
         }
         fixture.admit([7]);
         fixture.drain(SOON);
@@ -274,14 +305,14 @@ fn lone_refused_row_is_dead_lettered_when_the_table_accepts_others() {
 fn error_of_every_row_opens_the_breaker_and_creates_no_dead_letters() {
     for stored in [0, 5] {
         let mut fixture = WriterFixture::new(Duration::ZERO);
-        fixture.writer.tick();
+        fixture.tick();
         if stored > 0 {
             fixture.admit(100..100 + stored);
-            fixture.writer.tick();
+            fixture.tick();
         }
         fixture.repository.reject_rows(true, |_| Some("P0001"));
         fixture.admit(0..10);
-        assert_eq!(fixture.writer.tick(), WriterStep::Continue);
+        assert_eq!(fixture.tick(), WriterStep::Continue);
         assert_eq!(fixture.breaker.state(), BreakerState::Open);
         assert_eq!((fixture.repository.dead(), fixture.ledger.balance().buffered()), (Vec::new(), 10));
         fixture.repository.reject_rows(true, |_| None);
@@ -293,11 +324,11 @@ fn error_of_every_row_opens_the_breaker_and_creates_no_dead_letters() {
 #[test]
 fn refused_row_is_judged_once_another_row_is_accepted() {
     let mut fixture = WriterFixture::new(Duration::ZERO);
-    fixture.writer.tick();
+    fixture.tick();
     // The table is empty and refuses the ordinary row too.
     fixture.repository.reject_rows(true, |row| (row.message() != b"8").then_some("P0001"));
     fixture.admit([7]);
-    fixture.writer.tick();
+    fixture.tick();
     assert_eq!((fixture.repository.dead(), fixture.ledger.balance().buffered()), (Vec::new(), 1));
     fixture.admit([8]);
     fixture.drain(SOON);
@@ -310,7 +341,7 @@ fn rows_refused_during_a_misconfiguration_are_stored_after_its_repair() {
     for tries in 1..8 {
         let mut fixture = WriterFixture::new(Duration::ZERO);
         fixture.admit(200..205);
-        fixture.writer.tick();
+        fixture.tick();
         let tried = AtomicU64::new(0);
         fixture.repository.reject_rows(true, move |row| {
             let is_counted = u64::from(row.message() == b"50");
@@ -326,7 +357,7 @@ fn rows_refused_during_a_misconfiguration_are_stored_after_its_repair() {
 #[test]
 fn rows_refused_after_others_were_stored_wait_for_the_repair() {
     let mut fixture = WriterFixture::new(Duration::ZERO);
-    fixture.writer.tick();
+    fixture.tick();
     // From the second try of row 50 to its sixth, the table refuses every row.
     let tries = AtomicU64::new(0);
     fixture.repository.reject_rows(true, move |row| {
@@ -342,7 +373,7 @@ fn rows_refused_after_others_were_stored_wait_for_the_repair() {
 #[test]
 fn error_of_the_counts_opens_the_breaker_and_creates_no_dead_letters() {
     let mut fixture = WriterFixture::new(Duration::ZERO);
-    fixture.writer.tick();
+    fixture.tick();
     for sqlstate in ["23514", "P0001", "22003"] {
         fixture.repository.inject_faults([InjectedFault::Fail(StoreError {
             constraint: Some("few".into()),
@@ -351,7 +382,7 @@ fn error_of_the_counts_opens_the_breaker_and_creates_no_dead_letters() {
         })]);
     }
     fixture.admit(0..18);
-    assert_eq!(fixture.writer.tick(), WriterStep::Continue);
+    assert_eq!(fixture.tick(), WriterStep::Continue);
     assert!(fixture.breaker.transitions() > 0);
     fixture.settled(18, 0, 0);
 }
@@ -359,7 +390,7 @@ fn error_of_the_counts_opens_the_breaker_and_creates_no_dead_letters() {
 #[test]
 fn drain_stops_at_its_deadline_and_keeps_events_counted_as_buffered() {
     let mut fixture = WriterFixture::new(NEVER);
-    fixture.writer.tick();
+    fixture.tick();
     fixture.repository.set_outage(Some(StoreError::client_side("gone")));
     fixture.admit(0..10);
     fixture.drain(Duration::from_millis(100));
@@ -369,7 +400,7 @@ fn drain_stops_at_its_deadline_and_keeps_events_counted_as_buffered() {
 #[test]
 fn drain_ignores_an_open_breaker() {
     let mut fixture = WriterFixture::new(NEVER);
-    fixture.writer.tick();
+    fixture.tick();
     let breaker = Breaker::new(BreakerLimits { timeout: NEVER, ..BreakerLimits::default() });
     fixture.writer.deps.breaker = Arc::new(breaker);
     fixture.writer.deps.breaker.trip(fixture.clock.now());
@@ -381,7 +412,7 @@ fn drain_ignores_an_open_breaker() {
 #[test]
 fn batch_that_times_out_is_written_in_pieces() {
     let mut fixture = WriterFixture::new(Duration::ZERO);
-    fixture.writer.tick();
+    fixture.tick();
     let timeout =
         || InjectedFault::Fail(StoreError { timed_out: true, ..StoreError::client_side("silence") });
     // 100 rows time out, then 16, the minimum of a piece.
@@ -416,11 +447,11 @@ fn batch_that_times_out_is_written_in_pieces() {
 #[test]
 fn failed_preparation_of_a_prepared_database_does_not_stop_the_writer() {
     let mut fixture = WriterFixture::new(Duration::ZERO);
-    fixture.writer.tick();
+    fixture.tick();
     fixture.admit(0..1);
     fixture.writer.prepare_at = Moment::ZERO;
     fixture.repository.inject_faults([InjectedFault::Fail(error("42501"))]);
-    assert_eq!(fixture.writer.tick(), WriterStep::Continue);
+    assert_eq!(fixture.tick(), WriterStep::Continue);
     fixture.settled(1, 0, 0);
     assert_eq!(fixture.breaker.transitions(), 0);
     let prepared = fixture.repository.calls().iter().filter(|call| **call == RepositoryCall::Prepare).count();
@@ -438,6 +469,124 @@ fn writer_panic_poisons_the_process() {
     assert_eq!(fixture.lifecycle.phase(), LifecyclePhase::Poisoned);
 }
 
+#[test]
+fn batches_in_flight_are_settled_in_the_order_of_their_commits() {
+    let mut fixture = WriterFixture::new(NEVER);
+    fixture.tick();
+    fixture.admit(0..100);
+    fixture.admit(100..200);
+    fixture.admit(200..300);
+    assert_eq!(fixture.writer.tick(), WriterStep::Continue);
+    assert_eq!(fixture.writer.tick(), WriterStep::Continue);
+    let WriterStep::SleepUntil(_) = fixture.writer.tick() else { panic!("a third batch is in flight") };
+    assert!(!fixture.buffer.is_writer_parked(), "only a completion wakes the writer");
+    let jobs: Vec<_> = fixture.queue.jobs.try_iter().collect();
+    let [first, second] = jobs.try_into().unwrap();
+    fixture.run_job(second);
+    assert_eq!(fixture.writer.tick(), WriterStep::Continue);
+    assert_eq!((fixture.ledger.balance().stored, fixture.buffer.occupied().rows), (100, 200));
+    fixture.run_job(first);
+    fixture.drain(SOON);
+    fixture.settled(300, 0, 0);
+    assert_eq!(paths(&fixture.repository), [StorePath::Copy; 3]);
+}
+
+#[test]
+fn failure_of_one_batch_leaves_the_other_in_flight_alone() {
+    for second_fails in [false, true] {
+        let mut fixture = WriterFixture::new(NEVER);
+        fixture.tick();
+        fixture.admit(0..100);
+        fixture.admit(100..200);
+        fixture.writer.tick();
+        fixture.writer.tick();
+        let jobs: Vec<_> = fixture.queue.jobs.try_iter().collect();
+        let [first, second] = jobs.try_into().unwrap();
+        let in_doubt = StoreError { in_doubt: true, ..StoreError::client_side("connection closed") };
+        fixture.repository.inject_faults([InjectedFault::FailAfter(in_doubt.clone())]);
+        fixture.run_job(first);
+        if second_fails {
+            fixture.repository.inject_faults([InjectedFault::FailAfter(in_doubt)]);
+        }
+        fixture.run_job(second);
+        fixture.drain(SOON);
+        let duplicates = if second_fails { 200 } else { 100 };
+        fixture.settled(200 - duplicates, duplicates, 0);
+        assert_eq!(fixture.stored().len(), 200);
+    }
+}
+
+#[test]
+fn success_of_a_batch_in_flight_is_settled_while_another_is_retried() {
+    let mut fixture = WriterFixture::new(NEVER);
+    fixture.tick();
+    fixture.admit(0..100);
+    fixture.admit(100..200);
+    fixture.writer.tick();
+    fixture.writer.tick();
+    let jobs: Vec<_> = fixture.queue.jobs.try_iter().collect();
+    let [first, second] = jobs.try_into().unwrap();
+    fixture.repository.inject_faults([InjectedFault::Fail(StoreError::client_side("no route"))]);
+    fixture.run_job(first);
+    fixture.writer.receive_completions();
+    fixture.run_job(second);
+    fixture.repository.set_outage(Some(StoreError::client_side("gone")));
+    fixture.drain(Duration::from_millis(50));
+    assert_eq!((fixture.ledger.balance().stored, fixture.buffer.occupied().rows), (100, 100));
+}
+
+#[test]
+fn failures_of_two_batches_count_once_each_and_do_not_reopen_the_breaker() {
+    let mut fixture = WriterFixture::new(NEVER);
+    fixture.tick();
+    fixture.admit(0..100);
+    fixture.admit(100..200);
+    fixture.writer.tick();
+    fixture.writer.tick();
+    fixture.repository.inject_faults([
+        InjectedFault::Fail(StoreError::client_side("no route")),
+        InjectedFault::Fail(StoreError::client_side("no route")),
+    ]);
+    fixture.run_jobs();
+    fixture.drain(SOON);
+    fixture.settled(200, 0, 0);
+    assert_eq!(fixture.breaker.transitions(), 0, "two failures of three that open it");
+    assert_eq!(fixture.writer.deps.metrics.retries.load(Ordering::Relaxed), 2);
+}
+
+#[test]
+fn batch_waits_while_another_is_in_flight_until_that_commits() {
+    let mut fixture = WriterFixture::new(Duration::ZERO);
+    fixture.tick();
+    fixture.admit([1]);
+    assert_eq!(fixture.writer.tick(), WriterStep::Continue);
+    fixture.admit([2]);
+    let WriterStep::SleepUntil(_) = fixture.writer.tick() else { panic!("a batch of one row is in flight") };
+    fixture.run_jobs();
+    assert_eq!(fixture.writer.tick(), WriterStep::Continue);
+    fixture.drain(SOON);
+    fixture.settled(2, 0, 0);
+}
+
+#[test]
+fn panic_of_a_store_thread_poisons_the_process() {
+    let fixture = WriterFixture::new(Duration::ZERO);
+    let thread = StoreThread {
+        queue: fixture.queue.clone(),
+        repository: fixture.repository.clone(),
+        buffer: fixture.buffer.clone(),
+        clock: fixture.clock.clone(),
+    };
+    fixture.lifecycle.spawn("store-1", move || thread.run()).unwrap();
+    let mut writer = fixture.writer;
+    assert_eq!(writer.tick(), WriterStep::SleepUntil(writer.prepare_at));
+    admit(&fixture.buffer, &fixture.clock, [1], || ());
+    fixture.repository.inject_faults([InjectedFault::Panic]);
+    writer.tick();
+    assert_eq!(fixture.notices.recv_timeout(SOON), Ok(LifecycleEvent::ThreadDied { name: "store-1".into() }));
+    assert_eq!(fixture.lifecycle.phase(), LifecyclePhase::Poisoned);
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(200))]
 
@@ -451,7 +600,7 @@ proptest! {
         outage in any::<bool>(),
     ) {
         let mut fixture = WriterFixture::new(Duration::ZERO);
-        fixture.writer.tick();
+        fixture.tick();
         let refused: std::collections::BTreeSet<_> = bad.iter().map(|number| id(*number)).collect();
         fixture.repository.reject_rows(named, move |row| refused.contains(&row.event_id()).then_some("22P05"));
         if outage {

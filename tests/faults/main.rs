@@ -14,6 +14,7 @@ mod checker;
 mod clock;
 mod database;
 mod disk;
+mod in_flight;
 mod model;
 mod overload;
 mod process;

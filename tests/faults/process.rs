@@ -272,7 +272,7 @@ fn f05_a_full_buffer_rejects_events_within_the_memory_limit() {
 
 #[test]
 fn f02_a_second_sigterm_ends_the_process_at_once() {
-    let mut fixture = Fixture::start("2 second SIGTERM", &[("DRAIN_INTERVAL", "60000")]);
+    let mut fixture = Fixture::start("2 second SIGTERM", &[("LINGER", "60000"), ("DRAIN_INTERVAL", "60000")]);
     ids_of(&fixture.server.client().post_ndjson(&vec![event("s", "held"); 10]));
     fixture.postgres.stop_fast();
     fixture.server.signal("TERM");

@@ -25,9 +25,22 @@ enum Mode {
     Throttled(u32),
 }
 
+/// The hold of one COMMIT of a batch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Hold {
+    None,
+    /// The next COMMIT is held.
+    Armed,
+    /// A COMMIT is held.
+    Held,
+    /// The connection of the held COMMIT is closed, and the COMMIT is not forwarded.
+    Cut,
+}
+
 #[derive(Debug)]
 struct State {
     mode: Mode,
+    hold: Hold,
     /// The reply to the next COMMIT of a batch is dropped, and its connection closed.
     drop_next_reply: bool,
     dropped_replies: u64,
@@ -57,6 +70,7 @@ impl Proxy {
         let port = listener.local_addr().expect("it is bound").port();
         let state = State {
             mode: Mode::Pass,
+            hold: Hold::None,
             drop_next_reply: false,
             dropped_replies: 0,
             generation: 0,
@@ -93,6 +107,29 @@ impl Proxy {
 
     pub(crate) fn throttle(&self, bytes_per_second: u32) {
         self.set_mode(Mode::Throttled(bytes_per_second));
+    }
+
+    /// Holds the next COMMIT of a batch, until `release_commit` or `cut_held_commit`.
+    pub(crate) fn hold_next_commit(&self) {
+        self.set_hold(Hold::Armed);
+    }
+
+    pub(crate) fn is_commit_held(&self) -> bool {
+        self.shared.lock().hold == Hold::Held
+    }
+
+    pub(crate) fn release_commit(&self) {
+        self.set_hold(Hold::None);
+    }
+
+    /// Closes the connection of the held COMMIT.
+    pub(crate) fn cut_held_commit(&self) {
+        self.set_hold(Hold::Cut);
+    }
+
+    fn set_hold(&self, hold: Hold) {
+        self.shared.lock().hold = hold;
+        self.shared.changed.notify_all();
     }
 
     pub(crate) fn drop_next_commit_reply(&self) {
@@ -213,7 +250,12 @@ impl Pump {
                 is_batch |= contains(piece, COPY);
                 if contains(piece, COMMIT) && std::mem::take(&mut is_batch) {
                     let mut state = self.connection.shared.lock();
-                    if std::mem::take(&mut state.drop_next_reply) {
+                    if state.hold == Hold::Armed {
+                        state.hold = Hold::Held;
+                        if !self.wait_for_release(state) {
+                            return;
+                        }
+                    } else if std::mem::take(&mut state.drop_next_reply) {
                         *self.connection.drop_reply() = true;
                     }
                 }
@@ -225,6 +267,15 @@ impl Pump {
                 return;
             }
         }
+    }
+
+    /// Waits until the held COMMIT may be forwarded; false if its connection is cut.
+    fn wait_for_release(&self, mut state: MutexGuard<'_, State>) -> bool {
+        let shared = &self.connection.shared;
+        while state.hold == Hold::Held && state.generation == self.connection.generation {
+            state = shared.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
+        }
+        state.hold == Hold::None && state.generation == self.connection.generation
     }
 
     /// Waits until this many bytes may be forwarded; false if the connection is cut.

@@ -12,6 +12,7 @@ use crate::harness::{Producer, Reply, Server, TestServer, check_stored, event, u
 /// A short linger, so that a kill finds events in every stage.
 const SETTINGS: &[(&str, &str)] = &[("DRAIN_INTERVAL", "50"), ("CIRCUIT_BREAKER_TIMEOUT_MS", "100")];
 /// A linger so long that nothing is stored before the kill.
+const LINGER: (&str, &str) = ("LINGER", "600000");
 const NEVER: (&str, &str) = ("DRAIN_INTERVAL", "600000");
 
 fn settings_with<'a>(more: &[(&'a str, &'a str)]) -> Vec<(&'a str, &'a str)> {
@@ -64,7 +65,7 @@ fn a_kill_loses_no_event_at_synced() {
 
 #[test]
 fn a_kill_loses_only_unwritten_events_at_memory() {
-    let mut test = TestServer::start(&[NEVER]);
+    let mut test = TestServer::start(&[LINGER, NEVER]);
     ids_of(&test.server.client().post_ndjson(&vec![event("s", "m"); 500]));
     until("it is written", || test.server.metric("journal_written_total") == 500);
     test.server.kill();
@@ -100,7 +101,7 @@ fn the_durability_header_sets_the_level_and_the_response_reports_it() {
 
 #[test]
 fn a_backlog_larger_than_the_buffer_streams_through_it() {
-    let mut test = TestServer::start(&[NEVER, ("JOURNAL_SEGMENT_BYTES", "65536")]);
+    let mut test = TestServer::start(&[LINGER, NEVER, ("JOURNAL_SEGMENT_BYTES", "65536")]);
     for _ in 0..10 {
         ids_of(&test.server.client().post_ndjson(&vec![event("s", "m"); 300]));
     }
@@ -117,7 +118,7 @@ fn a_backlog_larger_than_the_buffer_streams_through_it() {
 
 #[test]
 fn a_backlog_waits_for_an_unreachable_database() {
-    let mut test = TestServer::start(&[NEVER]);
+    let mut test = TestServer::start(&[LINGER, NEVER]);
     ids_of(&test.server.client().post_ndjson(&vec![event("s", "m"); 1_000]));
     until("it is written", || test.server.metric("journal_written_total") == 1_000);
     test.server.kill();
@@ -133,7 +134,7 @@ fn a_backlog_waits_for_an_unreachable_database() {
 
 #[test]
 fn a_journal_of_format_version_1_is_recovered() {
-    let mut test = TestServer::start(&[NEVER]);
+    let mut test = TestServer::start(&[LINGER, NEVER]);
     test.server.stop();
     let old = concat!(env!("CARGO_MANIFEST_DIR"), "/src/journal/fixtures/version-1.seg");
     fs::copy(old, test.server.data_dir().join("journal/0000000001.seg")).unwrap();
@@ -146,7 +147,7 @@ fn a_journal_of_format_version_1_is_recovered() {
 
 #[test]
 fn corruption_loses_only_the_records_it_hits_and_the_file_is_kept() {
-    let mut test = TestServer::start(&[NEVER]);
+    let mut test = TestServer::start(&[LINGER, NEVER]);
     for index in 0..10 {
         id_of(&post_at(&test.server, "written", &event("s", &format!("m{index}"))));
     }
@@ -198,7 +199,7 @@ fn an_unusable_journal_fails_the_start_with_a_reason() {
 
 #[test]
 fn fifty_thousand_events_are_recovered_in_a_second() {
-    let mut test = TestServer::start(&[NEVER, ("BATCH_SIZE", "100000")]);
+    let mut test = TestServer::start(&[LINGER, NEVER, ("BATCH_SIZE", "100000")]);
     for _ in 0..10 {
         ids_of(&test.server.client().post_ndjson(&vec![event("s", "m"); 5_000]));
     }

@@ -8,7 +8,8 @@ use crate::harness::{TestServer, event, wait_for_drain};
 
 #[test]
 fn the_minihttp_engine_keeps_every_level_of_durability() {
-    let mut test = TestServer::start(&[("HTTP_ENGINE", "minihttp"), ("DRAIN_INTERVAL", "600000")]);
+    let mut test =
+        TestServer::start(&[("HTTP_ENGINE", "minihttp"), ("LINGER", "600000"), ("DRAIN_INTERVAL", "600000")]);
     for level in ["memory", "written", "synced"] {
         let headers = [("Content-Type", JSON), ("Durability", level)];
         let post = request("POST", "/events", &headers, event("mini", level).as_bytes());

@@ -218,7 +218,7 @@ fn metadata_and_text_filters_narrow_a_query_and_stats_count_by_hour() {
 
 #[test]
 fn a_buffered_event_has_a_receipt() {
-    let test = TestServer::start(&[("DRAIN_INTERVAL", "600000"), ("BATCH_SIZE", "10")]);
+    let test = TestServer::start(&[("LINGER", "600000"), ("DRAIN_INTERVAL", "600000"), ("BATCH_SIZE", "10")]);
     let mut client = test.server.client();
     let id = id_of(&client.post_json(event_at(now(), "s", "waits")));
     let receipt = client.get_json(&format!("/events/{id}"));

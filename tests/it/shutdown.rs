@@ -6,13 +6,13 @@ use crate::harness::client::{JSON, post};
 use crate::harness::events::{id_of, ids_of};
 use crate::harness::{Client, Producer, TestServer, check_stored, event, until, wait_for_drain};
 
-/// A linger so long that only the drain stores the events.
-const LINGER: (&str, &str) = ("DRAIN_INTERVAL", "60000");
+/// Waits so long that only the drain stores the events.
+const WAITS: [(&str, &str); 2] = [("LINGER", "60000"), ("DRAIN_INTERVAL", "60000")];
 const SOON: Duration = Duration::from_secs(10);
 
 #[test]
 fn a_stop_signal_stores_acknowledged_events_and_exits_with_0() {
-    let mut test = TestServer::start(&[LINGER]);
+    let mut test = TestServer::start(&WAITS);
     let mut stored = 0;
     for name in ["TERM", "INT"] {
         let batch = vec![event("s", "m"); 1_500];

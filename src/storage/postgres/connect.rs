@@ -31,8 +31,9 @@ const CHECKOUT_TIMEOUT: Duration = Duration::from_secs(5);
 /// I/O timeout of BEGIN. BEGIN takes no lock, so a silent database is detected before any work.
 pub(super) const BEGIN_IO_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Connections for transactions: one each for the writer, the probe and retention, and one spare.
-const TRANSACTION_CONNECTIONS_MAX: u32 = 4;
+/// Connections for transactions besides those of the store threads: one each for the retries of the
+/// writer, the probe and retention.
+const OTHER_TRANSACTIONS: u32 = 3;
 
 /// The bounded connection pools of one database.
 #[derive(Debug)]
@@ -70,8 +71,13 @@ impl DedicatedConnection {
 }
 
 impl Connections {
-    pub(super) fn new(target: &ConnectTarget, connections_max: u32, session: Arc<SessionSettings>) -> Self {
-        let transactions_max = TRANSACTION_CONNECTIONS_MAX.min(connections_max.div_ceil(2));
+    pub(super) fn new(
+        target: &ConnectTarget,
+        connections_max: u32,
+        writer_connections: u32,
+        session: Arc<SessionSettings>,
+    ) -> Self {
+        let transactions_max = transactions_max(connections_max, writer_connections);
         Self {
             transactions: pool(transactions_max),
             reads: pool(connections_max.saturating_sub(transactions_max)),
@@ -100,6 +106,16 @@ impl Connections {
         let options = TxnOptions { begin_sql, ..*options };
         run_transaction(&mut *checkout(&self.transactions)?, &self.connector, &options, work)
     }
+}
+
+fn transactions_max(connections_max: u32, writer_connections: u32) -> u32 {
+    writer_connections.saturating_add(OTHER_TRANSACTIONS).min(connections_max.div_ceil(2))
+}
+
+/// The number of batches that may be stored at a time, `wanted` at most, without a wait for a free
+/// connection: half of the pool is for reads, and two connections are for other transactions.
+pub fn writer_connections(connections_max: u32, wanted: u32) -> u32 {
+    wanted.min(transactions_max(connections_max, wanted).saturating_sub(2)).max(1)
 }
 
 /// One connection outside the pools, opened on first use and kept. Its work neither waits for a

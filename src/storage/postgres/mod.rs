@@ -46,6 +46,7 @@ use std::time::Duration;
 
 use crossbeam::channel::Receiver;
 
+pub use connect::writer_connections;
 pub use counts::CountMismatch;
 pub use dead::{DeadEvent, DeadFilter, ReplayOutcome};
 pub use session::SynchronousCommit;
@@ -69,6 +70,8 @@ use crate::storage::{
 pub struct PostgresLimits {
     /// Maximum number of open connections.
     pub connections_max: u32,
+    /// Batches that are stored at a time.
+    pub writer_connections: u32,
     pub synchronous_commit: SynchronousCommit,
     /// Statement timeout of a batch. With `response_grace` it must stay below 15 s, the time within
     /// which a silent database must be detected.
@@ -88,6 +91,7 @@ impl Default for PostgresLimits {
     fn default() -> Self {
         Self {
             connections_max: 20,
+            writer_connections: 2,
             synchronous_commit: SynchronousCommit::default(),
             store_timeout: Duration::from_secs(10),
             lock_timeout: Duration::from_secs(5),
@@ -134,7 +138,12 @@ impl PostgresRepository {
             format!("BEGIN READ ONLY; SET LOCAL statement_timeout = {}", limits.ping_timeout.as_millis());
         let session = Arc::new(SessionSettings::new(limits.synchronous_commit));
         Self {
-            connections: Connections::new(target, limits.connections_max, session.clone()),
+            connections: Connections::new(
+                target,
+                limits.connections_max,
+                limits.writer_connections,
+                session.clone(),
+            ),
             limits,
             ping_options: TxnOptions { begin_sql: begin_ping, io_timeout: limits.ping_timeout },
             query_options: TxnOptions { begin_sql: begin_query, io_timeout },

@@ -2,7 +2,8 @@
 //! one thread, with a simulated disk and an in-memory repository. A seed decides each sequence. At
 //! every call to the disk or the database, before each push of an admission, and wherever a stage
 //! would sleep, another stage may run, the call may fail, or the process may end, by a kill (the page
-//! cache survives) or by a power cut. The writer sleeps until it is woken or its time has come. Then
+//! cache survives) or by a power cut. Several batches may be in flight and commit in any order; any
+//! of them may fail, also after its commit. The writer sleeps until it is woken or its time has come. Then
 //! a new process recovers the remaining state and may be ended again. In the end
 //! everything is drained and compared with an oracle, which records the acknowledgements. Asserted:
 //!
@@ -12,7 +13,7 @@
 //!   twice;
 //! - the ledger balances, the capacity is never exceeded, every event drains, and every segment is
 //!   deleted;
-//! - the writer does not sleep while events wait longer than the linger;
+//! - the writer does not sleep while events wait longer than the linger, unless a batch is in flight;
 //! - no stage panics.
 //!
 //! `MODEL_SEED=n` replays one sequence and prints its steps; `MODEL_SEQUENCES=n` sets the number of

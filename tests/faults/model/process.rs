@@ -1,5 +1,6 @@
 //! One simulated process: the stages of the server, wired as in the server, without threads.
 
+use std::sync::atomic::AtomicUsize;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -11,7 +12,7 @@ use aurore_events::journal::{self, Journal, JournalWriter, Recovery};
 use aurore_events::lifecycle::Lifecycle;
 use aurore_events::metrics::Ledger;
 use aurore_events::storage::{Breaker, BreakerLimits, EventRepository};
-use aurore_events::writer::{BatchLimits, Drain, Writer, WriterDeps};
+use aurore_events::writer::{BatchLimits, Drain, StoreQueue, Writer, WriterDeps, store_link};
 
 /// The limits of the stages in a sequence.
 #[derive(Clone, Copy, Debug)]
@@ -19,6 +20,9 @@ pub(super) struct Bounds {
     pub(super) buffer: buffer::BufferLimits,
     pub(super) shards: usize,
     pub(super) linger: Duration,
+    pub(super) wait_max: Duration,
+    /// Batches in flight at most.
+    pub(super) connections: usize,
     pub(super) journal: journal::JournalLimits,
     pub(super) breaker: BreakerLimits,
 }
@@ -31,12 +35,16 @@ pub(super) struct Process {
     pub(super) drain: Arc<Drain>,
     pub(super) lifecycle: Lifecycle,
     pub(super) disk: Arc<dyn Filesystem>,
+    pub(super) repository: Arc<dyn EventRepository>,
     pub(super) journal_writer: Slot<JournalWriter>,
     /// The next job of the sync thread, and the result of the last.
     pub(super) job: Slot<SyncJob>,
     pub(super) done: Slot<SyncCompletion>,
     pub(super) writer: Slot<Writer>,
     /// When the writer wakes up if nothing wakes it before; none while it is awake.
+    pub(super) store_queue: StoreQueue,
+    /// Store threads within a call to the database, further down the stack.
+    pub(super) storing: AtomicUsize,
     pub(super) writer_sleeps_until: Slot<Moment>,
     pub(super) recovery: Slot<Recovery>,
     /// The acceptors with an admission in progress, further down the stack.
@@ -67,7 +75,7 @@ impl Process {
         let links = WriterDeps {
             buffer: buffer.clone(),
             journal: journal.clone(),
-            repository,
+            repository: repository.clone(),
             breaker: Arc::new(Breaker::new(bounds.breaker)),
             ledger: ledger.clone(),
             metrics: Arc::default(),
@@ -79,6 +87,7 @@ impl Process {
             rows_max: bounds.buffer.batch_rows_max,
             bytes_max: bounds.buffer.batch_bytes_max,
             linger: bounds.linger,
+            wait_max: bounds.wait_max,
         };
         let journal_writer = JournalWriter::new(
             (journal.clone(), buffer.clone()),
@@ -98,7 +107,8 @@ impl Process {
             parkers.recovery,
             found,
         );
-        let writer = Mutex::new(Some(Writer::new(links, parker, batch)));
+        let (store_link, store_queue) = store_link(bounds.connections);
+        let writer = Mutex::new(Some(Writer::new(links, parker, batch, store_link)));
         let (journal_writer, recovery) = (Mutex::new(Some(journal_writer)), Mutex::new(Some(recovery)));
         Some(Self {
             buffer,
@@ -107,10 +117,13 @@ impl Process {
             drain,
             lifecycle,
             disk: disk.clone(),
+            repository,
             journal_writer,
             job: Mutex::default(),
             done: Mutex::default(),
             writer,
+            store_queue,
+            storing: AtomicUsize::new(0),
             writer_sleeps_until: Mutex::default(),
             recovery,
             admitting: Mutex::default(),
