@@ -11,13 +11,13 @@ URL=http://127.0.0.1:$PORT
 work=
 server=
 
-# need_tools [EXAMPLE]: builds the server and an example.
+# need_tools [EXAMPLE]: builds the server, the load generator and an example.
 need_tools() {
   need_compiler
   need_postgres
-  command -v "$TOOL" >/dev/null || { [ "$TOOL" = wrk ] && install_packages wrk; } || die "please install $TOOL"
+  command -v wrk >/dev/null || install_packages wrk
   command -v curl >/dev/null || install_packages curl ca-certificates
-  (cd "$PERF_DIR/.." && cargo build --release --locked --bin aurore-events --example "${1:-bare}")
+  (cd "$PERF_DIR/.." && cargo build --release --locked --bin aurore-events --example load --example "${1:-bare}")
   # A directory that the user of the embedded cluster can traverse.
   work=$(mktemp -d)
   chmod 755 "$work"
@@ -87,16 +87,6 @@ cpu_ms() {
   awk -v hz="$(getconf CLK_TCK)" '{ sub(/^.*[)] /, ""); print ($12 + $13 + $14 + $15) * 1000 / hz }' "/proc/$1/stat"
 }
 
-# CPU milliseconds of the embedded cluster: the postmaster and its running children.
-postgres_cpu_ms() {
-  local postmaster pid sum=0
-  postmaster=$(head -n 1 "$work/data/postgres/postmaster.pid" 2>/dev/null) || { echo 0; return; }
-  for pid in "$postmaster" $(cat "/proc/$postmaster/task/$postmaster/children"); do
-    sum=$((sum + $(cpu_ms "$pid" 2>/dev/null || echo 0)))
-  done
-  echo "$sum"
-}
-
 metric() { curl -fsS "$URL/metrics/prometheus" | awk -v name="$1" '$1 == name { print $2 }'; }
 
 # Waits until every accepted event is stored.
@@ -108,47 +98,38 @@ wait_for_drain() {
   die "the buffer does not empty"
 }
 
-# load FORM SECONDS CONNECTIONS: sends at full speed and writes the report of the tool to
-# $work/report.
+# load FORM SECONDS CONNECTIONS: sends at full speed and writes the report to $work/report. `single`
+# is the load generator, another form is wrk with the script FORM.lua.
 load() {
-  case $TOOL in
-    wrk) wrk -t 2 -c "$3" -d "$2s" --latency -s "$PERF_DIR/$1.lua" "$URL/events" >"$work/report" ;;
-    oha)
-      body "$1" >"$work/body"
-      oha --no-tui -z "$2s" -c "$3" -m POST -D "$work/body" -T "$(content_type "$1")" "$URL/events" >"$work/report"
-      ;;
+  case $1 in
+    single) "$TARGET/examples/load" --address "127.0.0.1:$PORT" --connections "$3" --seconds "$2" --threads 2 >"$work/report" ;;
+    *) wrk -t 2 -c "$3" -d "$2s" --latency -s "$PERF_DIR/$1.lua" "$URL/events" >"$work/report" ;;
   esac
 }
 
-content_type() { if [ "$1" = single ]; then echo application/json; else echo application/x-ndjson; fi; }
+# A figure of the load generator's report.
+figure() { awk -F '[:,]' -v name="\"$1\"" 'index($1, name) { print $2 + 0; exit }' "$work/report"; }
 
-# The same event as in single.lua, for tools that read a body from a file.
-body() {
-  local count=1
-  [ "$1" = single ] || count=100
-  for _ in $(seq "$count"); do
-    printf '{"timestamp":"%s","service":"checkout","message":"payment accepted in 128 ms for order 4711",' \
-      "$(date -u +%FT%TZ)"
-    printf '"metadata":{"region":"eu-west-1","attempt":1,"trace":"4bf92f3577b34da6a3ce929d0e0e4736"}}\n'
-  done
-}
-
-requests_per_second() { awk '/Requests\/sec:/ { print $2; exit }' "$work/report"; }
+is_load_report() { [ "$(head -c 1 "$work/report")" = '{' ]; }
 
 # The number of requests that got a response.
-requests() {
-  case $TOOL in
-    wrk) awk '/ requests in / { print $1 }' "$work/report" ;;
-    oha) awk '$1 ~ /^\[[0-9]+\]$/ { sum += $2 } END { print sum + 0 }' "$work/report" ;;
-  esac
+requests() { if is_load_report; then figure latencies; else awk '/ requests in / { print $1 }' "$work/report"; fi; }
+
+requests_per_second() {
+  if is_load_report; then
+    awk -v requests="$(requests)" -v seconds="$(figure seconds)" 'BEGIN { print requests / seconds }'
+  else
+    awk '/Requests\/sec:/ { print $2; exit }' "$work/report"
+  fi
 }
 
-# The number of responses other than 202, by the count of the tool.
+# The number of responses other than 202.
 rejected() {
-  case $TOOL in
-    wrk) awk '/Non-2xx or 3xx responses:/ { print $NF; found = 1 } END { if (!found) print 0 }' "$work/report" ;;
-    oha) awk '$1 ~ /^\[[0-9]+\]$/ && $1 != "[202]" { sum += $2 } END { print sum + 0 }' "$work/report" ;;
-  esac
+  if is_load_report; then
+    echo "$(($(figure refused) + $(figure errors)))"
+  else
+    awk '/Non-2xx or 3xx responses:/ { print $NF; found = 1 } END { if (!found) print 0 }' "$work/report"
+  fi
 }
 
 median() { sort -n | awk '{ value[NR] = $1 } END { print NR % 2 ? value[(NR + 1) / 2] : (value[NR / 2] + value[NR / 2 + 1]) / 2 }'; }
