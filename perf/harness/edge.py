@@ -10,11 +10,11 @@ def edge(bench):
     cluster = bench.cluster()
     variants = [(who, workers) for workers in (1, 2) for who in ("bare", "server")]
     for _, (who, workers) in there_and_back(variants, bench.rounds(3)):
-        seconds = bench.seconds(4)
+        seconds, name = bench.seconds(4), f"{workers} worker{'s' if workers > 1 else ''}"
         if who == "bare":
             with Bare(bench.work, workers) as bare:
                 load(connections=64, threads=2, seconds=1)
-                measure(bench, f"bare, {workers} workers", bare, seconds)
+                measure(bench, f"bare, {name}", bare, seconds)
             continue
         cluster.empty()
         with Server(bench.work, {"DATABASE_URL": cluster.url, "ACCEPTORS": str(workers), **WIDE_BUFFER}) as server:
@@ -26,7 +26,7 @@ def edge(bench):
             server.wait_for_drain()
             cluster.suspend()
             load(connections=64, threads=2, seconds=0.5)
-            measure(bench, f"server, {workers} workers", server, seconds)
+            measure(bench, f"server, {name}", server, seconds)
             server.stop(signal.SIGKILL)
             cluster.resume()
 

@@ -35,9 +35,10 @@ def goals(parts):
 
     if samples := of("edge"):
         for workers in (1, 2):
-            found = samples.ratios(f"server, {workers} workers", f"bare, {workers} workers", "requests_per_cpu_second")
+            name = f"{workers} worker{'s' if workers > 1 else ''}"
+            found = samples.ratios(f"server, {name}", f"bare, {name}", "requests_per_cpu_second")
             yield (
-                f"front end alone against bare `may_minihttp`, {workers} worker(s): requests per CPU-second",
+                f"front end alone against bare `may_minihttp`, {name}: requests per CPU-second",
                 ">= 0.95 x",
                 ratio(found),
                 found and found[0] >= 0.95,

@@ -61,7 +61,7 @@ def spread_text(values, form):
     if not values:
         return ""
     shown = [format(value, form) for value in (median(values), min(values), max(values))]
-    return f"{shown[0]} ({shown[1]} to {shown[2]})" if len(values) > 1 else shown[0]
+    return f"{shown[0]} ({shown[1]} to {shown[2]})" if shown[1] != shown[2] else shown[0]
 
 
 def table(samples, columns, first="variant"):
