@@ -19,6 +19,8 @@ TARGET = Path(os.environ.get("CARGO_TARGET_DIR", PERF.parent / "target")) / "rel
 AXUM = Path(os.environ.get("PEER_TARGET", TARGET.parent / "peer-axum")) / "release/aurore-events-peer-axum"
 # The server may come from another build, to compare two builds.
 SERVER = Path(os.environ.get("SERVER", TARGET / "aurore-events"))
+# Settings of the server besides those of the parts, as in "DRAIN_INTERVAL=20 WRITER_CONNECTIONS=1".
+SETTINGS = dict(setting.split("=", 1) for setting in os.environ.get("SERVER_SETTINGS", "").split())
 PORT = int(os.environ.get("PORT", "3998"))
 TICKS = os.sysconf("SC_CLK_TCK")
 # A buffer that holds a whole round, so that no event is refused.
@@ -233,6 +235,7 @@ class Server(Program):
             "DATA_DIR": str(directory),
             "RATE_LIMIT_QUERY": "0",
             "RETENTION_CRON_SCHEDULE": "0 0 1 1 *",
+            **SETTINGS,
             **env,
         }
         super().__init__(work, "server", [SERVER, "serve"], "/ready", env)

@@ -4,6 +4,7 @@ import argparse
 import json
 import os
 import shutil
+import signal
 import sys
 import tempfile
 import time
@@ -96,6 +97,8 @@ def main():
         parser.error(f"unknown parts: {', '.join(sorted(unknown))}")
     RESULTS.mkdir(parents=True, exist_ok=True)
     wanted = [part for part in PARTS if part in arguments.parts] if arguments.parts else list(PARTS)
+    # So that a signal ends the programs that were started, too.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("stopped by a signal"))
     bench = Bench(arguments.quick)
     failed = []
     try:

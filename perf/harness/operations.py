@@ -17,8 +17,7 @@ def memory(bench):
     cluster = bench.cluster()
     for _ in range(bench.rounds(3)):
         cluster.empty()
-        env = {"DATABASE_URL": cluster.url, "BUFFER_MAX_SIZE": "1000000"}
-        with Server(bench.work, env) as server:
+        with Server(bench.work, {"DATABASE_URL": cluster.url}) as server:
             time.sleep(2)
             idle = rss_bytes(server.process.pid)
             opened = open_idle_connections(4000)
@@ -26,6 +25,8 @@ def memory(bench):
             with_connections = rss_bytes(server.process.pid)
             for connection in opened:
                 connection.close()
+        # A buffer that is full at its limit of bytes, 256 MiB.
+        with Server(bench.work, {"DATABASE_URL": cluster.url, "BUFFER_MAX_SIZE": "1000000"}) as server:
             cluster.suspend()
             load(connections=64, seconds=bench.seconds(4), batch=10)
             buffered, loaded = server.metrics()["buffer_bytes"], rss_bytes(server.process.pid)
