@@ -306,3 +306,33 @@ impl Worker<'_> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn schedule(rate: Option<f64>) -> Schedule {
+        let address = ([127, 0, 0, 1], 1).into();
+        let pause = Duration::ZERO;
+        Schedule::new(&LoadOptions { address, connections: 1, seconds: 0.5, warmup: 0.5, rate, pause })
+    }
+
+    #[test]
+    fn a_late_worker_sends_every_request_with_the_time_at_which_it_was_due() {
+        let mut schedule = schedule(Some(10.0));
+        assert_eq!(schedule.next_due(0), Some(0));
+        assert_eq!(schedule.next_due(50_000_000), None);
+        let late: Vec<u64> = std::iter::from_fn(|| schedule.next_due(5_000_000_000)).collect();
+        assert_eq!(late, (1..10).map(|nth| nth * 100_000_000).collect::<Vec<_>>());
+        assert!(schedule.is_over(5_000_000_000));
+    }
+
+    #[test]
+    fn the_closed_loop_sends_until_its_end() {
+        let mut schedule = schedule(None);
+        assert_eq!(schedule.next_due(7), Some(7));
+        assert_eq!(schedule.next_due(999_999_999), Some(999_999_999));
+        assert_eq!(schedule.next_due(1_000_000_000), None);
+        assert!(schedule.is_over(1_000_000_000) && !schedule.is_over(999_999_999));
+    }
+}
