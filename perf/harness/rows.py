@@ -6,7 +6,7 @@ import subprocess
 from pathlib import Path
 
 from machine import PERF, PORT, BenchmarkError, Server, tree_cpu
-from stored import NARROW_BUFFER, stored_round
+from stored import NARROW_BUFFER, PAUSE_MS, stored_round
 
 
 class EmbeddedCluster:
@@ -65,6 +65,6 @@ def ingest(bench, directory, size):
         cluster = EmbeddedCluster(directory / "data/postgres")
         for _ in range(2):
             sample = stored_round(
-                server, cluster, connections=64, seconds=bench.seconds(3), batch=100, **{"pause-ms": 20}
+                server, cluster, connections=64, seconds=bench.seconds(3), batch=100, **{"pause-ms": PAUSE_MS}
             )
             bench.sample("ingest", rows=size, **sample)
