@@ -26,9 +26,10 @@ def memory(bench):
             for connection in opened:
                 connection.close()
         # A buffer that is full at its limit of bytes, 256 MiB.
-        with Server(bench.work, {"DATABASE_URL": cluster.url, "BUFFER_MAX_SIZE": "1000000"}) as server:
+        env = {"DATABASE_URL": cluster.url, "BUFFER_MAX_SIZE": "1000000", "SPILL_MAX_BYTES": "0"}
+        with Server(bench.work, env) as server:
             cluster.suspend()
-            load(connections=64, seconds=bench.seconds(4), batch=10)
+            load(connections=64, seconds=bench.seconds(4), batch=10, **{"pause-ms": 100})
             buffered, loaded = server.metrics()["buffer_bytes"], rss_bytes(server.process.pid)
             cluster.resume()
             server.wait_for_drain()

@@ -107,7 +107,7 @@ def levels(bench):
     with Server(bench.work, {"DATABASE_URL": cluster.url, **WIDE_BUFFER}) as server:
         load(connections=64, seconds=1)
         server.wait_for_drain()
-        for _, level in there_and_back(["memory", "written", "synced"], bench.rounds(4)):
+        for _, level in there_and_back(["memory", "written", "synced"], bench.rounds(3)):
             cluster.empty()
             options = {"connections": 64, "seconds": bench.seconds(4), "durability": level}
             bench.sample(level, **stored_round(server, cluster, **options))
