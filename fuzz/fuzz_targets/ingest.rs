@@ -5,6 +5,7 @@
 use std::time::Duration;
 
 use aurore_events::clock::Clock;
+use aurore_events::event::id_generator::IdGenerator;
 use aurore_events::event::row;
 use aurore_events::event::{METADATA_DEPTH_MAX, Timestamp};
 use aurore_events::http::ContentCoding;
@@ -103,7 +104,8 @@ libfuzzer_sys::fuzz_target!(|body: &[u8]| {
         rows_per_block_max: 3,
         decompressed_bytes_max: 1 << 20,
     };
-    let mut ingest = IngestDecoder::new(limits, Clock::manual(Timestamp::from_millis(NOW_MS), 1).rng());
+    let rng = Clock::manual(Timestamp::from_millis(NOW_MS), 1).rng();
+    let mut ingest = IngestDecoder::new(limits, IdGenerator::new(rng));
     decode(&mut ingest, BodyFormat::Json, body);
     let lines = decode(&mut ingest, BodyFormat::Ndjson, body);
     let mut sum = Outcome { accepted: 0, rejected: 0 };

@@ -12,6 +12,7 @@ use rand::rngs::StdRng;
 use crate::buffer::{AdmitError, RowBlock};
 use crate::clock::Clock;
 use crate::event::Timestamp;
+use crate::event::id_generator::IdGenerator;
 use crate::health::status::Status;
 use crate::http::{
     ContentCoding, DecompressBodyError, DecompressLimits, Decompressor, Headers, Promise, Request, Response,
@@ -91,7 +92,7 @@ impl Intake {
         status: Arc<Status>,
     ) -> Self {
         Self {
-            ingest: IngestDecoder::new(limits, rng),
+            ingest: IngestDecoder::new(limits, IdGenerator::new(rng)),
             decompressor: Decompressor::new(DecompressLimits::new(limits.decompressed_bytes_max)),
             admission: Admission { acceptor, durability, clock: status.clock.clone(), status },
             recent_ids: RecentIds::default(),
@@ -159,11 +160,12 @@ impl Intake {
             let Some(headers) = admission.check_request(services, request, response) else {
                 return IntakeOutcome::Answered;
             };
+            let now = admission.clock.wall();
             Box::new(DecodeState {
                 headers: RetainedHeaders::new(&headers),
                 decompressor: self.decompressor.fork(),
-                ingest: self.ingest.fork(),
-                now: admission.clock.wall(),
+                ingest: self.ingest.fork(now),
+                now,
                 decompressed: false,
             })
         };

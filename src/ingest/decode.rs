@@ -400,7 +400,10 @@ fn finish(scanner: &Scanner<'_>, mut event: PartialEvent, context: &DecodeContex
         return accept_exported(sink, event, id, timestamp, context.now, &parts);
     }
     let id = match (event.key, context.key) {
-        (None, None) => EventId::random(timestamp.millis().cast_unsigned(), sink.random_bytes()),
+        (None, None) => {
+            sink.id_generator.next_arrival(context.now);
+            sink.id_generator.event_id(timestamp.millis().cast_unsigned())
+        }
         (Some(key), _) => {
             let (service, key) = sink.unescape_pair(&parts, service, key);
             let id = idempotency::event_key_id(timestamp, service, key);

@@ -1,5 +1,5 @@
-//! Ids of events with an idempotency key, and the header `Idempotency-Key`. An event without a key
-//! gets a random id.
+//! Ids of events with an idempotency key, and the header `Idempotency-Key`. The ids of
+//! events without a key are made by [`IdGenerator`](crate::event::id_generator::IdGenerator).
 //!
 //! # The hash
 //! The field `idempotency_key` names one event: the same service, timestamp and key are one id,

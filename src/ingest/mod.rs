@@ -19,18 +19,20 @@ mod tests;
 
 use std::time::Duration;
 
-use rand::rngs::StdRng;
-
 pub use headers::{
     BodyFormat, ENCODINGS, IngestHeaders, NDJSON_TYPES, ParseIngestHeadersError, RetainedHeaders, keeps_ids,
 };
 pub use recent_ids::RecentIds;
 
+use crate::event::id_generator::IdGenerator;
 use crate::event::{EventId, Timestamp};
 use crate::http::{Response, problem};
 use crate::json::scan;
 use body_reader::BodyReader;
 use row_sink::RowSink;
+
+/// An event in a body is longer: the names of its three required fields take as much.
+const EVENT_BYTES_MIN: usize = 32;
 
 /// Bounds on accepted events and on the blocks that carry their rows.
 #[derive(Clone, Copy, Debug)]
@@ -75,16 +77,21 @@ pub enum BodyShape {
 }
 
 impl IngestDecoder {
-    /// `rng` must be cryptographically secure and seeded by the operating system, so that ids are
-    /// unpredictable and do not collide.
-    pub fn new(limits: IngestLimits, rng: StdRng) -> Self {
-        Self { limits, sink: RowSink::new(limits.rows_per_block_max, rng), reader: BodyReader::default() }
+    /// A decoder whose ids and arrival numbers `id_generator` makes.
+    pub fn new(limits: IngestLimits, id_generator: IdGenerator) -> Self {
+        Self {
+            limits,
+            sink: RowSink::new(limits.rows_per_block_max, id_generator),
+            reader: BodyReader::default(),
+        }
     }
 
-    /// A new decoder with the same limits and its own random generator.
+    /// A new decoder with the same limits for one request that arrives at `now`.
     #[must_use]
-    pub fn fork(&mut self) -> Self {
-        Self::new(self.limits, self.sink.fork_rng())
+    pub fn fork(&mut self, now: Timestamp) -> Self {
+        let events_max = i64::try_from(self.limits.decompressed_bytes_max / EVENT_BYTES_MIN);
+        let id_generator = self.sink.id_generator.fork(now, events_max.unwrap_or(i64::MAX));
+        Self::new(self.limits, id_generator)
     }
 
     /// Decodes the events of `body`.

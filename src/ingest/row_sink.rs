@@ -1,12 +1,10 @@
 //! Collects the output of decoding one request: rows in blocks, ids, errors. The allocations belong
 //! to one acceptor and are reused.
 
-use rand::rngs::StdRng;
-use rand::{Rng, SeedableRng};
-
 use super::encode::{self, EventParts};
 use super::idempotency::ContentCounts;
 use crate::event::EventId;
+use crate::event::id_generator::IdGenerator;
 use crate::http::problem::FieldErrors;
 use crate::json::JsonString;
 
@@ -38,12 +36,12 @@ pub(super) struct RowSink {
     pub(super) content_counts: ContentCounts,
     open_block_rows: u32,
     rows_per_block_max: u32,
-    rng: StdRng,
+    pub(super) id_generator: IdGenerator,
     scratch: Vec<u8>,
 }
 
 impl RowSink {
-    pub(super) fn new(rows_per_block_max: u32, rng: StdRng) -> Self {
+    pub(super) fn new(rows_per_block_max: u32, id_generator: IdGenerator) -> Self {
         assert!(rows_per_block_max > 0, "BUG: a block holds at least one row");
         Self {
             rows: Vec::new(),
@@ -56,14 +54,9 @@ impl RowSink {
             content_counts: ContentCounts::default(),
             open_block_rows: 0,
             rows_per_block_max,
-            rng,
+            id_generator,
             scratch: Vec::new(),
         }
-    }
-
-    /// A generator seeded from this one.
-    pub(super) fn fork_rng(&mut self) -> StdRng {
-        StdRng::from_rng(&mut self.rng)
     }
 
     /// Empties the sink and frees the memory that a large request allocated.
@@ -116,15 +109,6 @@ impl RowSink {
             self.block_ends.push(BlockEnd { end: self.rows.len(), rows: self.open_block_rows });
             self.open_block_rows = 0;
         }
-    }
-
-    /// 80 bits from the cryptographic generator.
-    #[inline]
-    pub(super) fn random_bytes(&mut self) -> [u8; 10] {
-        let mut bytes = [0; 10];
-        bytes[..8].copy_from_slice(&self.rng.next_u64().to_le_bytes());
-        bytes[8..].copy_from_slice(&self.rng.next_u32().to_le_bytes()[..2]);
-        bytes
     }
 
     /// Both strings, unescaped.

@@ -6,6 +6,7 @@ mod invalid_events;
 mod properties;
 
 use rand::SeedableRng;
+use rand::rngs::StdRng;
 
 use super::idempotency::HeaderKey;
 use super::*;
@@ -22,7 +23,7 @@ fn ingest(rows_per_block_max: u32) -> IngestDecoder {
         rows_per_block_max,
         decompressed_bytes_max: 1 << 20,
     };
-    IngestDecoder::new(limits, StdRng::seed_from_u64(7))
+    IngestDecoder::new(limits, IdGenerator::new(StdRng::seed_from_u64(7)))
 }
 
 fn headers(format: BodyFormat, key: Option<HeaderKey<'_>>) -> IngestHeaders<'_> {
