@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use aurore_events::clock::{Clock, Moment};
 use aurore_events::event::row::{self, COLUMNS, COPY_HEADER, COPY_TRAILER};
-use aurore_events::event::{EventId, Timestamp};
+use aurore_events::event::{ArrivalNumber, EventId, Timestamp};
 use aurore_events::partitions::ONLINE;
 use aurore_events::storage::postgres::embedded::{Cluster, ClusterLimits};
 use aurore_events::storage::postgres::{PostgresLimits, PostgresRepository};
@@ -96,7 +96,13 @@ fn batches(clock: &Clock) -> Vec<Vec<Vec<u8>>> {
         for _ in 0..EVENTS {
             let at = Timestamp::from_micros(now.micros() + nth * 10);
             let millis = u64::try_from(at.millis()).expect("the clock is past 1970");
-            row::append_header(&mut bytes, EventId::random(millis, rng.random()), at, now);
+            row::append_header(
+                &mut bytes,
+                EventId::random(millis, rng.random()),
+                at,
+                now,
+                ArrivalNumber::default(),
+            );
             row::append_text(&mut bytes, format!("service-{}", nth % 10).as_bytes());
             row::append_text(&mut bytes, b"payment accepted in 128 ms for order 4711");
             row::append_metadata(

@@ -1,7 +1,7 @@
 //! Cursors: decoding arbitrary text never panics, and encoding and decoding are inverse functions.
 #![no_main]
 
-use aurore_events::event::{EventId, Timestamp};
+use aurore_events::event::{ArrivalNumber, EventId, EventKey, Timestamp};
 use aurore_events::query::cursor::Cursor;
 use aurore_events::storage::SortOrder;
 
@@ -11,17 +11,19 @@ libfuzzer_sys::fuzz_target!(|data: &[u8]| {
     {
         assert_eq!(cursor.encode(), text);
     }
-    let Some((input, rest)) = data.split_first_chunk::<25>() else { return };
+    let Some((input, rest)) = data.split_first_chunk::<33>() else { return };
     let mut id = [0; 16];
-    id.copy_from_slice(&input[9..]);
-    let mut micros = [0; 8];
-    micros.copy_from_slice(&input[1..9]);
+    id.copy_from_slice(&input[17..]);
+    let integer_at = |at: usize| i64::from_be_bytes(input[at..at + 8].try_into().expect("8 bytes"));
     // The timestamps of events: 48 bits of milliseconds.
-    let micros = i64::from_be_bytes(micros).rem_euclid(1000 << 48);
+    let micros = integer_at(1).rem_euclid(1000 << 48);
     let cursor = Cursor {
         order: if input[0] & 1 == 0 { SortOrder::Desc } else { SortOrder::Asc },
-        timestamp: Timestamp::from_micros(micros),
-        event_id: EventId::from_bytes(id),
+        last: EventKey {
+            timestamp: Timestamp::from_micros(micros),
+            arrival: ArrivalNumber::from_nanos(integer_at(9)),
+            event_id: EventId::from_bytes(id),
+        },
     };
     let text = cursor.encode();
     assert_eq!(Cursor::decode(&text), Ok(cursor));

@@ -5,8 +5,8 @@ BEGIN;
 SET LOCAL lock_timeout = '2s';
 
 \echo 'a batch, straight'
-COPY events (event_id, timestamp, ingested_at, service, message, metadata) FROM STDIN;
-0000000003e8700080000000000000aa	1970-01-01 00:00:01+00	1970-01-01 00:00:01+00	check	first	{"k": 1}
+COPY events (event_id, timestamp, ingested_at, id, service, message, metadata) FROM STDIN;
+0000000003e8700080000000000000aa	1970-01-01 00:00:01+00	1970-01-01 00:00:01+00	1000000000	check	first	{"k": 1}
 \.
 WITH new AS (
     SELECT service COLLATE "C" AS service, minute, count
@@ -23,15 +23,15 @@ minutes AS (
 SELECT 1;
 
 \echo 'a batch of which some is stored'
-CREATE TEMPORARY TABLE aurore_stage (event_id uuid, timestamp timestamptz, ingested_at timestamptz, service text,
+CREATE TEMPORARY TABLE aurore_stage (event_id uuid, timestamp timestamptz, ingested_at timestamptz, id bigint, service text,
     message text, metadata jsonb) ON COMMIT DROP;
-COPY aurore_stage (event_id, timestamp, ingested_at, service, message, metadata) FROM STDIN;
-0000000003e8700080000000000000aa	1970-01-01 00:00:01+00	1970-01-01 00:00:01+00	check	first	{"k": 1}
-0000000003e9700080000000000000ab	1970-01-01 00:00:01+00	1970-01-01 00:00:01+00	check	second	\N
+COPY aurore_stage (event_id, timestamp, ingested_at, id, service, message, metadata) FROM STDIN;
+0000000003e8700080000000000000aa	1970-01-01 00:00:01+00	1970-01-01 00:00:01+00	1000000000	check	first	{"k": 1}
+0000000003e9700080000000000000ab	1970-01-01 00:00:01+00	1970-01-01 00:00:01+00	1000000000	check	second	\N
 \.
 WITH stored AS (
-    INSERT INTO events (event_id, timestamp, ingested_at, service, message, metadata)
-    SELECT event_id, timestamp, ingested_at, service, message, metadata FROM aurore_stage ORDER BY event_id
+    INSERT INTO events (event_id, timestamp, ingested_at, id, service, message, metadata)
+    SELECT event_id, timestamp, ingested_at, id, service, message, metadata FROM aurore_stage ORDER BY event_id
     ON CONFLICT (event_id) DO NOTHING RETURNING service, timestamp)
 SELECT service, date_trunc('minute', timestamp, 'UTC') AS minute, count(*) = 1 AS one_is_new FROM stored GROUP BY 1, 2;
 WITH new AS (
@@ -50,8 +50,8 @@ SELECT 1;
 
 \echo 'a trial insert'
 SAVEPOINT trial;
-COPY events (event_id, timestamp, ingested_at, service, message, metadata) FROM STDIN;
-0000000003e8800080000000000000ff	1970-01-01 00:00:01+00	1970-01-01 00:00:01+00	check	trial	\N
+COPY events (event_id, timestamp, ingested_at, id, service, message, metadata) FROM STDIN;
+0000000003e8800080000000000000ff	1970-01-01 00:00:01+00	1970-01-01 00:00:01+00	1000000000	check	trial	\N
 \.
 SET CONSTRAINTS ALL IMMEDIATE;
 ROLLBACK TO SAVEPOINT trial;
@@ -78,9 +78,9 @@ SELECT event_id FROM events WHERE event_id >= '0000000003e800000000000000000000'
     AND timestamp >= '1970-01-01 00:00Z' AND timestamp < '1970-01-01 00:01Z' ORDER BY event_id DESC OFFSET 1 - 1 LIMIT 1;
 SELECT event_id, timestamp, metadata::text FROM events
     WHERE event_id >= '0000000003e800000000000000000000' AND event_id < '0000000007d000000000000000000000' AND service = 'check'
-    AND (timestamp, event_id) < ('1970-01-01 00:00:01Z', '0000000003e9700080000000000000ab')
+    AND (timestamp, id, event_id) < ('1970-01-01 00:00:01Z', 1000000001, '0000000003e9700080000000000000ab')
     AND metadata @> ANY (ARRAY['{"k":1}']::jsonb[]) AND message ILIKE '%FIRST%' ESCAPE '!'
-    ORDER BY timestamp DESC, event_id DESC LIMIT 101;
+    ORDER BY timestamp DESC, id DESC, event_id DESC LIMIT 101;
 SELECT 0 + (SELECT coalesce(sum(count), 0)::bigint FROM event_counts WHERE hour >= '1970-01-01 00:00Z' AND hour < '1970-01-01 01:00Z')
     - (SELECT count(*) FROM events WHERE event_id >= '0000000007d000000000000000000000' AND event_id < '0000000008d000000000000000000000') AS total;
 SELECT CASE WHEN first.whole = first.counted AND last.whole = last.counted THEN last.part - first.part

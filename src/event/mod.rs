@@ -8,6 +8,8 @@ pub mod timestamp;
 use std::fmt;
 use std::str::FromStr;
 
+pub use id_generator::ArrivalNumber;
+
 /// Maximum bytes of an event in the request body. An event whose fields are all at their bounds and
 /// fully escaped takes a quarter of it; the rest allows white space, and field errors for longer
 /// events.
@@ -205,6 +207,16 @@ impl FromStr for EventId {
     }
 }
 
+/// The key by which queries order events: by timestamp, events of one timestamp by arrival. The
+/// derived order compares the fields in this order.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct EventKey {
+    pub timestamp: Timestamp,
+    pub arrival: ArrivalNumber,
+    /// Servers whose clocks agree may make equal numbers.
+    pub event_id: EventId,
+}
+
 /// A stored event, as queries return it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Event {
@@ -215,11 +227,17 @@ pub struct Event {
     /// The JSON text of an object.
     pub metadata: Option<String>,
     pub ingested_at: Timestamp,
+    /// Column `id`. Queries order by it and do not return it.
+    pub arrival: ArrivalNumber,
 }
 
 impl Event {
     /// Bytes of the event as JSON without its text fields, rounded up.
     const JSON_OVERHEAD_BYTES: usize = 256;
+
+    pub fn key(&self) -> EventKey {
+        EventKey { timestamp: self.timestamp, arrival: self.arrival, event_id: self.event_id }
+    }
 
     /// An upper bound of the bytes of the event as JSON: each character that needs an escape counts
     /// as the longest one.

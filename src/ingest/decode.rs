@@ -8,7 +8,8 @@ use super::row_sink::RowSink;
 use crate::event::row;
 use crate::event::timestamp::{self, ParseTimestampError, TimestampBounds};
 use crate::event::{
-    EventId, KEY_BYTES_MAX, MESSAGE_BYTES_MAX, METADATA_BYTES_MAX, SERVICE_BYTES_MAX, Timestamp,
+    ArrivalNumber, EventId, KEY_BYTES_MAX, MESSAGE_BYTES_MAX, METADATA_BYTES_MAX, SERVICE_BYTES_MAX,
+    Timestamp,
 };
 use crate::http::problem::{ECHO_BYTES_MAX, FieldError};
 use crate::json::{JsonString, JsonValue, JsonViolation, ParseJsonError, Scanner, text};
@@ -399,20 +400,18 @@ fn finish(scanner: &Scanner<'_>, mut event: PartialEvent, context: &DecodeContex
     if let Some(id) = event.id {
         return accept_exported(sink, event, id, timestamp, context.now, &parts);
     }
+    let arrival = sink.id_generator.next_arrival(context.now);
     let id = match (event.key, context.key) {
-        (None, None) => {
-            sink.id_generator.next_arrival(context.now);
-            sink.id_generator.event_id(timestamp.millis().cast_unsigned())
-        }
+        (None, None) => sink.id_generator.event_id(timestamp.millis().cast_unsigned()),
         (Some(key), _) => {
             let (service, key) = sink.unescape_pair(&parts, service, key);
             let id = idempotency::event_key_id(timestamp, service, key);
             sink.has_keyed_ids = true;
             id
         }
-        (None, Some(key)) => return accept_by_content(sink, key, timestamp, context.now, &parts),
+        (None, Some(key)) => return accept_by_content(sink, key, timestamp, context.now, arrival, &parts),
     };
-    encode::encode_row(&mut sink.rows, id, timestamp, context.now, &parts);
+    encode::encode_row(&mut sink.rows, id, timestamp, context.now, arrival, &parts);
     sink.accept(id);
 }
 
@@ -430,7 +429,8 @@ fn accept_exported(
         event.record_error(sink, EventField::Id, DecodeFieldError::IdOfAnotherTime);
         return sink.reject();
     }
-    encode::encode_row(&mut sink.rows, id, timestamp, now, parts);
+    let arrival = sink.id_generator.next_arrival(now);
+    encode::encode_row(&mut sink.rows, id, timestamp, now, arrival, parts);
     sink.has_keyed_ids |= id.is_keyed();
     sink.accept(id);
 }
@@ -441,11 +441,12 @@ fn accept_by_content(
     key: HeaderKey<'_>,
     timestamp: Timestamp,
     now: Timestamp,
+    arrival: ArrivalNumber,
     parts: &EventParts<'_>,
 ) {
     let begin = sink.rows.len();
     // The content is hashed as the row has it; the id follows.
-    encode::encode_row(&mut sink.rows, EventId::floor(0), timestamp, now, parts);
+    encode::encode_row(&mut sink.rows, EventId::floor(0), timestamp, now, arrival, parts);
     let digest = ContentDigest::new(key, &sink.rows[begin..]);
     let id = digest.event_id(timestamp, sink.content_counts.count(digest));
     row::set_id(&mut sink.rows[begin..], id);

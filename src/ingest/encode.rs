@@ -1,7 +1,7 @@
 //! Encodes a valid event as a row. Each byte is copied once and unescaped during the copy.
 
 use crate::event::row;
-use crate::event::{EventId, Timestamp};
+use crate::event::{ArrivalNumber, EventId, Timestamp};
 use crate::json::text;
 use crate::json::{JsonString, JsonValue};
 
@@ -20,13 +20,14 @@ pub(super) fn encode_row(
     id: EventId,
     timestamp: Timestamp,
     ingested_at: Timestamp,
+    arrival: ArrivalNumber,
     parts: &EventParts<'_>,
 ) {
     let metadata = parts.metadata.map(|value| &parts.source[value.start..value.end]);
     out.reserve(
         row::ROW_BYTES_MIN + 1 + parts.service.bytes + parts.message.bytes + metadata.map_or(0, <[u8]>::len),
     );
-    row::append_header(out, id, timestamp, ingested_at);
+    row::append_header(out, id, timestamp, ingested_at, arrival);
     row::append_text_with(out, |out| append_unescaped(out, parts.source, parts.service));
     row::append_text_with(out, |out| append_unescaped(out, parts.source, parts.message));
     row::append_metadata(out, metadata);

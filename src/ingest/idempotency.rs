@@ -1,5 +1,5 @@
-//! Ids of events with an idempotency key, and the header `Idempotency-Key`. The ids of
-//! events without a key are made by [`IdGenerator`](crate::event::id_generator::IdGenerator).
+//! Ids of events with an idempotency key, and the header `Idempotency-Key`.
+//! [`IdGenerator`](crate::event::id_generator::IdGenerator) makes the ids of other events.
 //!
 //! # The hash
 //! The field `idempotency_key` names one event: the same service, timestamp and key are one id,
@@ -158,6 +158,7 @@ impl ContentCounts {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::event::ArrivalNumber;
 
     const TIME: Timestamp = Timestamp::from_micros(1_700_000_000_123_456);
 
@@ -176,7 +177,13 @@ mod tests {
     fn request_key_id_format_is_stable() {
         let digest = |key: &str, metadata: Option<&str>| {
             let mut bytes = Vec::new();
-            row::append_header(&mut bytes, EventId::floor(9), TIME, Timestamp::default());
+            row::append_header(
+                &mut bytes,
+                EventId::floor(9),
+                TIME,
+                Timestamp::default(),
+                ArrivalNumber::default(),
+            );
             row::append_text(&mut bytes, b"checkout");
             row::append_text(&mut bytes, b"m");
             row::append_metadata(&mut bytes, metadata.map(str::as_bytes));

@@ -3,6 +3,7 @@
 mod bodies;
 mod idempotency;
 mod invalid_events;
+mod order;
 mod properties;
 
 use rand::SeedableRng;

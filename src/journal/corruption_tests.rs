@@ -11,7 +11,7 @@ use super::filesystem::File;
 use super::reader::SegmentReader;
 use super::record::{HEADER_BYTES, RECORD_HEADER_BYTES, RecordHeader, SegmentHeader, VERSION};
 use crate::event::row;
-use crate::event::{EventId, Timestamp};
+use crate::event::{ArrivalNumber, EventId, Timestamp};
 
 const SEGMENT: u64 = 7;
 
@@ -44,7 +44,7 @@ fn expected_records() -> impl Strategy<Value = Vec<ExpectedRecord>> {
         let mut bytes = Vec::new();
         for message in &messages {
             let time = Timestamp::from_millis(1);
-            row::append_header(&mut bytes, EventId::floor(1), time, time);
+            row::append_header(&mut bytes, EventId::floor(1), time, time, ArrivalNumber::default());
             row::append_text(&mut bytes, b"s");
             row::append_text(&mut bytes, message.as_bytes());
             row::append_metadata(&mut bytes, None);

@@ -14,7 +14,7 @@ use memchr::memmem::Finder;
 use super::filesystem::{File, Filesystem};
 use super::{Durability, Journal, segment};
 use crate::buffer::Buffer;
-use crate::event::row::{ROW_BYTES_MAX, Row};
+use crate::event::row::{self, FIRST_FIELD_AT, ROW_BYTES_MAX, Row};
 use crate::event::{Event, EventId};
 
 /// Bytes of one read. Few in a test, so that rows cross the boundaries of windows.
@@ -74,8 +74,8 @@ impl Lookup {
 }
 
 fn find_in_segments(disk: &dyn Filesystem, id: EventId) -> io::Result<Option<Event>> {
-    let head = Row::prefix_of(id);
-    let finder = Finder::new(&head);
+    let field = Row::first_field_of(id);
+    let finder = Finder::new(&field);
     let mut window = Vec::new();
     for name in disk.list()?.iter().filter(|name| segment::parse_file_name(name).is_some()) {
         // All events of a segment that is removed during the search are stored.
@@ -89,14 +89,20 @@ fn find_in_segments(disk: &dyn Filesystem, id: EventId) -> io::Result<Option<Eve
 }
 
 fn find_in_file(file: &dyn File, finder: &Finder<'_>, window: &mut Vec<u8>) -> io::Result<Option<Event>> {
-    let (end, mut at) = (file.bytes()?, 0);
+    let (end, mut at, mut bytes) = (file.bytes()?, 0, Vec::new());
     while at < end {
         read_window(file, at, end, WINDOW_BYTES, window)?;
-        if let Some(found) = finder.find(window) {
-            let row_at = at + found as u64;
-            read_window(file, row_at, end, ROW_BYTES_MAX, window)?;
-            // Texts contain no NUL, so that the needle matches only at the beginning of a row.
-            return Ok(Row::split(window).ok().map(|(row, _)| row.to_event()));
+        // Texts contain no NUL, so that the needle matches only at the beginning of a row, or at a
+        // text that equals the id.
+        for found in finder.find_iter(window) {
+            let row_at = (at + found as u64).saturating_sub(FIRST_FIELD_AT as u64);
+            read_window(file, row_at, end, ROW_BYTES_MAX, &mut bytes)?;
+            if let Ok((row, _)) = row::split_converted(&bytes, 0)
+                && let Ok((row, _)) = Row::split(&row)
+                && finder.needle().ends_with(row.event_id().bytes())
+            {
+                return Ok(Some(row.to_event()));
+            }
         }
         // The windows overlap, since the beginning of a row may cross their boundary.
         let passed = window.len().saturating_sub(finder.needle().len() - 1).max(1);
@@ -113,8 +119,7 @@ fn read_window(file: &dyn File, at: u64, end: u64, most: usize, into: &mut Vec<u
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::event::Timestamp;
-    use crate::event::row;
+    use crate::event::{ArrivalNumber, Timestamp};
     use crate::journal::filesystem::OsDirectory;
 
     #[test]
@@ -126,16 +131,40 @@ mod tests {
         let ids: Vec<_> = (1..60_u64).map(|millis| EventId::keyed(millis, [7; 10])).collect();
         let mut bytes = vec![0; 24];
         for (nth, id) in ids.iter().enumerate() {
-            row::append_header(&mut bytes, *id, Timestamp::from_millis(5), Timestamp::from_millis(6));
+            let begin = bytes.len();
+            row::append_header(
+                &mut bytes,
+                *id,
+                Timestamp::from_millis(5),
+                Timestamp::from_millis(6),
+                ArrivalNumber::default(),
+            );
             row::append_text(&mut bytes, format!("service {nth}").as_bytes());
             row::append_text(&mut bytes, &vec![b'm'; nth * 13 + 1]);
             row::append_metadata(&mut bytes, None);
+            if nth % 3 == 0 {
+                let row = bytes.split_off(begin);
+                bytes.extend(row::without_arrival(&row));
+            }
         }
+        // A text that equals the first field of another row.
+        let other: EventId = "01234567-3031-7233-8000-000000000000".parse().unwrap();
+        row::append_header(
+            &mut bytes,
+            EventId::floor(0),
+            Timestamp::default(),
+            Timestamp::default(),
+            ArrivalNumber::default(),
+        );
+        row::append_text(&mut bytes, other.bytes());
+        row::append_text(&mut bytes, b"m");
+        row::append_metadata(&mut bytes, None);
         file.write(0, &bytes).unwrap();
         for (nth, id) in ids.iter().enumerate() {
             let event = find_in_segments(&disk, *id).unwrap().expect("the event is in the segment");
             assert_eq!((event.event_id, event.service), (*id, format!("service {nth}")));
         }
+        assert_eq!(find_in_segments(&disk, other).unwrap(), None);
         assert_eq!(find_in_segments(&disk, EventId::keyed(9, [8; 10])).unwrap(), None);
         std::fs::remove_dir_all(path).unwrap();
     }

@@ -21,7 +21,7 @@
 //! | offset | bytes | field |
 //! |---|---|---|
 //! | 0 | 8 | magic, `AURJRNL\n` |
-//! | 8 | 4 | format version, `u32`: 2; version 1 is read too |
+//! | 8 | 4 | format version, `u32`: 3; versions 1 and 2 are read too |
 //! | 12 | 8 | segment number, `u64`: that of the file name |
 //! | 20 | 8 | tag: random bytes, drawn for each segment |
 //! | 28 | 8 | creation time, `i64`: microseconds since 1970 |
@@ -35,7 +35,7 @@
 //! | 8 | 4 | n, bytes of the rows, `u32` |
 //! | 12 | 4 | bits 0 to 30: number of rows, at least 1; bit 31 (since version 2): the block was spilled |
 //! | 16 | 4 | CRC32C of segment number (8 bytes, not stored in the record), bytes 0 to 15, and the rows |
-//! | 20 | n | rows, each a tuple of PostgreSQL's binary COPY format (`event::row`) |
+//! | 20 | n | rows, each a tuple of PostgreSQL's binary COPY format (`event::row`), since version 3 with the field `id` |
 //!
 //! Since version 2, zeros may follow the last record: preallocated space. The checksum includes the
 //! segment number, so that a stale record of another segment is not valid. The tag is random and

@@ -1,14 +1,15 @@
-//! Reads the rows of a segment record by record, in bounded memory. A record whose checksum matches
-//! but whose rows do not decode counts as corrupt.
+//! Reads the rows of a segment record by record, in bounded memory, and converts rows of earlier
+//! format versions. A record whose checksum matches but whose rows do not decode counts as corrupt.
 //!
 //! It must not depend on what is done with the rows.
 
+use std::borrow::Cow;
 use std::io;
 use std::ops::Range;
 
 use super::filesystem::File;
 use super::record::FORMAT;
-use crate::event::row::Row;
+use crate::event::row::{self, Row};
 use crate::recordlog::{ReadAt, Scan};
 
 pub use crate::recordlog::{Damage as SegmentDamage, OpenError as OpenSegmentError};
@@ -21,7 +22,11 @@ impl ReadAt for Box<dyn File> {
 
 /// A reader of one segment, or of a range of it.
 #[derive(Debug)]
-pub struct SegmentReader(Scan<Box<dyn File>>);
+pub struct SegmentReader {
+    scan: Scan<Box<dyn File>>,
+    /// The rows of the last record, if an earlier version wrote them.
+    converted: Option<Vec<u8>>,
+}
 
 /// One record, with rows that were verified.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -35,40 +40,54 @@ pub struct JournalRecord<'a> {
 impl SegmentReader {
     pub fn open(file: Box<dyn File>, segment: u64) -> Result<Self, OpenSegmentError> {
         let end = file.bytes()?;
-        Ok(Self(Scan::open(file, end, &FORMAT, (0, segment))?))
+        Ok(Self::new(Scan::open(file, end, &FORMAT, (0, segment))?))
     }
 
     /// Opens a range of a segment, from the beginning of a record to the end of a record.
     pub fn open_range(file: Box<dyn File>, segment: u64, tag: [u8; 8], span: Range<u64>) -> io::Result<Self> {
         let end = file.bytes()?.min(span.end);
-        Ok(Self(Scan::open_range(file, segment, tag, span.start..end)))
+        Ok(Self::new(Scan::open_range(file, segment, tag, span.start..end)))
+    }
+
+    fn new(scan: Scan<Box<dyn File>>) -> Self {
+        Self { scan, converted: None }
     }
 
     /// Returns the next valid record, or `None` at the end.
     pub fn next_record(&mut self) -> io::Result<Option<JournalRecord<'_>>> {
-        while let Some(header) = self.0.next_record()? {
+        while let Some(header) = self.scan.next_record()? {
             let (rows, spilled) = (header.count(), header.flag());
-            if are_valid_rows(self.0.payload(), rows) {
-                return Ok(Some(JournalRecord { rows, spilled, bytes: self.0.payload() }));
+            // Rows that cannot be converted are invalid as they are.
+            self.converted = match row::convert_rows(self.scan.payload()) {
+                Ok(Cow::Owned(converted)) => Some(converted),
+                Ok(Cow::Borrowed(_)) | Err(_) => None,
+            };
+            if are_valid_rows(self.rows(), rows) {
+                return Ok(Some(JournalRecord { rows, spilled, bytes: self.rows() }));
             }
-            self.0.reject();
+            self.scan.reject();
         }
         Ok(None)
     }
 
+    /// The rows of the last record.
+    fn rows(&self) -> &[u8] {
+        self.converted.as_deref().unwrap_or(self.scan.payload())
+    }
+
     /// The offset up to which all records were returned and all corruption was counted.
     pub fn position(&self) -> u64 {
-        self.0.position()
+        self.scan.position()
     }
 
     /// The damage found so far.
     pub fn damage(&self) -> SegmentDamage {
-        self.0.damage()
+        self.scan.damage()
     }
 
     /// Preallocated bytes: zeros at the end of the file. Set once the end is reached.
     pub fn preallocated(&self) -> u64 {
-        self.0.trailing_zeros()
+        self.scan.trailing_zeros()
     }
 }
 

@@ -18,7 +18,7 @@ use super::*;
 use crate::buffer::{AdmitError, Buffer};
 use crate::clock::{Clock, Moment};
 use crate::event::row;
-use crate::event::{EventId, Timestamp};
+use crate::event::{ArrivalNumber, EventId, Timestamp};
 use crate::lifecycle::{Lifecycle, LifecyclePhase};
 use crate::metrics::Ledger;
 use crate::storage::Stored;
@@ -136,7 +136,7 @@ fn encoded(messages: &[&str]) -> (Vec<u8>, u32) {
     let mut bytes = Vec::new();
     let time = Timestamp::from_millis(1);
     for message in messages {
-        row::append_header(&mut bytes, EventId::floor(1), time, time);
+        row::append_header(&mut bytes, EventId::floor(1), time, time, ArrivalNumber::default());
         row::append_text(&mut bytes, b"s");
         row::append_text(&mut bytes, message.as_bytes());
         row::append_metadata(&mut bytes, None);
@@ -227,6 +227,24 @@ fn reader_reads_format_version_1() {
     let (messages, damage) = read(&MemoryFilesystem::with(bytes), 1);
     assert_eq!(messages, ["single 1", "single 2", "batch 1", "batch 2"]);
     assert_eq!(damage, reader::SegmentDamage::default());
+}
+
+#[test]
+fn reader_converts_rows_of_format_version_2() {
+    let bytes = include_bytes!("fixtures/version-2.seg").to_vec();
+    let disk = MemoryFilesystem::with(bytes);
+    let mut reader = SegmentReader::open(disk.open(&file_name(1)).unwrap(), 1).unwrap();
+    let mut records = Vec::new();
+    while let Some(record) = reader.next_record().unwrap() {
+        for (row, nth) in row::rows(record.bytes).zip(0..) {
+            assert_eq!(row.arrival().nanos(), row.ingested_at().micros() * 1000 + nth);
+        }
+        records.push((record.spilled, messages_of(record.bytes).collect::<Vec<_>>().join(", ")));
+    }
+    let expected =
+        [(false, "single 1"), (false, "single 2"), (true, "batch 1, batch 2"), (true, "batch 3, batch 4")];
+    assert_eq!(records, expected.map(|(spilled, messages)| (spilled, messages.to_owned())));
+    assert_eq!(reader.damage(), reader::SegmentDamage::default());
 }
 
 struct JournalHarness {

@@ -1,5 +1,5 @@
 use super::*;
-use crate::event::{EventId, row};
+use crate::event::{ArrivalNumber, EventId, row};
 use crate::storage::StorePath;
 use crate::storage::memory::{MemoryRepository, RepositoryCall};
 
@@ -29,7 +29,7 @@ impl MaintenanceFixture {
         let time = Timestamp::from_millis(NOON.millis() + days * DAY_MS);
         let mut bytes = Vec::new();
         let id = EventId::keyed(u64::try_from(time.millis()).unwrap(), [1; 10]);
-        row::append_header(&mut bytes, id, time, NOON);
+        row::append_header(&mut bytes, id, time, NOON, ArrivalNumber::default());
         row::append_text(&mut bytes, b"s");
         row::append_text(&mut bytes, b"m");
         row::append_metadata(&mut bytes, None);

@@ -1,9 +1,9 @@
 //! The pagination cursor: the position after a page, opaque to the client and stateless on the
 //! server.
 //!
-//! A cursor is unpadded base64url of 30 bytes: version, order, timestamp and id of the last event,
-//! and the first four bytes of SHA-256 over those fields. The checksum detects accidental changes.
-//! A forged cursor does no harm: it reaches no event that a query could not select, and its
+//! A cursor is unpadded base64url of 39 bytes: version, order, timestamp, arrival number and id of the
+//! last event, and the first five bytes of SHA-256 over those fields. The checksum detects accidental
+//! changes. A forged cursor does no harm: it reaches no event that a query could not select, and its
 //! timestamp is bounded to the range of event timestamps.
 
 use sha2::{Digest, Sha256};
@@ -11,22 +11,24 @@ use sha2::{Digest, Sha256};
 use base64::Engine;
 use base64::prelude::BASE64_URL_SAFE_NO_PAD;
 
-use crate::event::{EventId, MILLIS_END, Timestamp};
+use crate::event::{ArrivalNumber, EventId, EventKey, MILLIS_END, Timestamp};
 use crate::storage::SortOrder;
 
-const VERSION: u8 = 1;
-const BODY_BYTES: usize = 26;
-const BYTES: usize = BODY_BYTES + 4;
+/// A cursor of version 1 has no arrival number, so it names no position among events of one
+/// timestamp: it is refused.
+const VERSION: u8 = 2;
+const BODY_BYTES: usize = 34;
+const CHECKSUM_BYTES: usize = 5;
+const BYTES: usize = BODY_BYTES + CHECKSUM_BYTES;
 /// Four characters for three bytes, without a remainder.
 const TEXT_BYTES: usize = BYTES / 3 * 4;
 const _: () = assert!(BYTES.is_multiple_of(3));
 
-/// Position of the last event of a page, and the page's order.
+/// The key of the last event of a page, and the page's order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Cursor {
     pub order: SortOrder,
-    pub timestamp: Timestamp,
-    pub event_id: EventId,
+    pub last: EventKey,
 }
 
 /// The text is not a cursor of this server.
@@ -42,8 +44,9 @@ impl Cursor {
             SortOrder::Desc => 0,
             SortOrder::Asc => 1,
         };
-        bytes[2..10].copy_from_slice(&self.timestamp.micros().to_be_bytes());
-        bytes[10..BODY_BYTES].copy_from_slice(self.event_id.bytes());
+        bytes[2..10].copy_from_slice(&self.last.timestamp.micros().to_be_bytes());
+        bytes[10..18].copy_from_slice(&self.last.arrival.nanos().to_be_bytes());
+        bytes[18..BODY_BYTES].copy_from_slice(self.last.event_id.bytes());
         let (body, stored) = bytes.split_at_mut(BODY_BYTES);
         stored.copy_from_slice(&checksum(body));
         BASE64_URL_SAFE_NO_PAD.encode(bytes)
@@ -64,22 +67,23 @@ impl Cursor {
         if stored != checksum(body) {
             return Err(ParseCursorError);
         }
-        let (head, id) = body.split_at(10);
-        let mut micros = [0; 8];
-        micros.copy_from_slice(&head[2..]);
-        let timestamp = Timestamp::from_micros(i64::from_be_bytes(micros));
+        let integer_at =
+            |at: usize| i64::from_be_bytes(body[at..at + 8].try_into().expect("the slice has 8 bytes"));
+        let timestamp = Timestamp::from_micros(integer_at(2));
         if !(0..MILLIS_END).contains(&timestamp.millis()) {
             return Err(ParseCursorError);
         }
         let mut event_id = [0; 16];
-        event_id.copy_from_slice(id);
-        Ok(Self { order, timestamp, event_id: EventId::from_bytes(event_id) })
+        event_id.copy_from_slice(&body[18..]);
+        let arrival = ArrivalNumber::from_nanos(integer_at(10));
+        Ok(Self { order, last: EventKey { timestamp, arrival, event_id: EventId::from_bytes(event_id) } })
     }
 }
 
-fn checksum(body: &[u8]) -> [u8; 4] {
-    let digest = Sha256::digest(body);
-    [digest[0], digest[1], digest[2], digest[3]]
+fn checksum(body: &[u8]) -> [u8; CHECKSUM_BYTES] {
+    let mut checksum = [0; CHECKSUM_BYTES];
+    checksum.copy_from_slice(&Sha256::digest(body)[..CHECKSUM_BYTES]);
+    checksum
 }
 
 #[cfg(test)]
@@ -91,15 +95,15 @@ mod tests {
 
     #[test]
     fn decode_rejects_malformed_cursors() {
-        let good = Cursor {
-            order: SortOrder::Asc,
+        let last = EventKey {
             timestamp: Timestamp::from_micros(1),
+            arrival: ArrivalNumber::from_nanos(-1),
             event_id: EventId::random(1, [7; 10]),
-        }
-        .encode();
+        };
+        let good = Cursor { order: SortOrder::Asc, last }.encode();
         assert!(Cursor::decode(&good).is_ok());
         for text in
-            ["", "abc", &"A".repeat(40), &good[1..], &format!("{good}A"), &good.replace(&good[..4], "é++")]
+            ["", "abc", &"A".repeat(52), &good[1..], &format!("{good}A"), &good.replace(&good[..4], "é++")]
         {
             assert_eq!(Cursor::decode(text), Err(ParseCursorError), "{text}");
         }
@@ -110,14 +114,18 @@ mod tests {
         fn cursor_round_trips_and_rejects_any_changed_character(
             asc in any::<bool>(),
             micros in 0..MILLIS_END * 1000,
+            arrival: i64,
             id in any::<[u8; 16]>(),
             at in 0..TEXT_BYTES,
             with in 0..64_usize,
         ) {
             let cursor = Cursor {
                 order: if asc { SortOrder::Asc } else { SortOrder::Desc },
-                timestamp: Timestamp::from_micros(micros),
-                event_id: EventId::from_bytes(id),
+                last: EventKey {
+                    timestamp: Timestamp::from_micros(micros),
+                    arrival: ArrivalNumber::from_nanos(arrival),
+                    event_id: EventId::from_bytes(id),
+                },
             };
             let text = cursor.encode();
             prop_assert_eq!(Cursor::decode(&text), Ok(cursor));

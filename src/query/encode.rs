@@ -108,7 +108,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::event::{EventId, Timestamp};
+    use crate::event::{ArrivalNumber, EventId, Timestamp};
 
     fn event(service: &str, message: &str, metadata: Option<&str>) -> Event {
         Event {
@@ -118,6 +118,7 @@ mod tests {
             message: message.to_owned(),
             metadata: metadata.map(str::to_owned),
             ingested_at: Timestamp::from_millis(2),
+            arrival: ArrivalNumber::default(),
         }
     }
 

@@ -21,7 +21,7 @@ use super::page_and_total::fulfil;
 use super::params::{self, Query};
 use super::request::QueryRequest;
 use crate::clock::Clock;
-use crate::event::{Event, EventId, Timestamp};
+use crate::event::{Event, EventKey, Timestamp};
 use crate::http::problem::{self, ProblemKind};
 use crate::http::{BodySender, HandlerResult, Promise, Response, body_channel};
 use crate::storage::{Breaker, Chunk, EventPage, EventRepository, Filter, SortOrder};
@@ -258,7 +258,7 @@ struct ExportCursor {
     /// Its time range is the part not yet read.
     filter: Filter,
     order: SortOrder,
-    after: Option<(Timestamp, EventId)>,
+    after: Option<EventKey>,
     remaining: u64,
     rows: u16,
     /// None if an index serves the filter.
@@ -309,7 +309,7 @@ impl ExportCursor {
     fn advance(&mut self, page: &EventPage, chunk: &Chunk, time: Duration) {
         self.remaining -= chunk.events.len() as u64;
         if let Some(last) = chunk.events.last() {
-            self.after = Some((last.timestamp, last.event_id));
+            self.after = Some(last.key());
             let bytes: usize = chunk.events.iter().map(Event::json_bytes_max).sum();
             let fitting = BLOCK_BYTES * chunk.events.len() / bytes;
             self.rows = u16::try_from(fitting).unwrap_or(ROWS_MAX).clamp(1, ROWS_MAX);

@@ -31,9 +31,10 @@ pub(super) fn encode_events(options: PageOptions, chunk: &Chunk) -> Vec<u8> {
         write_members(&mut out, event);
         out.push(b'}');
     }
-    let next = on_page.last().filter(|_last| chunk.has_more).map(|last| {
-        Cursor { order: options.order, timestamp: last.timestamp, event_id: last.event_id }.encode()
-    });
+    let next = on_page
+        .last()
+        .filter(|_last| chunk.has_more)
+        .map(|last| Cursor { order: options.order, last: last.key() }.encode());
     out.extend_from_slice(format!("],\"page\":{{\"limit\":{limit},\"next_cursor\":").as_bytes());
     match next {
         Some(cursor) => quote(&mut out, &cursor),
@@ -82,7 +83,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::event::Timestamp;
+    use crate::event::{ArrivalNumber, Timestamp};
 
     proptest! {
         #[test]
@@ -99,6 +100,7 @@ mod tests {
                 message,
                 metadata,
                 ingested_at: Timestamp::from_micros(micros),
+                arrival: ArrivalNumber::default(),
             };
             let bytes = event.json_bytes_max();
             let chunk = Chunk { events: vec![event], has_more: true };

@@ -7,7 +7,7 @@ use std::time::Duration;
 use super::cursor::Cursor;
 use super::metadata_filter;
 use crate::event::timestamp::{self, ParseTimestampError};
-use crate::event::{EventId, MILLIS_END, SERVICE_BYTES_MAX, Timestamp};
+use crate::event::{EventKey, MILLIS_END, SERVICE_BYTES_MAX, Timestamp};
 use crate::http::problem::{ECHO_BYTES_MAX, FieldError, FieldErrors};
 use crate::json::text;
 use crate::storage::{EventPage, Filter, SortOrder};
@@ -33,7 +33,7 @@ pub struct Query {
     pub order: SortOrder,
     /// 1 to [`LIMIT_MAX`].
     pub limit: u16,
-    pub after: Option<(Timestamp, EventId)>,
+    pub after: Option<EventKey>,
     pub count: Count,
 }
 
@@ -71,7 +71,7 @@ impl Query {
 pub struct ExportQuery {
     pub filter: Filter,
     pub order: SortOrder,
-    pub after: Option<(Timestamp, EventId)>,
+    pub after: Option<EventKey>,
     pub limit: u64,
 }
 
@@ -212,7 +212,7 @@ impl Params {
             filter: Filter { service: self.service, from, to, metadata: self.metadata, text: self.text },
             order,
             limit: self.limit.and_then(|limit| limit.try_into().ok()).unwrap_or(LIMIT_DEFAULT),
-            after: self.cursor.map(|cursor| (cursor.timestamp, cursor.event_id)),
+            after: self.cursor.map(|cursor| cursor.last),
             count: self.count.unwrap_or(Count::Exact),
         })
     }
@@ -304,6 +304,7 @@ fn percent_decode(value: &str) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::event::{ArrivalNumber, EventId};
     use proptest::prelude::*;
 
     const NOW: Timestamp = Timestamp::from_millis(1_795_435_200_000);
@@ -369,11 +370,13 @@ mod tests {
             q.filter.metadata =
                 vec![any(&[r#"{"region":"eu"}"#]), any(&[r#"{"a.b=":"1"}"#, r#"{"a.b=":1}"#])];
         });
-        let cursor = Cursor { order: SortOrder::Asc, timestamp: hour, event_id: EventId::floor(5) };
+        let last =
+            EventKey { timestamp: hour, arrival: ArrivalNumber::from_nanos(7), event_id: EventId::floor(5) };
+        let cursor = Cursor { order: SortOrder::Asc, last };
         for order in ["", "&order=asc"] {
             check(&format!("cursor={}{order}", cursor.encode()), |q| {
                 q.order = SortOrder::Asc;
-                q.after = Some((hour, EventId::floor(5)));
+                q.after = Some(last);
             });
         }
         check_refused(&format!("order=desc&cursor={}", cursor.encode()), &[("cursor", "other order")]);

@@ -54,7 +54,7 @@ pub fn write_receipt(response: &mut Response, id: EventId, found: Option<&EventS
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::event::{Event, Timestamp};
+    use crate::event::{ArrivalNumber, Event, Timestamp};
 
     #[test]
     fn receipt_of_another_service_is_not_readable() {
@@ -62,6 +62,7 @@ mod tests {
             event_id: EventId::floor(1),
             timestamp: Timestamp::from_millis(1),
             ingested_at: Timestamp::from_millis(2),
+            arrival: ArrivalNumber::default(),
             service: "billing".to_owned(),
             message: "m".to_owned(),
             metadata: None,

@@ -237,16 +237,15 @@ impl MemoryState {
     }
 
     fn page(&self, page: &EventPage) -> Vec<Event> {
-        let key = |event: &Event| (event.timestamp, event.event_id);
         let mut events: Vec<_> = self.matching(&page.filter).cloned().collect();
-        events.sort_unstable_by_key(key);
+        events.sort_unstable_by_key(Event::key);
         if page.order == SortOrder::Desc {
             events.reverse();
         }
         if let Some(after) = page.after {
             events.retain(|event| match page.order {
-                SortOrder::Desc => key(event) < after,
-                SortOrder::Asc => key(event) > after,
+                SortOrder::Desc => event.key() < after,
+                SortOrder::Asc => event.key() > after,
             });
         }
         events.truncate(usize::from(page.limit));
@@ -447,11 +446,12 @@ impl RetentionSweep for MemorySweep<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::event::ArrivalNumber;
 
     fn row(id: u64, message: &str) -> Vec<u8> {
         let mut bytes = Vec::new();
         let time = Timestamp::from_millis(i64::try_from(id).unwrap());
-        row::append_header(&mut bytes, EventId::floor(id), time, time);
+        row::append_header(&mut bytes, EventId::floor(id), time, time, ArrivalNumber::default());
         row::append_text(&mut bytes, b"s");
         row::append_text(&mut bytes, message.as_bytes());
         row::append_metadata(&mut bytes, None);

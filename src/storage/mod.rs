@@ -19,7 +19,7 @@ use std::time::Duration;
 
 use crossbeam::channel::{Receiver, Sender, never};
 
-use crate::event::{Event, EventId, Timestamp};
+use crate::event::{Event, EventId, EventKey, Timestamp};
 
 /// Stores encoded rows and reads events. Every call may block until a timeout of the
 /// implementation ends it, so no acceptor thread may call the repository.
@@ -36,8 +36,9 @@ pub trait EventRepository: Send + Sync + std::fmt::Debug {
     /// ordinary row if nothing is stored, and rolls back. Fails when the table accepts none of them.
     fn trial_insert(&self, now: Timestamp) -> Result<(), StoreError>;
 
-    /// Returns the first events of a page, as many as fit into `bytes_max` bytes of JSON, and at
-    /// least one when the page is not empty. Does not read the rest of the page into memory.
+    /// Returns the first events of a page in the order of [`EventKey`], as many as fit into
+    /// `bytes_max` bytes of JSON, and at least one when the page is not empty. Does not read the rest
+    /// of the page into memory.
     fn page(&self, page: &EventPage, bytes_max: usize) -> Result<Chunk, StoreError>;
 
     /// Counts the events that match.
@@ -262,7 +263,7 @@ pub struct EventPage {
     /// 1 to 1,001: a reader requests one event more than it returns, to detect a next page.
     pub limit: u16,
     /// The key of the event after which the page begins, in `order`.
-    pub after: Option<(Timestamp, EventId)>,
+    pub after: Option<EventKey>,
 }
 
 /// The first events of a page.

@@ -1,7 +1,7 @@
 //! The rows of [`EventRepository::trial_insert`](super::EventRepository::trial_insert).
 
 use crate::event::row;
-use crate::event::{Event, EventId, Timestamp};
+use crate::event::{ArrivalNumber, Event, EventId, Timestamp};
 
 /// Encodes a stored event again, under another id of the same millisecond.
 pub(super) fn copy_of(event: &Event) -> Vec<u8> {
@@ -13,7 +13,7 @@ pub(super) fn copy_of(event: &Event) -> Vec<u8> {
     encode(
         id,
         event.timestamp,
-        event.ingested_at,
+        (event.ingested_at, event.arrival),
         (&event.service, &event.message),
         event.metadata.as_deref(),
     )
@@ -22,18 +22,19 @@ pub(super) fn copy_of(event: &Event) -> Vec<u8> {
 /// Encodes a row for a table without events.
 pub(super) fn ordinary_row(now: Timestamp) -> Vec<u8> {
     let millis = u64::try_from(now.millis()).unwrap_or(0);
-    encode(EventId::keyed(millis, [0xff; 10]), now, now, ("aurore-events", "a trial, rolled back"), None)
+    let id = EventId::keyed(millis, [0xff; 10]);
+    encode(id, now, (now, ArrivalNumber::first_at(now)), ("aurore-events", "a trial, rolled back"), None)
 }
 
 fn encode(
     id: EventId,
     timestamp: Timestamp,
-    ingested_at: Timestamp,
+    (ingested_at, arrival): (Timestamp, ArrivalNumber),
     (service, message): (&str, &str),
     metadata: Option<&str>,
 ) -> Vec<u8> {
     let mut bytes = Vec::new();
-    row::append_header(&mut bytes, id, timestamp, ingested_at);
+    row::append_header(&mut bytes, id, timestamp, ingested_at, arrival);
     row::append_text(&mut bytes, service.as_bytes());
     row::append_text(&mut bytes, message.as_bytes());
     row::append_metadata(&mut bytes, metadata.map(str::as_bytes));

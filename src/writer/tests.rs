@@ -6,7 +6,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::event::row;
-use crate::event::{EventId, Timestamp};
+use crate::event::{ArrivalNumber, EventId, Timestamp};
 use crate::journal::Journal;
 use crate::lifecycle::LifecycleEvent;
 use crate::storage::BreakerLimits;
@@ -128,7 +128,13 @@ fn admit(
 ) {
     let (mut bytes, mut rows) = (Vec::new(), 0);
     for number in numbers {
-        row::append_header(&mut bytes, id(number), Timestamp::from_millis(1), Timestamp::from_millis(2));
+        row::append_header(
+            &mut bytes,
+            id(number),
+            Timestamp::from_millis(1),
+            Timestamp::from_millis(2),
+            ArrivalNumber::default(),
+        );
         row::append_text(&mut bytes, b"service");
         row::append_text(&mut bytes, number.to_string().as_bytes());
         row::append_metadata(&mut bytes, None);

@@ -2,7 +2,7 @@
 //! event is stored once, after a restart at the latest.
 
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use crate::harness::client::{JSON, request};
 use crate::harness::events::{id_of, ids_of};
@@ -133,16 +133,28 @@ fn a_backlog_waits_for_an_unreachable_database() {
 }
 
 #[test]
-fn a_journal_of_format_version_1_is_recovered() {
-    let mut test = TestServer::start(&[LINGER, NEVER]);
-    test.server.stop();
-    let old = concat!(env!("CARGO_MANIFEST_DIR"), "/src/journal/fixtures/version-1.seg");
-    fs::copy(old, test.server.data_dir().join("journal/0000000001.seg")).unwrap();
-    test.server.restart();
-    assert_eq!(test.server.metric("journal_recovered_total"), 4);
-    test.server.stop();
-    assert_eq!(test.postgres.stored(), 4);
-    assert!(segments(&test.server).is_empty());
+fn segments_of_earlier_format_versions_are_recovered_beside_new_ones() {
+    for (fixture, events) in [("version-1.seg", 4), ("version-2.seg", 6)] {
+        let mut test = TestServer::start(&[LINGER, NEVER]);
+        test.server.stop();
+        let old = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/journal/fixtures").join(fixture);
+        fs::copy(old, test.server.data_dir().join("journal/0000000001.seg")).unwrap();
+        test.server.restart();
+        assert_eq!(test.server.metric("journal_recovered_total"), events);
+        id_of(&post_at(&test.server, "written", &event("new", "m")));
+        let data = test.server.data_dir().display().to_string();
+        let inspected = run(&[], &["journal", "inspect", "--data-dir", &data]).stdout;
+        assert!(inspected.contains(&format!("{} events that may not be stored", events + 1)), "{inspected}");
+        test.server.kill();
+        test.server.restart();
+        assert_eq!(test.server.metric("journal_recovered_total"), events + 1);
+        test.server.stop();
+        assert_eq!(test.postgres.stored().cast_unsigned(), events + 1);
+        assert!(segments(&test.server).is_empty());
+        let arrivals = "SELECT count(DISTINCT id) FROM events WHERE service <> 'new' \
+                        AND id / 1000 = (extract(epoch FROM ingested_at) * 1000000)::bigint";
+        assert_eq!(test.postgres.value::<i64>(arrivals).cast_unsigned(), events, "{fixture}");
+    }
 }
 
 #[test]

@@ -28,6 +28,7 @@ mod logs;
 mod metrics;
 mod monitoring;
 mod negotiation;
+mod order;
 mod outage;
 mod partitions;
 mod pushed_pages;

@@ -54,15 +54,11 @@ fn pages(client: &mut Client, test: &TestServer) {
     for order in ["asc", "desc"] {
         for limit in [7, 250, 1_000] {
             let found = all_pages(client, &format!("service=rest&order={order}&limit={limit}"));
-            let wanted: Vec<String> = test
-                .postgres
-                .rows(&format!(
-                    "SELECT message FROM events WHERE service = 'rest' ORDER BY timestamp {order}, event_id {order}"
-                ))
-                .iter()
-                .map(|row| row.get(0))
-                .collect();
-            assert_eq!(wanted.len(), 750);
+            let mut wanted: Vec<String> =
+                (0..1_000).filter(|index| index % 4 != 0).map(|index| format!("m{index:04}")).collect();
+            if order == "desc" {
+                wanted.reverse();
+            }
             assert_eq!(found, wanted, "{order} by {limit}");
         }
     }

@@ -12,7 +12,7 @@ fn ids(key: Option<&str>, format: BodyFormat, body: &str) -> Vec<EventId> {
 }
 
 #[test]
-fn event_key_gives_a_stable_id_and_no_key_a_random_one() {
+fn event_key_gives_a_stable_id_and_no_key_a_new_one() {
     let keyed = with("idempotency_key", "\"k\"");
     let id = |body: &str| ids(None, BodyFormat::Json, body)[0];
     let first = id(&keyed);

@@ -3,7 +3,7 @@
 use std::sync::mpsc;
 
 use super::*;
-use crate::event::row;
+use crate::event::{ArrivalNumber, EventId, row};
 use crate::http::BodyStream;
 use crate::http::streaming_body::NextBlock;
 use crate::storage::memory::{InjectedFault, MemoryRepository};
@@ -19,7 +19,7 @@ fn filled(events: u64) -> MemoryRepository {
         let millis = NOW.millis() - i64::try_from(index).unwrap() * 10_000 - 1;
         let time = Timestamp::from_millis(millis);
         let id = EventId::keyed(u64::try_from(millis).unwrap(), [0; 10]);
-        row::append_header(&mut rows, id, time, NOW);
+        row::append_header(&mut rows, id, time, NOW, ArrivalNumber::default());
         row::append_text(&mut rows, b"s");
         let message = format!("m{index}{}", "x".repeat(if index % 50 == 0 { 40_000 } else { 100 }));
         row::append_text(&mut rows, message.as_bytes());

@@ -3,8 +3,7 @@
 use std::sync::{Barrier, Mutex, mpsc};
 
 use super::*;
-use crate::event::Event;
-use crate::event::Timestamp;
+use crate::event::{ArrivalNumber, Event, Timestamp};
 use crate::query::cursor::Cursor;
 use crate::storage::breaker::BreakerState;
 use crate::storage::{
@@ -177,6 +176,7 @@ fn event(nth: u64) -> Event {
         message: "a\nb\u{1}\\é".to_owned(),
         metadata: (nth == 1).then(|| "{\"a\": [1, null]}".to_owned()),
         ingested_at: NOW,
+        arrival: ArrivalNumber::default(),
     }
 }
 
@@ -199,9 +199,7 @@ fn page_and_total_complete_one_response() {
     });
     assert!(fixture.list("limit=2").is_none());
     fixture.work();
-    let cursor =
-        Cursor { order: Direction::Desc, timestamp: event(2).timestamp, event_id: event(2).event_id }
-            .encode();
+    let cursor = Cursor { order: Direction::Desc, last: event(2).key() }.encode();
     let answer = fixture.answer();
     assert_eq!((answer.status, answer.content_type), (200, "application/json"));
     assert_eq!(
@@ -236,8 +234,7 @@ fn page_ends_early_at_the_byte_bound_and_the_next_one_continues() {
     let body = String::from_utf8(fixture.answer().body).unwrap();
     assert!(body.len() <= 1000 && body.matches("event_id").count() == 3, "{body}");
     let last = event(3);
-    let cursor =
-        Cursor { order: Direction::Desc, timestamp: last.timestamp, event_id: last.event_id }.encode();
+    let cursor = Cursor { order: Direction::Desc, last: last.key() }.encode();
     assert!(body.ends_with(&format!(r#""page":{{"limit":100,"next_cursor":"{cursor}","total":null}}}}"#)));
     // An event that is longer than the bound is a page of its own.
     let events = vec![Event { message: "m".repeat(2000), ..event(1) }, event(2)];

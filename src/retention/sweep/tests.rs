@@ -1,7 +1,7 @@
 use crossbeam::channel::{Sender, bounded};
 
 use super::*;
-use crate::event::row;
+use crate::event::{ArrivalNumber, row};
 use crate::storage::memory::{InjectedFault, MemoryRepository, RepositoryCall};
 use crate::storage::{BreakerLimits, StorePath, SweepConditions};
 
@@ -23,7 +23,7 @@ fn sweep_fixture() -> SweepFixture {
     for days in 0..40 {
         let time = Timestamp::from_millis(NOON.millis() - days * DAY_MS);
         let millis = u64::try_from(time.millis()).unwrap();
-        row::append_header(&mut rows, EventId::keyed(millis, [1; 10]), time, NOON);
+        row::append_header(&mut rows, EventId::keyed(millis, [1; 10]), time, NOON, ArrivalNumber::default());
         row::append_text(&mut rows, b"s");
         row::append_text(&mut rows, b"m");
         row::append_metadata(&mut rows, None);

@@ -1,5 +1,6 @@
 //! Operations on dead letters for the `dead` command: list, count, replay, purge.
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 
 use postgres::types::{ToSql, Type};
@@ -10,7 +11,7 @@ use super::find::DEAD_REASON;
 use super::store::{CREATE_STAGING, copy_rows, insert_from_staging};
 use super::types::{PgTimestamp, PgUuid};
 use super::{PostgresRepository, error};
-use crate::event::row::Row;
+use crate::event::row::{self, Row};
 use crate::event::{EventId, Timestamp};
 use crate::storage::StoreError;
 
@@ -134,11 +135,12 @@ impl PostgresRepository {
             // Any client with write access may have changed these bytes, so validate them.
             let rows = letters.iter().filter_map(|letter| {
                 let (id, bytes) = (letter.get::<_, PgUuid>(0).0, letter.get::<_, &[u8]>(1));
-                let (row, rest) = Row::split(bytes).ok()?;
-                (rest.is_empty() && row.validate_text().is_ok() && row.event_id() == id)
-                    .then_some((id, row.bytes()))
+                let (bytes, rest) = row::split_converted(bytes, 0).ok()?;
+                let (row, _) = Row::split(&bytes).ok()?;
+                let is_valid = rest.is_empty() && row.validate_text().is_ok() && row.event_id() == id;
+                is_valid.then_some((id, bytes))
             });
-            let mut valid: BTreeMap<EventId, &[u8]> = rows.collect();
+            let mut valid: BTreeMap<EventId, Cow<'_, [u8]>> = rows.collect();
             let unreadable = (letters.len() - valid.len()) as u64;
             if valid.is_empty() {
                 return Ok(ReplayOutcome { unreadable, ..ReplayOutcome::default() });
@@ -149,7 +151,8 @@ impl PostgresRepository {
             let removed = removed.map_err(|error| error::from_postgres("DELETE FROM dead_events", &error))?;
             let removed: BTreeSet<_> = removed.iter().map(|row| row.get::<_, PgUuid>(0).0).collect();
             valid.retain(|id, _| removed.contains(id));
-            let (runs, attempted) = (valid.into_values().collect::<Vec<_>>(), removed.len() as u64);
+            let (runs, attempted) =
+                (valid.values().map(|row| &**row).collect::<Vec<&[u8]>>(), removed.len() as u64);
             copy_rows(client, "aurore_stage", &runs, attempted)?;
             let stored = insert_from_staging(client, attempted)?;
             Ok(ReplayOutcome { stored, duplicate: attempted - stored, unreadable })

@@ -12,13 +12,13 @@ use postgres::types::{ToSql, Type};
 
 use super::read_query::ReadPool;
 use super::types::{PgTimestamp, PgUuid};
-use crate::event::{Event, EventId, MILLIS_END, Timestamp};
+use crate::event::{ArrivalNumber, Event, EventId, EventKey, MILLIS_END, Timestamp};
 use crate::storage::{Chunk, ChunkBuilder, EventPage, EventStatus, Filter, SortOrder, StoreError};
 
 /// The reason of a dead letter. PostgreSQL's messages may quote the row, so its size is bounded.
 pub(super) const DEAD_REASON: &str = "left(reason, 4096)";
 
-const COLUMNS: &str = "event_id, timestamp, ingested_at, service, message, metadata::text";
+const COLUMNS: &str = "event_id, timestamp, ingested_at, service, message, metadata::text, id";
 
 /// A time range, as timestamps and as ids. Both upper bounds are exclusive.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -70,8 +70,8 @@ fn floor(millis: i64) -> EventId {
 /// statement ends with the first row that does not fit.
 pub(super) fn page(pool: ReadPool<'_>, page: &EventPage, bytes_max: usize) -> Result<Chunk, StoreError> {
     let mut range = EventRange::from_filter(&page.filter);
-    if let Some((timestamp, _)) = page.after {
-        range = range.after(page.order, timestamp);
+    if let Some(after) = page.after {
+        range = range.after(page.order, after.timestamp);
     }
     if range.is_empty() || page.limit == 0 {
         return Ok(Chunk { events: Vec::new(), has_more: false });
@@ -85,19 +85,19 @@ pub(super) fn page(pool: ReadPool<'_>, page: &EventPage, bytes_max: usize) -> Re
         condition.push_str(" AND service = $5");
     }
     if page.after.is_some() {
-        condition.push_str(" AND (timestamp, event_id) ");
+        condition.push_str(" AND (timestamp, id, event_id) ");
         condition.push_str(beyond);
-        condition.push_str(" ($6, $7)");
+        condition.push_str(" ($6, $7, $9)");
     }
     let extra = ExtraPredicates::from_filter(&page.filter);
-    extra.append_sql(&mut condition, 9);
+    extra.append_sql(&mut condition, 10);
     let query = PageQuery { pool, page, extra: &extra, condition, direction, bytes_max };
     if page.filter.service.is_none() {
         // A few events beyond the page usually prove that its last millisecond is complete.
         if let Some(chunk) = query.page_by_id(range)? {
             return Ok(chunk);
         }
-        // No index has the order (timestamp, event_id); the primary key has it down to the
+        // No index has the order of the keys; the primary key has it down to the
         // millisecond. So look up the last event of the page by id, and sort only the rows up to
         // the end of its millisecond.
         if let Some(millis) = query.last_millisecond(range)? {
@@ -145,7 +145,7 @@ impl PageQuery<'_> {
                 return Ok(None);
             }
         }
-        events.sort_unstable_by_key(|event| (event.timestamp, event.event_id));
+        events.sort_unstable_by_key(Event::key);
         if self.page.order == SortOrder::Desc {
             events.reverse();
         }
@@ -172,8 +172,9 @@ impl PageQuery<'_> {
     fn sorted_page(&self, range: EventRange) -> Result<Chunk, StoreError> {
         let (condition, direction) = (&self.condition, self.direction);
         let statement = format!(
-            "SELECT {COLUMNS} FROM (SELECT event_id, timestamp, ingested_at, service, message, metadata \
-             FROM events WHERE {condition} ORDER BY timestamp {direction}, event_id {direction} LIMIT $8) AS page"
+            "SELECT {COLUMNS} FROM (SELECT event_id, timestamp, ingested_at, service, message, metadata, id \
+             FROM events WHERE {condition} \
+             ORDER BY timestamp {direction}, id {direction}, event_id {direction} LIMIT $8) AS page"
         );
         let mut builder = ChunkBuilder::new(self.bytes_max);
         self.query_each(&statement, range, self.page.limit, |row| builder.push(decode_event(row)))?;
@@ -191,8 +192,10 @@ impl PageQuery<'_> {
         let page = self.page;
         let (low, high) = (PgUuid(range.low), PgUuid(range.high));
         let (from, to) = (PgTimestamp(range.from), PgTimestamp(range.to));
-        let (timestamp, id) = page.after.unwrap_or((range.from, range.low));
-        let (timestamp, id) = (PgTimestamp(timestamp), PgUuid(id));
+        let after = page.after.map(|EventKey { timestamp, arrival, event_id }| {
+            (PgTimestamp(timestamp), arrival.nanos(), PgUuid(event_id))
+        });
+        let (timestamp, arrival, id) = after.unwrap_or((PgTimestamp(range.from), 0, PgUuid(range.low)));
         let limit = i64::from(limit);
         let mut params: Vec<(&(dyn ToSql + Sync), Type)> = vec![
             (&low, Type::UUID),
@@ -201,8 +204,9 @@ impl PageQuery<'_> {
             (&to, Type::TIMESTAMPTZ),
             (&page.filter.service, Type::TEXT),
             (&timestamp, Type::TIMESTAMPTZ),
-            (&id, Type::UUID),
+            (&arrival, Type::INT8),
             (&limit, Type::INT8),
+            (&id, Type::UUID),
         ];
         self.extra.append_params(&mut params);
         self.pool.query_each("reading events", statement, &params, each)
@@ -276,6 +280,7 @@ fn decode_event(row: &Row) -> Event {
         service: row.get(3),
         message: row.get(4),
         metadata: row.get(5),
+        arrival: ArrivalNumber::from_nanos(row.get(6)),
     }
 }
 

@@ -24,15 +24,15 @@ const COPY_CHUNK_BYTES: usize = 64 * 1024;
 
 /// Creates the staging table: no indexes, no WAL, dropped at commit.
 pub(super) const CREATE_STAGING: &str = "CREATE TEMPORARY TABLE aurore_stage (event_id uuid, timestamp timestamptz, \
-     ingested_at timestamptz, service text, message text, metadata jsonb) ON COMMIT DROP";
+     ingested_at timestamptz, id bigint, service text, message text, metadata jsonb) ON COMMIT DROP";
 
 /// Inserts the new rows of the staging table in id order, so that servers that store the same
 /// events wait for each other instead of deadlocking. Of rows with the same id it inserts the first
 /// of the table, which is the first that was copied. Returns the counts of the inserted rows.
 const INSERT_FROM_STAGING: &str = "\
     WITH stored AS (\
-        INSERT INTO events (event_id, timestamp, ingested_at, service, message, metadata) \
-        SELECT event_id, timestamp, ingested_at, service, message, metadata FROM aurore_stage ORDER BY event_id, ctid \
+        INSERT INTO events (event_id, timestamp, ingested_at, id, service, message, metadata) \
+        SELECT event_id, timestamp, ingested_at, id, service, message, metadata FROM aurore_stage ORDER BY event_id, ctid \
         ON CONFLICT (event_id) DO NOTHING RETURNING service, timestamp) \
     SELECT service, date_trunc('minute', timestamp, 'UTC') AS minute, count(*) FROM stored GROUP BY 1, 2";
 
@@ -290,6 +290,7 @@ fn minute(row: &Row<'_>) -> i64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::event::ArrivalNumber;
 
     #[test]
     fn row_counts_sum_by_service_and_minute_over_all_runs() {
@@ -298,7 +299,13 @@ mod tests {
             [("a", 0), ("a", MINUTE_MICROS - 1), ("b", 0), ("a", MINUTE_MICROS), ("a", -1)].iter().enumerate()
         {
             let id = EventId::floor(index as u64);
-            row::append_header(&mut bytes, id, Timestamp::from_micros(*micros), Timestamp::default());
+            row::append_header(
+                &mut bytes,
+                id,
+                Timestamp::from_micros(*micros),
+                Timestamp::default(),
+                ArrivalNumber::default(),
+            );
             row::append_text(&mut bytes, service.as_bytes());
             row::append_text(&mut bytes, b"m");
             row::append_metadata(&mut bytes, None);
@@ -318,7 +325,13 @@ mod tests {
             let mut bytes = Vec::new();
             for millis in millis {
                 let time = Timestamp::default();
-                row::append_header(&mut bytes, EventId::keyed(*millis, [0xff; 10]), time, time);
+                row::append_header(
+                    &mut bytes,
+                    EventId::keyed(*millis, [0xff; 10]),
+                    time,
+                    time,
+                    ArrivalNumber::default(),
+                );
                 row::append_text(&mut bytes, b"s");
                 row::append_text(&mut bytes, b"m");
                 row::append_metadata(&mut bytes, None);

@@ -4,6 +4,7 @@ mod counts;
 mod embedded;
 mod faults;
 mod network;
+mod order;
 mod plans;
 mod queries;
 mod schema;
@@ -16,7 +17,7 @@ use std::time::Duration;
 
 use super::test_database::TestDatabase;
 use crate::event::row;
-use crate::event::{EventId, Timestamp};
+use crate::event::{ArrivalNumber, EventId, Timestamp};
 use crate::storage::{
     CreatePartitionLimits, CreatePartitionOutcome, Day, EventRepository as _, StorePath, Stored,
 };
@@ -32,11 +33,12 @@ fn id(millis: u64, tail: u8) -> EventId {
     EventId::keyed(millis, [tail; 10])
 }
 
-/// An encoded event.
+/// An encoded event. The order of arrival is that of the ids.
 fn event(micros: u64, tail: u8, service: &str, message: &str) -> Vec<u8> {
     let mut bytes = Vec::new();
+    let arrival = ArrivalNumber::from_nanos(i64::from(tail));
     let timestamp = Timestamp::from_micros(i64::try_from(micros).unwrap());
-    row::append_header(&mut bytes, id(micros / 1000, tail), timestamp, now());
+    row::append_header(&mut bytes, id(micros / 1000, tail), timestamp, now(), arrival);
     row::append_text(&mut bytes, service.as_bytes());
     row::append_text(&mut bytes, message.as_bytes());
     row::append_metadata(&mut bytes, Some(br#"{"k": 1}"#));

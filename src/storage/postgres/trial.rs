@@ -66,6 +66,7 @@ const ALTERED_COLUMN: &str = "\
         WHEN 'event_id' THEN t.typname <> 'uuid' \
         WHEN 'timestamp' THEN t.typname <> 'timestamptz' \
         WHEN 'ingested_at' THEN t.typname <> 'timestamptz' \
+        WHEN 'id' THEN t.typname <> 'int8' \
         WHEN 'metadata' THEN t.typname <> 'jsonb' \
         WHEN 'service' THEN t.typcategory <> 'S' \
         WHEN 'message' THEN t.typcategory <> 'S' \

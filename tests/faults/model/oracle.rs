@@ -1,7 +1,7 @@
 //! The oracle: the sent and the acknowledged events, and the events that must be stored in the end.
 
 use aurore_events::event::row;
-use aurore_events::event::{Event, EventId, Timestamp};
+use aurore_events::event::{ArrivalNumber, Event, EventId, Timestamp};
 use aurore_events::journal::Durability;
 use aurore_events::storage::Stored;
 
@@ -38,12 +38,13 @@ impl SentEvent {
             message: self.message(),
             metadata: (!self.number.is_multiple_of(3)).then(|| format!("{{\"of\":{}}}", self.number)),
             ingested_at: Timestamp::from_millis(millis + 1),
+            arrival: ArrivalNumber::from_nanos(millis),
         }
     }
 
     pub(super) fn encode(&self, out: &mut Vec<u8>) {
         let event = self.event();
-        row::append_header(out, event.event_id, event.timestamp, event.ingested_at);
+        row::append_header(out, event.event_id, event.timestamp, event.ingested_at, event.arrival);
         row::append_text(out, event.service.as_bytes());
         row::append_text(out, event.message.as_bytes());
         row::append_metadata(out, event.metadata.as_deref().map(str::as_bytes));

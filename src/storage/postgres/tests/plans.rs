@@ -4,6 +4,7 @@
 use std::sync::{Arc, Mutex};
 
 use super::*;
+use crate::event::EventKey;
 use crate::storage::postgres::{PostgresLimits, PostgresRepository, sweep};
 use crate::storage::{EventPage, Filter, RetentionSweep as _, SortOrder};
 
@@ -117,7 +118,11 @@ fn query_plans_scan_only_their_partitions_by_index() {
         // A page deep in a week does not scan the pages before it, in either order.
         for (service, index) in [(None, key), (Some("s3"), by_service)] {
             let deep = EventPage {
-                after: Some((at(60), EventId::floor(NOON - 60 * 3_600_000))),
+                after: Some(EventKey {
+                    timestamp: at(60),
+                    arrival: ArrivalNumber::default(),
+                    event_id: EventId::floor(NOON - 60 * 3_600_000),
+                }),
                 ..page(service, 24 * (DAYS - 1), 0, order)
             };
             let plans = fixture.plans(|repository| repository.page(&deep, usize::MAX).unwrap());

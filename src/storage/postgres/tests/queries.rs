@@ -1,5 +1,5 @@
 use super::*;
-use crate::event::Event;
+use crate::event::{Event, EventKey};
 use crate::storage::{Chunk, EventPage, EventStatus, Filter, SortOrder};
 
 fn filter(service: Option<&str>, from: u64, to: u64) -> Filter {
@@ -70,7 +70,7 @@ fn pages_of_any_size_return_all_events_in_both_orders() {
                         assert!(bytes <= bytes_max, "{bytes}");
                         found.extend(events.iter().map(key));
                         match events.last() {
-                            Some(last) if has_more => page.after = Some(key(last)),
+                            Some(last) if has_more => page.after = Some(last.key()),
                             _ => break,
                         }
                     }
@@ -88,7 +88,7 @@ fn page_after_a_cursor_is_stable_while_events_arrive() {
     let filter = filter(None, 0, u64::MAX >> 1);
     let page = EventPage { filter, order: SortOrder::Desc, limit: 10, after: None };
     let first = repository.page(&page, usize::MAX).unwrap().events;
-    let next = EventPage { after: Some(key(&first[9])), ..page.clone() };
+    let next = EventPage { after: Some(first[9].key()), ..page.clone() };
     let before = repository.page(&next, usize::MAX).unwrap().events;
     store(&repository, &[&event(NOON * 1000 + 500_000_000_000, 1, "a", "later")], StorePath::Copy, (1, 0));
     assert_eq!(repository.page(&next, usize::MAX).unwrap().events, before);
@@ -227,6 +227,7 @@ fn find_returns_the_whole_event() {
         message: "héllo".to_owned(),
         metadata: Some(r#"{"k": 1}"#.to_owned()),
         ingested_at: now(),
+        arrival: ArrivalNumber::from_nanos(1),
     };
     assert_eq!(repository.find(expected.event_id).unwrap(), Some(EventStatus::Stored(expected)));
     assert_eq!(repository.find(id(NOON, 9)).unwrap(), None);
@@ -268,7 +269,7 @@ fn filter_matches_metadata_and_text_literally_in_pages_and_counts() {
     .zip(1..)
     .flat_map(|((message, metadata), tail)| {
         let mut bytes = Vec::new();
-        row::append_header(&mut bytes, id(NOON, tail), now(), now());
+        row::append_header(&mut bytes, id(NOON, tail), now(), now(), ArrivalNumber::default());
         row::append_text(&mut bytes, b"s");
         row::append_text(&mut bytes, message.as_bytes());
         row::append_metadata(&mut bytes, Some(metadata.as_bytes()));
@@ -304,7 +305,11 @@ fn filter_matches_metadata_and_text_literally_in_pages_and_counts() {
                     "{page:?}"
                 );
                 let next = EventPage {
-                    after: Some((Timestamp::from_micros(1), id(0, 0))),
+                    after: Some(EventKey {
+                        timestamp: Timestamp::from_micros(1),
+                        arrival: ArrivalNumber::default(),
+                        event_id: id(0, 0),
+                    }),
                     order: SortOrder::Asc,
                     ..page
                 };

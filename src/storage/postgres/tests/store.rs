@@ -104,12 +104,12 @@ fn copy_reports_row_and_column_of_invalid_json_and_text() {
     let (_database, repository) = prepared();
     let good = event(NOON * 1000, 1, "a", "good");
     let mut no_json = Vec::new();
-    row::append_header(&mut no_json, id(NOON, 2), now(), now());
+    row::append_header(&mut no_json, id(NOON, 2), now(), now(), ArrivalNumber::default());
     row::append_text(&mut no_json, b"a");
     row::append_text(&mut no_json, b"m");
     row::append_metadata(&mut no_json, Some(b"{secret}"));
     let mut no_text = Vec::new();
-    row::append_header(&mut no_text, id(NOON, 3), now(), now());
+    row::append_header(&mut no_text, id(NOON, 3), now(), now(), ArrivalNumber::default());
     row::append_text(&mut no_text, b"a");
     row::append_text(&mut no_text, b"\xff");
     row::append_metadata(&mut no_text, None);
@@ -128,7 +128,13 @@ fn store_inserts_dead_letters_with_the_batch_or_not_at_all() {
     let (database, repository) = prepared();
     let good = event(NOON * 1000, 1, "a", "good");
     let mut bytes = Vec::new();
-    row::append_header(&mut bytes, id(NOON, 9), Timestamp::from_micros(i64::MAX - 5), now());
+    row::append_header(
+        &mut bytes,
+        id(NOON, 9),
+        Timestamp::from_micros(i64::MAX - 5),
+        now(),
+        ArrivalNumber::default(),
+    );
     row::append_text(&mut bytes, b"a\0\xff");
     row::append_text(&mut bytes, b"m");
     row::append_metadata(&mut bytes, None);
