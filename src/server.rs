@@ -32,7 +32,7 @@ use crate::http::tls::TlsIdentity;
 use crate::http::{AcceptorHandle, ConnectionStats, listener};
 use crate::journal::filesystem::{Filesystem, OsDirectory};
 use crate::journal::{
-    self, Durability, ExistingSegment, Journal, JournalWriter, Lookup, OpenJournalError, Recovery, Syncer,
+    self, Durability, ExistingSegment, Journal, JournalWriter, Lookup, OpenJournalError, Recovery,
 };
 use crate::lifecycle::{Lifecycle, LifecycleEvent, LifecyclePhase};
 use crate::logging;
@@ -257,9 +257,7 @@ pub fn serve(
         segment_bytes_max: settings.journal_segment_bytes,
     };
     let journal_deps = (journal.clone(), buffer.clone());
-    let journal_writer =
-        JournalWriter::new(journal_deps, disk.clone(), limits, clock.clone(), parkers.writer, &found);
-    let syncer = Syncer::new(journal.clone(), disk.clone());
+    let journal_writer = JournalWriter::new(journal_deps, disk.clone(), limits, clock.clone(), &found);
     let lookup = Lookup { journal: journal.clone(), disk: disk.clone(), buffer: buffer.clone() };
     let recovery = Recovery::new(
         journal.clone(),
@@ -270,7 +268,7 @@ pub fn serve(
         parkers.recovery,
         found,
     );
-    let journal_ended = stages::start_journal(journal_writer, syncer, lifecycle)?;
+    let journal_ended = stages::start_journal(journal_writer, parkers.writer, lifecycle)?;
     lifecycle.spawn_task("recovery", move || recovery.run()).map_err(RunServerError::Thread)?;
     let connections = writer_connections(settings.db_pool_max, settings.writer_connections);
     let (store_link, store_queue) = store_link(connections as usize);

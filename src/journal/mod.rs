@@ -2,11 +2,11 @@
 //! process.
 //!
 //! An acceptor appends each block to its lane and, behind it, a waiter for a durability level. The
-//! journal thread ([`JournalWriter`]) drains the lanes, writes the blocks that are not finalized as
-//! records of the active segment, and completes the waiters. The sync thread ([`Syncer`]) runs one
-//! sync at a time. The recovery thread ([`Recovery`]) reads back the segments of earlier processes,
-//! then spilled events. A lane is FIFO, so that a waiter is completed only after every block before
-//! it has reached the waiter's level.
+//! journal thread ([`JournalThread`]) drains the lanes, writes the blocks that are not finalized as
+//! records of the active segment, and completes the waiters. One sync runs at a time: on the journal
+//! thread while the disk is fast, otherwise on the sync thread ([`Syncer`]). The recovery thread
+//! ([`Recovery`]) reads back the segments of earlier processes, then spilled events. A lane is FIFO,
+//! so that a waiter is completed only after every block before it has reached the waiter's level.
 //!
 //! The module owns the directory `DATA_DIR/journal` and its three threads. It must not depend on
 //! HTTP or SQL.
@@ -93,6 +93,9 @@
 //!   `fdatasync` of the segment; the first sync of a segment is followed by an `fsync` of the
 //!   directory, so that the file name is durable too. `synced` waiters that arrive during a sync
 //!   share the next one.
+//! - The journal thread runs a sync itself if a waiter needs it, it covers at most 256 KiB and no new
+//!   file name, and the mean duration of such syncs is short. If it stalls nevertheless, the sync
+//!   thread writes in place of the journal thread, so that the bounds above hold during any sync.
 //! - At the start: `fsync` of `DATA_DIR` after the directory is made, `fsync` of the directory
 //!   before the first segment is made, `fdatasync` of each recovered segment before it is read.
 //! - A failed sync is never retried on the same file: the kernel may have dropped the dirty pages
@@ -142,6 +145,8 @@ pub mod segment;
 mod segment_table;
 pub mod sync;
 mod sync_flag;
+mod sync_placement;
+mod threads;
 pub mod writer;
 
 #[cfg(test)]
@@ -159,8 +164,8 @@ use crossbeam::utils::CachePadded;
 pub use lookup::Lookup;
 pub use recovery::{ExistingSegment, OpenJournalError, Recovery, scan_segments};
 use refill::{RefillQueue, SegmentRange};
-pub use sync::Syncer;
 use sync_flag::SyncFlag;
+pub use threads::{JournalThread, Syncer};
 pub use writer::{JournalLimits, JournalWriter};
 
 use crate::buffer::RowBlock;

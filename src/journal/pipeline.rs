@@ -152,6 +152,7 @@ impl Pipeline {
             let (span, job) = open.segment.begin_sync();
             let (segment, tag) = (open.segment.number, open.segment.tag);
             let tail = std::mem::take(&mut open.tail);
+            let job = job.with_waiters(!tail.waiters.is_empty());
             self.in_flight = Some(InFlightSync { segment, tag, span, tail });
             return Some(job);
         }

@@ -154,7 +154,9 @@ impl Segment {
     /// be called again before this sync has ended.
     pub fn begin_sync(&mut self) -> (Range<u64>, SyncJob) {
         let from = std::mem::replace(&mut self.sync_started_bytes, self.bytes).max(HEADER_BYTES as u64);
-        (from..self.bytes, SyncJob::new(self.number, Arc::clone(&self.file), !self.dir_synced))
+        let span = from..self.bytes;
+        let job = SyncJob::new(self.number, Arc::clone(&self.file), span.end - span.start, !self.dir_synced);
+        (span, job)
     }
 
     /// Records that the sync in flight succeeded.

@@ -1,15 +1,16 @@
-//! The sync thread: runs syncs for the journal thread, one at a time, so that writes continue
-//! during a sync.
+//! A sync of a segment, for the thread that runs it.
 //!
-//! It must not depend on the contents of files.
+//! It must not depend on the contents of files or on which thread runs it.
 
 use std::io;
 use std::sync::Arc;
+use std::time::Duration;
 
-use crossbeam::channel::{Receiver, Sender, bounded};
-
-use super::Journal;
 use super::filesystem::{File, Filesystem};
+use crate::clock::Clock;
+
+/// A sync of more bytes is not short.
+const SHORT_BYTES_MAX: u64 = 256 * 1024;
 
 /// A sync of one segment.
 #[derive(Debug)]
@@ -17,8 +18,12 @@ use super::filesystem::{File, Filesystem};
 pub struct SyncJob {
     segment: u64,
     file: Arc<dyn File>,
+    /// Bytes that no earlier sync covers.
+    bytes: u64,
     /// Whether the directory is synced too, so that the file name is durable.
     sync_dir: bool,
+    /// Whether a response waits for the sync.
+    awaited: bool,
 }
 
 /// The result of a [`SyncJob`].
@@ -26,11 +31,23 @@ pub struct SyncJob {
 pub struct SyncCompletion {
     pub segment: u64,
     pub result: io::Result<()>,
+    /// The duration of a short sync, if it was measured.
+    pub took: Option<Duration>,
 }
 
 impl SyncJob {
-    pub(super) fn new(segment: u64, file: Arc<dyn File>, name: bool) -> Self {
-        Self { segment, file, sync_dir: name }
+    pub(super) fn new(segment: u64, file: Arc<dyn File>, bytes: u64, sync_dir: bool) -> Self {
+        Self { segment, file, bytes, sync_dir, awaited: false }
+    }
+
+    pub(super) fn with_waiters(self, awaited: bool) -> Self {
+        Self { awaited, ..self }
+    }
+
+    /// Whether a fast disk runs the sync in less time than two threads need to hand it over. A sync
+    /// that no response waits for is not urgent, so it never delays a write.
+    pub(super) fn is_short(&self) -> bool {
+        self.awaited && !self.sync_dir && self.bytes <= SHORT_BYTES_MAX
     }
 
     /// Syncs the segment. On success, all bytes written before the job was created survive a power
@@ -38,44 +55,16 @@ impl SyncJob {
     pub fn run(self, disk: &dyn Filesystem) -> SyncCompletion {
         let synced = self.file.sync();
         let result = if self.sync_dir { synced.and_then(|()| disk.sync_dir()) } else { synced };
-        SyncCompletion { segment: self.segment, result }
-    }
-}
-
-/// The journal thread's end of the channels to and from the sync thread. Each holds at most one
-/// message.
-#[derive(Debug)]
-pub struct SyncLink {
-    pub(super) jobs: Sender<SyncJob>,
-    pub(super) results: Receiver<SyncCompletion>,
-}
-
-/// The state of the sync thread.
-#[derive(Debug)]
-pub struct Syncer {
-    journal: Arc<Journal>,
-    disk: Arc<dyn Filesystem>,
-    jobs: Receiver<SyncJob>,
-    results: Sender<SyncCompletion>,
-}
-
-impl Syncer {
-    pub fn new(journal: Arc<Journal>, disk: Arc<dyn Filesystem>) -> (Self, SyncLink) {
-        let (job_sender, job_receiver) = bounded(1);
-        let (result_sender, result_receiver) = bounded(1);
-        (
-            Self { journal, disk, jobs: job_receiver, results: result_sender },
-            SyncLink { jobs: job_sender, results: result_receiver },
-        )
+        SyncCompletion { segment: self.segment, result, took: None }
     }
 
-    /// Runs until the journal thread has ended.
-    pub fn run(&self) {
-        while let Ok(job) = self.jobs.recv() {
-            if self.results.send(job.run(&*self.disk)).is_err() {
-                return;
-            }
-            self.journal.wake();
+    /// Like [`SyncJob::run`], and measures the duration of a short sync.
+    pub(super) fn run_timed(self, disk: &dyn Filesystem, clock: &Clock) -> SyncCompletion {
+        if !self.is_short() {
+            return self.run(disk);
         }
+        let began = clock.now();
+        let completion = self.run(disk);
+        SyncCompletion { took: Some(clock.now().since(began)), ..completion }
     }
 }

@@ -23,6 +23,8 @@ use crate::lifecycle::{Lifecycle, LifecyclePhase};
 use crate::metrics::Ledger;
 use crate::storage::Stored;
 
+mod threads;
+
 /// A filesystem in memory. The operation in `fails` fails until it is reset.
 #[derive(Clone, Debug, Default)]
 struct MemoryFilesystem(Arc<Mutex<MemoryFiles>>);
@@ -249,6 +251,7 @@ fn reader_converts_rows_of_format_version_2() {
 
 struct JournalHarness {
     writer: JournalWriter,
+    parker: crossbeam::sync::Parker,
     journal: Arc<Journal>,
     buffer: Arc<Buffer>,
     ledger: Arc<Ledger>,
@@ -259,7 +262,7 @@ struct JournalHarness {
 
 #[test]
 fn journal_thread_sleeps_for_the_write_interval() {
-    let mut harness = JournalHarness::new();
+    let harness = JournalHarness::new();
     let waits = Arc::new(Mutex::new(Vec::new()));
     let (seen, journal) = (waits.clone(), harness.journal.clone());
     harness.clock.on_idle(move |wait| {
@@ -269,8 +272,8 @@ fn journal_thread_sleeps_for_the_write_interval() {
             journal.finish();
         }
     });
-    let (_syncer, syncs) = Syncer::new(harness.journal.clone(), Arc::new(harness.disk.clone()));
-    harness.writer.run(&syncs);
+    let (thread, _syncer) = JournalThread::new(harness.writer, harness.parker);
+    thread.run();
     assert_eq!(*waits.lock().unwrap(), [WRITE_INTERVAL; 3]);
 }
 
@@ -305,8 +308,7 @@ impl JournalHarness {
         };
         let buffer = Arc::new(Buffer::new(buffer_limits, 1, ledger.clone()).0);
         let shared = (journal.clone(), buffer.clone());
-        let writer =
-            JournalWriter::new(shared, dyn_disk.clone(), limits, clock.clone(), parkers.writer, existing);
+        let writer = JournalWriter::new(shared, dyn_disk.clone(), limits, clock.clone(), existing);
         let refiller = Refiller {
             journal: journal.clone(),
             disk: dyn_disk,
@@ -315,7 +317,7 @@ impl JournalHarness {
             clock: clock.clone(),
             parker: parkers.recovery,
         };
-        Self { writer, journal, buffer, ledger, refiller, disk, clock }
+        Self { writer, parker: parkers.writer, journal, buffer, ledger, refiller, disk, clock }
     }
 
     /// Admits one block of these events, as an acceptor does.

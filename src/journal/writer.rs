@@ -1,9 +1,9 @@
-//! The journal thread: drains the lanes, writes blocks to the active segment, schedules syncs,
-//! completes waiters, and removes finished segments.
+//! The work of the journal thread: drains the lanes, writes blocks to the active segment, schedules
+//! syncs, completes waiters, and removes finished segments.
 //!
-//! The sync thread runs one sync at a time, while the journal thread continues to write.
 //! [`JournalWriter`] is a state machine without threads: [`JournalWriter::tick`] takes the
-//! completion of the last sync and returns the next sync.
+//! completion of the last sync and returns the next sync. Blocks may be written while a sync is in
+//! flight.
 //!
 //! A failed write or sync abandons the segment. Its blocks that are neither synced nor finalized
 //! are still in memory and are written to another segment. A sync is never retried on the same
@@ -17,7 +17,6 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use crossbeam::sync::Parker;
 use rand::Rng;
 use rand::rngs::StdRng;
 
@@ -26,7 +25,7 @@ use super::pipeline::{Pipeline, complete, drop_finalized};
 use super::record::SegmentHeader;
 use super::segment::{Segment, WriteGroup};
 use super::segment_table::SegmentTable;
-use super::sync::{SyncCompletion, SyncJob, SyncLink};
+use super::sync::{SyncCompletion, SyncJob};
 use super::{
     Durability, DurabilityWaiter, ExistingSegment, Journal, JournalOp, LaneEntry, NOT_SYNCED, NOT_WRITABLE,
     SegmentUpdate,
@@ -88,7 +87,6 @@ pub struct JournalWriter {
     disk: Arc<dyn Filesystem>,
     limits: JournalLimits,
     clock: Clock,
-    parker: Parker,
     rng: StdRng,
     /// Blocks to be written, oldest first.
     unwritten: VecDeque<RowBlock>,
@@ -109,7 +107,6 @@ impl JournalWriter {
         disk: Arc<dyn Filesystem>,
         limits: JournalLimits,
         clock: Clock,
-        parker: Parker,
         existing: &[ExistingSegment],
     ) -> Self {
         let mut writer = Self {
@@ -121,7 +118,6 @@ impl JournalWriter {
             disk,
             limits,
             clock,
-            parker,
             unwritten: VecDeque::new(),
             waiters: Vec::new(),
             pipeline: Pipeline::default(),
@@ -134,18 +130,25 @@ impl JournalWriter {
         writer
     }
 
-    /// Runs until `Journal::finish` was called and all blocks are synced, or cannot be.
-    pub fn run(&mut self, syncs: &SyncLink) {
-        loop {
-            let finishing = self.journal.is_finishing();
-            if let Some(job) = self.tick(syncs.results.try_recv().ok()) {
-                syncs.jobs.send(job).expect("BUG: the sync thread outlives this one");
-            }
-            if finishing && self.is_finished() {
-                return;
-            }
-            self.clock.park(&self.parker, self.limits.write_interval);
-        }
+    pub(super) fn journal(&self) -> &Arc<Journal> {
+        &self.journal
+    }
+
+    pub(super) fn disk(&self) -> &Arc<dyn Filesystem> {
+        &self.disk
+    }
+
+    pub(super) fn clock(&self) -> &Clock {
+        &self.clock
+    }
+
+    pub(super) fn limits(&self) -> &JournalLimits {
+        &self.limits
+    }
+
+    /// Whether all blocks are to be written and synced for the end of the process.
+    pub(super) fn is_finishing(&self) -> bool {
+        self.journal.is_finishing()
     }
 
     /// Writes every block that is in the lanes, and returns a sync if one is due or waited for and

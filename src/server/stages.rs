@@ -30,8 +30,7 @@ use crate::http::{
 };
 use crate::ingest;
 use crate::journal::filesystem::{Filesystem, OsDirectory};
-use crate::journal::sync::SyncLink;
-use crate::journal::{JournalWriter, Lookup, Syncer};
+use crate::journal::{JournalThread, JournalWriter, Lookup};
 use crate::lifecycle::Lifecycle;
 use crate::metrics::{BusinessCollector, History, Process, RetentionMetrics};
 use crate::partitions::PartitionMaintenance;
@@ -76,14 +75,15 @@ pub(super) fn start_store_threads(
 /// Starts the journal thread and its sync thread. The returned channel is closed when the journal
 /// thread has ended.
 pub(super) fn start_journal(
-    mut writer: JournalWriter,
-    (syncer, syncs): (Syncer, SyncLink),
+    writer: JournalWriter,
+    parker: Parker,
     lifecycle: &Lifecycle,
 ) -> Result<Receiver<()>, RunServerError> {
     let (running, ended) = bounded::<()>(0);
+    let (journal_thread, syncer) = JournalThread::new(writer, parker);
     spawn(lifecycle, "sync", move || syncer.run())?;
     spawn(lifecycle, "journal", move || {
-        writer.run(&syncs);
+        journal_thread.run();
         drop(running);
     })?;
     Ok(ended)

@@ -94,7 +94,6 @@ impl Process {
             disk.clone(),
             bounds.journal,
             clock.clone(),
-            parkers.writer,
             &found,
         );
         let had_backlog = !found.is_empty();
