@@ -87,6 +87,9 @@ need_compiler() {
   command -v cc >/dev/null || install_packages gcc libc6-dev
 }
 
+# Installs valgrind if it is missing.
+need_valgrind() { command -v valgrind >/dev/null || install_packages valgrind; }
+
 # Prints the verdicts of the fault tests as a table, sorted by number.
 faults_table() {
   { printf 'fault\ttimes\tacknowledged\tlost\tduplicated\tverdict\n'; sort -t ' ' -k 1,1n -k 2 "$1"; } |
