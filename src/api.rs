@@ -101,27 +101,12 @@ impl ApiHandler {
         request: &Request<'_>,
         response: &mut Response,
     ) -> bool {
-        match route {
-            Route::PostEvents => {
-                accepts_ids(grant, request, response) && self.intake.accepts_head(request, response)
-            }
-            Route::Gateway(page) => self.accepts_gateway_head(page, grant, request, response),
-            // Their bodies are ignored.
-            Route::ListEvents
-            | Route::GetEvent(_)
-            | Route::Stats
-            | Route::Live
-            | Route::Ready
-            | Route::Health
-            | Route::HealthBuffer
-            | Route::HealthBusiness
-            | Route::HealthDatabase
-            | Route::HealthDetailed
-            | Route::Metrics
-            | Route::MetricsPrometheus
-            | Route::Console(_)
-            | Route::Options(_) => true,
+        if let Route::Gateway(page) = route {
+            return self.accepts_gateway_head(page, grant, request, response);
         }
+        // The bodies of all other routes are ignored.
+        *route != Route::PostEvents
+            || (accepts_ids(grant, request, response) && self.intake.accepts_head(request, response))
     }
 
     /// Serves an authorized request whose body has arrived.
@@ -144,7 +129,7 @@ impl ApiHandler {
             Route::PostEvents if !accepts_ids(&grant, request, response) => return HandlerResult::Done,
             Route::PostEvents => {
                 let policy_headers_len = response.headers.len();
-                let outcome = self.intake.post(grant.services.as_deref(), request, response);
+                let outcome = self.intake.post(started, grant.services.as_deref(), request, response);
                 return self.finish_post(
                     outcome,
                     grant,

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use rand::rngs::StdRng;
 
 use crate::buffer::{AdmitError, RowBlock};
-use crate::clock::Clock;
+use crate::clock::{Clock, Moment};
 use crate::event::Timestamp;
 use crate::event::id_generator::IdGenerator;
 use crate::health::status::Status;
@@ -71,7 +71,13 @@ pub(super) struct Intake {
     recent_ids: RecentIds,
     /// The lowest durability level that a response of this turn waits for.
     awaited_level: Option<Durability>,
+    turn_time: TurnTime,
 }
+
+/// The time of day at the first request of a turn. That of the later ones follows from the monotonic
+/// clock, which is read for each anyway.
+#[derive(Debug, Default)]
+struct TurnTime(Option<(Moment, Timestamp)>);
 
 /// Checks requests and admits their events to the journal and the buffer.
 #[derive(Debug)]
@@ -97,18 +103,20 @@ impl Intake {
             admission: Admission { acceptor, durability, clock: status.clock.clone(), status },
             recent_ids: RecentIds::default(),
             awaited_level: None,
+            turn_time: TurnTime::default(),
         }
     }
 
     /// Processes a short body, or yields for a long one. `services` are those that the token may
-    /// write; none: all.
+    /// write; none: all. `now` is a time of this turn.
     pub(super) fn post(
         &mut self,
+        now: Moment,
         services: Option<&[Box<str>]>,
         request: &Request<'_>,
         response: &mut Response,
     ) -> IntakeOutcome {
-        let Self { ingest, decompressor, admission, recent_ids, .. } = self;
+        let Self { ingest, decompressor, admission, recent_ids, turn_time, .. } = self;
         let Some(headers) = admission.check_request(services, request, response) else {
             return IntakeOutcome::Answered;
         };
@@ -132,8 +140,8 @@ impl Intake {
         if headers.coding != ContentCoding::Identity {
             response.work_bytes = body.len() * DECOMPRESS_COST_FACTOR;
         }
-        let decoded = ingest.decode(headers, body, admission.clock.wall());
-        let outcome = admission.admit(headers, &decoded, recent_ids, response);
+        let decoded = ingest.decode(headers, body, turn_time.wall_at(now, &admission.clock));
+        let outcome = admission.admit(now, headers, &decoded, recent_ids, response);
         decompressor.release();
         outcome
     }
@@ -182,7 +190,7 @@ impl Intake {
         if !ingest.decode_slice(headers, body, *now, DECODE_SLICE_BYTES) {
             return IntakeOutcome::Yield(LongBody(Some(state)));
         }
-        admission.admit(headers, &ingest.decoded(), &mut self.recent_ids, response)
+        admission.admit(admission.clock.now(), headers, &ingest.decoded(), &mut self.recent_ids, response)
     }
 
     /// Fulfils `promise` with `response` once the events are durable at `level`, or with 503 if
@@ -207,10 +215,25 @@ impl Intake {
         self.awaited_level = Some(self.awaited_level.map_or(level, |awaited| awaited.min(level)));
     }
 
-    /// Wakes the journal thread, once for all responses of this turn that wait for durability.
+    /// Ends the turn. Wakes the journal thread, once for all responses of this turn that wait for durability.
     pub(super) fn on_turn_end(&mut self) {
+        self.turn_time = TurnTime::default();
         if let Some(level) = self.awaited_level.take() {
             self.admission.status.journal.wake_for(level);
+        }
+    }
+}
+
+impl TurnTime {
+    /// The time of day at `now`, a time of this turn.
+    #[inline]
+    fn wall_at(&mut self, now: Moment, clock: &Clock) -> Timestamp {
+        match self.0 {
+            Some((first, wall)) => {
+                let passed_micros = now.nanos().saturating_sub(first.nanos()) / 1000;
+                Timestamp::from_micros(wall.micros().saturating_add_unsigned(passed_micros))
+            }
+            None => self.0.insert((now, clock.wall())).1,
         }
     }
 }
@@ -281,6 +304,7 @@ impl Admission {
     /// Admits all valid events of a body, or none, and writes the response.
     fn admit(
         &self,
+        admitted_at: Moment,
         headers: IngestHeaders<'_>,
         decoded: &DecodedRequest<'_>,
         recent_ids: &mut RecentIds,
@@ -302,13 +326,12 @@ impl Admission {
             problem::write_journal_unavailable(response, JOURNAL_RETRY_S);
             return IntakeOutcome::Answered;
         }
-        let admitted_at = self.clock.now();
         let append = |block: &RowBlock| journal.append(self.acceptor, block);
         let size = (rows, decoded.bytes());
         match self.status.buffer.admit(self.acceptor, size, admitted_at, decoded.blocks(), append) {
             Ok(()) => {
                 decoded.write_response(recent_ids.admit(decoded), response);
-                response.header("Durability", level.name());
+                response.headers.extend_from_slice(durability_line(level));
                 return IntakeOutcome::Admitted(level);
             }
             Err(AdmitError::Full) => {
@@ -337,6 +360,16 @@ impl Admission {
     }
 }
 
+/// The response header with the level at which the events are durable. Formatting it would be a
+/// twentieth of the server's own work on a request.
+fn durability_line(level: Durability) -> &'static [u8] {
+    match level {
+        Durability::Memory => b"Durability: memory\r\n",
+        Durability::Written => b"Durability: written\r\n",
+        Durability::Synced => b"Durability: synced\r\n",
+    }
+}
+
 /// The events of a body that is refused undecoded: lines of NDJSON are counted, any other body is one.
 fn count_undecoded(headers: &IngestHeaders<'_>, body: &[u8]) -> u64 {
     if headers.format == BodyFormat::Ndjson && headers.coding == ContentCoding::Identity && !body.is_empty() {
@@ -349,4 +382,24 @@ fn count_undecoded(headers: &IngestHeaders<'_>, body: &[u8]) -> u64 {
 /// Whether the headers declare a body, which may be empty (RFC 9112, 6.3).
 fn has_body_framing(headers: Headers<'_>) -> bool {
     headers.get("Content-Length").is_some() || headers.get("Transfer-Encoding").is_some()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    #[test]
+    fn time_of_day_is_read_once_a_turn_and_advances_with_the_monotonic_clock() {
+        let clock = Clock::manual(Timestamp::from_micros(1_000_000), 1);
+        let mut turn = TurnTime::default();
+        assert_eq!(turn.wall_at(clock.now(), &clock), clock.wall());
+        clock.advance(Duration::from_nanos(2_500_999));
+        assert_eq!(turn.wall_at(clock.now(), &clock), Timestamp::from_micros(1_002_500));
+        clock.set_wall(Timestamp::from_micros(7));
+        assert_eq!(turn.wall_at(clock.now(), &clock), Timestamp::from_micros(1_002_500));
+        assert_eq!(turn.wall_at(Moment::ZERO, &clock), Timestamp::from_micros(1_000_000), "never backwards");
+        assert_eq!(TurnTime::default().wall_at(clock.now(), &clock), clock.wall());
+    }
 }
