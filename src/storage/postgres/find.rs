@@ -93,21 +93,11 @@ pub(super) fn page(pool: ReadPool<'_>, page: &EventPage, bytes_max: usize) -> Re
     extra.append_sql(&mut condition, 10);
     let query = PageQuery { pool, page, extra: &extra, condition, direction, bytes_max };
     if page.filter.service.is_none() {
-        // A few events beyond the page usually prove that its last millisecond is complete.
-        if let Some(chunk) = query.page_by_id(range)? {
-            return Ok(chunk);
-        }
-        // No index has the order of the keys; the primary key has it down to the
-        // millisecond. So look up the last event of the page by id, and sort only the rows up to
-        // the end of its millisecond.
-        if let Some(millis) = query.last_millisecond(range)? {
-            match page.order {
-                SortOrder::Desc => range.low = floor(millis),
-                SortOrder::Asc => range.high = floor(millis + 1),
-            }
-        }
+        return query.page_by_id(range);
     }
-    query.sorted_page(range)
+    let mut builder = ChunkBuilder::new(bytes_max);
+    query.read_sorted(range, page.limit, &mut builder)?;
+    Ok(builder.finish(page.limit))
 }
 
 /// The parts that all statements of one page query share.
@@ -126,59 +116,59 @@ const LOOKAHEAD: u16 = 16;
 pub(super) const IN_RANGE: &str = "event_id >= $1 AND event_id < $2 AND timestamp >= $3 AND timestamp < $4";
 
 impl PageQuery<'_> {
-    /// Reads the page in id order and sorts it by time. Returns None when the last millisecond
-    /// holds too many events to prove that all of them were read.
-    fn page_by_id(&self, range: EventRange) -> Result<Option<Chunk>, StoreError> {
-        let limit = self.page.limit.saturating_add(LOOKAHEAD);
+    /// Reads the page in id order, which is the order of time down to the millisecond, and sorts
+    /// it: no index has the order of the keys. A few events beyond the page usually
+    /// prove that its last millisecond is complete. If they do not, the events of that millisecond
+    /// are read in time order, and only those: a scan of the newest events passes all rows of the
+    /// batches that are being stored.
+    fn page_by_id(&self, range: EventRange) -> Result<Chunk, StoreError> {
+        let read_max = self.page.limit.saturating_add(LOOKAHEAD);
         let (condition, direction) = (&self.condition, self.direction);
         let statement =
             format!("SELECT {COLUMNS} FROM events WHERE {condition} ORDER BY event_id {direction} LIMIT $8");
         let mut builder = ChunkBuilder::new(self.bytes_max);
-        self.query_each(&statement, range, limit, |row| builder.push(decode_event(row)))?;
+        self.query_each(&statement, range, read_max, |row| builder.push(decode_event(row)))?;
         let is_cut = builder.is_cut();
-        let Chunk { mut events, has_more } = builder.finish(limit);
-        if has_more {
-            let last = events.last().map(|event| event.event_id.millis());
-            events.retain(|event| Some(event.event_id.millis()) != last);
-            // A page that is cut may be shorter than its limit.
-            if events.len() < if is_cut { 1 } else { usize::from(self.page.limit) } {
-                return Ok(None);
-            }
-        }
+        let Chunk { mut events, has_more } = builder.finish(read_max);
+        let incomplete = events.last().map(|event| event.event_id.millis()).filter(|_| has_more);
+        events.retain(|event| Some(event.event_id.millis()) != incomplete);
         events.sort_unstable_by_key(Event::key);
         if self.page.order == SortOrder::Desc {
             events.reverse();
         }
         events.truncate(usize::from(self.page.limit));
-        Ok(Some(Chunk { has_more: is_cut || events.len() == usize::from(self.page.limit), events }))
+        let missing = self.page.limit - u16::try_from(events.len()).unwrap_or(self.page.limit);
+        if let Some(millis) = incomplete.and_then(|millis| i64::try_from(millis).ok())
+            && missing > 0
+            // A page that is cut may be shorter than its limit.
+            && (!is_cut || events.is_empty())
+        {
+            let mut builder = ChunkBuilder::new(self.bytes_max);
+            // These events fit: the builder above had them too.
+            _ = events.into_iter().try_for_each(|event| builder.push(event));
+            let range = EventRange { low: floor(millis), high: floor(millis + 1), ..range };
+            self.read_sorted(range, missing, &mut builder)?;
+            events = builder.finish(self.page.limit).events;
+        }
+        let has_more = events.len() == usize::from(self.page.limit) || (has_more && !events.is_empty());
+        Ok(Chunk { events, has_more })
     }
 
-    /// Returns the millisecond of the last event of a full page, or None when the page is not full.
-    fn last_millisecond(&self, range: EventRange) -> Result<Option<i64>, StoreError> {
-        let (condition, direction) = (&self.condition, self.direction);
-        let statement = format!(
-            "SELECT event_id FROM events WHERE {condition} ORDER BY event_id {direction} OFFSET $8 - 1 LIMIT 1"
-        );
-        let mut millis = None;
-        self.query_each(&statement, range, self.page.limit, |row| {
-            millis = Some(i64::try_from(row.get::<_, PgUuid>(0).0.millis()).unwrap_or(MILLIS_END));
-            ControlFlow::Break(())
-        })?;
-        Ok(millis)
-    }
-
-    /// Reads the page in time order. The subquery sorts metadata as it is stored, so that the text
-    /// of a row is made when the row is sent: a sort of the texts would make all of them first.
-    fn sorted_page(&self, range: EventRange) -> Result<Chunk, StoreError> {
+    /// Reads events in time order. The subquery sorts metadata as it is stored, so that the text of
+    /// a row is made when the row is sent: a sort of the texts would make all of them first.
+    fn read_sorted(
+        &self,
+        range: EventRange,
+        limit: u16,
+        builder: &mut ChunkBuilder,
+    ) -> Result<(), StoreError> {
         let (condition, direction) = (&self.condition, self.direction);
         let statement = format!(
             "SELECT {COLUMNS} FROM (SELECT event_id, timestamp, ingested_at, service, message, metadata, id \
              FROM events WHERE {condition} \
              ORDER BY timestamp {direction}, id {direction}, event_id {direction} LIMIT $8) AS page"
         );
-        let mut builder = ChunkBuilder::new(self.bytes_max);
-        self.query_each(&statement, range, self.page.limit, |row| builder.push(decode_event(row)))?;
-        Ok(builder.finish(self.page.limit))
+        self.query_each(&statement, range, limit, |row| builder.push(decode_event(row)))
     }
 
     /// Runs a statement with all parameters of the page, including unused ones.
