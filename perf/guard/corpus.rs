@@ -134,7 +134,9 @@ impl Events {
         self.made += 1;
         match self.kind {
             EventKind::Plain => {}
-            EventKind::Keyed => event.push_str(&format!(",\"idempotency_key\":\"{:032x}\"", self.made)),
+            EventKind::Keyed => {
+                event.extend([",\"idempotency_key\":\"", &format!("{:032x}", self.made), "\""])
+            }
             EventKind::Invalid => event.push_str(self.invalid_field()),
         }
         event.push('}');

@@ -47,8 +47,8 @@ pub(super) fn run(form: &str) -> Result<Option<Work>> {
     let handler = handler(&status);
     let listener = TcpListener::bind("127.0.0.1:0")?;
     let address = listener.local_addr()?;
-    let stats = status.connections.clone();
-    let mut acceptor = Acceptor::new(listener, HttpLimits::default(), clock, stats, |_| handler)?;
+    let mut acceptor =
+        Acceptor::new(listener, HttpLimits::default(), clock, status.connections.clone(), |_| handler)?;
     let mut clients =
         (0..connections).map(|_| TcpStream::connect(address)).collect::<std::io::Result<Vec<_>>>()?;
     let mut events = 0;

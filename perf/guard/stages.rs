@@ -6,7 +6,8 @@ use std::time::Duration;
 
 use aurore_events::buffer::{Buffer, BufferLimits, RowBlock};
 use aurore_events::clock::{Clock, Moment};
-use aurore_events::event::{EventId, row};
+use aurore_events::event::id_generator::IdGenerator;
+use aurore_events::event::{ArrivalNumber, EventId, row};
 use aurore_events::http::{ContentCoding, Response};
 use aurore_events::ingest::{BodyFormat, IngestDecoder, IngestHeaders, IngestLimits};
 use aurore_events::journal::Journal;
@@ -31,8 +32,12 @@ pub(super) const BUFFER_LIMITS: BufferLimits = BufferLimits {
     batch_bytes_max: 16 << 20,
     spill_bytes_max: 0,
 };
-const BATCH_LIMITS: BatchLimits =
-    BatchLimits { rows_max: 5000, bytes_max: 16 << 20, linger: Duration::from_secs(1) };
+const BATCH_LIMITS: BatchLimits = BatchLimits {
+    rows_max: 5000,
+    bytes_max: 16 << 20,
+    linger: Duration::from_millis(20),
+    wait_max: Duration::from_secs(1),
+};
 
 fn headers(format: BodyFormat) -> IngestHeaders<'static> {
     IngestHeaders {
@@ -46,7 +51,7 @@ fn headers(format: BodyFormat) -> IngestHeaders<'static> {
 }
 
 fn decoder() -> IngestDecoder {
-    IngestDecoder::new(INGEST_LIMITS, Clock::manual(NOW, 1).rng())
+    IngestDecoder::new(INGEST_LIMITS, IdGenerator::new(Clock::manual(NOW, 1).rng()))
 }
 
 /// Bodies to rows: scans, validates, makes ids, encodes.
@@ -54,9 +59,9 @@ fn decode(bodies: &[Body], format: BodyFormat) -> Work {
     let mut decoder = decoder();
     counted(&mut || {
         for body in bodies {
-            let decoded = decoder.decode(headers(format), &body.bytes, NOW);
-            assert_eq!(decoded.accepted(), body.events, "the corpus is valid");
-            black_box(decoded.bytes());
+            let request = decoder.decode(headers(format), &body.bytes, NOW);
+            assert_eq!(request.accepted(), body.events, "the corpus is valid");
+            black_box(request.bytes());
         }
     });
     Work::of(bodies)
@@ -68,10 +73,10 @@ fn validate(bodies: &[Body]) -> Work {
     let mut response = Response::default();
     counted(&mut || {
         for body in bodies {
-            let decoded = decoder.decode(headers(BodyFormat::Ndjson), &body.bytes, NOW);
-            assert_eq!(decoded.accepted(), 0, "the corpus is invalid");
+            let request = decoder.decode(headers(BodyFormat::Ndjson), &body.bytes, NOW);
+            assert_eq!(request.accepted(), 0, "the corpus is invalid");
             response.clear();
-            decoded.write_response(&[], &mut response);
+            request.write_response(&[], &mut response);
             black_box(&response.body);
         }
     });
@@ -83,9 +88,9 @@ fn respond(bodies: &[Body]) -> Work {
     let mut decoder = decoder();
     let mut response = Response::default();
     for body in bodies {
-        let decoded = decoder.decode(headers(BodyFormat::Ndjson), &body.bytes, NOW);
+        let request = decoder.decode(headers(BodyFormat::Ndjson), &body.bytes, NOW);
         response.clear();
-        counted(&mut || decoded.write_response(&[], &mut response));
+        counted(&mut || request.write_response(&[], &mut response));
         black_box(&response.body);
     }
     Work::of(bodies)
@@ -97,7 +102,7 @@ fn encode(events: &[[String; 3]]) -> Work {
     counted(&mut || {
         for [service, message, metadata] in events {
             out.clear();
-            row::append_header(&mut out, id, NOW, NOW);
+            row::append_header(&mut out, id, NOW, NOW, ArrivalNumber::first_at(NOW));
             row::append_text(&mut out, service.as_bytes());
             row::append_text_with(&mut out, |out| text::unescape(out, message.as_bytes()));
             row::append_metadata(&mut out, (!metadata.is_empty()).then_some(metadata.as_bytes()));
@@ -112,8 +117,8 @@ fn blocks(bodies: &[Body], format: BodyFormat) -> Vec<RowBlock> {
     let mut decoder = decoder();
     let mut blocks = Vec::new();
     for body in bodies {
-        let decoded = decoder.decode(headers(format), &body.bytes, NOW);
-        blocks.extend(decoded.blocks().map(|(bytes, rows)| RowBlock::new(bytes, rows, Moment::ZERO)));
+        let request = decoder.decode(headers(format), &body.bytes, NOW);
+        blocks.extend(request.blocks().map(|(bytes, rows)| RowBlock::new(bytes, rows, Moment::ZERO)));
     }
     blocks
 }

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use crate::harness::checker::{CheckResult, check_ledger, wait_for_drain_within};
 use crate::harness::producer::{LoadProfile, ProducerRecord};
+use crate::harness::server::wait_for_partitions;
 use crate::harness::{Postgres, Producer, Server, until};
 use crate::proxy::Proxy;
 
@@ -72,6 +73,7 @@ impl Fixture {
         all.retain(|(name, _)| !settings.iter().any(|(own, _)| own == name));
         all.extend(settings);
         let server = Server::start(&all);
+        wait_for_partitions(&postgres);
         Self { server, proxy, postgres, row, producer: None, record: ProducerRecord::default() }
     }
 

@@ -32,16 +32,21 @@ pub(crate) struct TestServer {
 
 impl TestServer {
     /// Starts both, the server with these additional settings, and waits until the server is ready
-    /// and has created its partitions, so that SQL of a test does not run beside that.
+    /// and has created its partitions.
     pub(crate) fn start(settings: &[(&str, &str)]) -> Self {
         let postgres = Postgres::start();
         let server = Server::start_on(&postgres, settings);
-        until("the partitions are created", || {
-            postgres.value::<i64>("SELECT count(*) FROM pg_inherits WHERE inhparent = to_regclass('events')")
-                >= PARTITIONS
-        });
+        wait_for_partitions(&postgres);
         Self { server, postgres }
     }
+}
+
+/// Waits until the server has created its partitions, so that SQL of a test does not run beside that.
+pub(crate) fn wait_for_partitions(postgres: &Postgres) {
+    until("the partitions are created", || {
+        postgres.value::<i64>("SELECT count(*) FROM pg_inherits WHERE inhparent = to_regclass('events')")
+            >= PARTITIONS
+    });
 }
 
 /// A server with its own port and data directory, and a clean environment.

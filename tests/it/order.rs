@@ -34,7 +34,10 @@ fn messages(client: &mut Client, query: &str) -> Vec<String> {
 fn exported(client: &mut Client, order: &str) -> Vec<String> {
     let export = request("GET", &format!("/events?order={order}"), &[("Accept", NDJSON)], b"");
     let lines = client.exchange(&export).text();
-    lines.lines().map(|line| text(&sonic_rs::from_str::<sonic_rs::Value>(line).unwrap()["message"])).collect()
+    lines
+        .lines()
+        .map(|line| text(&sonic_rs::from_str::<sonic_rs::Value>(line).expect("a line is JSON")["message"]))
+        .collect()
 }
 
 /// Checks pages of several sizes, with and without a service, and exports, in both orders.

@@ -33,7 +33,7 @@ fn id(millis: u64, tail: u8) -> EventId {
     EventId::keyed(millis, [tail; 10])
 }
 
-/// An encoded event. The order of arrival is that of the ids.
+/// An encoded event. `tail` is its number of arrival.
 fn event(micros: u64, tail: u8, service: &str, message: &str) -> Vec<u8> {
     let mut bytes = Vec::new();
     let arrival = ArrivalNumber::from_nanos(i64::from(tail));
