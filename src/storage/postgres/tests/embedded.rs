@@ -119,6 +119,20 @@ fn cluster_is_accessible_to_its_owner_only() {
 }
 
 #[test]
+fn cluster_compresses_large_events_with_lz4_where_postgresql_has_it() {
+    let directory = temp_dir("compression");
+    let cluster = start(directory.path()).unwrap();
+    let mut client = cluster.target().to_blocking_config().connect(postgres::NoTls).unwrap();
+    let row = client
+        .query_one(
+            "SELECT setting, 'lz4' = ANY (enumvals) FROM pg_settings WHERE name = 'default_toast_compression'",
+            &[],
+        )
+        .unwrap();
+    assert_eq!(row.get::<_, &str>(0), if row.get(1) { "lz4" } else { "pglz" });
+}
+
+#[test]
 fn cluster_of_another_major_version_is_rejected() {
     let directory = temp_dir("version");
     std::fs::create_dir(directory.path().join("postgres")).unwrap();
