@@ -74,11 +74,11 @@ impl SharedState {
         Step { job, start_watch, finished: finishing && self.writer.is_finished() }
     }
 
-    /// Ticks in place of the journal thread if that is in a sync which began `patience` ago. Returns
+    /// Ticks in place of the journal thread if that is in a sync which began `stall_min` ago. Returns
     /// whether the sync thread must continue to watch.
-    pub(super) fn watch(&mut self, now: Moment, patience: Duration) -> bool {
+    pub(super) fn watch(&mut self, now: Moment, stall_min: Duration) -> bool {
         if let Some(since) = self.on_journal_since {
-            if now.since(since) >= patience {
+            if now.since(since) >= stall_min {
                 let job = self.writer.tick(None);
                 assert!(job.is_none(), "BUG: a second sync began while one is in flight");
             }
@@ -193,11 +193,11 @@ impl Syncer {
     pub fn run(&self) {
         let Shared { journal, disk, clock, write_interval, .. } = &self.shared;
         // A sync is at most this old when it is first seen, and twice as old when it is next seen.
-        let patience = *write_interval / 2;
+        let stall_min = *write_interval / 2;
         let mut watches = false;
         loop {
             let request = if watches {
-                self.requests.recv_timeout(patience)
+                self.requests.recv_timeout(stall_min)
             } else {
                 self.requests.recv().map_err(|_closed| RecvTimeoutError::Disconnected)
             };
@@ -209,7 +209,7 @@ impl Syncer {
                     }
                     journal.wake();
                 }
-                Err(RecvTimeoutError::Timeout) => watches = self.shared.lock().watch(clock.now(), patience),
+                Err(RecvTimeoutError::Timeout) => watches = self.shared.lock().watch(clock.now(), stall_min),
                 Err(RecvTimeoutError::Disconnected) => return,
             }
         }
