@@ -135,7 +135,7 @@ impl Events {
         match self.kind {
             EventKind::Plain => {}
             EventKind::Keyed => {
-                event.extend([",\"idempotency_key\":\"", &format!("{:032x}", self.made), "\""])
+                event.extend([",\"idempotency_key\":\"", &format!("{:032x}", self.made), "\""]);
             }
             EventKind::Invalid => event.push_str(self.invalid_field()),
         }
