@@ -61,7 +61,7 @@ const WORDS: &[&str] = &[
     "queue",
 ];
 
-/// How large the events are.
+/// The sizes of the events.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Size {
     /// 100 bytes to 16 KiB, as `SIZES` distributes them.

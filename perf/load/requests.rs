@@ -26,7 +26,7 @@ pub(crate) enum Times {
     Second,
 }
 
-/// What a request contains.
+/// The contents of a request.
 #[derive(Clone, Debug)]
 pub(crate) struct RequestOptions {
     pub(crate) path: String,

@@ -19,7 +19,7 @@ use crate::histogram::Histogram;
 use crate::requests::{RequestOptions, RequestPool};
 
 const WAKER: Token = Token(usize::MAX);
-/// How long responses are awaited after the end.
+/// Maximum wait for responses after the end.
 const GRACE: u64 = 10_000_000_000;
 /// Failed connections after which a worker gives up.
 const ERRORS_MAX: u64 = 10_000;
@@ -33,7 +33,7 @@ pub(crate) struct LoadOptions {
     pub(crate) warmup: f64,
     /// Requests per second of this worker; `None` is the closed loop.
     pub(crate) rate: Option<f64>,
-    /// How long a connection of the closed loop pauses after a 429 or 503.
+    /// The pause of a connection of the closed loop after a 429 or 503.
     pub(crate) pause: Duration,
 }
 
@@ -124,7 +124,7 @@ impl Schedule {
         (due < self.end).then_some(due)
     }
 
-    /// Whether all requests are sent.
+    /// Returns whether all requests are sent.
     fn is_over(&self, now: u64) -> bool {
         if self.interval.is_some() { self.peek().is_none() } else { now >= self.end }
     }

@@ -47,7 +47,8 @@ impl Batch {
     pub fn push(&mut self, block: RowBlock) {
         self.rows += block.rows() as usize;
         self.bytes += block.bytes().len();
-        self.oldest = earlier(self.oldest, Some(block.admitted_at()));
+        let admitted_at = block.admitted_at();
+        self.oldest = Some(self.oldest.map_or(admitted_at, |oldest| oldest.min(admitted_at)));
         self.blocks.push(block);
     }
 
@@ -87,11 +88,8 @@ impl Batch {
     }
 
     /// Adds the blocks of another batch, beyond the bounds.
-    pub fn append(&mut self, mut other: Self) {
-        self.rows += other.rows;
-        self.bytes += other.bytes;
-        self.oldest = earlier(self.oldest, other.oldest);
-        self.blocks.append(&mut other.blocks);
+    pub fn append(&mut self, other: Self) {
+        other.blocks.into_iter().for_each(|block| self.push(block));
     }
 
     /// The row bytes of each block, for one COPY.
@@ -112,10 +110,6 @@ impl Batch {
     pub fn rows(&self) -> Vec<Row<'_>> {
         self.blocks.iter().flat_map(|block| rows(block.bytes())).collect()
     }
-}
-
-fn earlier(one: Option<Moment>, other: Option<Moment>) -> Option<Moment> {
-    one.into_iter().chain(other).min()
 }
 
 #[cfg(test)]

@@ -14,6 +14,7 @@ mod backoff;
 mod batch;
 mod error_class;
 mod isolate;
+mod retry;
 mod store_thread;
 
 #[cfg(test)]
@@ -33,14 +34,13 @@ pub use store_thread::{StoreCompletion, StoreJob, StoreLink, StoreQueue, StoreTh
 
 use crate::buffer::{Buffer, RowBlock};
 use crate::clock::{Clock, Moment};
-use crate::event::row;
 use crate::journal::Journal;
 use crate::lifecycle::{Lifecycle, LifecyclePhase};
 use crate::logging::RateLimitedLog;
 use crate::metrics::{BatchTimes, Ledger, WriterMetrics};
 use crate::storage::{Breaker, DeadLetter, EventRepository, StoreError, StorePath, Stored};
 use backoff::Backoff;
-use isolate::{PIECE_MIN, Unsettled};
+use retry::{FailedBatch, Failure};
 
 /// Interval of `EventRepository::prepare`, which is cheap unless tables were found missing.
 const PREPARE_INTERVAL: Duration = Duration::from_mins(1);
@@ -101,23 +101,6 @@ pub struct Writer {
     error_log: RateLimitedLog,
     /// Database time of the current batch, successful attempts only.
     insert_time: Duration,
-}
-
-/// A batch that is not stored.
-#[derive(Debug)]
-struct FailedBatch {
-    batch: Batch,
-    path: StorePath,
-    started: Moment,
-    failure: Failure,
-}
-
-#[derive(Debug)]
-enum Failure {
-    /// The transaction of the store thread failed.
-    Failed(StoreError),
-    /// Every row was refused, and so was every other row that was tried.
-    Refused,
 }
 
 /// Result of a tick.
@@ -319,56 +302,6 @@ impl Writer {
         self.deps.journal.finalize(batch.into_blocks());
     }
 
-    /// Retries until every row of the batch is settled, or every row is refused.
-    fn retry(&mut self, mut failed: FailedBatch) -> Result<(), DeadlinePassed> {
-        if matches!(failed.failure, Failure::Refused) {
-            self.grow(&mut failed.batch);
-        }
-        self.insert_time = Duration::ZERO;
-        let runs = failed.batch.runs();
-        let settled = match &failed.failure {
-            Failure::Failed(error) => self.settle_after(error, &runs, failed.path),
-            Failure::Refused => self.settle(&runs, &[], failed.path),
-        };
-        let settled = match settled {
-            Ok(()) => Ok(()),
-            Err(StoreFailure::DeadlinePassed) => Err(Unsettled::DeadlinePassed),
-            Err(StoreFailure::RowFault(error)) => self.isolate(&failed.batch.rows(), &error),
-            Err(StoreFailure::TimedOut) => self.retry_in_pieces(&failed.batch.rows()),
-        };
-        match settled {
-            Ok(()) => {
-                self.finish(failed.batch, failed.started, self.insert_time);
-                Ok(())
-            }
-            // The rows stay counted as buffered. If some were committed, their ids make them
-            // duplicates when the journal replays them.
-            Err(Unsettled::DeadlinePassed) => {
-                self.failed.push_front(failed);
-                Err(DeadlinePassed)
-            }
-            Err(Unsettled::EveryRowRefused(error)) => {
-                failed.failure = Failure::Refused;
-                self.failed.push_front(failed);
-                self.on_every_row_refused(&error)
-            }
-        }
-    }
-
-    /// Adds other rows to a refused batch: one of them may be accepted and thereby convict these. The
-    /// batch grows once past its limits at most.
-    fn grow(&mut self, refused: &mut Batch) {
-        if refused.is_full() {
-            return;
-        }
-        if let Some(next) = self.failed.pop_front() {
-            refused.append(next.batch);
-        } else {
-            self.gather();
-            refused.append(self.take_batch());
-        }
-    }
-
     /// Stores `runs` and inserts the dead letters of `dead` in one transaction, and retries
     /// transient failures. On success updates the ledger and releases the buffer space. Fails on a
     /// row fault.
@@ -392,50 +325,6 @@ impl Writer {
                     self.report_store_error(&error, path);
                     path = self.prepare_retry(&error, runs, path)?;
                 }
-            }
-        }
-    }
-
-    /// Like [`Self::settle`], after a first attempt on `path` that failed with `error`, which was
-    /// reported.
-    fn settle_after(
-        &mut self,
-        error: &StoreError,
-        runs: &[&[u8]],
-        path: StorePath,
-    ) -> Result<(), StoreFailure> {
-        let path = self.prepare_retry(error, runs, path)?;
-        self.settle(runs, &[], path)
-    }
-
-    /// Reports a failed attempt to the breaker and to the log.
-    fn report_store_error(&mut self, error: &StoreError, path: StorePath) {
-        match NextAttempt::after(error, path) {
-            // The database has answered; no batch is stored.
-            NextAttempt::OfOtherRows => self.deps.breaker.record_success(self.deps.clock.now()),
-            NextAttempt::AtOnce => self.on_success(),
-            NextAttempt::Delayed(class) => self.report_failure(class, error, "storing a batch"),
-        }
-    }
-
-    /// Waits before the next attempt if the error requires it, and returns the path of that attempt.
-    /// Fails when the rows must not be tried again as they are.
-    fn prepare_retry(
-        &mut self,
-        error: &StoreError,
-        runs: &[&[u8]],
-        path: StorePath,
-    ) -> Result<StorePath, StoreFailure> {
-        match NextAttempt::after(error, path) {
-            NextAttempt::OfOtherRows => Err(StoreFailure::RowFault(error.clone())),
-            NextAttempt::AtOnce => Ok(StorePath::Staging),
-            NextAttempt::Delayed(_) => {
-                self.wait_for_backoff()?;
-                let count = || runs.iter().flat_map(|run| row::rows(run)).count();
-                if error.timed_out && count() > PIECE_MIN {
-                    return Err(StoreFailure::TimedOut);
-                }
-                Ok(if error.in_doubt { StorePath::Staging } else { path })
             }
         }
     }
@@ -539,33 +428,6 @@ impl Writer {
             }
             let until = deadline.map_or(until, |deadline| until.min(deadline));
             self.deps.clock.park(&self.parker, until.since(now));
-        }
-    }
-}
-
-/// The attempt that follows a failed one.
-#[derive(Clone, Copy, Debug)]
-enum NextAttempt {
-    /// PostgreSQL rejects a row: the others are tried without it.
-    OfOtherRows,
-    /// Through the staging table, since rows may be stored already.
-    AtOnce,
-    /// After a delay, since the database or its configuration is at fault.
-    Delayed(ErrorClass),
-}
-
-impl NextAttempt {
-    fn after(error: &StoreError, path: StorePath) -> Self {
-        match ErrorClass::of_insert(error, path) {
-            ErrorClass::RowFault => Self::OfOtherRows,
-            ErrorClass::DuplicateKey | ErrorClass::Transient
-                if path == StorePath::Copy && error_class::should_retry_staged(error) =>
-            {
-                Self::AtOnce
-            }
-            class @ (ErrorClass::Transient | ErrorClass::DuplicateKey | ErrorClass::Misconfigured) => {
-                Self::Delayed(class)
-            }
         }
     }
 }

@@ -52,11 +52,11 @@ impl StoreJob {
 /// The writer's end of the channels to and from the store threads.
 #[derive(Debug)]
 pub struct StoreLink {
-    pub(super) jobs: Sender<StoreJob>,
-    pub(super) completions: Receiver<StoreCompletion>,
+    jobs: Sender<StoreJob>,
+    completions: Receiver<StoreCompletion>,
     /// Jobs without a completion that the writer has received.
-    pub(super) in_flight: usize,
-    pub(super) in_flight_max: usize,
+    in_flight: usize,
+    in_flight_max: usize,
 }
 
 /// The store threads' end of the channels. Each thread has a clone.

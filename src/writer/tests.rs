@@ -80,6 +80,16 @@ impl WriterFixture {
         self.queue.jobs.try_iter().for_each(|job| self.run_job(job));
     }
 
+    /// Starts two full batches. Returns their jobs.
+    fn start_two(&mut self) -> [StoreJob; 2] {
+        self.tick();
+        self.admit(0..100);
+        self.admit(100..200);
+        self.writer.tick();
+        self.writer.tick();
+        self.queue.jobs.try_iter().collect::<Vec<_>>().try_into().unwrap()
+    }
+
     fn run_job(&self, job: StoreJob) {
         self.queue.completions.send(job.run(&*self.repository, &self.clock)).unwrap();
         self.buffer.wake_writer();
@@ -501,13 +511,7 @@ fn batches_in_flight_are_settled_in_the_order_of_their_commits() {
 fn failure_of_one_batch_leaves_the_other_in_flight_alone() {
     for second_fails in [false, true] {
         let mut fixture = WriterFixture::new(NEVER);
-        fixture.tick();
-        fixture.admit(0..100);
-        fixture.admit(100..200);
-        fixture.writer.tick();
-        fixture.writer.tick();
-        let jobs: Vec<_> = fixture.queue.jobs.try_iter().collect();
-        let [first, second] = jobs.try_into().unwrap();
+        let [first, second] = fixture.start_two();
         let in_doubt = StoreError { in_doubt: true, ..StoreError::client_side("connection closed") };
         fixture.repository.inject_faults([InjectedFault::FailAfter(in_doubt.clone())]);
         fixture.run_job(first);
@@ -525,13 +529,7 @@ fn failure_of_one_batch_leaves_the_other_in_flight_alone() {
 #[test]
 fn success_of_a_batch_in_flight_is_settled_while_another_is_retried() {
     let mut fixture = WriterFixture::new(NEVER);
-    fixture.tick();
-    fixture.admit(0..100);
-    fixture.admit(100..200);
-    fixture.writer.tick();
-    fixture.writer.tick();
-    let jobs: Vec<_> = fixture.queue.jobs.try_iter().collect();
-    let [first, second] = jobs.try_into().unwrap();
+    let [first, second] = fixture.start_two();
     fixture.repository.inject_faults([InjectedFault::Fail(StoreError::client_side("no route"))]);
     fixture.run_job(first);
     fixture.writer.receive_completions();
@@ -544,16 +542,14 @@ fn success_of_a_batch_in_flight_is_settled_while_another_is_retried() {
 #[test]
 fn failures_of_two_batches_count_once_each_and_do_not_reopen_the_breaker() {
     let mut fixture = WriterFixture::new(NEVER);
-    fixture.tick();
-    fixture.admit(0..100);
-    fixture.admit(100..200);
-    fixture.writer.tick();
-    fixture.writer.tick();
+    let jobs = fixture.start_two();
     fixture.repository.inject_faults([
         InjectedFault::Fail(StoreError::client_side("no route")),
         InjectedFault::Fail(StoreError::client_side("no route")),
     ]);
-    fixture.run_jobs();
+    for job in jobs {
+        fixture.run_job(job);
+    }
     fixture.drain(SOON);
     fixture.settled(200, 0, 0);
     assert_eq!(fixture.breaker.transitions(), 0, "two failures of three that open it");
