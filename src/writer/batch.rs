@@ -64,19 +64,21 @@ impl Batch {
         self.bytes
     }
 
-    /// When the batch is to be written although it is not full. `is_idle`: no other batch is in
-    /// flight. None for an empty batch.
-    pub fn due(&self, is_idle: bool) -> Option<Moment> {
+    /// When the batch is to be written although it is not full. `idle_since`: when the last batch in
+    /// flight completed; none while one is in flight. None for an empty batch.
+    pub fn due(&self, idle_since: Option<Moment>) -> Option<Moment> {
         let oldest = self.oldest?;
         let BatchLimits { rows_max, bytes_max, linger, wait_max } = self.limits;
         let parts = LINGERS_MAX as usize;
         let fills_slowly =
             self.rows.saturating_mul(parts) < rows_max && self.bytes.saturating_mul(parts) < bytes_max;
-        let wait = match (is_idle, fills_slowly) {
+        let wait = match (idle_since, fills_slowly) {
             // The batch in flight ends the wait when it commits.
-            (false, _) => wait_max,
-            (true, true) => linger,
-            (true, false) => linger.saturating_mul(LINGERS_MAX),
+            (None, _) => wait_max,
+            // Events are rarer than one a linger: no other would join in that time.
+            (Some(idle_since), true) if oldest >= idle_since.plus(linger) => Duration::ZERO,
+            (Some(_), true) => linger,
+            (Some(_), false) => linger.saturating_mul(LINGERS_MAX),
         };
         Some(oldest.plus(wait.min(wait_max)))
     }
@@ -118,6 +120,8 @@ mod tests {
 
     const LIMITS: BatchLimits = BatchLimits { rows_max: 10, bytes_max: 100, linger: ms(5), wait_max: ms(30) };
 
+    const IDLE: Option<Moment> = Some(Moment::ZERO);
+
     const fn ms(millis: u64) -> Duration {
         Duration::from_millis(millis)
     }
@@ -148,11 +152,21 @@ mod tests {
     #[test]
     fn batch_is_due_when_its_oldest_event_has_lingered() {
         let mut batch = Batch::new(LIMITS);
-        assert_eq!((batch.due(true), batch.due(false)), (None, None));
+        assert_eq!((batch.due(IDLE), batch.due(None)), (None, None));
         batch.push(block(0, 1, 7));
         batch.push(block(1, 1, 3));
-        assert_eq!(batch.due(true), Some(at(8)));
-        assert_eq!(batch.due(false), Some(at(33)), "the batch in flight ends the wait");
+        assert_eq!(batch.due(IDLE), Some(at(8)));
+        assert_eq!(batch.due(None), Some(at(33)), "the batch in flight ends the wait");
+    }
+
+    #[test]
+    fn event_after_an_idle_linger_is_due_at_once() {
+        let mut batch = Batch::new(LIMITS);
+        batch.push(block(1, 1, 20));
+        assert_eq!(batch.due(Some(at(15))), Some(at(20)));
+        assert_eq!(batch.due(Some(at(16))), Some(at(25)), "the writer stored a batch 4 ms before");
+        batch.push(block(1, 1, 20));
+        assert_eq!(batch.due(Some(at(15))), Some(at(45)), "others come quickly");
     }
 
     #[test]
@@ -160,11 +174,11 @@ mod tests {
         for (rows, bytes) in [(2, 1), (1, 20)] {
             let mut batch = Batch::new(LIMITS);
             batch.push(block(rows, bytes, 3));
-            assert_eq!(batch.due(true), Some(at(28)), "{rows} rows, {bytes} bytes");
+            assert_eq!(batch.due(IDLE), Some(at(28)), "{rows} rows, {bytes} bytes");
         }
         let mut bounded = Batch::new(BatchLimits { wait_max: ms(12), ..LIMITS });
         bounded.push(block(9, 1, 3));
-        assert_eq!((bounded.due(true), bounded.due(false)), (Some(at(15)), Some(at(15))));
+        assert_eq!((bounded.due(IDLE), bounded.due(None)), (Some(at(15)), Some(at(15))));
     }
 
     #[test]
@@ -173,7 +187,7 @@ mod tests {
         batch.push(block(9, 90, 1));
         other.push(block(8, 80, 2));
         batch.append(other.take());
-        assert_eq!((batch.count(), batch.bytes(), other.count(), other.due(true)), (17, 170, 0, None));
+        assert_eq!((batch.count(), batch.bytes(), other.count(), other.due(IDLE)), (17, 170, 0, None));
         assert!(batch.into_blocks().is_sorted_by_key(RowBlock::admitted_at));
     }
 }

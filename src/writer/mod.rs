@@ -91,6 +91,8 @@ pub struct Writer {
     batch: Batch,
     /// The block that did not fit into `batch`.
     carry: Option<RowBlock>,
+    /// When the last batch in flight completed.
+    idle_since: Moment,
     /// The buffer shard to take from next.
     next_shard: usize,
     backoff: Backoff,
@@ -126,6 +128,7 @@ impl Writer {
     pub fn new(deps: WriterDeps, parker: Parker, limits: BatchLimits, link: StoreLink) -> Self {
         let rng = deps.clock.rng();
         Self {
+            idle_since: deps.clock.now(),
             deps,
             parker,
             rng,
@@ -172,7 +175,8 @@ impl Writer {
         }
         let deadline = self.deps.drain.deadline();
         self.gather();
-        match (self.batch.due(self.link.is_idle()), deadline) {
+        let idle_since = self.link.is_idle().then_some(self.idle_since);
+        match (self.batch.due(idle_since), deadline) {
             (_, Some(deadline)) if now >= deadline => WriterStep::Stop,
             (None, Some(_)) if self.is_drained() => WriterStep::Stop,
             // A batch is in flight, a reservation has not been pushed yet, or spilled events are
@@ -276,6 +280,7 @@ impl Writer {
     fn receive_completions(&mut self) {
         while let Some(completion) = self.link.completion() {
             let StoreCompletion { batch, path, started, insert_time, result } = completion;
+            self.idle_since = self.deps.clock.now();
             match result {
                 Ok(stored) => {
                     self.on_success();
