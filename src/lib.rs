@@ -14,6 +14,7 @@ pub mod logging;
 pub mod server;
 
 pub mod event;
+pub mod failover;
 pub mod json;
 pub mod recordlog;
 

@@ -32,7 +32,7 @@ use crate::http::tls::TlsIdentity;
 use crate::http::{AcceptorHandle, ConnectionStats, listener};
 use crate::journal::filesystem::{Filesystem, OsDirectory};
 use crate::journal::{
-    self, Durability, ExistingSegment, Journal, JournalWriter, Lookup, OpenJournalError, Recovery,
+    self, Durability, FoundSegments, Journal, JournalWriter, Lookup, OpenJournalError, Recovery,
 };
 use crate::lifecycle::{Lifecycle, LifecycleEvent, LifecyclePhase};
 use crate::logging;
@@ -88,7 +88,7 @@ pub fn run(settings: &Settings, clock: &Clock) -> Result<(), RunServerError> {
 }
 
 /// Opens the journal directory and returns it with the segments left by an earlier process.
-pub fn open_journal(data_dir: &Path) -> Result<(Arc<dyn Filesystem>, Vec<ExistingSegment>), RunServerError> {
+pub fn open_journal(data_dir: &Path) -> Result<(Arc<dyn Filesystem>, FoundSegments), RunServerError> {
     let path = data_dir.join(JOURNAL_DIR);
     let failed = |error| RunServerError::from(OpenJournalError::Io { path: path.clone(), error });
     let disk = OsDirectory::open(path.clone()).map_err(failed)?;
@@ -177,18 +177,18 @@ pub struct ServerInputs {
     pub identity: Option<Arc<TlsIdentity>>,
     pub repository: Arc<dyn EventRepository>,
     /// The journal's directory, and the segments left by an earlier process.
-    pub journal: (Arc<dyn Filesystem>, Vec<ExistingSegment>),
+    pub journal: (Arc<dyn Filesystem>, FoundSegments),
     /// Restarts of the private cluster.
     pub cluster_restarts: Arc<AtomicU64>,
 }
 
 /// Logs the initial ledger and the size of the journal's backlog. The shutdown logs the final
 /// ledger.
-fn log_recovered_journal(found: &[ExistingSegment]) {
-    let bytes: u64 = found.iter().map(|found| found.bytes).sum();
+fn log_recovered_journal(found: &FoundSegments) {
+    let bytes: u64 = found.pending.iter().map(|pending| pending.bytes).sum();
     log::info!(
         received = 0, stored = 0, duplicate = 0, dead = 0, buffered = 0, spilled = 0,
-        backlog_segments = found.len(), backlog_bytes = bytes;
+        backlog_segments = found.pending.len(), backlog_bytes = bytes, retained_segments = found.committed.len();
         "initial ledger; events of the journal's backlog are counted as received when they are replayed"
     );
 }
@@ -208,7 +208,7 @@ pub fn serve(
     let ledger = Arc::new(Ledger::new(acceptors));
     let (buffer, parker) = Buffer::new(stages::buffer_limits(settings), acceptors, ledger.clone());
     let buffer = Arc::new(buffer);
-    let (journal, parkers) = Journal::new(acceptors);
+    let (journal, journal_parts) = Journal::new(acceptors);
     let journal = Arc::new(journal);
     let breaker = breaker(settings);
     let (gateway, gateway_parts) = stages::gateway(settings, clock)?;
@@ -225,6 +225,7 @@ pub fn serve(
         partitions: Arc::default(),
         cluster_restarts,
         connections: Arc::new(ConnectionStats::default()),
+        failover: Arc::default(),
         business: Arc::new(BusinessCache::default()),
         disk: DiskSpace::default(),
         database: Arc::new(ProbeState::default()),
@@ -255,20 +256,21 @@ pub fn serve(
         write_interval: settings.journal_write,
         sync_interval: settings.journal_sync,
         segment_bytes_max: settings.journal_segment_bytes,
+        retain: settings.journal_retain,
     };
     let journal_deps = (journal.clone(), buffer.clone());
     let journal_writer = JournalWriter::new(journal_deps, disk.clone(), limits, clock.clone(), &found);
     let lookup = Lookup { journal: journal.clone(), disk: disk.clone(), buffer: buffer.clone() };
     let recovery = Recovery::new(
         journal.clone(),
-        disk,
+        disk.clone(),
         buffer,
         lifecycle.clone(),
         clock.clone(),
-        parkers.recovery,
-        found,
+        journal_parts.recovery,
+        found.pending,
     );
-    let journal_ended = stages::start_journal(journal_writer, parkers.writer, lifecycle)?;
+    let journal_ended = stages::start_journal(journal_writer, journal_parts.writer, lifecycle)?;
     lifecycle.spawn_task("recovery", move || recovery.run()).map_err(RunServerError::Thread)?;
     let connections = writer_connections(settings.db_pool_max, settings.writer_connections);
     let (store_link, store_queue) = store_link(connections as usize);
@@ -281,7 +283,8 @@ pub fn serve(
     stages::start_store_threads(&store_thread, connections, lifecycle)?;
     let writer = Writer::new(writer_deps, parker, batch, store_link);
     let writer_ended = stages::start_writer(writer, lifecycle)?;
-    let stop_helpers = stages::start_helpers(settings, &status, &repository)?;
+    let stop_helpers =
+        stages::start_helpers(settings, &status, &repository, (disk, journal_parts.failovers))?;
     let (scrapes, gateway_running) =
         stages::start_gateway(settings, &gateway, gateway_parts, lifecycle, clock)?;
     let queries = stages::start_readers(settings, repository, breaker, lookup, lifecycle, clock)?;

@@ -25,7 +25,7 @@ pub use redact::redact_password;
 use reader::{HOUR_MS, Setting, SettingsReader};
 
 use crate::access::{Origins, Proxies, RateLimits};
-use crate::journal::Durability;
+use crate::journal::{Durability, RetainLimits};
 use crate::logging::LogFormat;
 use crate::retention::{Schedule, schedule};
 use crate::storage::postgres::SynchronousCommit;
@@ -63,6 +63,7 @@ pub struct Settings {
     pub journal_write: Duration,
     pub journal_sync: Duration,
     pub journal_segment_bytes: u64,
+    pub journal_retain: RetainLimits,
     pub buffer_rows_max: usize,
     pub buffer_bytes_max: usize,
     /// 0: none.
@@ -280,6 +281,21 @@ impl Settings {
                 4096..=1 << 32,
                 "Bytes after which the journal starts a new segment",
             ),
+            journal_retain: RetainLimits {
+                time: from.millis(
+                    "JOURNAL_RETAIN_MS",
+                    60_000,
+                    0..=7 * 86_400_000,
+                    "Milliseconds for which committed events are kept in the journal, to be stored again \
+                     after a failover of the database; 0 is none",
+                ),
+                bytes_max: from.number(
+                    "JOURNAL_RETAIN_BYTES",
+                    256 << 20,
+                    0..=1 << 40,
+                    "Maximum bytes of committed events kept in the journal; 0 is none",
+                ),
+            },
             buffer_rows_max: from.number(
                 "BUFFER_MAX_SIZE",
                 50_000,

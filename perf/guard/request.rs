@@ -104,7 +104,7 @@ fn drain(status: &Status) {
     while let Some(block) = status.buffer.pop(&mut shard) {
         blocks.push(block);
     }
-    status.journal.finalize(blocks);
+    status.journal.finalize(blocks, None);
 }
 
 fn status(clock: &Clock) -> Arc<Status> {
@@ -131,6 +131,7 @@ fn status(clock: &Clock) -> Arc<Status> {
         partitions: Arc::default(),
         cluster_restarts: Arc::default(),
         connections: Arc::new(ConnectionStats::default()),
+        failover: Arc::default(),
         business: Arc::new(BusinessCache::default()),
         disk: DiskSpace::default(),
         database: Arc::new(ProbeState::default()),

@@ -1,5 +1,5 @@
 //! Pings the database every few seconds, so that health checks answer from memory and an idle
-//! server detects the start and the end of an outage.
+//! server detects the start and the end of an outage, and a failover.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -8,6 +8,7 @@ use std::time::Duration;
 use crossbeam::channel::{Receiver, RecvTimeoutError};
 
 use crate::clock::{Clock, Moment};
+use crate::journal::Journal;
 use crate::storage::{Breaker, EventRepository};
 
 const PROBE_INTERVAL: Duration = Duration::from_secs(5);
@@ -40,6 +41,8 @@ pub struct DatabaseProbe {
     pub state: Arc<ProbeState>,
     pub repository: Arc<dyn EventRepository>,
     pub breaker: Arc<Breaker>,
+    /// Learns how far the database's WAL reaches.
+    pub journal: Arc<Journal>,
     pub clock: Clock,
 }
 
@@ -63,17 +66,20 @@ impl DatabaseProbe {
         }
         let asked = self.clock.now().nanos().saturating_add(1);
         self.state.ping_sent_at.store(asked, Ordering::Release);
-        let answer = self.repository.ping();
+        let answer = self.repository.state();
         self.state.ping_sent_at.store(0, Ordering::Release);
         let now = self.clock.now();
         if self.state.up.swap(answer.is_ok(), Ordering::AcqRel) != answer.is_ok() {
             match &answer {
-                Ok(()) => log::info!("the database is reachable"),
+                Ok(_) => log::info!("the database is reachable"),
                 Err(error) => log::warn!("the database is not reachable: {error}"),
             }
         }
         match answer {
-            Ok(()) => self.breaker.record_success(now),
+            Ok(state) => {
+                self.journal.observe(state);
+                self.breaker.record_success(now);
+            }
             Err(_) => self.breaker.record_failure(now),
         }
     }

@@ -71,11 +71,16 @@
 //! 5. Abandoned, on failure: a segment whose write or sync failed is written and synced no more.
 //!    Its blocks that are neither synced nor finalized are written again, to another segment.
 //! 6. Pending: a segment of an earlier process, until recovery has read all of it.
-//! 7. Removed: when it is not active, not pending, and all of its blocks are finalized or were
-//!    moved to another segment. A segment that finishes before its sync is removed without one. A
-//!    corrupt segment is renamed to `<number>.seg.damaged` instead, and never read again.
+//! 7. Retained: when it is not active, not pending, and all of its blocks are finalized or were
+//!    moved to another segment. It is renamed to
+//!    `<number>.<system identifier>-<timeline>-<LSN>.committed`, the position of its last commit in
+//!    the database's WAL. A segment that finishes before its sync is retained without one. A corrupt
+//!    segment is renamed to `<number>.seg.damaged` instead, and never read again.
+//! 8. Removed: when the database was seen to have its events for `JOURNAL_RETAIN_MS`, or every
+//!    standby has flushed the WAL up to its LSN, or the retained segments exceed
+//!    `JOURNAL_RETAIN_BYTES`. After a failover it is replayed first, and retained anew.
 //!
-//! The directory is not synced after a removal. A removed segment may therefore reappear after a
+//! The directory is not synced after a rename or a removal. A segment may therefore reappear after a
 //! power cut; its events are then replayed, and found to be stored by their ids.
 //!
 //! # Durability and syncs
@@ -141,6 +146,7 @@ pub mod reader;
 pub mod record;
 pub mod recovery;
 mod refill;
+mod retained;
 pub mod segment;
 mod segment_table;
 pub mod sync;
@@ -157,19 +163,22 @@ mod tests;
 use std::fmt;
 use std::sync::atomic::{self, AtomicBool, AtomicU8, Ordering};
 
+use crossbeam::channel::{Receiver, Sender, unbounded};
 use crossbeam::queue::SegQueue;
 use crossbeam::sync::{Parker, Unparker};
 use crossbeam::utils::CachePadded;
 
 pub use lookup::Lookup;
-pub use recovery::{ExistingSegment, OpenJournalError, Recovery, scan_segments};
+pub use recovery::{ExistingSegment, FoundSegments, OpenJournalError, Recovery, scan_segments};
 use refill::{RefillQueue, SegmentRange};
+pub use retained::{CommittedSegment, FailoverEvent, RetainLimits, StaleSegment};
 use sync_flag::SyncFlag;
 pub use threads::{JournalThread, Syncer};
 pub use writer::{JournalLimits, JournalWriter};
 
 use crate::buffer::RowBlock;
 pub use crate::metrics::journal::{JournalMetrics, JournalOp};
+use crate::storage::{CommitPosition, DatabaseState};
 
 /// The guarantee of a 202, set by `DURABILITY` or the `Durability` request header.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -223,11 +232,15 @@ enum LaneEntry {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum SegmentUpdate {
     /// `blocks` blocks of the segment, or of none yet, are finalized.
-    Finalized { segment: Option<u64>, blocks: u64 },
+    Finalized { segment: Option<u64>, blocks: u64, commit: Option<CommitPosition> },
     /// `blocks` blocks read from the segment are in the buffer.
     Replayed { segment: u64, blocks: u64 },
     /// The segment was read to its end.
     FullyRead { segment: u64, damaged: bool },
+    /// The database was seen in this state.
+    Observed(DatabaseState),
+    /// The database has all events of a retained segment since `commit`.
+    Restored { segment: u64, commit: Option<CommitPosition> },
 }
 
 /// A condition that suspends durability levels.
@@ -254,6 +267,7 @@ pub struct Journal {
     segment_updates: SegQueue<SegmentUpdate>,
     writer: Unparker,
     recovery: Unparker,
+    failovers: Sender<FailoverEvent>,
     faults: AtomicU8,
     finishing: AtomicBool,
     sync_in_flight: SyncFlag,
@@ -262,28 +276,32 @@ pub struct Journal {
     pub metrics: JournalMetrics,
 }
 
-/// The parkers of the journal thread and the recovery thread.
+/// The parkers of the journal thread and the recovery thread, and what the failover thread receives.
 #[derive(Debug)]
-pub struct JournalParkers {
+pub struct JournalParts {
     pub writer: Parker,
     pub recovery: Parker,
+    pub failovers: Receiver<FailoverEvent>,
 }
 
 impl Journal {
-    pub fn new(lanes: usize) -> (Self, JournalParkers) {
-        let parkers = JournalParkers { writer: Parker::new(), recovery: Parker::new() };
+    pub fn new(lanes: usize) -> (Self, JournalParts) {
+        // At most one event for each failover and each segment.
+        let (failovers, received) = unbounded();
+        let parts = JournalParts { writer: Parker::new(), recovery: Parker::new(), failovers: received };
         let journal = Self {
             lanes: (0..lanes).map(|_| CachePadded::new(SegQueue::new())).collect(),
             segment_updates: SegQueue::new(),
-            writer: parkers.writer.unparker().clone(),
-            recovery: parkers.recovery.unparker().clone(),
+            writer: parts.writer.unparker().clone(),
+            recovery: parts.recovery.unparker().clone(),
+            failovers,
             faults: AtomicU8::new(0),
             finishing: AtomicBool::new(false),
             sync_in_flight: SyncFlag::new(),
             refill_queue: RefillQueue::default(),
             metrics: JournalMetrics::default(),
         };
-        (journal, parkers)
+        (journal, parts)
     }
 
     /// Appends a block to a lane. It must be called before the writer can pop the block, so that
@@ -311,8 +329,9 @@ impl Journal {
         }
     }
 
-    /// Marks blocks as finalized and drops them, which releases their reservations.
-    pub fn finalize(&self, blocks: Vec<RowBlock>) {
+    /// Marks blocks as finalized and drops them, which releases their reservations. `commit`: where
+    /// their rows were committed, if the database tells.
+    pub fn finalize(&self, blocks: Vec<RowBlock>, commit: Option<CommitPosition>) {
         let mut run: Option<(Option<u64>, u64)> = None;
         for block in blocks {
             let segment = block.finalize();
@@ -321,17 +340,35 @@ impl Journal {
                 Some((of, blocks)) if *of == segment => *blocks += 1,
                 _ => {
                     let ended = run.replace((segment, 1));
-                    self.push_finalized(ended);
+                    self.push_finalized(ended, commit);
                 }
             }
         }
-        self.push_finalized(run);
+        self.push_finalized(run, commit);
         self.recovery.unpark();
     }
 
-    fn push_finalized(&self, run: Option<(Option<u64>, u64)>) {
+    fn push_finalized(&self, run: Option<(Option<u64>, u64)>, commit: Option<CommitPosition>) {
         if let Some((segment, blocks)) = run {
-            self.segment_updates.push(SegmentUpdate::Finalized { segment, blocks });
+            self.segment_updates.push(SegmentUpdate::Finalized { segment, blocks, commit });
+        }
+    }
+
+    /// Records that the database was seen in this state: retained segments become removable, or a
+    /// failover is noticed.
+    pub fn observe(&self, state: DatabaseState) {
+        self.segment_updates.push(SegmentUpdate::Observed(state));
+    }
+
+    /// Records that the database has all events of a retained segment since `commit`.
+    pub fn restored(&self, segment: u64, commit: Option<CommitPosition>) {
+        self.segment_updates.push(SegmentUpdate::Restored { segment, commit });
+    }
+
+    fn report_failover(&self, event: FailoverEvent) {
+        // Without a failover thread, as in a test of the journal, nobody needs it.
+        if let Err(unsent) = self.failovers.send(event) {
+            log::debug!("no thread replays {:?}", unsent.0);
         }
     }
 

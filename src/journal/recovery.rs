@@ -14,6 +14,7 @@ use crossbeam::sync::Parker;
 use super::filesystem::Filesystem;
 use super::reader::{OpenSegmentError, SegmentDamage, SegmentReader};
 use super::refill::{RecordSource, RefillStopped, Refiller};
+use super::retained::{self, CommittedSegment};
 use super::{Journal, JournalOp, SegmentUpdate, segment};
 use crate::buffer::{Buffer, RefillOrigin};
 use crate::clock::Clock;
@@ -29,6 +30,15 @@ pub struct ExistingSegment {
     pub bytes: u64,
 }
 
+/// The segments that existed at the start, in the order of their numbers.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct FoundSegments {
+    /// Those with events that may not be stored.
+    pub pending: Vec<ExistingSegment>,
+    /// Those whose events are all committed.
+    pub committed: Vec<CommittedSegment>,
+}
+
 /// The journal could not be opened.
 #[derive(Debug, thiserror::Error)]
 pub enum OpenJournalError {
@@ -41,7 +51,7 @@ pub enum OpenJournalError {
 /// Lists the segments of earlier processes, in order, and verifies their format versions, before
 /// any segment is changed. Fails if the directory is not writable, since the first event would fail
 /// otherwise. A full disk is not an error.
-pub fn scan_segments(disk: &dyn Filesystem) -> io::Result<Result<Vec<ExistingSegment>, OpenJournalError>> {
+pub fn scan_segments(disk: &dyn Filesystem) -> io::Result<Result<FoundSegments, OpenJournalError>> {
     probe_writable(disk)?;
     // A killed process may not have synced the names of its files. The directory is synced now,
     // before the journal thread creates a segment: a failed sync of another thread would make the
@@ -50,8 +60,13 @@ pub fn scan_segments(disk: &dyn Filesystem) -> io::Result<Result<Vec<ExistingSeg
         Err(error) if error.kind() != io::ErrorKind::StorageFull => return Err(error),
         Ok(()) | Err(_) => {}
     }
-    let mut existing = Vec::new();
+    let mut found = FoundSegments::default();
     for name in disk.list()? {
+        if let Some((segment, wal)) = retained::parse_file_name(&name) {
+            let bytes = disk.open(&name)?.bytes()?;
+            found.committed.push(CommittedSegment { segment, bytes, wal });
+            continue;
+        }
         let Some(segment) = segment::parse_file_name(&name) else {
             if name != PROBE_FILE {
                 log::warn!("{name} in the journal is not a segment and is ignored");
@@ -65,11 +80,14 @@ pub fn scan_segments(disk: &dyn Filesystem) -> io::Result<Result<Vec<ExistingSeg
                 return Ok(Err(OpenJournalError::UnsupportedVersion { name, error }));
             }
             // An I/O error is counted and logged when the segment is replayed.
-            Ok(_) | Err(OpenSegmentError::Io(_)) => existing.push(ExistingSegment { segment, bytes }),
+            Ok(_) | Err(OpenSegmentError::Io(_)) => {
+                found.pending.push(ExistingSegment { segment, bytes });
+            }
         }
     }
-    existing.sort_unstable_by_key(|found| found.segment);
-    Ok(Ok(existing))
+    found.pending.sort_unstable_by_key(|pending| pending.segment);
+    found.committed.sort_unstable_by_key(|committed| committed.segment);
+    Ok(Ok(found))
 }
 
 fn probe_writable(disk: &dyn Filesystem) -> io::Result<()> {

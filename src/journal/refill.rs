@@ -178,8 +178,11 @@ impl Refiller {
         );
         self.buffer.record_spill_lost(lost.rows, lost.bytes);
         self.journal.push_update(SegmentUpdate::FullyRead { segment: range.segment, damaged: true });
-        self.journal
-            .push_update(SegmentUpdate::Finalized { segment: Some(range.segment), blocks: lost.blocks });
+        self.journal.push_update(SegmentUpdate::Finalized {
+            segment: Some(range.segment),
+            blocks: lost.blocks,
+            commit: None,
+        });
     }
 
     /// Admits the rows of a record to the buffer, in blocks that fit the buffer and a batch.
@@ -202,7 +205,11 @@ impl Refiller {
             // The spilled block counted as one outstanding block of its segment. It is finalized
             // only after the last of its parts was counted, so that the segment is not removed
             // before.
-            self.journal.push_update(SegmentUpdate::Finalized { segment: Some(source.segment), blocks: 1 });
+            self.journal.push_update(SegmentUpdate::Finalized {
+                segment: Some(source.segment),
+                blocks: 1,
+                commit: None,
+            });
         }
         Ok(())
     }

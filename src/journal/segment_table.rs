@@ -1,5 +1,6 @@
 //! The segments whose files exist, with the number of blocks that still need each of them. Removes
-//! the files that no block needs. Must not depend on what is written to a segment or when.
+//! the files that no block needs, or retains them for a failover. Must not depend on what is written
+//! to a segment or when.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -7,9 +8,11 @@ use std::time::Duration;
 
 use super::filesystem::Filesystem;
 use super::record::HEADER_BYTES;
-use super::{ExistingSegment, Journal, JournalOp, segment};
+use super::retained::{self, FailoverEvent, RetainLimits, RetainedSegments};
+use super::{FoundSegments, Journal, JournalOp, segment};
 use crate::clock::Moment;
 use crate::logging::RateLimitedLog;
+use crate::storage::{CommitPosition, DatabaseState};
 
 /// Delay before a failed removal is retried.
 const RETRY_DELAY: Duration = Duration::from_secs(1);
@@ -26,12 +29,17 @@ struct SegmentState {
     pending_recovery: bool,
     /// The file is renamed to `.damaged` instead of removed.
     damaged: bool,
+    /// Where its finalized blocks were committed, if that is known.
+    commit: Option<CommitPosition>,
 }
 
 /// Invariant: a segment has an entry as long as its file exists.
 #[derive(Debug)]
 pub(super) struct SegmentTable {
     segments: BTreeMap<u64, SegmentState>,
+    retained: RetainedSegments,
+    /// Where blocks were committed that are in no segment yet.
+    unassigned: Option<CommitPosition>,
     next_number: u64,
     /// Whether a segment may have become removable since the last removal.
     gc_pending: bool,
@@ -40,22 +48,28 @@ pub(super) struct SegmentTable {
 }
 
 impl SegmentTable {
-    pub(super) fn new(existing: &[ExistingSegment]) -> Self {
+    pub(super) fn new(found: &FoundSegments, limits: RetainLimits, now: Moment) -> Self {
+        let FoundSegments { pending, committed } = found;
+        let numbers =
+            pending.iter().map(|found| found.segment).chain(committed.iter().map(|found| found.segment));
         let mut table = Self {
             segments: BTreeMap::new(),
-            next_number: existing.iter().map(|found| found.segment + 1).max().unwrap_or(1),
-            gc_pending: false,
+            retained: RetainedSegments::new(limits, committed, now),
+            unassigned: None,
+            next_number: numbers.max().map_or(1, |last| last + 1),
+            // Those of an earlier process may exceed the limits of this one.
+            gc_pending: true,
             gc_retry_at: Moment::ZERO,
             error_log: RateLimitedLog::new(ERROR_LOG_INTERVAL),
         };
-        for found in existing {
+        for found in pending {
             table.insert(found.segment, found.bytes, true);
         }
         table
     }
 
     fn insert(&mut self, segment: u64, bytes: u64, pending_recovery: bool) {
-        let state = SegmentState { outstanding: 0, bytes, pending_recovery, damaged: false };
+        let state = SegmentState { outstanding: 0, bytes, pending_recovery, damaged: false, commit: None };
         self.segments.insert(segment, state);
     }
 
@@ -95,6 +109,72 @@ impl SegmentTable {
         self.gc_pending = true;
     }
 
+    /// Whether segments are retained after their last commit.
+    pub(super) fn retains(&self) -> bool {
+        self.retained.is_enabled()
+    }
+
+    /// Records where blocks of the segment were committed, or blocks of no segment yet.
+    pub(super) fn record_commit(&mut self, segment: Option<u64>, commit: Option<CommitPosition>) {
+        if !self.retains() || commit.is_none() {
+            return;
+        }
+        if let Some(segment) = segment {
+            let state = self.state(segment);
+            state.commit = CommitPosition::merge_known(state.commit, commit);
+            return;
+        }
+        // They may have been written after they were finalized, or will be.
+        self.unassigned = CommitPosition::merge_known(self.unassigned, commit);
+        for state in self.segments.values_mut().filter(|state| !state.pending_recovery) {
+            state.commit = CommitPosition::merge_known(state.commit, commit);
+        }
+    }
+
+    /// Blocks that were finalized before are written to the segment.
+    pub(super) fn adopt_finalized(&mut self, segment: u64) {
+        self.record_commit(Some(segment), self.unassigned);
+    }
+
+    /// Every finalized block is written.
+    pub(super) fn clear_unassigned(&mut self) {
+        self.unassigned = None;
+    }
+
+    /// Records that the database was seen in this state. Returns a failover that this shows.
+    pub(super) fn observe(&mut self, state: DatabaseState, now: Moment) -> Option<FailoverEvent> {
+        if !self.retains() {
+            return None;
+        }
+        self.gc_pending |= self.retained.count() > 0;
+        let (from, to) = self.retained.observe(state, now)?;
+        Some(FailoverEvent::Noticed { from, to, stale: self.retained.take_stale() })
+    }
+
+    /// Whether the segment has events from before the last failover.
+    pub(super) fn is_stale(&self, segment: u64) -> bool {
+        self.segments.get(&segment).is_some_and(|state| self.retained.is_stale(state.commit))
+    }
+
+    /// Records that the database has all events of a retained segment since `commit`.
+    pub(super) fn restored(
+        &mut self,
+        (journal, disk): (&Journal, &dyn Filesystem),
+        segment: u64,
+        commit: Option<CommitPosition>,
+        now: Moment,
+    ) {
+        let Some((before, after)) = self.retained.restored(segment, commit, now) else { return };
+        if let Err(error) = disk.rename(&before, &after) {
+            // It keeps its old position, and is replayed again after a restart.
+            self.report_failure(
+                journal,
+                now,
+                &format!("cannot rename the retained segment {before}: {error}"),
+            );
+        }
+    }
+
     /// A segment may have become removable.
     pub(super) fn request_gc(&mut self) {
         self.gc_pending = true;
@@ -105,8 +185,8 @@ impl SegmentTable {
         self.segments.get(&segment).is_none_or(|state| state.outstanding == 0)
     }
 
-    /// Removes the files of the segments that no block needs, except that of `active`. A failure is
-    /// retried after [`RETRY_DELAY`].
+    /// Removes or retains the files of the segments that no block needs, except that of `active`, and
+    /// removes retained files whose time is over. A failure is retried after [`RETRY_DELAY`].
     pub(super) fn remove_finished(
         &mut self,
         (journal, disk): (&Journal, &dyn Filesystem),
@@ -123,22 +203,62 @@ impl SegmentTable {
         let states = self.segments.iter().filter(is_finished);
         let finished: Vec<_> = states.map(|(number, state)| (*number, state.damaged)).collect();
         for (number, damaged) in finished {
-            let name = segment::file_name(number);
-            let removed = if damaged { keep_damaged(disk, &name) } else { disk.remove(&name) };
-            match removed {
-                Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                    journal.record_failure(JournalOp::Remove, 0);
-                    if let Some(suppressed) = self.error_log.due(now) {
-                        log::error!(suppressed = suppressed; "cannot remove the finished segment {name}: {error}");
-                    }
-                    self.gc_pending = true;
-                    self.gc_retry_at = now.plus(RETRY_DELAY);
-                }
-                Ok(()) | Err(_) => {
-                    self.segments.remove(&number);
-                }
+            let finished = if damaged {
+                keep_damaged(disk, &segment::file_name(number))
+            } else if self.retains() {
+                self.retain(disk, number, now)
+            } else {
+                disk.remove(&segment::file_name(number))
+            };
+            if self.is_done(finished, (journal, number), now) {
+                self.segments.remove(&number);
             }
         }
+        for event in self.retained.take_stale().into_iter().map(FailoverEvent::Stale) {
+            journal.report_failover(event);
+        }
+        for (number, name) in self.retained.removable() {
+            if self.is_done(disk.remove(&name), (journal, number), now) {
+                self.retained.remove(number);
+            }
+        }
+    }
+
+    /// Renames the file of a finished segment, which stays for a failover.
+    fn retain(&mut self, disk: &dyn Filesystem, number: u64, now: Moment) -> io::Result<()> {
+        let SegmentState { bytes, commit, .. } = *self.state(number);
+        let wal = self.retained.insert(number, bytes, commit, now);
+        let renamed = disk.rename(&segment::file_name(number), &retained::file_name(number, wal));
+        if renamed.is_err() {
+            self.retained.remove(number);
+        }
+        renamed
+    }
+
+    /// Whether the file is no longer under its name. Otherwise the operation is retried.
+    fn is_done(&mut self, done: io::Result<()>, (journal, number): (&Journal, u64), now: Moment) -> bool {
+        match done {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                let text = format!("cannot remove or rename the finished segment {number}: {error}");
+                self.report_failure(journal, now, &text);
+                self.gc_pending = true;
+                self.gc_retry_at = now.plus(RETRY_DELAY);
+                false
+            }
+            Ok(()) | Err(_) => true,
+        }
+    }
+
+    fn report_failure(&mut self, journal: &Journal, now: Moment, text: &str) {
+        journal.record_failure(JournalOp::Remove, 0);
+        if let Some(suppressed) = self.error_log.due(now) {
+            log::error!(suppressed = suppressed; "{text}");
+        }
+    }
+
+    /// The number of retained segments and their bytes.
+    pub(super) fn retained_totals(&self) -> (u64, u64) {
+        (self.retained.count() as u64, self.retained.bytes())
     }
 
     /// The number of segments and their bytes.
@@ -171,7 +291,7 @@ mod tests {
         let disk = OsDirectory::open(directory.path().to_owned()).unwrap();
         let journal = Journal::new(1).0;
         for _ in 0..3 {
-            let mut table = SegmentTable::new(&[]);
+            let mut table = SegmentTable::new(&FoundSegments::default(), RetainLimits::NONE, Moment::ZERO);
             let number = table.add();
             disk.create(&segment::file_name(number)).unwrap();
             table.mark_read(number, true);

@@ -219,7 +219,7 @@ fn store(buffer: &Buffer, ledger: &Ledger, journal: &Journal) -> Vec<String> {
     let stored: Vec<_> = blocks.iter().flat_map(|block| messages_of(block.bytes())).collect();
     buffer.record_committed(Moment::ZERO);
     ledger.record_settled(Stored { stored: stored.len() as u64, ..Stored::default() });
-    journal.finalize(blocks);
+    journal.finalize(blocks, None);
     stored
 }
 
@@ -289,6 +289,7 @@ impl JournalHarness {
 
     /// A harness on `disk`, which holds these segments of an earlier process.
     fn with_segments(disk: MemoryFilesystem, existing: &[ExistingSegment]) -> Self {
+        let found = FoundSegments { pending: existing.to_vec(), committed: Vec::new() };
         let (journal, parkers) = Journal::new(1);
         let journal = Arc::new(journal);
         let clock = Clock::manual(Timestamp::from_millis(1), 1);
@@ -296,6 +297,7 @@ impl JournalHarness {
             write_interval: WRITE_INTERVAL,
             sync_interval: Duration::from_secs(5),
             segment_bytes_max: 4096,
+            retain: RetainLimits::NONE,
         };
         let dyn_disk: Arc<dyn Filesystem> = Arc::new(disk.clone());
         let ledger = Arc::new(Ledger::new(1));
@@ -308,7 +310,7 @@ impl JournalHarness {
         };
         let buffer = Arc::new(Buffer::new(buffer_limits, 1, ledger.clone()).0);
         let shared = (journal.clone(), buffer.clone());
-        let writer = JournalWriter::new(shared, dyn_disk.clone(), limits, clock.clone(), existing);
+        let writer = JournalWriter::new(shared, dyn_disk.clone(), limits, clock.clone(), &found);
         let refiller = Refiller {
             journal: journal.clone(),
             disk: dyn_disk,
@@ -405,10 +407,10 @@ fn writer_skips_finalized_blocks_and_removes_a_segment_after_its_last_block() {
     let mut harness = JournalHarness::new();
     let early = harness.append("early");
     let late = harness.append("late");
-    harness.journal.finalize(vec![early]);
+    harness.journal.finalize(vec![early], None);
     harness.tick();
     assert_eq!(harness.disk.messages(), ["late"]);
-    harness.journal.finalize(vec![late]);
+    harness.journal.finalize(vec![late], None);
     harness.tick_after(Duration::from_secs(5));
     assert!(harness.disk.list().unwrap().is_empty());
 }

@@ -23,16 +23,18 @@ use rand::rngs::StdRng;
 use super::filesystem::Filesystem;
 use super::pipeline::{Pipeline, complete, drop_finalized};
 use super::record::SegmentHeader;
+use super::retained::RetainLimits;
 use super::segment::{Segment, WriteGroup};
 use super::segment_table::SegmentTable;
 use super::sync::{SyncCompletion, SyncJob};
 use super::{
-    Durability, DurabilityWaiter, ExistingSegment, Journal, JournalOp, LaneEntry, NOT_SYNCED, NOT_WRITABLE,
+    Durability, DurabilityWaiter, FoundSegments, Journal, JournalOp, LaneEntry, NOT_SYNCED, NOT_WRITABLE,
     SegmentUpdate,
 };
 use crate::buffer::{Buffer, RowBlock, SegmentAssignment};
 use crate::clock::{Clock, Moment};
 use crate::logging::RateLimitedLog;
+use crate::storage::DatabaseState;
 
 /// Bound on the bytes of one write, unless a single block is larger.
 const GROUP_BYTES_MAX: usize = 1024 * 1024;
@@ -52,6 +54,7 @@ pub struct JournalLimits {
     /// Maximum time that a block is in the page cache only.
     pub sync_interval: Duration,
     pub segment_bytes_max: u64,
+    pub retain: RetainLimits,
 }
 
 /// Exponential backoff of writes or syncs.
@@ -107,12 +110,12 @@ impl JournalWriter {
         disk: Arc<dyn Filesystem>,
         limits: JournalLimits,
         clock: Clock,
-        existing: &[ExistingSegment],
+        found: &FoundSegments,
     ) -> Self {
         let mut writer = Self {
             rng: clock.rng(),
             sync_at: clock.now().plus(limits.sync_interval),
-            segments: SegmentTable::new(existing),
+            segments: SegmentTable::new(found, limits.retain, clock.now()),
             journal,
             buffer,
             disk,
@@ -161,7 +164,11 @@ impl JournalWriter {
             self.journal.sync_in_flight.mark_ended();
             self.on_sync_result(completion, now);
         }
-        self.apply_segment_updates();
+        self.apply_segment_updates(now);
+        if self.pipeline.active_number().is_some_and(|active| self.segments.is_stale(active)) {
+            // It must be finished before it can be replayed.
+            self.pipeline.seal_active();
+        }
         self.drain_lanes();
         if self.journal.fault().is_some() {
             self.unspill_unwritten();
@@ -187,24 +194,35 @@ impl JournalWriter {
         !self.pipeline.is_in_flight() && (all || self.journal.fault().is_some())
     }
 
-    fn apply_segment_updates(&mut self) {
+    fn apply_segment_updates(&mut self, now: Moment) {
         let (mut unassigned, mut assigned) = (0, 0);
         // Updates pushed after this load are left to the next tick.
         for _ in 0..self.journal.segment_updates.len() {
             let Some(update) = self.journal.segment_updates.pop() else { break };
             match update {
-                SegmentUpdate::Finalized { segment: None, blocks } => unassigned += blocks,
-                SegmentUpdate::Finalized { segment: Some(segment), blocks } => {
-                    assigned += blocks;
-                    self.segments.update_outstanding(segment, -to_signed(blocks));
+                SegmentUpdate::Finalized { segment, blocks, commit } => {
+                    self.segments.record_commit(segment, commit);
+                    if let Some(segment) = segment {
+                        assigned += blocks;
+                        self.segments.update_outstanding(segment, -to_signed(blocks));
+                    } else {
+                        unassigned += blocks;
+                    }
+                    if commit.is_some() {
+                        self.observe(DatabaseState { position: commit, standby_flushed: None }, now);
+                    }
                 }
                 SegmentUpdate::Replayed { segment, blocks } => {
                     self.segments.update_outstanding(segment, to_signed(blocks));
                 }
                 SegmentUpdate::FullyRead { segment, damaged } => self.segments.mark_read(segment, damaged),
+                SegmentUpdate::Observed(state) => self.observe(state, now),
+                SegmentUpdate::Restored { segment, commit } => {
+                    self.segments.restored((&self.journal, &*self.disk), segment, commit, now);
+                }
             }
         }
-        if unassigned > 0 {
+        if unassigned > 0 && !self.writes_finalized() {
             drop_finalized(&mut self.unwritten, unassigned);
         }
         if assigned > 0 {
@@ -212,11 +230,24 @@ impl JournalWriter {
         }
     }
 
+    fn observe(&mut self, state: DatabaseState, now: Moment) {
+        if let Some(failover) = self.segments.observe(state, now) {
+            self.journal.report_failover(failover);
+        }
+    }
+
+    /// Whether blocks are written that were committed before: a failover may lose them. They must not
+    /// occupy the buffer while the disk fails.
+    fn writes_finalized(&self) -> bool {
+        self.segments.retains() && self.journal.fault().is_none()
+    }
+
     fn drain_lanes(&mut self) {
+        let drops_finalized = !self.writes_finalized();
         for lane in &self.journal.lanes {
             for _ in 0..lane.len() {
                 match lane.pop() {
-                    Some(LaneEntry::Block(block)) if block.is_finalized() => {}
+                    Some(LaneEntry::Block(block)) if drops_finalized && block.is_finalized() => {}
                     Some(LaneEntry::Block(block)) => self.unwritten.push_back(block),
                     Some(LaneEntry::Waiter(waiter)) => self.waiters.push(waiter),
                     None => break,
@@ -255,12 +286,13 @@ impl JournalWriter {
         // Moved out of `self`, since the active segment borrows `self`.
         let mut group = std::mem::take(&mut self.group);
         let bytes_max = self.limits.segment_bytes_max;
+        let writes_finalized = self.writes_finalized();
         self.active_or_new_segment()?;
         let active = self.pipeline.active().expect("BUG: it was created above");
         group.clear(GROUP_BYTES_MAX);
         let mut blocks = 0;
         for block in &self.unwritten {
-            if !block.is_finalized() {
+            if writes_finalized || !block.is_finalized() {
                 if group.bytes() > 0 && group.bytes() + WriteGroup::record_bytes(block) > GROUP_BYTES_MAX {
                     break;
                 }
@@ -288,7 +320,7 @@ impl JournalWriter {
 
     fn assign_to_segment(&mut self, segment: u64, block: RowBlock) {
         match block.assign_segment(segment) {
-            SegmentAssignment::Finalized => return,
+            SegmentAssignment::Finalized => return self.segments.adopt_finalized(segment),
             SegmentAssignment::New => {}
             SegmentAssignment::MovedFrom(before) => {
                 self.segments.update_outstanding(before, -1);
@@ -303,6 +335,7 @@ impl JournalWriter {
     fn on_all_written(&mut self) {
         self.journal.clear_fault(NOT_WRITABLE);
         self.write_retry = RetryDelay::default();
+        self.segments.clear_unassigned();
         for waiter in std::mem::take(&mut self.waiters) {
             let reached = match waiter.level {
                 Durability::Memory | Durability::Written => Some(waiter),
@@ -322,8 +355,10 @@ impl JournalWriter {
         let due = interval_elapsed || self.buffer.spill().sync_urgent();
         if due || probe {
             self.sync_at = now.plus(self.limits.sync_interval);
-            if interval_elapsed && self.pipeline.active().is_some_and(|active| active.bytes >= SEAL_BYTES_MIN)
-            {
+            let active = self.pipeline.active().map(|active| (active.number, active.bytes));
+            let seals =
+                |(active, bytes)| bytes >= SEAL_BYTES_MIN || (finishing && self.segments.is_idle(active));
+            if interval_elapsed && active.is_some_and(seals) {
                 self.pipeline.seal_active();
                 self.segments.request_gc();
             }
@@ -434,6 +469,9 @@ impl JournalWriter {
         let (segments, bytes) = self.segments.totals();
         metrics.segments.store(segments, Ordering::Relaxed);
         metrics.bytes.store(bytes, Ordering::Relaxed);
+        let (segments, bytes) = self.segments.retained_totals();
+        metrics.retained_segments.store(segments, Ordering::Relaxed);
+        metrics.retained_bytes.store(bytes, Ordering::Relaxed);
     }
 }
 

@@ -10,6 +10,7 @@ use prometheus::proto::MetricFamily;
 use prometheus::{Encoder, TextEncoder};
 
 use super::business::{BusinessMetrics, business_families};
+use super::failover::{FailoverMetrics, failover_families};
 use super::family::{MetricValue, family};
 use super::gateway::GatewayMetrics;
 use super::history::HistoryEntry;
@@ -69,6 +70,7 @@ pub struct MetricsSnapshot<'a> {
     pub partitions: &'a PartitionMetrics,
     pub cluster_restarts: u64,
     pub journal: &'a JournalMetrics,
+    pub failover: &'a FailoverMetrics,
     pub gateway: &'a GatewayMetrics,
     /// Whether pushes are forwarded to a Pushgateway; only then the metrics of forwarding are
     /// shown.
@@ -98,6 +100,7 @@ impl MetricsSnapshot<'_> {
         families.extend(self.partitions.families(self.wall));
         families.push(self.dropped_family());
         families.extend(journal_families(self.journal));
+        families.extend(failover_families(self.failover));
         families.extend(self.spill_families());
         families.extend(self.gateway.families(self.is_forwarding));
         families.extend(self.writer.processing_ms.collect());

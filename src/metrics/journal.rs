@@ -38,6 +38,9 @@ impl JournalOp {
 pub struct JournalMetrics {
     pub segments: AtomicU64,
     pub bytes: AtomicU64,
+    /// Segments whose events are all committed.
+    pub retained_segments: AtomicU64,
+    pub retained_bytes: AtomicU64,
     pub events_written: AtomicU64,
     pub events_synced: AtomicU64,
     pub events_recovered: AtomicU64,
@@ -61,6 +64,16 @@ pub(super) fn journal_families(metrics: &JournalMetrics) -> Vec<MetricFamily> {
     let mut families: Vec<_> = [
         ("journal_segments", "Journal segments.", MetricValue::Gauge(load(&metrics.segments))),
         ("journal_bytes", "Bytes of the journal segments.", MetricValue::Gauge(load(&metrics.bytes))),
+        (
+            "journal_retained_segments",
+            "Segments with committed events, kept for a failover of the database.",
+            MetricValue::Gauge(load(&metrics.retained_segments)),
+        ),
+        (
+            "journal_retained_bytes",
+            "Bytes of the retained segments.",
+            MetricValue::Gauge(load(&metrics.retained_bytes)),
+        ),
         (
             "journal_segments_pending",
             "Segments from before the start that are not replayed yet.",

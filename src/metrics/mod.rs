@@ -4,6 +4,7 @@
 mod business;
 mod disk;
 mod exposition;
+mod failover;
 pub(crate) mod family;
 pub mod gateway;
 pub mod history;
@@ -23,6 +24,7 @@ mod writer;
 pub use business::{BusinessCache, BusinessCollector, BusinessMetrics};
 pub use disk::DiskSpace;
 pub use exposition::{MetricsSnapshot, SpillMetrics};
+pub use failover::{FailoverMetrics, FailoverReport, LostWindow};
 pub use history::History;
 pub use http::HttpMetrics;
 pub use ledger::{Balance, DropReason, Ledger};

@@ -13,6 +13,7 @@ use crate::access::{Limiter, Policy, TokenFile, limiter};
 use crate::api::ApiHandler;
 use crate::buffer;
 use crate::clock::Clock;
+use crate::failover::FailoverReplay;
 use crate::gateway::compare::Comparer;
 use crate::gateway::forward::{ForwardQueue, Forwarder};
 use crate::gateway::handlers::GatewayHandlers;
@@ -30,7 +31,7 @@ use crate::http::{
 };
 use crate::ingest;
 use crate::journal::filesystem::{Filesystem, OsDirectory};
-use crate::journal::{JournalThread, JournalWriter, Lookup};
+use crate::journal::{FailoverEvent, JournalThread, JournalWriter, Lookup};
 use crate::lifecycle::Lifecycle;
 use crate::metrics::{BusinessCollector, History, Process, RetentionMetrics};
 use crate::partitions::PartitionMaintenance;
@@ -95,6 +96,7 @@ pub(super) fn start_helpers(
     settings: &Settings,
     status: &Arc<Status>,
     repository: &Arc<dyn EventRepository>,
+    (disk, failovers): (Arc<dyn Filesystem>, Receiver<FailoverEvent>),
 ) -> Result<Sender<()>, RunServerError> {
     let (stop, stopped) = bounded::<()>(0);
     let lifecycle = &status.lifecycle;
@@ -121,9 +123,19 @@ pub(super) fn start_helpers(
         state: status.database.clone(),
         repository: repository.clone(),
         breaker: status.breaker.clone(),
+        journal: status.journal.clone(),
         clock: status.clock.clone(),
     };
-    spawn(lifecycle, "probe", move || probe.run(&stopped))?;
+    let probe_stop = stopped.clone();
+    spawn(lifecycle, "probe", move || probe.run(&probe_stop))?;
+    let replay = FailoverReplay {
+        journal: status.journal.clone(),
+        disk,
+        repository: repository.clone(),
+        metrics: status.failover.clone(),
+        clock: status.clock.clone(),
+    };
+    spawn(lifecycle, "failover", move || replay.run(&failovers, &stopped))?;
     Ok(stop)
 }
 

@@ -207,7 +207,7 @@ impl MemoryState {
                 inserted += 1;
             }
         }
-        Ok(Stored { stored, duplicate, dead: inserted })
+        Ok(Stored { stored, duplicate, dead: inserted, commit: None })
     }
 
     fn trial_insert(&self, now: Timestamp) -> Result<(), StoreError> {
@@ -466,7 +466,7 @@ mod tests {
         let error = repository.store(&[&two, &one], &[], StorePath::Copy).unwrap_err();
         assert_eq!((error.sqlstate.as_deref(), error.row), (Some("23505"), Some(1)));
         let stored = repository.store(&[&two, &one, &two], &[], StorePath::Staging).unwrap();
-        assert_eq!(stored, Stored { stored: 1, duplicate: 2, dead: 0 });
+        assert_eq!(stored, Stored { stored: 1, duplicate: 2, dead: 0, commit: None });
     }
 
     #[test]

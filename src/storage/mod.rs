@@ -10,9 +10,11 @@ pub mod day;
 pub mod memory;
 pub mod postgres;
 mod trial;
+pub mod wal;
 
 pub use breaker::{Breaker, BreakerLimits};
 pub use day::Day;
+pub use wal::{CommitPosition, DatabaseState};
 
 use std::ops::ControlFlow;
 use std::time::Duration;
@@ -57,6 +59,11 @@ pub trait EventRepository: Send + Sync + std::fmt::Debug {
 
     /// Checks that the database answers.
     fn ping(&self) -> Result<(), StoreError>;
+
+    /// Checks that the database answers, and returns how far its WAL and those of its standbys reach.
+    fn state(&self) -> Result<DatabaseState, StoreError> {
+        self.ping().map(|()| DatabaseState::default())
+    }
 
     /// Lists the days that have a partition.
     fn partition_days(&self) -> Result<Vec<Day>, StoreError>;
@@ -209,6 +216,8 @@ pub struct Stored {
     pub duplicate: u64,
     /// Rows newly inserted into `dead_events`.
     pub dead: u64,
+    /// Where they were committed, if the database tells.
+    pub commit: Option<CommitPosition>,
 }
 
 /// A row that PostgreSQL rejects, with the error.

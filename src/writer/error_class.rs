@@ -60,7 +60,7 @@ impl ErrorClass {
 
     /// Classifies the error of inserting rows on `path`. The staged path skips stored ids, so a
     /// duplicate key there is that of an index of the operator.
-    pub(super) fn of_insert(error: &StoreError, path: StorePath) -> Self {
+    pub fn of_insert(error: &StoreError, path: StorePath) -> Self {
         let class = Self::of(error);
         if class == Self::DuplicateKey && path == StorePath::Staging { Self::RowFault } else { class }
     }

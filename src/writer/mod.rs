@@ -38,7 +38,7 @@ use crate::journal::Journal;
 use crate::lifecycle::{Lifecycle, LifecyclePhase};
 use crate::logging::RateLimitedLog;
 use crate::metrics::{BatchTimes, Ledger, WriterMetrics};
-use crate::storage::{Breaker, DeadLetter, EventRepository, StoreError, StorePath, Stored};
+use crate::storage::{Breaker, CommitPosition, DeadLetter, EventRepository, StoreError, StorePath, Stored};
 use backoff::Backoff;
 use retry::{FailedBatch, Failure};
 
@@ -101,8 +101,10 @@ pub struct Writer {
     /// `prepare` has succeeded once.
     is_prepared: bool,
     error_log: RateLimitedLog,
-    /// Database time of the current batch, successful attempts only.
+    /// Database time of the batch that is retried, successful attempts only.
     insert_time: Duration,
+    /// Where its rows were committed so far.
+    commit: Option<CommitPosition>,
 }
 
 /// Result of a tick.
@@ -142,6 +144,7 @@ impl Writer {
             is_prepared: false,
             error_log: RateLimitedLog::new(Duration::from_secs(5)),
             insert_time: Duration::ZERO,
+            commit: None,
         }
     }
 
@@ -285,7 +288,7 @@ impl Writer {
                 Ok(stored) => {
                     self.on_success();
                     self.record_outcome(&[], stored);
-                    self.finish(batch, started, insert_time);
+                    self.finish(batch, started, insert_time, stored.commit);
                 }
                 Err(error) => {
                     self.report_store_error(&error, path);
@@ -297,14 +300,14 @@ impl Writer {
     }
 
     /// Releases the batch, every row of which is settled.
-    fn finish(&self, batch: Batch, started: Moment, insert: Duration) {
+    fn finish(&self, batch: Batch, started: Moment, insert: Duration, commit: Option<CommitPosition>) {
         let times = BatchTimes { insert, total: self.deps.clock.now().since(started) };
         self.deps.metrics.record_batch(batch.count() as u64, times);
         log::debug!(
             events = batch.count(), insert_ms = times.insert.as_millis(), total_ms = times.total.as_millis();
             "batch written"
         );
-        self.deps.journal.finalize(batch.into_blocks());
+        self.deps.journal.finalize(batch.into_blocks(), commit);
     }
 
     /// Stores `runs` and inserts the dead letters of `dead` in one transaction, and retries
@@ -323,6 +326,7 @@ impl Writer {
                 Ok(stored) => {
                     self.on_success();
                     self.insert_time += self.deps.clock.now().since(started);
+                    self.commit = CommitPosition::merge_known(self.commit, stored.commit);
                     self.record_outcome(dead, stored);
                     return Ok(());
                 }

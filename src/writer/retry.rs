@@ -60,7 +60,7 @@ impl Writer {
         if matches!(failed.failure, Failure::Refused) {
             self.grow(&mut failed.batch);
         }
-        self.insert_time = Duration::ZERO;
+        (self.insert_time, self.commit) = (Duration::ZERO, None);
         let runs = failed.batch.runs();
         let settled = match &failed.failure {
             Failure::Failed(error) => {
@@ -76,7 +76,7 @@ impl Writer {
         };
         match settled {
             Ok(()) => {
-                self.finish(failed.batch, failed.started, self.insert_time);
+                self.finish(failed.batch, failed.started, self.insert_time, self.commit);
                 Ok(())
             }
             // The rows stay counted as buffered. If some were committed, their ids make them

@@ -10,6 +10,7 @@ const LAYERS: &[&[&str]] = &[
     &["settings"],
     &["health", "commands", "console"],
     &["gateway"],
+    &["failover"],
     &["ingest", "writer", "query", "retention", "partitions"],
     &["journal"],
     &["buffer", "access"],

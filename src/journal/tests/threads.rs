@@ -131,6 +131,7 @@ impl ThreadsHarness {
         let limits = JournalLimits {
             write_interval: WRITE_INTERVAL,
             sync_interval: Duration::from_secs(5),
+            retain: crate::journal::RetainLimits::NONE,
             segment_bytes_max: 1 << 20,
         };
         let buffer_limits = crate::buffer::BufferLimits {
@@ -142,7 +143,13 @@ impl ThreadsHarness {
         };
         let buffer = Arc::new(Buffer::new(buffer_limits, 1, Arc::new(Ledger::new(1))).0);
         let shared = (journal.clone(), buffer);
-        let writer = JournalWriter::new(shared, Arc::new(disk.clone()), limits, clock.clone(), &[]);
+        let writer = JournalWriter::new(
+            shared,
+            Arc::new(disk.clone()),
+            limits,
+            clock.clone(),
+            &FoundSegments::default(),
+        );
         let (thread, syncer) = JournalThread::new(writer, parkers.writer);
         Self { shared: thread.shared(), thread, syncer, journal, disk, clock }
     }

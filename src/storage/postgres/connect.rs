@@ -24,7 +24,8 @@ use super::io_timeout::{IoDeadline, TimeoutConnector};
 use super::read_query::ReadConnection;
 use super::session::SessionSettings;
 use super::target::ConnectTarget;
-use crate::storage::StoreError;
+use super::wal_position::{ConnectedDatabase, WalReader};
+use crate::storage::{CommitPosition, StoreError};
 
 /// Maximum wait for a free slot.
 const CHECKOUT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -32,8 +33,8 @@ const CHECKOUT_TIMEOUT: Duration = Duration::from_secs(5);
 pub(super) const BEGIN_IO_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Connections for transactions besides those of the store threads: one each for the retries of the
-/// writer, the probe and retention.
-const OTHER_TRANSACTIONS: u32 = 3;
+/// writer, the probe, retention and the replay after a failover.
+const OTHER_TRANSACTIONS: u32 = 4;
 
 /// The bounded connection pools of one database.
 #[derive(Debug)]
@@ -45,7 +46,11 @@ pub(super) struct Connections {
 }
 
 /// A connection for transactions.
-type TxnConnection = (Client, Arc<IoDeadline>);
+pub(super) struct TxnConnection {
+    client: Client,
+    io_deadline: Arc<IoDeadline>,
+    database: ConnectedDatabase,
+}
 
 /// The settings and the I/O timeout of a transaction.
 #[derive(Debug)]
@@ -76,12 +81,13 @@ impl Connections {
         connections_max: u32,
         writer_connections: u32,
         session: Arc<SessionSettings>,
+        wal: Arc<WalReader>,
     ) -> Self {
         let transactions_max = transactions_max(connections_max, writer_connections);
         Self {
             transactions: pool(transactions_max),
             reads: pool(connections_max.saturating_sub(transactions_max)),
-            connector: Connector(target.clone()),
+            connector: Connector { target: target.clone(), wal },
             session,
         }
     }
@@ -89,7 +95,7 @@ impl Connections {
     /// Opens a connection outside the pools, for work that needs two connections at once. Its I/O
     /// timeout is that of BEGIN.
     pub(super) fn dedicated(&self) -> Result<DedicatedConnection, StoreError> {
-        let (client, io_deadline) = self.connector.connect()?;
+        let TxnConnection { client, io_deadline, .. } = self.connector.connect()?;
         io_deadline.restart(BEGIN_IO_TIMEOUT);
         Ok(DedicatedConnection { client, io_deadline })
     }
@@ -102,9 +108,27 @@ impl Connections {
         work: impl FnOnce(&mut Client) -> Result<T, StoreError>,
     ) -> Result<T, StoreError> {
         // After a failed ROLLBACK the slot keeps `in_transaction`, and r2d2 discards it.
-        let begin_sql = self.session.complete(&options.begin_sql);
-        let options = TxnOptions { begin_sql, ..*options };
+        let options = self.complete(options);
         run_transaction(&mut *checkout(&self.transactions)?, &self.connector, &options, work)
+    }
+
+    /// Like [`Connections::transaction`], and returns the position of the commit.
+    pub(super) fn positioned_transaction<T>(
+        &self,
+        options: &TxnOptions,
+        work: impl FnOnce(&mut Client) -> Result<T, StoreError>,
+    ) -> Result<(T, Option<CommitPosition>), StoreError> {
+        let options = self.complete(options);
+        let mut slot = checkout(&self.transactions)?;
+        let done = run_transaction(&mut slot, &self.connector, &options, work)?;
+        let commit = slot.connection.as_mut().and_then(|TxnConnection { client, database, .. }| {
+            self.connector.wal.after_commit(client, *database)
+        });
+        Ok((done, commit))
+    }
+
+    fn complete(&self, options: &TxnOptions) -> TxnOptions {
+        TxnOptions { begin_sql: self.session.complete(&options.begin_sql), ..*options }
     }
 }
 
@@ -133,9 +157,9 @@ impl fmt::Debug for OwnConnection {
 }
 
 impl OwnConnection {
-    pub(super) fn new(target: &ConnectTarget, session: Arc<SessionSettings>) -> Self {
+    pub(super) fn new(target: &ConnectTarget, session: Arc<SessionSettings>, wal: Arc<WalReader>) -> Self {
         let slot = ConnectionSlot { connection: None, in_transaction: false };
-        Self { slot: Mutex::new(slot), connector: Connector(target.clone()), session }
+        Self { slot: Mutex::new(slot), connector: Connector { target: target.clone(), wal }, session }
     }
 
     /// Runs `work` between BEGIN and COMMIT. Rolls back when `work` fails. One transaction runs at
@@ -216,8 +240,10 @@ fn begin<'a>(
         io_deadline.restart(options.io_timeout);
         result
     };
-    let mut pooled = slot.connection.take();
-    if let Some((client, io_deadline)) = &mut pooled {
+    // After a failover it may lead to the server that was replaced, which may still accept writes.
+    let is_current = |pooled: &TxnConnection| pooled.database.epoch == connector.wal.detector.known().epoch;
+    let mut pooled = slot.connection.take().filter(is_current);
+    if let Some(TxnConnection { client, io_deadline, .. }) = &mut pooled {
         match begin(client, io_deadline) {
             Ok(()) => {}
             Err(error) if error::leaves_connection_usable(&error) => {
@@ -229,22 +255,26 @@ fn begin<'a>(
     let connection = if let Some(connection) = pooled {
         connection
     } else {
-        let (mut client, io_deadline) = connector.connect()?;
-        begin(&mut client, &io_deadline).map_err(|error| error_before_work("BEGIN", &error))?;
-        (client, io_deadline)
+        let mut connection = connector.connect()?;
+        begin(&mut connection.client, &connection.io_deadline)
+            .map_err(|error| error_before_work("BEGIN", &error))?;
+        connection
     };
-    Ok(&mut slot.connection.insert(connection).0)
+    Ok(&mut slot.connection.insert(connection).client)
 }
 
 #[derive(Debug)]
-pub(super) struct Connector(ConnectTarget);
+pub(super) struct Connector {
+    target: ConnectTarget,
+    pub(super) wal: Arc<WalReader>,
+}
 
 impl Connector {
     /// Prepares the configuration of one connect. Over TCP, `Require` and `Direct` make the crate
     /// pass the new socket to [`TimeoutConnector`], which negotiates TLS according to the URL. Over
     /// other sockets the crate negotiates.
     fn connect_parts(&self) -> (ConnectTarget, TimeoutConnector, Arc<IoDeadline>) {
-        let mut target = self.0.clone();
+        let mut target = self.target.clone();
         let config = &mut target.config;
         let io_deadline =
             Arc::new(IoDeadline::new(config.get_connect_timeout().copied().unwrap_or(CHECKOUT_TIMEOUT)));
@@ -268,7 +298,11 @@ impl Connector {
                 "connecting: cannot create a runtime; the process may be out of file descriptors",
             ));
         };
-        client.map(|client| (client, io_deadline)).map_err(|error| error_before_work("connecting", &error))
+        let mut client = client.map_err(|error| error_before_work("connecting", &error))?;
+        io_deadline.restart(BEGIN_IO_TIMEOUT);
+        let database =
+            self.wal.identify(&mut client).map_err(|error| error_before_work("connecting", &error))?;
+        Ok(TxnConnection { client, io_deadline, database })
     }
 
     pub(super) fn connect_for_reads(&self) -> Result<ReadConnection, StoreError> {

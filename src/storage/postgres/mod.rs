@@ -8,6 +8,7 @@
 //! - `migrate`, `partition`: create tables and partitions.
 //! - `known_partitions`: requests partitions for the days of a batch.
 //! - `store`, `find`, `totals`, `counts`, `dead`: read and write rows.
+//! - `wal_position`: reads the position in the WAL, by which a failover is noticed.
 //! - `trial`: checks whether the table accepts rows.
 //! - `sweep`: deletes expired rows and partitions.
 //! - `error`: converts errors of the driver to `StoreError`.
@@ -39,6 +40,7 @@ mod trial;
 mod types;
 mod url_parameters;
 mod url_text;
+mod wal_position;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -58,11 +60,12 @@ use self::known_partitions::KnownPartitions;
 use self::read_query::ReadPool;
 use self::session::SessionSettings;
 use self::store::RowCounts;
+use self::wal_position::{StandbyCount, WalReader};
 use crate::event::{EventId, Timestamp};
 use crate::storage::{
-    Chunk, CreatePartitionLimits, CreatePartitionOutcome, Day, DeadLetter, DefaultPartition, EventPage,
-    EventRepository, EventStatus, Filter, HourCount, PartitionRequest, RetentionSweep, StoreError, StorePath,
-    Stored, SweepConditions, Totals,
+    Chunk, CreatePartitionLimits, CreatePartitionOutcome, DatabaseState, Day, DeadLetter, DefaultPartition,
+    EventPage, EventRepository, EventStatus, Filter, HourCount, PartitionRequest, RetentionSweep, StoreError,
+    StorePath, Stored, SweepConditions, Totals,
 };
 
 /// Connection and time limits, and the guarantee of COMMIT.
@@ -116,6 +119,7 @@ pub struct PostgresRepository {
     /// For listing and creating partitions, which may wait for locks.
     partition_connection: OwnConnection,
     known_partitions: KnownPartitions,
+    standbys: StandbyCount,
     /// Whether the schema is up to date.
     prepared: AtomicBool,
 }
@@ -137,19 +141,22 @@ impl PostgresRepository {
         let begin_ping =
             format!("BEGIN READ ONLY; SET LOCAL statement_timeout = {}", limits.ping_timeout.as_millis());
         let session = Arc::new(SessionSettings::new(limits.synchronous_commit));
+        let wal = Arc::new(WalReader::new(limits.synchronous_commit));
         Self {
             connections: Connections::new(
                 target,
                 limits.connections_max,
                 limits.writer_connections,
                 session.clone(),
+                wal.clone(),
             ),
             limits,
             ping_options: TxnOptions { begin_sql: begin_ping, io_timeout: limits.ping_timeout },
             query_options: TxnOptions { begin_sql: begin_query, io_timeout },
             page_options: TxnOptions { begin_sql: begin_page, io_timeout },
-            partition_connection: OwnConnection::new(target, session),
+            partition_connection: OwnConnection::new(target, session, wal),
             known_partitions: KnownPartitions::default(),
+            standbys: StandbyCount::default(),
             prepared: AtomicBool::new(false),
         }
     }
@@ -254,6 +261,20 @@ impl EventRepository for PostgresRepository {
 
     fn ping(&self) -> Result<(), StoreError> {
         self.connections.transaction(&self.ping_options, |_client| Ok(()))
+    }
+
+    fn state(&self) -> Result<DatabaseState, StoreError> {
+        let wal = &self.connections.connector.wal;
+        let before = wal.detector.known();
+        self.connections.transaction(&self.ping_options, |client| {
+            let position =
+                wal.read(client).map_err(|error| error::from_postgres("reading the position", &error))?;
+            // A statement that failed has ended the transaction.
+            let Some(position) = position else { return Ok(DatabaseState::default()) };
+            let standbys = wal_position::standbys(client)?;
+            let standby_flushed = self.standbys.flushed_by_all(position, standbys);
+            Ok(DatabaseState { position: Some(wal.observe(before, position)), standby_flushed })
+        })
     }
 
     fn partition_days(&self) -> Result<Vec<Day>, StoreError> {

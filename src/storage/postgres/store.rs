@@ -72,7 +72,8 @@ pub(super) fn store(
         StorePath::Copy => options.begin_sql.clone(),
         StorePath::Staging => format!("{}; {CREATE_STAGING}", options.begin_sql),
     };
-    connections.transaction(&TxnOptions { begin_sql, ..*options }, |client| {
+    let options = TxnOptions { begin_sql, ..*options };
+    let (stored, commit) = connections.positioned_transaction(&options, |client| {
         let stored = if counts.rows == 0 {
             0
         } else {
@@ -89,8 +90,9 @@ pub(super) fn store(
             }
         };
         let dead = if dead.is_empty() { 0 } else { insert_dead_letters(client, dead)? };
-        Ok(Stored { stored, duplicate: counts.rows - stored, dead })
-    })
+        Ok(Stored { stored, duplicate: counts.rows - stored, dead, commit: None })
+    })?;
+    Ok(Stored { commit, ..stored })
 }
 
 /// Sends all rows by COPY. Fails unless the database reports the same number of rows.

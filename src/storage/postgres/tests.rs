@@ -90,5 +90,5 @@ fn drain(repository: &super::PostgresRepository) -> u64 {
 #[track_caller]
 fn store(repository: &super::PostgresRepository, runs: &[&[u8]], path: StorePath, expected: (u64, u64)) {
     let stored = repository.store(runs, &[], path).unwrap();
-    assert_eq!(stored, Stored { stored: expected.0, duplicate: expected.1, dead: 0 });
+    assert_eq!(stored, Stored { stored: expected.0, duplicate: expected.1, dead: 0, commit: stored.commit });
 }

@@ -69,7 +69,7 @@ impl Process {
         };
         let ledger = Arc::new(Ledger::new(bounds.shards));
         let (buffer, parker) = Buffer::new(bounds.buffer, bounds.shards, ledger.clone());
-        let (journal, parkers) = Journal::new(bounds.shards);
+        let (journal, parts) = Journal::new(bounds.shards);
         let (buffer, journal, drain) = (Arc::new(buffer), Arc::new(journal), Arc::new(Drain::default()));
         let (lifecycle, _notices) = Lifecycle::new();
         let links = WriterDeps {
@@ -96,15 +96,15 @@ impl Process {
             clock.clone(),
             &found,
         );
-        let had_backlog = !found.is_empty();
+        let had_backlog = !found.pending.is_empty();
         let recovery = Recovery::new(
             journal.clone(),
             disk.clone(),
             buffer.clone(),
             lifecycle.clone(),
             clock.clone(),
-            parkers.recovery,
-            found,
+            parts.recovery,
+            found.pending,
         );
         let (store_link, store_queue) = store_link(bounds.connections);
         let writer = Mutex::new(Some(Writer::new(links, parker, batch, store_link)));

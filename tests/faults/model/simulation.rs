@@ -197,6 +197,7 @@ impl Simulation {
                 write_interval: Duration::from_millis(10),
                 sync_interval: Duration::from_millis([0, 20, 5_000][rng.random_range(0..3)]),
                 segment_bytes_max: if probabilities.large { 2 << 20 } else { rng.random_range(100..2_500) },
+                retain: journal::RetainLimits::NONE,
             },
             breaker: BreakerLimits {
                 failure_threshold: rng.random_range(1..6),

@@ -143,9 +143,13 @@ fn store_inserts_dead_letters_with_the_batch_or_not_at_all() {
     repository.store(&[&good, &good], &dead, StorePath::Copy).unwrap_err();
     assert_eq!(database.number("SELECT count(*) FROM dead_events"), 0);
     let stored = repository.store(&[&good], &dead, StorePath::Copy).unwrap();
-    assert_eq!(stored, Stored { stored: 1, duplicate: 0, dead: 1 });
+    assert_eq!(stored, Stored { stored: 1, duplicate: 0, dead: 1, commit: stored.commit });
     let stored = repository.store(&[], &dead, StorePath::Staging).unwrap();
-    assert_eq!(stored, Stored { stored: 0, duplicate: 0, dead: 0 }, "already a dead letter");
+    assert_eq!(
+        stored,
+        Stored { stored: 0, duplicate: 0, dead: 0, commit: stored.commit },
+        "already a dead letter"
+    );
     let kept: Vec<u8> = database.client().query_one("SELECT row FROM dead_events", &[]).unwrap().get(0);
     assert_eq!(kept, bytes, "the row is kept unchanged for a replay");
     let found = repository.find(id(NOON, 9)).unwrap();
