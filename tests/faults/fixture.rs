@@ -9,8 +9,7 @@ use std::time::Duration;
 use crate::harness::checker::{CheckResult, check_ledger, wait_for_drain_within};
 use crate::harness::producer::{LoadProfile, ProducerRecord};
 use crate::harness::server::wait_for_partitions;
-use crate::harness::{Postgres, Producer, Server, until};
-use crate::proxy::Proxy;
+use crate::harness::{Postgres, Producer, Proxy, Server, until};
 
 /// A buffer that holds the load of a fault, and a breaker that retries soon.
 pub(crate) const SETTINGS: &[(&str, &str)] =

@@ -8,7 +8,6 @@
 mod harness;
 
 mod fixture;
-mod proxy;
 
 mod checker;
 mod clock;
@@ -19,3 +18,4 @@ mod model;
 mod overload;
 mod process;
 mod slow;
+mod standby;

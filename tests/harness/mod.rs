@@ -1,5 +1,5 @@
 //! The test harness, shared by `tests/it` and `tests/faults`: a private PostgreSQL that a test may
-//! break, the real server, an HTTP client for arbitrary bytes, a producer that records the
+//! break, with a standby and a proxy for network faults, the real server, an HTTP client for arbitrary bytes, a producer that records the
 //! acknowledgements, and the checker.
 
 #![allow(dead_code, unused_imports, reason = "each of the two binaries uses a part of it")]
@@ -10,7 +10,9 @@ pub(crate) mod events;
 pub(crate) mod postgres;
 pub(crate) mod process;
 pub(crate) mod producer;
+pub(crate) mod proxy;
 pub(crate) mod server;
+pub(crate) mod standby;
 pub(crate) mod temp;
 pub(crate) mod wait;
 
@@ -19,5 +21,7 @@ pub(crate) use client::{Client, Reply};
 pub(crate) use events::{event, event_at, now};
 pub(crate) use postgres::Postgres;
 pub(crate) use producer::Producer;
+pub(crate) use proxy::Proxy;
 pub(crate) use server::{Server, TestServer};
+pub(crate) use standby::ReplicatedPostgres;
 pub(crate) use wait::until;

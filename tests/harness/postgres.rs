@@ -36,20 +36,33 @@ impl Postgres {
     }
 
     pub(crate) fn start_with(extra_settings: &'static [&'static str]) -> Self {
-        let dir = temp_dir();
-        if is_root() {
-            run(Command::new("chown").arg("postgres").arg(dir.path()), MISSING);
-        }
+        let dir = owned_temp_dir();
         let mut initdb = pdeathsig_command("KILL", user(), program("initdb"));
         initdb.args(["--no-sync", "--auth=trust", "--username=postgres", "--encoding=UTF8", "--locale=C"]);
         run(initdb.arg("-D").arg(dir.path().join("data")), "initdb failed");
+        let this = Self::launch(dir, extra_settings);
+        let mut client = this.connect("postgres");
+        client.batch_execute("CREATE ROLE aurore LOGIN").expect("the role can be made");
+        client.batch_execute("CREATE DATABASE aurore OWNER aurore").expect("the database can be made");
+        this
+    }
+
+    /// Starts a hot standby: a copy of the primary at this port, which it follows through the same
+    /// port. The server's role and database are copied with it.
+    pub(crate) fn start_standby(primary: u16, extra_settings: &'static [&'static str]) -> Self {
+        let dir = owned_temp_dir();
+        let mut backup = pdeathsig_command("KILL", user(), program("pg_basebackup"));
+        backup.args(["--no-sync", "--checkpoint=fast", "--wal-method=stream", "--write-recovery-conf"]);
+        backup.arg(format!("--dbname=host=127.0.0.1 port={primary} user=postgres application_name=standby"));
+        run(backup.arg("-D").arg(dir.path().join("data")), "pg_basebackup failed");
+        Self::launch(dir, extra_settings)
+    }
+
+    fn launch(dir: tempfile::TempDir, extra_settings: &'static [&'static str]) -> Self {
         let mut this = Self { port: free_port(), process: None, dir, extra_settings };
         while !this.try_launch() {
             this.port = free_port();
         }
-        let mut client = this.connect("postgres");
-        client.batch_execute("CREATE ROLE aurore LOGIN").expect("the role can be made");
-        client.batch_execute("CREATE DATABASE aurore OWNER aurore").expect("the database can be made");
         this
     }
 
@@ -216,6 +229,15 @@ pub(crate) fn free_port() -> u16 {
             return port;
         }
     }
+}
+
+/// A temporary directory that belongs to the user of PostgreSQL.
+fn owned_temp_dir() -> tempfile::TempDir {
+    let dir = temp_dir();
+    if is_root() {
+        run(Command::new("chown").arg("postgres").arg(dir.path()), MISSING);
+    }
+    dir
 }
 
 fn user() -> Option<&'static str> {

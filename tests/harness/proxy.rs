@@ -1,4 +1,4 @@
-//! A TCP proxy between server and database that injects network faults.
+//! A TCP proxy in front of a database that injects network faults.
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
