@@ -24,7 +24,7 @@ use crate::access::{Gate, Policy};
 use crate::api::ApiHandler;
 use crate::api::router::LABELS;
 use crate::buffer::Buffer;
-use crate::clock::Clock;
+use crate::clock::{Clock, Moment};
 use crate::gateway::handlers::GatewayHandlers;
 use crate::health::ProbeState;
 use crate::health::status::Status;
@@ -47,6 +47,13 @@ use crate::writer::{BatchLimits, Drain, StoreThread, Writer, WriterDeps, store_l
 const ACCEPTOR_DRAIN_TIMEOUT: Duration = Duration::from_secs(5);
 /// Maximum time for the journal to write and sync its pending records at shutdown.
 const JOURNAL_FINISH_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long a drain tries a database that fails every attempt, while the journal keeps the events.
+/// Container runtimes kill after 10 s, and the next start stores what is left.
+const DRAIN_FAILING_MAX: Duration = Duration::from_millis(500);
+/// Interval at which a drain is checked. The writer may wait for the database, so it cannot report.
+const DRAIN_CHECK_INTERVAL: Duration = Duration::from_millis(10);
+/// Maximum time for the writer to end once its drain is over; in a call to the database it cannot.
+const WRITER_END_TIMEOUT: Duration = Duration::from_millis(100);
 /// The journal's directory within `DATA_DIR`.
 const JOURNAL_DIR: &str = "journal";
 
@@ -368,15 +375,7 @@ impl RunningServer<'_> {
         // Stop accepting pushes; the gateway's log is written while the writer drains.
         self.status.gateway.finish();
         buffer.close();
-        self.drain.set_deadline(deadline);
-        buffer.wake_writer();
-        // A statement in progress at the deadline is given time to complete.
-        let drain_timeout = deadline.since(clock.now()) + ACCEPTOR_DRAIN_TIMEOUT;
-        select! {
-            recv(self.writer_ended) -> _ => {}
-            recv(self.notices) -> notice => return Err(self.abort(notice)),
-            default(drain_timeout) => {}
-        }
+        self.drain_buffer(deadline)?;
         let unstored = self.status.ledger.balance().buffered();
         let journaled = self.finish_journal();
         self.finish_gateway();
@@ -394,6 +393,46 @@ impl RunningServer<'_> {
             }
             (unstored, false) => Err(RunServerError::Undrained(unstored)),
         }
+    }
+
+    /// Has the writer store what is buffered, until the deadline, or until storing has no prospect.
+    fn drain_buffer(&self, deadline: Moment) -> Result<(), RunServerError> {
+        let (buffer, clock) = (&self.status.buffer, &self.status.clock);
+        let began = clock.now();
+        self.drain.set_deadline(deadline);
+        buffer.wake_writer();
+        // A statement in progress at the deadline is given time to complete.
+        let mut end = deadline.plus(ACCEPTOR_DRAIN_TIMEOUT);
+        let mut is_over = false;
+        loop {
+            let now = clock.now();
+            if now >= end {
+                return Ok(());
+            }
+            if !is_over && (self.is_drained() || self.is_drain_futile(began, now)) {
+                is_over = true;
+                self.drain.set_deadline(now);
+                buffer.wake_writer();
+                end = now.plus(WRITER_END_TIMEOUT);
+            }
+            select! {
+                recv(self.writer_ended) -> _ => return Ok(()),
+                recv(self.notices) -> notice => return Err(self.abort(notice)),
+                default(DRAIN_CHECK_INTERVAL) => {}
+            }
+        }
+    }
+
+    fn is_drained(&self) -> bool {
+        let buffer = &self.status.buffer;
+        buffer.occupied().rows == 0 && buffer.spill().events() == 0
+    }
+
+    /// Whether the database fails every attempt while the journal can keep the events. Without the
+    /// journal they would be lost, so that the whole `SHUTDOWN_TIMEOUT_MS` is used.
+    fn is_drain_futile(&self, began: Moment, now: Moment) -> bool {
+        let fails = |since: Moment| now.since(since.max(began)) >= DRAIN_FAILING_MAX;
+        self.drain.failing_since().is_some_and(fails) && self.status.journal.guarantees(Durability::Synced)
     }
 
     /// Makes the journal write and sync all events that are not stored. Returns whether it

@@ -12,6 +12,7 @@
 
 mod backoff;
 mod batch;
+mod drain;
 mod error_class;
 mod isolate;
 mod retry;
@@ -22,13 +23,14 @@ mod tests;
 
 use std::collections::VecDeque;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use crossbeam::sync::Parker;
 use rand::rngs::StdRng;
 
 pub use batch::{Batch, BatchLimits};
+pub use drain::Drain;
 pub use error_class::ErrorClass;
 pub use store_thread::{StoreCompletion, StoreJob, StoreLink, StoreQueue, StoreThread, store_link};
 
@@ -44,24 +46,6 @@ use retry::{FailedBatch, Failure};
 
 /// Interval of `EventRepository::prepare`, which is cheap unless tables were found missing.
 const PREPARE_INTERVAL: Duration = Duration::from_mins(1);
-
-/// Request to empty the buffer and stop, with a deadline.
-#[derive(Debug, Default)]
-pub struct Drain {
-    /// Nanoseconds of the deadline's moment plus one; zero: no drain is requested.
-    deadline: AtomicU64,
-}
-
-impl Drain {
-    /// The caller must wake the writer after each call.
-    pub fn set_deadline(&self, deadline: Moment) {
-        self.deadline.store(deadline.nanos().saturating_add(1), Ordering::Release);
-    }
-
-    fn deadline(&self) -> Option<Moment> {
-        self.deadline.load(Ordering::Acquire).checked_sub(1).map(Moment::from_nanos)
-    }
-}
 
 /// Dependencies that the writer shares with other threads.
 #[derive(Debug)]
@@ -348,6 +332,7 @@ impl Writer {
 
     fn on_success(&mut self) {
         self.backoff.reset();
+        self.deps.drain.record_success();
         self.deps.breaker.record_writer_success(self.deps.clock.now());
     }
 
@@ -376,6 +361,7 @@ impl Writer {
     fn report_failure(&mut self, class: ErrorClass, error: &StoreError, what: &str) {
         let now = self.deps.clock.now();
         self.deps.metrics.retries.fetch_add(1, Ordering::Relaxed);
+        self.deps.drain.record_failure(now);
         if let Some(suppressed) = self.error_log.due(now) {
             let level = if class == ErrorClass::Misconfigured { log::Level::Error } else { log::Level::Warn };
             log::log!(
@@ -394,9 +380,12 @@ impl Writer {
         }
     }
 
+    /// A drain that begins meanwhile ends the wait: its time is limited.
     fn wait_for_backoff(&mut self) -> Result<(), DeadlinePassed> {
-        let wait = self.backoff.next_delay(&mut self.rng);
-        self.wait_until(self.deps.clock.now().plus(wait))
+        let until = self.deps.clock.now().plus(self.backoff.next_delay(&mut self.rng));
+        let drains = self.deps.drain.deadline().is_some();
+        let begins = move |writer: &Self| !drains && writer.deps.drain.deadline().is_some();
+        self.wait(|writer, now| now >= until || begins(writer), until)
     }
 
     /// Waits while the breaker is open. A drain ignores the breaker: its time is limited, and every
@@ -416,10 +405,6 @@ impl Writer {
             }
         }
         Ok(())
-    }
-
-    fn wait_until(&mut self, until: Moment) -> Result<(), DeadlinePassed> {
-        self.wait(|_, now| now >= until, until)
     }
 
     /// Parks until `over` returns true (evaluated at every wake-up and at `until`) or the drain

@@ -111,7 +111,10 @@ impl Writer {
     pub(super) fn report_store_error(&mut self, error: &StoreError, path: StorePath) {
         match NextAttempt::after(error, path) {
             // The database has answered; no batch is stored.
-            NextAttempt::OfOtherRows => self.deps.breaker.record_success(self.deps.clock.now()),
+            NextAttempt::OfOtherRows => {
+                self.deps.drain.record_success();
+                self.deps.breaker.record_success(self.deps.clock.now());
+            }
             NextAttempt::AtOnce => self.on_success(),
             NextAttempt::Delayed(class) => self.report_failure(class, error, "storing a batch"),
         }

@@ -1,5 +1,6 @@
 //! Tests of the writer against an in-memory repository with injected faults.
 
+use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
 use proptest::prelude::*;

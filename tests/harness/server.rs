@@ -74,14 +74,31 @@ impl Server {
 
     /// Starts a server with these settings only and waits until it is ready.
     pub(crate) fn start(settings: &[(&str, &str)]) -> Self {
-        let owned = settings.iter().map(|&(name, value)| (name.to_owned(), value.to_owned())).collect();
-        let mut server = Self { settings: owned, process: None, data: temp_dir() };
+        let mut server = Self::stopped(settings);
         server.restart();
         server
     }
 
+    /// Starts a server with these settings only and waits until it listens.
+    pub(crate) fn start_unready(settings: &[(&str, &str)]) -> Self {
+        let mut server = Self::stopped(settings);
+        server.launch();
+        server
+    }
+
+    fn stopped(settings: &[(&str, &str)]) -> Self {
+        let settings = settings.iter().map(|&(name, value)| (name.to_owned(), value.to_owned())).collect();
+        Self { settings, process: None, data: temp_dir() }
+    }
+
     /// Starts the server again in the same data directory and waits until it is ready.
     pub(crate) fn restart(&mut self) {
+        self.launch();
+        until("the server is ready", || self.client().get("/ready").status == 200);
+    }
+
+    /// Starts the process and waits until it listens.
+    fn launch(&mut self) {
         assert!(self.process.is_none(), "BUG: the server runs already");
         let child = command(&self.settings, self.data.path())
             .stdout(Stdio::null())
@@ -91,7 +108,6 @@ impl Server {
         self.process = Some(Running::follow(child));
         let process = self.process.as_mut().expect("just set");
         until("the server listens", || process.listens());
-        until("the server is ready", || self.client().get("/ready").status == 200);
     }
 
     pub(crate) fn address(&self) -> SocketAddr {

@@ -124,8 +124,8 @@ fn spilled_events_at_a_stop_are_drained_or_stay_in_the_journal() {
         }
         assert!(spilled(&test.server) >= 1_200);
         if drains {
-            test.server.signal("TERM");
             test.postgres.restart();
+            test.server.signal("TERM");
             let status = test.server.exit_within(Duration::from_secs(20));
             assert_eq!(status.code(), Some(0));
             assert_eq!(test.postgres.stored(), 4_000);
