@@ -16,14 +16,15 @@ fn print(text: &str) {
 }
 
 /// `aurore-events check-config`.
+#[expect(clippy::print_stdout, reason = "the output of the command")]
 fn check_config(settings: &Settings) -> ExitCode {
-    #[expect(clippy::print_stdout, reason = "the output of the command")]
     for line in &settings.effective {
         println!("{line}");
     }
     match server::ResolvedSettings::load(settings) {
         Ok(resolved) => {
             resolved.warnings().for_each(|warning| eprintln!("warning: {warning}"));
+            println!("ok");
             ExitCode::SUCCESS
         }
         Err(errors) => {

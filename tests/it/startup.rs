@@ -121,6 +121,7 @@ fn check_config_and_serve_refuse_the_same_settings_with_the_same_message() {
             assert_eq!(ended.code, Some(2), "{command} with {settings:?}: {}", ended.stderr);
             assert!(ended.stderr.contains(message), "{command} with {settings:?}: {}", ended.stderr);
             assert!(!ended.stderr.contains("hunter2"), "{}", ended.stderr);
+            assert!(!ended.stdout.ends_with("\nok\n"), "{}", ended.stdout);
             if settings.len() == 3 && settings[1].0 == "AUTH_TOKENS_FILE" {
                 assert!(ended.stderr.contains("schema"), "all errors together: {}", ended.stderr);
             }
@@ -138,6 +139,7 @@ fn check_config_and_serve_accept_the_same_database_url() {
     );
     let checked = run(&[("DATABASE_URL", &url)], &["check-config"]);
     assert_eq!(checked.code, Some(0), "{}", checked.stderr);
+    assert!(checked.stdout.ends_with("\nok\n"), "{}", checked.stdout);
     let server = Server::start(&[("DATABASE_URL", &url)]);
     id_of(&server.client().post_json(event("s", "m")));
     wait_for_drain(&server);
