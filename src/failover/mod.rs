@@ -18,7 +18,7 @@ use crossbeam::channel::{Receiver, RecvTimeoutError};
 
 pub use restore::{Restored, restore};
 
-use crate::clock::Clock;
+use crate::clock::{Clock, Moment};
 use crate::event::Timestamp;
 use crate::event::row::{Row, rows};
 use crate::journal::filesystem::Filesystem;
@@ -71,7 +71,7 @@ impl From<io::Error> for ReplayError {
 }
 
 /// What the replay of segments has found.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Debug, Default)]
 struct Replayed {
     all: Restored,
     /// When the first of the events was received.
@@ -97,14 +97,28 @@ impl Replayed {
     }
 }
 
+/// A failover whose segments are being replayed.
+#[derive(Debug)]
+struct CurrentFailover {
+    from: WalPosition,
+    to: WalPosition,
+    started: Moment,
+    /// When the newest event was received that the database had.
+    newest: Option<Timestamp>,
+    /// Segments that had uncommitted events when the failover was noticed.
+    open: usize,
+    replayed: Replayed,
+}
+
 impl FailoverReplay {
     /// Runs until the sender of `stop` is dropped.
     pub fn run(&self, events: &Receiver<FailoverEvent>, stop: &Receiver<()>) {
+        let mut current = None;
         loop {
             crossbeam::channel::select! {
                 recv(events) -> event => {
                     let Ok(event) = event else { return };
-                    if self.on_event(event, stop).is_err() {
+                    if self.on_event(event, &mut current, stop).is_err() {
                         return;
                     }
                 }
@@ -113,51 +127,66 @@ impl FailoverReplay {
         }
     }
 
-    fn on_event(&self, event: FailoverEvent, stop: &Receiver<()>) -> Result<(), ReplayStopped> {
-        match event {
-            FailoverEvent::Noticed { from, to, stale } => self.on_failover(from, to, &stale, stop),
-            FailoverEvent::Stale(segment) => {
-                self.metrics.add_pending(1);
-                let mut replayed = Replayed::default();
-                self.replay(&segment, &mut replayed, stop)?;
-                let Restored { restored, present, .. } = replayed.all;
-                log::warn!(
-                    segment = segment.segment, restored = restored, present = present;
-                    "replayed another retained segment with events from before the failover"
-                );
-                Ok(())
-            }
-        }
-    }
-
-    fn on_failover(
+    fn on_event(
         &self,
-        from: WalPosition,
-        to: WalPosition,
-        stale: &[StaleSegment],
+        event: FailoverEvent,
+        current: &mut Option<CurrentFailover>,
         stop: &Receiver<()>,
     ) -> Result<(), ReplayStopped> {
-        let (segments, bytes) = (stale.len() as u64, stale.iter().map(|stale| stale.bytes).sum::<u64>());
+        match event {
+            FailoverEvent::Noticed { from, to, stale, open } => {
+                let newest = self.on_noticed((from, to), &stale, open, stop)?;
+                let (started, replayed) = (self.clock.now(), Replayed::default());
+                let failover = current.insert(CurrentFailover { from, to, started, newest, open, replayed });
+                for segment in stale {
+                    self.replay(&segment, &mut failover.replayed, stop)?;
+                }
+            }
+            FailoverEvent::Stale(segment) => match current {
+                Some(failover) => {
+                    failover.open = failover.open.saturating_sub(1);
+                    self.replay(&segment, &mut failover.replayed, stop)?;
+                }
+                // Its batch was in flight when the failover was noticed.
+                None => self.replay(&segment, &mut Replayed::default(), stop)?,
+            },
+        }
+        if let Some(done) = current.take_if(|failover| failover.open == 0) {
+            self.on_replayed(&done);
+        }
+        Ok(())
+    }
+
+    /// Reports the failover. Returns when the newest event was received that the database has.
+    fn on_noticed(
+        &self,
+        (from, to): (WalPosition, WalPosition),
+        stale: &[StaleSegment],
+        open: usize,
+        stop: &Receiver<()>,
+    ) -> Result<Option<Timestamp>, ReplayStopped> {
+        let segments = (stale.len() + open) as u64;
+        let bytes: u64 = stale.iter().map(|stale| stale.bytes).sum();
         log::error!(
             segments = segments, bytes = bytes;
             "the database failed over or was set back, from {from} to {to}: events committed before may be \
              lost; replaying the retained journal segments"
         );
-        let before = self.metrics.begin(FailoverReport::new(self.clock.wall(), from, to), segments);
-        let newest = self.newest_stored(stop)?;
-        let started = self.clock.now();
-        let mut replayed = Replayed::default();
-        for segment in stale {
-            self.replay(segment, &mut replayed, stop)?;
-        }
-        let lost = replayed
-            .reaches_further_back(from, to)
-            .then_some(LostWindow { from: newest, to: replayed.first_ingested.unwrap_or(self.clock.wall()) });
+        self.metrics.begin(FailoverReport::new(self.clock.wall(), from, to), segments);
+        self.newest_stored(stop)
+    }
+
+    /// Every segment from before the failover is replayed.
+    fn on_replayed(&self, failover: &CurrentFailover) {
+        let CurrentFailover { from, to, started, newest, replayed, .. } = failover;
+        let lost = replayed.reaches_further_back(*from, *to).then_some(LostWindow {
+            from: *newest,
+            to: replayed.first_ingested.unwrap_or(self.clock.wall()),
+        });
         self.metrics.finish(lost);
-        let restored = self.metrics.restored.load(Ordering::Relaxed) - before;
         log::warn!(
-            restored = restored, present = replayed.all.present,
-            took_ms = self.clock.now().since(started).as_millis();
+            restored = replayed.all.restored, present = replayed.all.present,
+            took_ms = self.clock.now().since(*started).as_millis();
             "the events of the retained segments are in the database again"
         );
         if let Some(lost) = lost {
@@ -168,7 +197,6 @@ impl FailoverReplay {
                 lost.to
             );
         }
-        Ok(())
     }
 
     /// When the newest stored event was received, by the event's own time. It tells about where the
@@ -214,7 +242,7 @@ impl FailoverReplay {
             Ok(())
         };
         let read = read_batches(&*self.disk, segment, first_rows, &mut on_rows);
-        self.metrics.add_pending(-1);
+        self.metrics.segment_replayed();
         match read {
             Ok(()) => {
                 self.journal.restored(segment.segment, commit);

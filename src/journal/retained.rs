@@ -51,9 +51,11 @@ pub struct StaleSegment {
 /// What the journal thread reports to the failover thread.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum FailoverEvent {
-    /// The database is another one, or was set back. The segments are replayed in this order.
-    Noticed { from: WalPosition, to: WalPosition, stale: Vec<StaleSegment> },
-    /// A segment with events from before the last failover has no uncommitted events any more.
+    /// The database is another one, or was set back. The segments are replayed in this order; `open`
+    /// others follow.
+    Noticed { from: WalPosition, to: WalPosition, stale: Vec<StaleSegment>, open: usize },
+    /// A segment with events from before the last failover, which had uncommitted events too, has none
+    /// any more.
     Stale(StaleSegment),
 }
 

@@ -148,7 +148,8 @@ impl SegmentTable {
         }
         self.gc_pending |= self.retained.count() > 0;
         let (from, to) = self.retained.observe(state, now)?;
-        Some(FailoverEvent::Noticed { from, to, stale: self.retained.take_stale() })
+        let open = self.segments.values().filter(|state| self.retained.is_stale(state.commit)).count();
+        Some(FailoverEvent::Noticed { from, to, stale: self.retained.take_stale(), open })
     }
 
     /// Whether the segment has events from before the last failover.

@@ -56,12 +56,11 @@ impl FailoverMetrics {
         self.last.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Records a failover, after which `segments` are replayed. Returns the events restored before.
-    pub fn begin(&self, report: FailoverReport, segments: u64) -> u64 {
+    /// Records a failover, after which `segments` are replayed.
+    pub fn begin(&self, report: FailoverReport, segments: u64) {
         self.failovers.fetch_add(1, Ordering::Relaxed);
         self.add_pending(i64::try_from(segments).unwrap_or(i64::MAX));
         *self.lock() = Some(report);
-        self.restored.load(Ordering::Relaxed)
     }
 
     /// Records that the segments are replayed.
@@ -71,8 +70,14 @@ impl FailoverMetrics {
         }
     }
 
-    pub fn add_pending(&self, segments: i64) {
+    fn add_pending(&self, segments: i64) {
         self.pending.fetch_add(segments, Ordering::Relaxed);
+    }
+
+    /// Records that one segment was replayed. One that was not announced does not count.
+    pub fn segment_replayed(&self) {
+        let one_less = |pending: i64| (pending > 0).then(|| pending - 1);
+        _ = self.pending.fetch_update(Ordering::Relaxed, Ordering::Relaxed, one_less);
     }
 
     pub fn pending(&self) -> u64 {

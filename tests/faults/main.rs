@@ -13,6 +13,7 @@ mod checker;
 mod clock;
 mod database;
 mod disk;
+mod failover;
 mod in_flight;
 mod model;
 mod overload;

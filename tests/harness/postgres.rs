@@ -58,6 +58,11 @@ impl Postgres {
         Self::launch(dir, extra_settings)
     }
 
+    /// Makes a standby that is stopped start as a primary, on its timeline.
+    pub(crate) fn forget_primary(&self) {
+        fs::remove_file(self.dir.path().join("data/standby.signal")).expect("it is a standby");
+    }
+
     fn launch(dir: tempfile::TempDir, extra_settings: &'static [&'static str]) -> Self {
         let mut this = Self { port: free_port(), process: None, dir, extra_settings };
         while !this.try_launch() {

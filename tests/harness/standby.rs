@@ -82,6 +82,13 @@ impl ReplicatedPostgres {
         assert!(self.standby.value::<bool>("SELECT pg_promote()"), "the standby is not promoted in 60 s");
     }
 
+    /// Starts the standby as a primary on the timeline of the old one, as a restored backup does.
+    pub(crate) fn restore_standby_as_primary(&mut self) {
+        self.standby.stop_fast();
+        self.standby.forget_primary();
+        self.standby.restart();
+    }
+
     /// Removes the old primary and starts a standby of the promoted one, which becomes `primary`.
     pub(crate) fn replace_primary(self) -> Self {
         let Self { standby: promoted, replication: _, primary: _ } = self;

@@ -25,6 +25,7 @@ use super::read_query::ReadConnection;
 use super::session::SessionSettings;
 use super::target::ConnectTarget;
 use super::wal_position::{ConnectedDatabase, WalReader};
+use crate::storage::wal::WalPosition;
 use crate::storage::{CommitPosition, StoreError};
 
 /// Maximum wait for a free slot.
@@ -273,8 +274,8 @@ impl Connector {
     /// Prepares the configuration of one connect. Over TCP, `Require` and `Direct` make the crate
     /// pass the new socket to [`TimeoutConnector`], which negotiates TLS according to the URL. Over
     /// other sockets the crate negotiates.
-    fn connect_parts(&self) -> (ConnectTarget, TimeoutConnector, Arc<IoDeadline>) {
-        let mut target = self.target.clone();
+    fn connect_parts(target: &ConnectTarget) -> (ConnectTarget, TimeoutConnector, Arc<IoDeadline>) {
+        let mut target = target.clone();
         let config = &mut target.config;
         let io_deadline =
             Arc::new(IoDeadline::new(config.get_connect_timeout().copied().unwrap_or(CHECKOUT_TIMEOUT)));
@@ -288,8 +289,38 @@ impl Connector {
         (target, connector, io_deadline)
     }
 
+    /// Opens a connection and identifies its database. Of several hosts that accept it, one of an old
+    /// timeline, such as the primary of before a failover that came back, is the last choice: what is
+    /// committed there is lost when somebody notices.
     fn connect(&self) -> Result<TxnConnection, StoreError> {
-        let (target, connector, io_deadline) = self.connect_parts();
+        let before = self.wal.detector.known();
+        let (client, io_deadline, wal) = self.connect_to(&self.target)?;
+        let mut best = (client, io_deadline, wal);
+        let known = before.wal;
+        let is_old = |wal: Option<WalPosition>| match (known, wal) {
+            (Some(known), Some(wal)) => wal.system == known.system && wal.timeline < known.timeline,
+            _ => false,
+        };
+        if is_old(best.2) {
+            let others = self.target.each_host();
+            let newer = others.iter().filter_map(|host| self.connect_to(host).ok()).find(|it| !is_old(it.2));
+            log::error!(
+                "a server of an old timeline accepts writes: {}{}; {}",
+                self.target.describe(),
+                best.2.map(|wal| format!(" ({wal})")).unwrap_or_default(),
+                if newer.is_some() { "it is not used" } else { "no other host answers, so it is used" }
+            );
+            best = newer.unwrap_or(best);
+        }
+        let (client, io_deadline, wal) = best;
+        Ok(TxnConnection { client, io_deadline, database: self.wal.connected(before, wal) })
+    }
+
+    fn connect_to(
+        &self,
+        target: &ConnectTarget,
+    ) -> Result<(Client, Arc<IoDeadline>, Option<WalPosition>), StoreError> {
+        let (target, connector, io_deadline) = Self::connect_parts(target);
         let connect = || PostgresConnectionManager::new(target.to_blocking_config(), connector).connect();
         // The crate creates a runtime per connection and unwraps the result: without free file
         // descriptors it panics. The panic must fail this attempt only, not the writer.
@@ -300,13 +331,12 @@ impl Connector {
         };
         let mut client = client.map_err(|error| error_before_work("connecting", &error))?;
         io_deadline.restart(BEGIN_IO_TIMEOUT);
-        let database =
-            self.wal.identify(&mut client).map_err(|error| error_before_work("connecting", &error))?;
-        Ok(TxnConnection { client, io_deadline, database })
+        let wal = self.wal.read(&mut client).map_err(|error| error_before_work("connecting", &error))?;
+        Ok((client, io_deadline, wal))
     }
 
     pub(super) fn connect_for_reads(&self) -> Result<ReadConnection, StoreError> {
-        let (target, connector, io_deadline) = self.connect_parts();
+        let (target, connector, io_deadline) = Self::connect_parts(&self.target);
         ReadConnection::connect(&target, connector, io_deadline)
     }
 }

@@ -32,6 +32,8 @@ const SOCKET_DIR: &str = "/var/run/postgresql";
 #[derive(Clone)]
 pub struct ConnectTarget {
     pub(super) config: Config,
+    /// A configuration for each host alone.
+    singles: Vec<Config>,
     pub(super) tls: TlsMode,
     pub(super) on_notice: NoticeHandler,
     warnings: Vec<String>,
@@ -79,13 +81,15 @@ impl ConnectTarget {
             parameters.hosts.push(if socket { SOCKET_DIR } else { "localhost" }.to_owned());
         }
         let tls = parameters.tls()?;
-        let (mut config, warnings) = parameters.into_config()?;
-        config.ssl_mode(match &tls {
-            TlsMode::Disabled => SslMode::Disable,
-            TlsMode::Enabled { optional: true, .. } => SslMode::Prefer,
-            TlsMode::Enabled { optional: false, .. } => SslMode::Require,
-        });
-        Ok(Self { warnings, ..Self::new(config, tls) })
+        let (mut config, mut singles, warnings) = parameters.into_config()?;
+        for config in std::iter::once(&mut config).chain(&mut singles) {
+            config.ssl_mode(match &tls {
+                TlsMode::Disabled => SslMode::Disable,
+                TlsMode::Enabled { optional: true, .. } => SslMode::Prefer,
+                TlsMode::Enabled { optional: false, .. } => SslMode::Require,
+            });
+        }
+        Ok(Self { warnings, singles, ..Self::new(config, tls) })
     }
 
     /// What the text asks for and has no effect.
@@ -104,7 +108,13 @@ impl ConnectTarget {
     fn new(config: Config, tls: TlsMode) -> Self {
         // Notices are meant for interactive sessions ("relation exists, skipping").
         let notices = Arc::new(|notice: &DbError| log::debug!("PostgreSQL: {}", notice.message()));
-        Self { config, tls, on_notice: notices, warnings: Vec::new() }
+        Self { config, singles: Vec::new(), tls, on_notice: notices, warnings: Vec::new() }
+    }
+
+    /// The parameters for each host alone; none unless there are several.
+    pub(super) fn each_host(&self) -> Vec<Self> {
+        let of = |single: &Config| Self { config: single.clone(), singles: Vec::new(), ..self.clone() };
+        if self.singles.len() > 1 { self.singles.iter().map(of).collect() } else { Vec::new() }
     }
 
     /// Converts the parameters for the blocking `postgres` crate.

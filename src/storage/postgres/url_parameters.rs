@@ -315,8 +315,8 @@ impl Parameters {
     }
 
     /// Completes the configuration with the addresses, which must match in number. Returns it with
-    /// the warnings.
-    pub(super) fn into_config(self) -> Result<(Config, Vec<String>), ParseDatabaseUrlError> {
+    /// the warnings, and with a configuration for each host alone.
+    pub(super) fn into_config(self) -> Result<(Config, Vec<Config>, Vec<String>), ParseDatabaseUrlError> {
         let Self { mut config, hosts, addresses, ports, fallback_application_name, warnings, .. } = self;
         if !hosts.is_empty() && !addresses.is_empty() && hosts.len() != addresses.len() {
             return Err(must_be("hostaddr", "one address for each host"));
@@ -327,23 +327,28 @@ impl Parameters {
         if hosts.iter().any(String::is_empty) {
             return Err(must_be("host", "a list without empty elements"));
         }
-        for (nth, address) in addresses.iter().enumerate() {
-            config.hostaddr(*address);
-            // Without a host, the address is its name, by which a connection over TCP is known.
-            if nth >= hosts.len() {
-                config.host(address.to_string());
-            }
+        if config.get_application_name().is_none() {
+            config.application_name(fallback_application_name.as_deref().unwrap_or(APPLICATION_NAME));
         }
-        for host in hosts {
-            config.host(host);
+        // Without a host, the address is its name, by which a connection over TCP is known.
+        let hosts =
+            if hosts.is_empty() { addresses.iter().map(ToString::to_string).collect() } else { hosts };
+        let mut singles = vec![config.clone(); hosts.len()];
+        for (nth, (host, single)) in hosts.iter().zip(&mut singles).enumerate() {
+            for target in [&mut config, &mut *single] {
+                target.host(host);
+                if let Some(address) = addresses.get(nth) {
+                    target.hostaddr(*address);
+                }
+            }
+            if let Some(port) = ports.get(nth).or(ports.first()) {
+                single.port(*port);
+            }
         }
         for port in ports {
             config.port(port);
         }
-        if config.get_application_name().is_none() {
-            config.application_name(fallback_application_name.as_deref().unwrap_or(APPLICATION_NAME));
-        }
-        Ok((config, warnings))
+        Ok((config, singles, warnings))
     }
 }
 

@@ -51,13 +51,10 @@ impl WalReader {
         Self { detector: FailoverDetector::default(), end_of_wal, refused: AtomicBool::new(false) }
     }
 
-    /// Identifies the database of a new connection.
-    pub(super) fn identify(&self, client: &mut Client) -> Result<ConnectedDatabase, postgres::Error> {
-        let before = self.detector.known();
-        Ok(match self.read(client)? {
-            None => ConnectedDatabase { epoch: before.epoch, wal: None },
-            Some(wal) => ConnectedDatabase { epoch: self.detector.observe(before, wal), wal: Some(wal) },
-        })
+    /// Records the database of a new connection, which was opened when `before` was known.
+    pub(super) fn connected(&self, before: KnownPosition, wal: Option<WalPosition>) -> ConnectedDatabase {
+        let epoch = wal.map_or(before.epoch, |wal| self.detector.observe(before, wal));
+        ConnectedDatabase { epoch, wal }
     }
 
     /// The database's position. None if it does not tell, or is a standby. Fails if the connection does.
