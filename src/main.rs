@@ -62,7 +62,7 @@ fn main() -> ExitCode {
         CliCommand::Migrate => server::commands::migrate(&settings, &clock),
         CliCommand::RetentionRun { dry_run } => server::commands::retention(&settings, &clock, dry_run),
         CliCommand::History => server::commands::history(&settings).map(|table| print(&table)),
-        CliCommand::JournalInspect => server::commands::inspect_journal(&settings),
+        CliCommand::Journal(command) => server::commands::journal(&settings, &clock, command),
         CliCommand::Counts(command) => server::commands::counts(&settings, &clock, command),
         CliCommand::Dead(command) => server::commands::dead(&settings, &clock, &command),
         CliCommand::GatewayCompare(command) => server::commands::compare(&command),

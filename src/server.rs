@@ -40,6 +40,7 @@ use crate::metrics::{BusinessCache, DiskSpace, HttpMetrics, Ledger, Sampler, Sta
 use crate::settings::{HttpEngine, Settings};
 use crate::storage::postgres::embedded::{Cluster, ClusterError, ClusterLimits, ClusterSupervisor};
 use crate::storage::postgres::{ConnectTarget, PostgresLimits, PostgresRepository, writer_connections};
+use crate::storage::wal::WalPosition;
 use crate::storage::{Breaker, BreakerLimits, EventRepository};
 use crate::writer::{BatchLimits, Drain, StoreThread, Writer, WriterDeps, store_link};
 
@@ -84,7 +85,7 @@ pub fn run(settings: &Settings, clock: &Clock) -> Result<(), RunServerError> {
         .map_err(|error| RunServerError::Listen { address, error })?;
     install_signal_handlers(&lifecycle)?;
     let journal = open_journal(&settings.data_dir)?;
-    let (repository, cluster) = open_database(settings, resolved.target, clock)?;
+    let (repository, cluster) = open_database(settings, resolved.target, journal.1.last_position(), clock)?;
     let cluster_restarts = Arc::new(AtomicU64::new(0));
     let supervise = |cluster| ClusterSupervisor::start(cluster, cluster_restarts.clone(), &lifecycle, clock);
     let supervisor = cluster.map(supervise).transpose().map_err(RunServerError::Thread)?;
@@ -147,6 +148,7 @@ fn install_signal_handlers(lifecycle: &Lifecycle) -> Result<(), RunServerError> 
 fn open_database(
     settings: &Settings,
     target: Option<ConnectTarget>,
+    last_position: Option<WalPosition>,
     clock: &Clock,
 ) -> Result<(Arc<dyn EventRepository>, Option<Cluster>), RunServerError> {
     let (target, cluster) = if let Some(target) = target {
@@ -160,6 +162,7 @@ fn open_database(
         connections_max: settings.db_pool_max,
         writer_connections: settings.writer_connections,
         synchronous_commit: settings.synchronous_commit,
+        last_position,
         ..PostgresLimits::default()
     };
     Ok((Arc::new(PostgresRepository::new(&target, limits)), cluster))

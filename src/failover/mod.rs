@@ -5,6 +5,7 @@
 //! beside the writer, and outside of the buffer and the ledger: the events were counted as stored
 //! before. It must not depend on requests.
 
+mod read;
 mod restore;
 #[cfg(test)]
 mod tests;
@@ -15,37 +16,42 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use crossbeam::channel::{Receiver, RecvTimeoutError};
+use crossbeam::sync::Parker;
 
+use read::BATCH_ROWS_MAX;
+pub use read::read_batches;
 pub use restore::{Restored, restore};
 
 use crate::clock::{Clock, Moment};
 use crate::event::Timestamp;
-use crate::event::row::{Row, rows};
+use crate::event::row::Row;
 use crate::journal::filesystem::Filesystem;
-use crate::journal::reader::{OpenSegmentError, SegmentReader};
+use crate::journal::reader::SegmentDamage;
 use crate::journal::{FailoverEvent, Journal, StaleSegment};
+use crate::lifecycle::{Lifecycle, LifecyclePhase};
 use crate::logging::RateLimitedLog;
 use crate::metrics::{FailoverMetrics, FailoverReport, LostWindow};
 use crate::storage::wal::WalPosition;
 use crate::storage::{CommitPosition, EventPage, EventRepository, Filter, SortOrder, StoreError};
 
-/// Rows and bytes of one transaction.
-const BATCH_ROWS_MAX: usize = 5_000;
-const BATCH_BYTES_MAX: usize = 8 << 20;
 /// Rows of the first transaction. If the database lacks all of them, it probably lacks older events
 /// too.
 const FIRST_BATCH_ROWS: usize = 500;
 /// Pause after an error of the database.
 const RETRY_DELAY: Duration = Duration::from_secs(1);
+/// How often an idle thread looks whether the server stops.
+const POLL_INTERVAL: Duration = Duration::from_millis(100);
 const ERROR_LOG_INTERVAL: Duration = Duration::from_secs(30);
 
 #[derive(Debug)]
 pub struct FailoverReplay {
-    pub journal: Arc<Journal>,
-    pub disk: Arc<dyn Filesystem>,
-    pub repository: Arc<dyn EventRepository>,
-    pub metrics: Arc<FailoverMetrics>,
-    pub clock: Clock,
+    journal: Arc<Journal>,
+    disk: Arc<dyn Filesystem>,
+    repository: Arc<dyn EventRepository>,
+    metrics: Arc<FailoverMetrics>,
+    lifecycle: Lifecycle,
+    clock: Clock,
+    current: Option<CurrentFailover>,
 }
 
 /// The server stops. The segments that were not replayed are noticed again after the next start.
@@ -99,7 +105,7 @@ impl Replayed {
 
 /// A failover whose segments are being replayed.
 #[derive(Debug)]
-struct CurrentFailover {
+pub struct CurrentFailover {
     from: WalPosition,
     to: WalPosition,
     started: Moment,
@@ -111,47 +117,58 @@ struct CurrentFailover {
 }
 
 impl FailoverReplay {
-    /// Runs until the sender of `stop` is dropped.
-    pub fn run(&self, events: &Receiver<FailoverEvent>, stop: &Receiver<()>) {
-        let mut current = None;
-        loop {
-            crossbeam::channel::select! {
-                recv(events) -> event => {
-                    let Ok(event) = event else { return };
-                    if self.on_event(event, &mut current, stop).is_err() {
-                        return;
-                    }
-                }
-                recv(stop) -> _ => return,
+    pub fn new(
+        (journal, disk): (Arc<Journal>, Arc<dyn Filesystem>),
+        repository: Arc<dyn EventRepository>,
+        metrics: Arc<FailoverMetrics>,
+        lifecycle: Lifecycle,
+        clock: Clock,
+    ) -> Self {
+        Self { journal, disk, repository, metrics, lifecycle, clock, current: None }
+    }
+
+    /// Runs until the server stops.
+    pub fn run(&mut self, events: &Receiver<FailoverEvent>) {
+        while !self.must_stop() {
+            match events.recv_timeout(POLL_INTERVAL) {
+                Ok(event) => self.on_event(event),
+                Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Disconnected) => return,
             }
         }
     }
 
-    fn on_event(
-        &self,
-        event: FailoverEvent,
-        current: &mut Option<CurrentFailover>,
-        stop: &Receiver<()>,
-    ) -> Result<(), ReplayStopped> {
+    fn must_stop(&self) -> bool {
+        self.lifecycle.phase() > LifecyclePhase::Serving
+    }
+
+    /// Replays the segments of the event, unless the server stops meanwhile.
+    pub fn on_event(&mut self, event: FailoverEvent) {
+        if let Err(ReplayStopped) = self.try_on_event(event) {
+            log::warn!("the replay after a failover was stopped; it is repeated after the next start");
+        }
+    }
+
+    fn try_on_event(&mut self, event: FailoverEvent) -> Result<(), ReplayStopped> {
         match event {
             FailoverEvent::Noticed { from, to, stale, open } => {
-                let newest = self.on_noticed((from, to), &stale, open, stop)?;
-                let (started, replayed) = (self.clock.now(), Replayed::default());
-                let failover = current.insert(CurrentFailover { from, to, started, newest, open, replayed });
+                let newest = self.on_noticed((from, to), &stale, open)?;
+                let mut replayed = Replayed::default();
+                let started = self.clock.now();
                 for segment in stale {
-                    self.replay(&segment, &mut failover.replayed, stop)?;
+                    self.replay(&segment, &mut replayed)?;
                 }
+                self.current = Some(CurrentFailover { from, to, started, newest, open, replayed });
             }
-            FailoverEvent::Stale(segment) => match current {
-                Some(failover) => {
-                    failover.open = failover.open.saturating_sub(1);
-                    self.replay(&segment, &mut failover.replayed, stop)?;
-                }
-                // Its batch was in flight when the failover was noticed.
-                None => self.replay(&segment, &mut Replayed::default(), stop)?,
-            },
+            FailoverEvent::Stale(segment) => {
+                // None: its batch was in flight when the failover was noticed.
+                let mut current = self.current.take();
+                let mut late = Replayed::default();
+                self.replay(&segment, current.as_mut().map_or(&mut late, |current| &mut current.replayed))?;
+                self.current = current.map(|it| CurrentFailover { open: it.open.saturating_sub(1), ..it });
+            }
         }
-        if let Some(done) = current.take_if(|failover| failover.open == 0) {
+        if let Some(done) = self.current.take_if(|failover| failover.open == 0) {
             self.on_replayed(&done);
         }
         Ok(())
@@ -163,7 +180,6 @@ impl FailoverReplay {
         (from, to): (WalPosition, WalPosition),
         stale: &[StaleSegment],
         open: usize,
-        stop: &Receiver<()>,
     ) -> Result<Option<Timestamp>, ReplayStopped> {
         let segments = (stale.len() + open) as u64;
         let bytes: u64 = stale.iter().map(|stale| stale.bytes).sum();
@@ -173,7 +189,7 @@ impl FailoverReplay {
              lost; replaying the retained journal segments"
         );
         self.metrics.begin(FailoverReport::new(self.clock.wall(), from, to), segments);
-        self.newest_stored(stop)
+        self.newest_stored()
     }
 
     /// Every segment from before the failover is replayed.
@@ -201,7 +217,7 @@ impl FailoverReplay {
 
     /// When the newest stored event was received, by the event's own time. It tells about where the
     /// history of the database ends.
-    fn newest_stored(&self, stop: &Receiver<()>) -> Result<Option<Timestamp>, ReplayStopped> {
+    fn newest_stored(&self) -> Result<Option<Timestamp>, ReplayStopped> {
         let mut log = RateLimitedLog::new(ERROR_LOG_INTERVAL);
         let newest = EventPage {
             filter: Filter::between(
@@ -215,36 +231,37 @@ impl FailoverReplay {
         loop {
             match self.repository.page(&newest, 1) {
                 Ok(chunk) => return Ok(chunk.events.first().map(|event| event.ingested_at)),
-                Err(error) => self.pause(&error, &mut log, stop)?,
+                Err(error) => self.pause(&error, &mut log)?,
             }
         }
     }
 
     /// Replays one segment, and reports it to the journal. A segment that cannot be read stays.
-    fn replay(
-        &self,
-        segment: &StaleSegment,
-        replayed: &mut Replayed,
-        stop: &Receiver<()>,
-    ) -> Result<(), ReplayStopped> {
+    fn replay(&self, segment: &StaleSegment, replayed: &mut Replayed) -> Result<(), ReplayStopped> {
         let mut log = RateLimitedLog::new(ERROR_LOG_INTERVAL);
         let first_rows = if replayed.first.is_none() { FIRST_BATCH_ROWS } else { BATCH_ROWS_MAX };
         let mut commit = None;
-        let mut on_rows = |rows: &[Row<'_>]| {
-            let Some(first) = rows.first() else { return Ok(()) };
-            let batch = restore(&*self.repository, &self.clock, rows, &mut |error| {
-                self.pause(error, &mut log, stop)
-            })?;
+        let mut on_rows = |rows: &[Row<'_>]| -> Result<(), ReplayError> {
+            let batch =
+                restore(&*self.repository, &self.clock, rows, &mut |error| self.pause(error, &mut log))?;
             self.metrics.restored.fetch_add(batch.restored, Ordering::Relaxed);
             self.metrics.present.fetch_add(batch.present, Ordering::Relaxed);
             commit = CommitPosition::merge_known(commit, batch.commit);
-            replayed.add(batch, first.ingested_at());
+            replayed.add(batch, rows[0].ingested_at());
             Ok(())
         };
-        let read = read_batches(&*self.disk, segment, first_rows, &mut on_rows);
+        let file = (segment.segment, segment.name.as_str());
+        let read = read_batches(&*self.disk, file, first_rows, &mut on_rows);
         self.metrics.segment_replayed();
         match read {
-            Ok(()) => {
+            Ok(damage) => {
+                if damage != SegmentDamage::default() {
+                    log::error!(
+                        segment = segment.segment, corrupt_ranges = damage.corrupt_ranges,
+                        torn_bytes = damage.torn_bytes;
+                        "a retained segment is corrupt: its intact records are replayed"
+                    );
+                }
                 self.journal.restored(segment.segment, commit);
                 Ok(())
             }
@@ -260,53 +277,11 @@ impl FailoverReplay {
     }
 
     /// Waits before the next attempt, unless the server stops.
-    fn pause(
-        &self,
-        error: &StoreError,
-        log: &mut RateLimitedLog,
-        stop: &Receiver<()>,
-    ) -> Result<(), ReplayStopped> {
+    fn pause(&self, error: &StoreError, log: &mut RateLimitedLog) -> Result<(), ReplayStopped> {
         if let Some(suppressed) = log.due(self.clock.now()) {
             log::warn!(suppressed = suppressed; "replaying after the failover failed; retrying: {error}");
         }
-        match stop.recv_timeout(RETRY_DELAY) {
-            Err(RecvTimeoutError::Timeout) | Ok(()) => Ok(()),
-            Err(RecvTimeoutError::Disconnected) => Err(ReplayStopped),
-        }
+        self.clock.park(&Parker::new(), RETRY_DELAY);
+        if self.must_stop() { Err(ReplayStopped) } else { Ok(()) }
     }
-}
-
-/// Reads a retained segment and passes its rows on in batches, the first of `first_rows` at most.
-fn read_batches(
-    disk: &dyn Filesystem,
-    segment: &StaleSegment,
-    first_rows: usize,
-    on_rows: &mut dyn FnMut(&[Row<'_>]) -> Result<(), ReplayStopped>,
-) -> Result<(), ReplayError> {
-    let mut reader =
-        SegmentReader::open(disk.open(&segment.name)?, segment.segment).map_err(|error| match error {
-            OpenSegmentError::Io(error) => error,
-            OpenSegmentError::UnsupportedVersion(error) => io::Error::new(io::ErrorKind::InvalidData, error),
-        })?;
-    let (mut bytes, mut count, mut rows_max) = (Vec::new(), 0, first_rows);
-    while let Some(record) = reader.next_record()? {
-        for row in rows(record.bytes) {
-            if count == rows_max || bytes.len() + row.bytes().len() > BATCH_BYTES_MAX {
-                on_rows(&rows(&bytes).collect::<Vec<_>>())?;
-                bytes.clear();
-                (count, rows_max) = (0, BATCH_ROWS_MAX);
-            }
-            bytes.extend_from_slice(row.bytes());
-            count += 1;
-        }
-    }
-    on_rows(&rows(&bytes).collect::<Vec<_>>())?;
-    let damage = reader.damage();
-    if damage.corrupt_ranges > 0 || damage.header_corrupt || damage.torn_bytes > 0 {
-        log::error!(
-            segment = segment.segment, corrupt_ranges = damage.corrupt_ranges, torn_bytes = damage.torn_bytes;
-            "a retained segment is corrupt: its intact records are replayed"
-        );
-    }
-    Ok(())
 }

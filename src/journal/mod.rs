@@ -78,7 +78,8 @@
 //!    segment is renamed to `<number>.seg.damaged` instead, and never read again.
 //! 8. Removed: when the database was seen to have its events for `JOURNAL_RETAIN_MS`, or every
 //!    standby has flushed the WAL up to its LSN, or the retained segments exceed
-//!    `JOURNAL_RETAIN_BYTES`. After a failover it is replayed first, and retained anew.
+//!    `JOURNAL_RETAIN_BYTES`. After a failover it gets the name `<number>.seg` again until it is
+//!    replayed, so that it is recovered if the process ends before.
 //!
 //! The directory is not synced after a rename or a removal. A segment may therefore reappear after a
 //! power cut; its events are then replayed, and found to be stored by their ids.

@@ -20,6 +20,7 @@ use crate::buffer::{Buffer, RefillOrigin};
 use crate::clock::Clock;
 use crate::lifecycle::Lifecycle;
 use crate::recordlog::DecodeHeaderError;
+use crate::storage::wal::WalPosition;
 
 const PROBE_FILE: &str = "probe";
 
@@ -37,6 +38,13 @@ pub struct FoundSegments {
     pub pending: Vec<ExistingSegment>,
     /// Those whose events are all committed.
     pub committed: Vec<CommittedSegment>,
+}
+
+impl FoundSegments {
+    /// The position in the WAL that the earlier process has seen last.
+    pub fn last_position(&self) -> Option<WalPosition> {
+        retained::last_position(&self.committed)
+    }
 }
 
 /// The journal could not be opened.

@@ -8,8 +8,9 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use super::segment;
 use crate::clock::Moment;
-use crate::storage::wal::WalPosition;
+use crate::storage::wal::{EPOCH_FIRST, WalPosition};
 use crate::storage::{CommitPosition, DatabaseState};
 
 /// Bounds on retained segments.
@@ -61,6 +62,8 @@ pub enum FailoverEvent {
 
 #[derive(Debug)]
 struct RetainedSegment {
+    /// The name of its file.
+    name: String,
     bytes: u64,
     commit: Option<CommitPosition>,
     committed_at: Moment,
@@ -68,11 +71,19 @@ struct RetainedSegment {
     replaying: bool,
 }
 
-/// The epoch of segments of an earlier process, until the first position of the database shows
-/// whether it has their events.
+/// The names of a segment's file before and after a change of its state.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct NameChange {
+    pub(super) segment: u64,
+    pub(super) before: String,
+    pub(super) after: String,
+}
+
+/// No position of the database is known.
 const EPOCH_UNKNOWN: u64 = 0;
 
-/// Invariant: a segment has an entry as long as its file exists under a name of [`file_name`].
+/// Invariant: a segment has an entry as long as its file exists. The file of a segment to be replayed has
+/// the name of an uncommitted one, so that it is recovered if the process ends before.
 #[derive(Debug)]
 pub(super) struct RetainedSegments {
     limits: RetainLimits,
@@ -87,18 +98,19 @@ pub(super) struct RetainedSegments {
 impl RetainedSegments {
     pub(super) fn new(limits: RetainLimits, committed: &[CommittedSegment], now: Moment) -> Self {
         let of = |found: &CommittedSegment| {
-            let commit = found.wal.map(|wal| CommitPosition { epoch: EPOCH_UNKNOWN, wal });
+            let commit = found.wal.map(|wal| CommitPosition { epoch: EPOCH_FIRST, wal });
+            let name = file_name(found.segment, found.wal);
             let retained =
-                RetainedSegment { bytes: found.bytes, commit, committed_at: now, replaying: false };
+                RetainedSegment { name, bytes: found.bytes, commit, committed_at: now, replaying: false };
             (found.segment, retained)
         };
+        let unknown =
+            CommitPosition { epoch: EPOCH_UNKNOWN, wal: WalPosition { system: 0, timeline: 0, lsn: 0 } };
+        let last = last_position(committed).map(|wal| CommitPosition { epoch: EPOCH_FIRST, wal });
         Self {
             limits,
             segments: committed.iter().map(of).collect(),
-            latest: CommitPosition {
-                epoch: EPOCH_UNKNOWN,
-                wal: WalPosition { system: 0, timeline: 0, lsn: 0 },
-            },
+            latest: last.unwrap_or(unknown),
             confirmed_at: now,
             standby_flushed: None,
         }
@@ -126,7 +138,7 @@ impl RetainedSegments {
         self.standby_flushed = state.standby_flushed;
         let before = std::mem::replace(&mut self.latest, position);
         match before.epoch {
-            EPOCH_UNKNOWN => self.compare_with_first(position),
+            EPOCH_UNKNOWN => None,
             epoch if epoch == position.epoch => {
                 if position.wal.lsn < before.wal.lsn || position.wal.lsn == WalPosition::LSN_UNKNOWN {
                     self.latest = before;
@@ -137,48 +149,36 @@ impl RetainedSegments {
         }
     }
 
-    /// Compares the segments of an earlier process with the first position of the database. Returns
-    /// the positions before and after a failover that happened since.
-    fn compare_with_first(&mut self, first: CommitPosition) -> Option<(WalPosition, WalPosition)> {
-        if first.wal.lsn == WalPosition::LSN_UNKNOWN {
-            // A later position will tell.
-            self.latest.epoch = EPOCH_UNKNOWN;
-            return None;
-        }
-        let mut newest_lost = None;
-        for commit in self.segments.values_mut().filter_map(|retained| retained.commit.as_mut()) {
-            // An unknown LSN was on this timeline, or is not.
-            let wal = WalPosition {
-                lsn: if commit.wal.lsn == WalPosition::LSN_UNKNOWN { 0 } else { commit.wal.lsn },
-                ..commit.wal
-            };
-            if wal.is_before(&first.wal) {
-                commit.epoch = first.epoch;
-            } else {
-                newest_lost = Some(commit.wal);
-            }
-        }
-        newest_lost.map(|lost| (lost, first.wal))
-    }
-
-    /// Adds a segment, all events of which are committed. Returns the position for the name of its
-    /// file.
+    /// Adds a segment, all events of which are committed. Its file has the name of an uncommitted one;
+    /// returns the name that it gets.
     pub(super) fn insert(
         &mut self,
         segment: u64,
         bytes: u64,
         commit: Option<CommitPosition>,
         now: Moment,
-    ) -> Option<WalPosition> {
+    ) -> NameChange {
         // Of the latest known epoch, at an LSN that was not read.
         let unread = || {
             let wal = WalPosition { lsn: WalPosition::LSN_UNKNOWN, ..self.latest.wal };
             (self.latest.epoch != EPOCH_UNKNOWN).then_some(CommitPosition { wal, ..self.latest })
         };
         let commit = commit.or_else(unread);
-        let retained = RetainedSegment { bytes, commit, committed_at: now, replaying: false };
+        let before = segment::file_name(segment);
+        let is_stale = self.is_stale(commit);
+        let after =
+            if is_stale { before.clone() } else { file_name(segment, commit.map(|commit| commit.wal)) };
+        let name = after.clone();
+        let retained = RetainedSegment { name, bytes, commit, committed_at: now, replaying: false };
         self.segments.insert(segment, retained);
-        commit.map(|commit| commit.wal)
+        NameChange { segment, before, after }
+    }
+
+    /// Its file has another name: a change was made, or failed.
+    pub(super) fn set_name(&mut self, segment: u64, name: &str) {
+        if let Some(retained) = self.segments.get_mut(&segment) {
+            name.clone_into(&mut retained.name);
+        }
     }
 
     /// Whether events of these commits may be lost: a failover was noticed after them.
@@ -186,13 +186,14 @@ impl RetainedSegments {
         self.latest.epoch != EPOCH_UNKNOWN && commit.is_some_and(|commit| commit.epoch < self.latest.epoch)
     }
 
-    /// Returns the segments that became stale, oldest first, each once.
+    /// Returns the segments that became stale, oldest first, each once. The names of their files are to
+    /// be changed to those of uncommitted segments.
     pub(super) fn take_stale(&mut self) -> Vec<StaleSegment> {
         let (latest, mut stale) = (self.latest.epoch, Vec::new());
         for (number, retained) in &mut self.segments {
             let is_stale = latest != EPOCH_UNKNOWN && retained.commit.is_some_and(|it| it.epoch < latest);
             if is_stale && !std::mem::replace(&mut retained.replaying, true) {
-                let name = file_name(*number, retained.commit.map(|commit| commit.wal));
+                let name = retained.name.clone();
                 stale.push(StaleSegment { segment: *number, name, bytes: retained.bytes });
             }
         }
@@ -206,13 +207,17 @@ impl RetainedSegments {
         segment: u64,
         commit: Option<CommitPosition>,
         now: Moment,
-    ) -> Option<(String, String)> {
-        let retained = self.segments.get_mut(&segment)?;
-        let before = file_name(segment, retained.commit.map(|commit| commit.wal));
+    ) -> Option<NameChange> {
         // A segment without events needs no commit.
-        retained.commit = Some(commit.unwrap_or(self.latest));
-        (retained.committed_at, retained.replaying) = (now, false);
-        Some((before, file_name(segment, retained.commit.map(|commit| commit.wal))))
+        let commit = Some(commit.unwrap_or(self.latest));
+        let is_stale = self.is_stale(commit);
+        let retained = self.segments.get_mut(&segment)?;
+        (retained.commit, retained.committed_at, retained.replaying) = (commit, now, false);
+        let before = retained.name.clone();
+        // The next failover may have been noticed meanwhile.
+        let after =
+            if is_stale { before.clone() } else { file_name(segment, commit.map(|commit| commit.wal)) };
+        Some(NameChange { segment, before, after })
     }
 
     /// The segments to be removed, with the names of their files: the database, or every standby, is
@@ -230,7 +235,7 @@ impl RetainedSegments {
             for (number, retained) in self.segments.iter().filter(|(_, retained)| rank(retained) == wanted) {
                 if wanted == 0 || bytes > self.limits.bytes_max {
                     bytes -= retained.bytes;
-                    removed.push((*number, file_name(*number, retained.commit.map(|commit| commit.wal))));
+                    removed.push((*number, retained.name.clone()));
                 }
             }
         }
@@ -261,6 +266,17 @@ impl RetainedSegments {
     pub(super) fn bytes(&self) -> u64 {
         self.segments.values().map(|retained| retained.bytes).sum()
     }
+}
+
+/// The position that the database had when an earlier process ended: a failover since shows in the first
+/// position of this process.
+pub(super) fn last_position(committed: &[CommittedSegment]) -> Option<WalPosition> {
+    let newest = committed.iter().rev().find_map(|found| found.wal)?;
+    let is_same = |wal: &WalPosition| (wal.system, wal.timeline) == (newest.system, newest.timeline);
+    let known = committed.iter().filter_map(|found| found.wal).filter(is_same).map(|wal| wal.lsn);
+    // An LSN that was not read is on this timeline.
+    let lsn = known.filter(|lsn| *lsn != WalPosition::LSN_UNKNOWN).max().unwrap_or(0);
+    Some(WalPosition { lsn, ..newest })
 }
 
 /// The file name of a retained segment: number, system identifier, timeline and LSN. All but the

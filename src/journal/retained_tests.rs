@@ -73,12 +73,18 @@ fn failover_makes_the_segments_from_before_it_stale() {
     assert_eq!(stale(&retained.take_stale()), [1, 2, 3]);
     assert_eq!(retained.take_stale(), [], "each once");
     retained.insert(4, 10, Some(commit(2, 2, 260)), at(41));
-    retained.insert(5, 10, Some(commit(1, 1, 310)), at(42));
+    let late = retained.insert(5, 10, Some(commit(1, 1, 310)), at(42));
+    assert_eq!(late.after, segment::file_name(5), "it is recovered if the process ends");
     assert_eq!(stale(&retained.take_stale()), [5], "its batch was in flight during the failover");
     retained.observe(seen(commit(2, 2, 260)), at(1000));
     assert_eq!(numbers(&retained.removable()), [4], "those to be replayed are kept");
-    let names = retained.restored(1, Some(commit(2, 2, 300)), at(1000)).unwrap();
-    assert_eq!(names, (file_name(1, Some(wal(1, 100))), file_name(1, Some(wal(2, 300)))));
+    retained.set_name(1, "0000000001.seg");
+    let change = retained.restored(1, Some(commit(2, 2, 300)), at(1000)).unwrap();
+    assert_eq!(
+        (change.before, change.after.clone()),
+        (segment::file_name(1), file_name(1, Some(wal(2, 300))))
+    );
+    retained.set_name(1, &change.after);
     assert_eq!(numbers(&retained.removable()), [4]);
     retained.observe(seen(commit(2, 2, 300)), at(1060));
     assert_eq!(numbers(&retained.removable()), [1, 4]);
@@ -97,25 +103,22 @@ fn segments_to_be_replayed_are_the_last_to_be_removed_for_the_bound() {
 }
 
 #[test]
-fn first_position_shows_whether_the_database_has_the_events_of_an_earlier_process() {
+fn last_position_of_an_earlier_process_is_the_latest_known_one_of_its_last_timeline() {
     let found = |segment, wal| CommittedSegment { segment, bytes: 10, wal };
     let committed = [
-        found(1, Some(wal(1, 100))),
-        found(2, Some(wal(1, 300))),
-        found(3, None),
-        found(4, Some(wal(1, WalPosition::LSN_UNKNOWN))),
+        found(1, Some(wal(1, 900))),
+        found(2, Some(wal(2, 300))),
+        found(3, Some(wal(2, 200))),
+        found(4, Some(wal(2, WalPosition::LSN_UNKNOWN))),
+        found(5, None),
     ];
-    let noticed = |position| {
-        let mut retained = RetainedSegments::new(LIMITS, &committed, Moment::ZERO);
-        assert_eq!(retained.take_stale(), []);
-        let noticed = retained.observe(seen(position), at(1)).is_some();
-        (noticed, stale(&retained.take_stale()))
-    };
-    assert_eq!(noticed(commit(1, 1, 300)), (false, vec![]));
-    assert_eq!(noticed(commit(1, 1, 299)), (true, vec![2]));
-    assert_eq!(noticed(commit(1, 2, 900)), (true, vec![1, 2, 4]));
-    let unknown = noticed(commit(1, 1, WalPosition::LSN_UNKNOWN));
-    assert_eq!(unknown, (false, vec![]), "a later position will tell");
+    assert_eq!(last_position(&committed), Some(wal(2, 300)));
+    assert_eq!(last_position(&committed[3..]), Some(wal(2, 0)));
+    assert_eq!(last_position(&committed[4..]), None);
+    let mut retained = RetainedSegments::new(LIMITS, &committed[1..3], Moment::ZERO);
+    assert_eq!(retained.observe(seen(commit(1, 2, 300)), at(1)), None);
+    assert_eq!(retained.observe(seen(commit(2, 3, 310)), at(1)), Some((wal(2, 300), wal(3, 310))));
+    assert_eq!(stale(&retained.take_stale()), [2, 3]);
 }
 
 #[test]

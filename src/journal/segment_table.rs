@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use super::filesystem::Filesystem;
 use super::record::HEADER_BYTES;
-use super::retained::{self, FailoverEvent, RetainLimits, RetainedSegments};
+use super::retained::{FailoverEvent, NameChange, RetainLimits, RetainedSegments, StaleSegment};
 use super::{FoundSegments, Journal, JournalOp, segment};
 use crate::clock::Moment;
 use crate::logging::RateLimitedLog;
@@ -142,14 +142,20 @@ impl SegmentTable {
     }
 
     /// Records that the database was seen in this state. Returns a failover that this shows.
-    pub(super) fn observe(&mut self, state: DatabaseState, now: Moment) -> Option<FailoverEvent> {
+    pub(super) fn observe(
+        &mut self,
+        files: (&Journal, &dyn Filesystem),
+        state: DatabaseState,
+        now: Moment,
+    ) -> Option<FailoverEvent> {
         if !self.retains() {
             return None;
         }
         self.gc_pending |= self.retained.count() > 0;
         let (from, to) = self.retained.observe(state, now)?;
+        let stale = self.take_stale(files, now);
         let open = self.segments.values().filter(|state| self.retained.is_stale(state.commit)).count();
-        Some(FailoverEvent::Noticed { from, to, stale: self.retained.take_stale(), open })
+        Some(FailoverEvent::Noticed { from, to, stale, open })
     }
 
     /// Whether the segment has events from before the last failover.
@@ -160,20 +166,48 @@ impl SegmentTable {
     /// Records that the database has all events of a retained segment since `commit`.
     pub(super) fn restored(
         &mut self,
-        (journal, disk): (&Journal, &dyn Filesystem),
+        files: (&Journal, &dyn Filesystem),
         segment: u64,
         commit: Option<CommitPosition>,
         now: Moment,
     ) {
-        let Some((before, after)) = self.retained.restored(segment, commit, now) else { return };
-        if let Err(error) = disk.rename(&before, &after) {
-            // It keeps its old position, and is replayed again after a restart.
+        if let Some(change) = self.retained.restored(segment, commit, now) {
+            // If it fails, the segment is recovered after a restart.
+            self.change_name(files, &change, now);
+        }
+    }
+
+    /// Returns the segments that became stale. Their files get the names of uncommitted segments, so that
+    /// they are recovered if the process ends before they are replayed.
+    fn take_stale(&mut self, files: (&Journal, &dyn Filesystem), now: Moment) -> Vec<StaleSegment> {
+        let mut stale = self.retained.take_stale();
+        for segment in &mut stale {
+            let (number, before) = (segment.segment, segment.name.clone());
+            let change = NameChange { segment: number, before, after: segment::file_name(number) };
+            if self.change_name(files, &change, now) {
+                segment.name = change.after;
+            }
+        }
+        stale
+    }
+
+    /// Renames the file of a retained segment. Returns whether it has the new name.
+    fn change_name(
+        &mut self,
+        (journal, disk): (&Journal, &dyn Filesystem),
+        NameChange { segment, before, after }: &NameChange,
+        now: Moment,
+    ) -> bool {
+        let renamed = if before == after { Ok(()) } else { disk.rename(before, after) };
+        if let Err(error) = &renamed {
             self.report_failure(
                 journal,
                 now,
                 &format!("cannot rename the retained segment {before}: {error}"),
             );
         }
+        self.retained.set_name(*segment, if renamed.is_ok() { after } else { before });
+        renamed.is_ok()
     }
 
     /// A segment may have become removable.
@@ -215,7 +249,7 @@ impl SegmentTable {
                 self.segments.remove(&number);
             }
         }
-        for event in self.retained.take_stale().into_iter().map(FailoverEvent::Stale) {
+        for event in self.take_stale((journal, disk), now).into_iter().map(FailoverEvent::Stale) {
             journal.report_failover(event);
         }
         for (number, name) in self.retained.removable() {
@@ -228,8 +262,8 @@ impl SegmentTable {
     /// Renames the file of a finished segment, which stays for a failover.
     fn retain(&mut self, disk: &dyn Filesystem, number: u64, now: Moment) -> io::Result<()> {
         let SegmentState { bytes, commit, .. } = *self.state(number);
-        let wal = self.retained.insert(number, bytes, commit, now);
-        let renamed = disk.rename(&segment::file_name(number), &retained::file_name(number, wal));
+        let NameChange { before, after, .. } = self.retained.insert(number, bytes, commit, now);
+        let renamed = if before == after { Ok(()) } else { disk.rename(&before, &after) };
         if renamed.is_err() {
             self.retained.remove(number);
         }

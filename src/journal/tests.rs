@@ -23,6 +23,7 @@ use crate::lifecycle::{Lifecycle, LifecyclePhase};
 use crate::metrics::Ledger;
 use crate::storage::Stored;
 
+mod retention;
 mod threads;
 
 /// A filesystem in memory. The operation in `fails` fails until it is reset.
@@ -73,7 +74,8 @@ impl MemoryFilesystem {
     /// The messages of all segments.
     fn messages(&self) -> Vec<String> {
         let names = self.list().unwrap();
-        names.iter().flat_map(|name| read(self, segment::parse_file_name(name).unwrap()).0).collect()
+        let numbers = names.iter().filter_map(|name| segment::parse_file_name(name));
+        numbers.flat_map(|number| read(self, number).0).collect()
     }
 }
 
@@ -89,10 +91,12 @@ impl Filesystem for MemoryFilesystem {
     fn open(&self, name: &str) -> io::Result<Box<dyn File>> {
         Ok(Box::new(MemoryFile(self.clone(), name.to_owned())))
     }
-    fn rename(&self, from: &str, _to: &str) -> io::Result<()> {
+    fn rename(&self, from: &str, to: &str) -> io::Result<()> {
         let mut files = self.0.lock().unwrap();
         files.renamed.push(from.to_owned());
-        files.files.remove(from).map(drop).ok_or_else(|| io::ErrorKind::NotFound.into())
+        let content = files.files.remove(from).ok_or(io::ErrorKind::NotFound)?;
+        files.files.insert(to.to_owned(), content);
+        Ok(())
     }
     fn remove(&self, name: &str) -> io::Result<()> {
         self.check(JournalOp::Remove)?;
@@ -256,6 +260,7 @@ struct JournalHarness {
     buffer: Arc<Buffer>,
     ledger: Arc<Ledger>,
     refiller: Refiller,
+    failovers: Receiver<FailoverEvent>,
     disk: MemoryFilesystem,
     clock: Clock,
 }
@@ -290,14 +295,18 @@ impl JournalHarness {
     /// A harness on `disk`, which holds these segments of an earlier process.
     fn with_segments(disk: MemoryFilesystem, existing: &[ExistingSegment]) -> Self {
         let found = FoundSegments { pending: existing.to_vec(), committed: Vec::new() };
-        let (journal, parkers) = Journal::new(1);
+        Self::with_found(disk, &found, RetainLimits::NONE)
+    }
+
+    fn with_found(disk: MemoryFilesystem, found: &FoundSegments, retain: RetainLimits) -> Self {
+        let (journal, parts) = Journal::new(1);
         let journal = Arc::new(journal);
         let clock = Clock::manual(Timestamp::from_millis(1), 1);
         let limits = JournalLimits {
             write_interval: WRITE_INTERVAL,
             sync_interval: Duration::from_secs(5),
             segment_bytes_max: 4096,
-            retain: RetainLimits::NONE,
+            retain,
         };
         let dyn_disk: Arc<dyn Filesystem> = Arc::new(disk.clone());
         let ledger = Arc::new(Ledger::new(1));
@@ -310,16 +319,17 @@ impl JournalHarness {
         };
         let buffer = Arc::new(Buffer::new(buffer_limits, 1, ledger.clone()).0);
         let shared = (journal.clone(), buffer.clone());
-        let writer = JournalWriter::new(shared, dyn_disk.clone(), limits, clock.clone(), &found);
+        let writer = JournalWriter::new(shared, dyn_disk.clone(), limits, clock.clone(), found);
         let refiller = Refiller {
             journal: journal.clone(),
             disk: dyn_disk,
             buffer: buffer.clone(),
             lifecycle: Lifecycle::new().0,
             clock: clock.clone(),
-            parker: parkers.recovery,
+            parker: parts.recovery,
         };
-        Self { writer, parker: parkers.writer, journal, buffer, ledger, refiller, disk, clock }
+        let failovers = parts.failovers;
+        Self { writer, parker: parts.writer, journal, buffer, ledger, refiller, failovers, disk, clock }
     }
 
     /// Admits one block of these events, as an acceptor does.

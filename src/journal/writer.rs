@@ -231,7 +231,8 @@ impl JournalWriter {
     }
 
     fn observe(&mut self, state: DatabaseState, now: Moment) {
-        if let Some(failover) = self.segments.observe(state, now) {
+        let files = (&*self.journal, &*self.disk);
+        if let Some(failover) = self.segments.observe(files, state, now) {
             self.journal.report_failover(failover);
         }
     }
@@ -355,10 +356,8 @@ impl JournalWriter {
         let due = interval_elapsed || self.buffer.spill().sync_urgent();
         if due || probe {
             self.sync_at = now.plus(self.limits.sync_interval);
-            let active = self.pipeline.active().map(|active| (active.number, active.bytes));
-            let seals =
-                |(active, bytes)| bytes >= SEAL_BYTES_MIN || (finishing && self.segments.is_idle(active));
-            if interval_elapsed && active.is_some_and(seals) {
+            if interval_elapsed && self.pipeline.active().is_some_and(|active| active.bytes >= SEAL_BYTES_MIN)
+            {
                 self.pipeline.seal_active();
                 self.segments.request_gc();
             }

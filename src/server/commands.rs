@@ -12,6 +12,7 @@ use super::{JOURNAL_DIR, breaker, lock_data_dir, open_database, stages, stop};
 use crate::clock::Clock;
 use crate::commands::counts::CountsCommand;
 use crate::commands::dead::DeadCommand;
+use crate::commands::journal::{JournalCommand, RunReplayError};
 use crate::gateway::compare::CompareCommand;
 use crate::journal::filesystem::OsDirectory;
 use crate::journal::{self, OpenJournalError};
@@ -33,7 +34,7 @@ const PARTITION_PAUSE: Duration = Duration::from_millis(500);
 pub fn migrate(settings: &Settings, clock: &Clock) -> Result<(), RunServerError> {
     let target = settings.database_url.as_deref().map(ConnectTarget::parse).transpose()?;
     let _lock = if target.is_none() { Some(lock_data_dir(&settings.data_dir)?) } else { None };
-    let (repository, cluster) = open_database(settings, target, clock)?;
+    let (repository, cluster) = open_database(settings, target, None, clock)?;
     let migrated = repository.prepare();
     let maintained = migrated.is_ok().then(|| create_partitions(&repository, clock));
     drop(repository);
@@ -75,13 +76,27 @@ pub fn history(settings: &Settings) -> Result<String, RunServerError> {
     Ok(format_table(&entries))
 }
 
-/// `aurore-events journal inspect`.
-pub fn inspect_journal(settings: &Settings) -> Result<(), RunServerError> {
+/// `aurore-events journal`.
+pub fn journal(settings: &Settings, clock: &Clock, command: JournalCommand) -> Result<(), RunServerError> {
     let path = settings.data_dir.join(JOURNAL_DIR);
     let failed = |error| RunServerError::from(OpenJournalError::Io { path: path.clone(), error });
     let disk = OsDirectory::open_existing(path.clone()).map_err(failed)?;
-    let whole = journal::inspect::inspect(&disk, &mut std::io::stdout().lock()).map_err(failed)?;
-    if whole { Ok(()) } else { Err(RunServerError::JournalCorrupt) }
+    let mut out = std::io::stdout().lock();
+    match command {
+        JournalCommand::Inspect => {
+            let whole = journal::inspect::inspect(&disk, &mut out).map_err(failed)?;
+            if whole { Ok(()) } else { Err(RunServerError::JournalCorrupt) }
+        }
+        JournalCommand::Replay(replay) => {
+            let database = CommandDatabase::open(settings, clock)?;
+            let prepared = database.repository.prepare();
+            let done = prepared
+                .map_err(RunReplayError::from)
+                .and_then(|()| replay.run(&disk, &*database.repository, clock, &mut out));
+            database.close();
+            done.map_err(|error| RunServerError::Replay(Box::new(error)))
+        }
+    }
 }
 
 /// `aurore-events dead`.

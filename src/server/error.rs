@@ -8,6 +8,7 @@ use std::process::ExitCode;
 use super::resolved::ResolveSettingsError;
 use crate::commands::counts::RunCountsError;
 use crate::commands::dead::RunDeadError;
+use crate::commands::journal::RunReplayError;
 use crate::gateway::compare::CompareError;
 use crate::gateway::recovery;
 use crate::journal::OpenJournalError;
@@ -51,6 +52,8 @@ pub enum RunServerError {
     #[error("the journal is corrupt")]
     JournalCorrupt,
     #[error("{0}")]
+    Replay(Box<RunReplayError>),
+    #[error("{0}")]
     Counts(Box<RunCountsError>),
     #[error("{0}")]
     Gateway(#[from] recovery::RecoverGatewayError),
@@ -93,6 +96,7 @@ impl RunServerError {
             | Self::RetentionNotOwner
             | Self::Journal(_)
             | Self::JournalCorrupt
+            | Self::Replay(_)
             | Self::Counts(_)
             | Self::Gateway(_)
             | Self::Compare(_)

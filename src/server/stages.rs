@@ -126,16 +126,15 @@ pub(super) fn start_helpers(
         journal: status.journal.clone(),
         clock: status.clock.clone(),
     };
-    let probe_stop = stopped.clone();
-    spawn(lifecycle, "probe", move || probe.run(&probe_stop))?;
-    let replay = FailoverReplay {
-        journal: status.journal.clone(),
-        disk,
-        repository: repository.clone(),
-        metrics: status.failover.clone(),
-        clock: status.clock.clone(),
-    };
-    spawn(lifecycle, "failover", move || replay.run(&failovers, &stopped))?;
+    spawn(lifecycle, "probe", move || probe.run(&stopped))?;
+    let mut replay = FailoverReplay::new(
+        (status.journal.clone(), disk),
+        repository.clone(),
+        status.failover.clone(),
+        lifecycle.clone(),
+        status.clock.clone(),
+    );
+    spawn(lifecycle, "failover", move || replay.run(&failovers))?;
     Ok(stop)
 }
 

@@ -8,6 +8,7 @@ use super::reader::Setting;
 use crate::access::NewToken;
 use crate::commands::counts::{self, CountsCommand};
 use crate::commands::dead::{self, DeadCommand};
+use crate::commands::journal::{self, JournalCommand};
 use crate::gateway::compare::CompareCommand;
 
 /// The selected subcommand.
@@ -17,7 +18,7 @@ pub enum CliCommand {
     CheckConfig,
     Migrate,
     History,
-    JournalInspect,
+    Journal(JournalCommand),
     Dead(DeadCommand),
     Counts(CountsCommand),
     GatewayCompare(CompareCommand),
@@ -85,12 +86,7 @@ fn add_subcommands(program: Command) -> Command {
                 ),
             ),
         )
-        .subcommand(
-            Command::new("journal")
-                .about("Inspect the journal in DATA_DIR")
-                .subcommand_required(true)
-                .subcommand(Command::new("inspect").about("Print the contents of each segment; read-only")),
-        )
+        .subcommand(journal::command())
 }
 
 fn token_command() -> Command {
@@ -166,7 +162,11 @@ pub(super) fn parse(matches: ArgMatches) -> Result<(CliCommand, ArgMatches), Str
                 CountsCommand::of(command_matches).expect("BUG: clap requires a subcommand");
             (CliCommand::Counts(command), action_matches)
         }
-        "journal" => (CliCommand::JournalInspect, inner()),
+        "journal" => {
+            let (command, action_matches) =
+                JournalCommand::of(command_matches).expect("BUG: clap requires a subcommand");
+            (CliCommand::Journal(command), action_matches)
+        }
         "gateway" => {
             let inner = inner();
             (gateway_compare(&inner)?, inner)

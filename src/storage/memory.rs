@@ -81,9 +81,27 @@ impl fmt::Debug for MemoryRepository {
     }
 }
 
+/// The events and dead letters of a [`MemoryRepository`].
+#[derive(Debug)]
+pub struct MemorySnapshot {
+    events: BTreeMap<EventId, Event>,
+    dead: BTreeMap<EventId, (String, String)>,
+}
+
 impl MemoryRepository {
     pub fn new() -> Self {
         Self::default()
+    }
+
+    pub fn snapshot(&self) -> MemorySnapshot {
+        let state = self.lock();
+        MemorySnapshot { events: state.events.clone(), dead: state.dead.clone() }
+    }
+
+    /// Returns to an earlier state, as a failover does.
+    pub fn set_back(&self, to: MemorySnapshot) {
+        let mut state = self.lock();
+        (state.events, state.dead) = (to.events, to.dead);
     }
 
     /// Injects these faults into the next calls of any kind, one fault per call.

@@ -93,13 +93,15 @@ pub struct KnownPosition {
 #[derive(Debug)]
 pub struct FailoverDetector(Mutex<KnownPosition>);
 
-impl Default for FailoverDetector {
-    fn default() -> Self {
-        Self(Mutex::new(KnownPosition { epoch: 1, wal: None }))
-    }
-}
+/// The epoch before the first failover.
+pub const EPOCH_FIRST: u64 = 1;
 
 impl FailoverDetector {
+    /// `last`: the position that an earlier process has seen last.
+    pub fn new(last: Option<WalPosition>) -> Self {
+        Self(Mutex::new(KnownPosition { epoch: EPOCH_FIRST, wal: last }))
+    }
+
     fn lock(&self) -> MutexGuard<'_, KnownPosition> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -144,7 +146,7 @@ mod tests {
 
     #[test]
     fn another_system_another_timeline_or_an_earlier_end_is_a_failover() {
-        let detector = FailoverDetector::default();
+        let detector = FailoverDetector::new(None);
         let answers = [
             (at(1, 100), 1),
             (at(1, 100), 1),
@@ -161,8 +163,15 @@ mod tests {
     }
 
     #[test]
+    fn failover_since_an_earlier_process_is_noticed() {
+        assert_eq!(observe(&FailoverDetector::new(Some(at(1, 100))), at(1, 100)), 1);
+        assert_eq!(observe(&FailoverDetector::new(Some(at(1, 100))), at(1, 99)), 2);
+        assert_eq!(observe(&FailoverDetector::new(Some(at(1, 100))), at(2, 200)), 2);
+    }
+
+    #[test]
     fn late_answer_is_no_failover() {
-        let detector = FailoverDetector::default();
+        let detector = FailoverDetector::new(None);
         observe(&detector, at(1, 100));
         let before = detector.known();
         assert_eq!(observe(&detector, at(1, 200)), 1);
@@ -175,7 +184,7 @@ mod tests {
 
     #[test]
     fn first_answers_of_two_threads_are_no_failover() {
-        let detector = FailoverDetector::default();
+        let detector = FailoverDetector::new(None);
         let before = detector.known();
         assert_eq!(detector.observe(before, at(1, 200)), 1);
         assert_eq!(detector.observe(before, at(1, 150)), 1);

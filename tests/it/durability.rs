@@ -24,9 +24,11 @@ fn post_at(server: &Server, level: &str, body: &str) -> Reply {
     server.client().exchange(&request("POST", "/events", &headers, body.as_bytes()))
 }
 
+/// The files of the journal, without those that are retained for a failover.
 fn segments(server: &Server) -> Vec<PathBuf> {
     let journal = fs::read_dir(server.data_dir().join("journal")).expect("the journal is there");
     let mut paths: Vec<_> = journal.map(|entry| entry.expect("it can be read").path()).collect();
+    paths.retain(|path| path.extension().is_none_or(|extension| extension != "committed"));
     paths.sort();
     paths
 }

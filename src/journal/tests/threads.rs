@@ -125,7 +125,7 @@ struct ThreadsHarness {
 
 impl ThreadsHarness {
     fn new(clock: Clock, delay: SyncDelay) -> Self {
-        let (journal, parkers) = Journal::new(1);
+        let (journal, parts) = Journal::new(1);
         let journal = Arc::new(journal);
         let disk = SlowFilesystem { files: MemoryFilesystem::default(), sync: Arc::new(delay) };
         let limits = JournalLimits {
@@ -150,7 +150,7 @@ impl ThreadsHarness {
             clock.clone(),
             &FoundSegments::default(),
         );
-        let (thread, syncer) = JournalThread::new(writer, parkers.writer);
+        let (thread, syncer) = JournalThread::new(writer, parts.writer);
         Self { shared: thread.shared(), thread, syncer, journal, disk, clock }
     }
 

@@ -62,6 +62,7 @@ use self::session::SessionSettings;
 use self::store::RowCounts;
 use self::wal_position::{StandbyCount, WalReader};
 use crate::event::{EventId, Timestamp};
+use crate::storage::wal::WalPosition;
 use crate::storage::{
     Chunk, CreatePartitionLimits, CreatePartitionOutcome, DatabaseState, Day, DeadLetter, DefaultPartition,
     EventPage, EventRepository, EventStatus, Filter, HourCount, PartitionRequest, RetentionSweep, StoreError,
@@ -76,6 +77,8 @@ pub struct PostgresLimits {
     /// Batches that are stored at a time.
     pub writer_connections: u32,
     pub synchronous_commit: SynchronousCommit,
+    /// The position in the WAL that an earlier process has seen last, to notice a failover since.
+    pub last_position: Option<WalPosition>,
     /// Statement timeout of a batch. With `response_grace` it must stay below 15 s, the time within
     /// which a silent database must be detected.
     pub store_timeout: Duration,
@@ -96,6 +99,7 @@ impl Default for PostgresLimits {
             connections_max: 20,
             writer_connections: 2,
             synchronous_commit: SynchronousCommit::default(),
+            last_position: None,
             store_timeout: Duration::from_secs(10),
             lock_timeout: Duration::from_secs(5),
             query_timeout: Duration::from_secs(5),
@@ -141,7 +145,7 @@ impl PostgresRepository {
         let begin_ping =
             format!("BEGIN READ ONLY; SET LOCAL statement_timeout = {}", limits.ping_timeout.as_millis());
         let session = Arc::new(SessionSettings::new(limits.synchronous_commit));
-        let wal = Arc::new(WalReader::new(limits.synchronous_commit));
+        let wal = Arc::new(WalReader::new(limits.synchronous_commit, limits.last_position));
         Self {
             connections: Connections::new(
                 target,

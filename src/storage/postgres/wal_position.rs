@@ -39,8 +39,9 @@ pub(super) struct ConnectedDatabase {
 }
 
 impl WalReader {
-    /// A commit that does not wait for the flush may be after its end.
-    pub(super) fn new(synchronous_commit: SynchronousCommit) -> Self {
+    /// A commit that does not wait for the flush may be after its end. `last`: the position that an
+    /// earlier process has seen last.
+    pub(super) fn new(synchronous_commit: SynchronousCommit, last: Option<WalPosition>) -> Self {
         let end_of_wal = match synchronous_commit {
             SynchronousCommit::Off => "pg_current_wal_insert_lsn()",
             SynchronousCommit::Local
@@ -48,7 +49,7 @@ impl WalReader {
             | SynchronousCommit::On
             | SynchronousCommit::RemoteApply => "pg_current_wal_flush_lsn()",
         };
-        Self { detector: FailoverDetector::default(), end_of_wal, refused: AtomicBool::new(false) }
+        Self { detector: FailoverDetector::new(last), end_of_wal, refused: AtomicBool::new(false) }
     }
 
     /// Records the database of a new connection, which was opened when `before` was known.

@@ -7,10 +7,11 @@ use std::sync::Arc;
 
 use aurore_events::event::{EventId, Timestamp};
 use aurore_events::journal::filesystem::{File, Filesystem};
+use aurore_events::storage::wal::FailoverDetector;
 use aurore_events::storage::{
-    Chunk, CreatePartitionLimits, CreatePartitionOutcome, Day, DeadLetter, DefaultPartition, EventPage,
-    EventRepository, EventStatus, Filter, HourCount, RetentionSweep, StoreError, StorePath, Stored,
-    SweepConditions, Totals,
+    Chunk, CommitPosition, CreatePartitionLimits, CreatePartitionOutcome, DatabaseState, Day, DeadLetter,
+    DefaultPartition, EventPage, EventRepository, EventStatus, Filter, HourCount, RetentionSweep, StoreError,
+    StorePath, Stored, SweepConditions, Totals,
 };
 
 use super::files::SimDirectory;
@@ -170,8 +171,22 @@ impl File for SimFile {
     }
 }
 
-/// The in-memory repository, behind a network that fails.
-pub(super) struct SimRepository(pub(super) Arc<Simulation>);
+/// The in-memory repository, behind a network that fails. Each call opens a connection.
+pub(super) struct SimRepository {
+    pub(super) simulation: Arc<Simulation>,
+    pub(super) detector: Arc<FailoverDetector>,
+    /// Whether the ledger counts the rows that are stored.
+    pub(super) counts: bool,
+}
+
+impl SimRepository {
+    /// Connects. Returns the epoch of the connection, and the failovers until then.
+    fn connect(&self) -> (u64, u64) {
+        let database = &self.simulation.database;
+        let (before, failovers) = (self.detector.known(), database.failovers());
+        (self.detector.observe(before, database.position()), failovers)
+    }
+}
 
 impl fmt::Debug for SimRepository {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -181,38 +196,55 @@ impl fmt::Debug for SimRepository {
 
 impl EventRepository for SimRepository {
     fn prepare(&self) -> Result<(), StoreError> {
-        self.0.yield_point("prepare");
-        match self.0.outcome() {
-            CallOutcome::Done => self.0.database.prepare(),
+        self.simulation.yield_point("prepare");
+        match self.simulation.outcome() {
+            CallOutcome::Done => self.simulation.database.tables.prepare(),
             CallOutcome::Failed(error) | CallOutcome::DoneAndFailed(error) => Err(error),
         }
     }
 
     fn store(&self, runs: &[&[u8]], dead: &[DeadLetter<'_>], path: StorePath) -> Result<Stored, StoreError> {
-        self.0.yield_point("store");
-        let outcome = self.0.outcome();
+        let (simulation, database) = (&self.simulation, &self.simulation.database);
+        let (epoch, failovers) = self.connect();
+        simulation.yield_point("store");
+        let outcome = simulation.outcome();
         if let CallOutcome::Failed(error) = outcome {
             return Err(error);
         }
-        let stored = self.0.database.store(runs, dead, path)?;
-        self.0.yield_point("committed");
+        if database.failovers() != failovers {
+            return Err(StoreError::client_side("the server of this connection is gone"));
+        }
+        let stored = database.tables.store(runs, dead, path)?;
+        database.advance();
+        let wal = database.position();
+        simulation.yield_point("committed");
         if let CallOutcome::DoneAndFailed(error) = outcome {
             return Err(error);
         }
-        self.0.record_stored(stored);
-        Ok(stored)
+        let before = self.detector.known();
+        if database.failovers() == failovers {
+            self.detector.observe(before, database.position());
+        }
+        if self.counts {
+            simulation.record_stored(stored);
+        }
+        Ok(Stored { commit: Some(CommitPosition { epoch, wal }), ..stored })
     }
 
     fn trial_insert(&self, now: Timestamp) -> Result<(), StoreError> {
-        self.0.yield_point("trial insert");
-        match self.0.outcome() {
-            CallOutcome::Done => self.0.database.trial_insert(now),
+        self.simulation.yield_point("trial insert");
+        match self.simulation.outcome() {
+            CallOutcome::Done => self.simulation.database.tables.trial_insert(now),
             CallOutcome::Failed(error) | CallOutcome::DoneAndFailed(error) => Err(error),
         }
     }
 
-    fn page(&self, _page: &EventPage, _bytes_max: usize) -> Result<Chunk, StoreError> {
-        unreachable!("the model reads no pages")
+    fn page(&self, page: &EventPage, bytes_max: usize) -> Result<Chunk, StoreError> {
+        self.simulation.yield_point("page");
+        match self.simulation.outcome() {
+            CallOutcome::Done => self.simulation.database.tables.page(page, bytes_max),
+            CallOutcome::Failed(error) | CallOutcome::DoneAndFailed(error) => Err(error),
+        }
     }
 
     fn count(&self, _filter: &Filter) -> Result<u64, StoreError> {
@@ -232,7 +264,19 @@ impl EventRepository for SimRepository {
     }
 
     fn ping(&self) -> Result<(), StoreError> {
-        unreachable!("the model runs no probe")
+        unreachable!("the probe asks for the state")
+    }
+
+    fn state(&self) -> Result<DatabaseState, StoreError> {
+        match self.simulation.outcome() {
+            CallOutcome::Done => {
+                let epoch = self.connect().0;
+                let wal = self.simulation.database.position();
+                let position = Some(CommitPosition { epoch, wal });
+                Ok(DatabaseState { position, standby_flushed: None })
+            }
+            CallOutcome::Failed(error) | CallOutcome::DoneAndFailed(error) => Err(error),
+        }
     }
 
     fn partition_days(&self) -> Result<Vec<Day>, StoreError> {

@@ -14,11 +14,13 @@
 //! - the ledger balances, the capacity is never exceeded, every event drains, and every segment is
 //!   deleted;
 //! - the writer does not sleep while events wait longer than the linger, unless a batch is in flight;
+//! - a failover of the database to an earlier state loses no event that is retained in the journal;
 //! - no stage panics.
 //!
 //! `MODEL_SEED=n` replays one sequence and prints its steps; `MODEL_SEQUENCES=n` sets the number of
 //! sequences.
 
+mod database;
 mod fakes;
 mod files;
 mod oracle;
@@ -91,6 +93,7 @@ fn random_sequences_with_a_crash_at_any_step_lose_and_duplicate_no_event() {
         }
     }
     println!("{all} sequences: {sum:?}");
+    assert!(sum.failovers > all / 20, "{sum:?}");
     assert!(sum.kills > all / 10 && sum.power_cuts > all / 10 && sum.acknowledged > all, "{sum:?}");
     row.passed_model(all, sum.acknowledged);
 }

@@ -6,13 +6,16 @@ use std::time::Duration;
 
 use aurore_events::buffer::{self, Buffer};
 use aurore_events::clock::{Clock, Moment};
+use aurore_events::failover::FailoverReplay;
 use aurore_events::journal::filesystem::Filesystem;
 use aurore_events::journal::sync::{SyncCompletion, SyncJob};
-use aurore_events::journal::{self, Journal, JournalWriter, Recovery};
+use aurore_events::journal::{self, FailoverEvent, Journal, JournalWriter, Recovery};
 use aurore_events::lifecycle::Lifecycle;
 use aurore_events::metrics::Ledger;
+use aurore_events::storage::wal::WalPosition;
 use aurore_events::storage::{Breaker, BreakerLimits, EventRepository};
 use aurore_events::writer::{BatchLimits, Drain, StoreQueue, Writer, WriterDeps, store_link};
+use crossbeam::channel::Receiver;
 
 /// The limits of the stages in a sequence.
 #[derive(Clone, Copy, Debug)]
@@ -47,6 +50,8 @@ pub(super) struct Process {
     pub(super) storing: AtomicUsize,
     pub(super) writer_sleeps_until: Slot<Moment>,
     pub(super) recovery: Slot<Recovery>,
+    pub(super) failover: Slot<FailoverReplay>,
+    pub(super) failovers: Receiver<FailoverEvent>,
     /// The acceptors with an admission in progress, further down the stack.
     pub(super) admitting: Mutex<Vec<usize>>,
     pub(super) had_backlog: bool,
@@ -58,7 +63,7 @@ impl Process {
     /// Starts like the server. None if the journal cannot be read.
     pub(super) fn start(
         disk: &Arc<dyn Filesystem>,
-        repository: Arc<dyn EventRepository>,
+        repository: impl Fn(Option<WalPosition>) -> [Arc<dyn EventRepository>; 2],
         clock: &Clock,
         bounds: Bounds,
     ) -> Option<Self> {
@@ -67,6 +72,7 @@ impl Process {
             Ok(Err(refused)) => panic!("the server does not start: {refused}"),
             Err(_io) => return None,
         };
+        let [repository, replays] = repository(found.last_position());
         let ledger = Arc::new(Ledger::new(bounds.shards));
         let (buffer, parker) = Buffer::new(bounds.buffer, bounds.shards, ledger.clone());
         let (journal, parts) = Journal::new(bounds.shards);
@@ -108,6 +114,13 @@ impl Process {
         );
         let (store_link, store_queue) = store_link(bounds.connections);
         let writer = Mutex::new(Some(Writer::new(links, parker, batch, store_link)));
+        let failover = FailoverReplay::new(
+            (journal.clone(), disk.clone()),
+            replays,
+            Arc::default(),
+            lifecycle.clone(),
+            clock.clone(),
+        );
         let (journal_writer, recovery) = (Mutex::new(Some(journal_writer)), Mutex::new(Some(recovery)));
         Some(Self {
             buffer,
@@ -125,6 +138,8 @@ impl Process {
             storing: AtomicUsize::new(0),
             writer_sleeps_until: Mutex::default(),
             recovery,
+            failover: Mutex::new(Some(failover)),
+            failovers: parts.failovers,
             admitting: Mutex::default(),
             had_backlog,
         })

@@ -17,12 +17,13 @@ use aurore_events::event::Timestamp;
 use aurore_events::journal::filesystem::Filesystem;
 use aurore_events::journal::{self, Durability, segment};
 use aurore_events::lifecycle::LifecyclePhase;
-use aurore_events::storage::memory::MemoryRepository;
+use aurore_events::storage::wal::FailoverDetector;
 use aurore_events::storage::{BreakerLimits, EventRepository, StoreError, Stored};
 use aurore_events::writer::WriterStep;
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 
+use super::database::SimDatabase;
 use super::fakes::{SimFilesystem, SimRepository};
 use super::files::SimDirectory;
 use super::oracle::{Oracle, POISON};
@@ -48,6 +49,8 @@ struct Probabilities {
     poison: f64,
     repeated: f64,
     large: bool,
+    /// The database may be set back to an earlier state.
+    failovers: bool,
 }
 
 /// The payload of the unwinding that ends the process.
@@ -72,6 +75,7 @@ pub(super) struct SimulationStats {
     pub(super) stops: u64,
     pub(super) disk_failures: u64,
     pub(super) database_failures: u64,
+    pub(super) failovers: u64,
 }
 
 impl SimulationStats {
@@ -83,6 +87,7 @@ impl SimulationStats {
         self.stops += other.stops;
         self.disk_failures += other.disk_failures;
         self.database_failures += other.database_failures;
+        self.failovers += other.failovers;
     }
 }
 
@@ -111,7 +116,7 @@ pub(super) struct Simulation {
     oracle: Arc<Mutex<Oracle>>,
     environment: Mutex<Environment>,
     stats: Mutex<SimulationStats>,
-    pub(super) database: MemoryRepository,
+    pub(super) database: SimDatabase,
     /// In some sequences the table refuses every row at first, as by a wrong constraint.
     refuses_every_row: Arc<AtomicBool>,
     process: Mutex<Option<Arc<Process>>>,
@@ -162,15 +167,19 @@ impl Simulation {
         let random_up_to = |rng: &mut StdRng, most: f64| {
             if rng.random() { rng.random::<f64>() * most } else { 0.0 }
         };
+        // A loss on the disk together with one in the database is beyond what is promised.
+        let failovers = rng.random_bool(0.4);
+        let unless_failovers = |probability: f64| if failovers { 0.0 } else { probability };
         let probabilities = Probabilities {
             crash: random_up_to(&mut rng, 0.03),
-            power_cut: [0.0, 0.5, 1.0][rng.random_range(0..3)],
+            power_cut: unless_failovers([0.0, 0.5, 1.0][rng.random_range(0..3)]),
             interleave: random_up_to(&mut rng, 0.5),
-            disk_failure: random_up_to(&mut rng, 0.1),
+            disk_failure: unless_failovers(random_up_to(&mut rng, 0.1)),
             database_failure: random_up_to(&mut rng, 0.3),
             poison: random_up_to(&mut rng, 0.3),
             repeated: random_up_to(&mut rng, 0.3),
             large: rng.random_bool(0.01),
+            failovers,
         };
         let rows_max = rng.random_range(3..40);
         let batch_rows_max = rng.random_range(1..=rows_max);
@@ -197,7 +206,11 @@ impl Simulation {
                 write_interval: Duration::from_millis(10),
                 sync_interval: Duration::from_millis([0, 20, 5_000][rng.random_range(0..3)]),
                 segment_bytes_max: if probabilities.large { 2 << 20 } else { rng.random_range(100..2_500) },
-                retain: journal::RetainLimits::NONE,
+                retain: if failovers || rng.random() {
+                    journal::RetainLimits { time: Duration::from_hours(1), bytes_max: 1 << 30 }
+                } else {
+                    journal::RetainLimits::NONE
+                },
             },
             breaker: BreakerLimits {
                 failure_threshold: rng.random_range(1..6),
@@ -206,10 +219,10 @@ impl Simulation {
             },
         };
         let clock = Clock::manual(Timestamp::from_millis(1_800_000_000_000), rng.random());
-        let database = MemoryRepository::new();
+        let database = SimDatabase::new();
         let refuses_every_row = Arc::new(AtomicBool::new(rng.random_bool(0.2)));
         let is_misconfigured = refuses_every_row.clone();
-        database.reject_rows(rng.random(), move |row| {
+        database.tables.reject_rows(rng.random(), move |row| {
             let is_misconfigured = is_misconfigured.load(Ordering::Relaxed);
             if is_misconfigured {
                 Some("P0001")
@@ -401,8 +414,13 @@ impl Simulation {
         self.trace(|| "the process starts".into());
         let unwritable_data = self.files().has_unwritable_data();
         let disk: Arc<dyn Filesystem> = Arc::new(SimFilesystem(self.clone()));
-        let repository: Arc<dyn EventRepository> = Arc::new(SimRepository(self.clone()));
-        let process = Process::start(&disk, repository, &self.clock, self.bounds);
+        let repositories = |last| {
+            let detector = Arc::new(FailoverDetector::new(last));
+            [true, false].map(|counts| -> Arc<dyn EventRepository> {
+                Arc::new(SimRepository { simulation: self.clone(), detector: detector.clone(), counts })
+            })
+        };
+        let process = Process::start(&disk, repositories, &self.clock, self.bounds);
         let begun = process.is_some();
         let mut environment = lock(&self.environment);
         (environment.unwritable_data, environment.syncing) = (unwritable_data, false);
@@ -499,6 +517,9 @@ impl Simulation {
                 self.clock.set_wall(Timestamp::from_micros(wall));
             }
             94 => self.refuses_every_row.store(false, Ordering::Relaxed),
+            95..97 if self.probabilities.failovers => self.replicate_or_fail_over(),
+            97 if self.probabilities.failovers => self.run_probe(),
+            98 if self.probabilities.failovers => self.run_failover(),
             95..97 => {
                 let mut environment = lock(&self.environment);
                 environment.database_down =
@@ -517,6 +538,34 @@ impl Simulation {
             }
             _ => self.evict_page_cache(),
         }
+    }
+
+    fn replicate_or_fail_over(&self) {
+        let promoted = self.random_below(2) == 0;
+        if self.random_below(2) == 0 && self.database.set_back(promoted) {
+            self.trace(|| format!("failover to {}", self.database.position()));
+            lock(&self.stats).failovers += 1;
+        } else {
+            self.trace(|| "the standby catches up".into());
+            self.database.replicate();
+        }
+    }
+
+    fn run_probe(&self) {
+        let process = self.process();
+        if let Ok(state) = process.repository.state() {
+            process.journal.observe(state);
+        }
+    }
+
+    fn run_failover(&self) {
+        let process = self.process();
+        with_stage(&process.failover, |failover| {
+            if let Ok(event) = process.failovers.try_recv() {
+                self.trace(|| format!("failover thread: {event:?}"));
+                failover.on_event(event);
+            }
+        });
     }
 
     /// Admits a request of valid events, like `api`.
@@ -784,15 +833,20 @@ impl Simulation {
     /// Runs all stages until no event and no segment is left.
     fn drain(&self) {
         let process = self.process();
-        for _ in 0..DRAIN_ROUNDS {
+        for round in 0..DRAIN_ROUNDS {
             self.run_recovery();
             self.run_journal_writer();
             self.run_sync();
             self.run_writer();
             self.run_store_thread();
+            self.run_probe();
+            self.run_failover();
             self.clock.advance(Duration::from_millis(500));
             let is_empty = process.buffer.occupied() == Occupied::default()
                 && process.buffer.spill().events() == 0
+                // The journal has seen the state of the database.
+                && round > 2
+                && process.failovers.is_empty()
                 && !process.journal.is_recovering();
             let is_well = process.journal.fault().is_none();
             if is_empty
@@ -814,6 +868,7 @@ impl Simulation {
         let balance = process.ledger.balance();
         assert_eq!(balance.received, balance.stored + balance.duplicate + balance.dead);
         let left = self.files().names();
+        let left: Vec<_> = left.into_iter().filter(|name| !name.ends_with(".committed")).collect();
         let is_over = |name: &String| name.ends_with(".damaged");
         assert!(left.iter().all(is_over), "left behind: {left:?}");
         // Only a power cut or a failed sync may damage a segment.
@@ -823,7 +878,7 @@ impl Simulation {
             left.is_empty() || may_be_damaged,
             "damaged segments although the disk never failed: {left:?}"
         );
-        let (events, dead) = (self.database.events(), self.database.dead());
+        let (events, dead) = (self.database.tables.events(), self.database.tables.dead());
         let oracle = lock(&self.oracle);
         let known = |millis: u64| {
             let sent = oracle.sent.get(usize::try_from(millis).expect("few are sent"));
