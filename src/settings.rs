@@ -326,7 +326,7 @@ impl Settings {
                 20,
                 0..=600_000,
                 "Milliseconds an event waits for others while no batch is being stored; up to five times \
-                 that when it fills the batch",
+                 that when it fills the batch, not at all when no event was stored for that long",
             ),
             drain_interval: from.millis(
                 "DRAIN_INTERVAL",

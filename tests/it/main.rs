@@ -23,6 +23,7 @@ mod health;
 mod http;
 mod ids;
 mod instances;
+mod journal_replay;
 mod layers;
 mod logs;
 mod metrics;
