@@ -120,7 +120,9 @@ fn report(segments: &[Vec<u64>], open: usize, present: &[u64]) -> (u64, Failover
     let open = stale.split_off(stale.len() - open);
     let noticed = FailoverEvent::Noticed { from: wal(1, 100), to: wal(2, 90), stale, open: open.len() };
     events.send(noticed).unwrap();
-    open.into_iter().for_each(|segment| events.send(FailoverEvent::Stale(segment)).unwrap());
+    for segment in open {
+        events.send(FailoverEvent::Stale(segment)).unwrap();
+    }
     drop(events);
     replay.run(&received);
     let mut ids: Vec<_> = repository.events().iter().map(|event| event.event_id).collect();

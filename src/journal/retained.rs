@@ -29,6 +29,11 @@ impl RetainLimits {
     pub fn is_enabled(&self) -> bool {
         !self.time.is_zero() && self.bytes_max > 0
     }
+
+    /// The size of a segment, so that several can be retained: at most `wanted`.
+    pub(super) fn segment_bytes_max(&self, wanted: u64) -> u64 {
+        if self.is_enabled() { wanted.min(self.bytes_max / 4) } else { wanted }
+    }
 }
 
 /// A retained segment that an earlier process left.
@@ -221,9 +226,9 @@ impl RetainedSegments {
     }
 
     /// The segments to be removed, with the names of their files: the database, or every standby, is
-    /// known to have their events, or they exceed the bound on bytes.
-    pub(super) fn removable(&self) -> Vec<(u64, String)> {
-        let mut bytes = self.bytes();
+    /// known to have their events, or they exceed the bound on bytes once `incoming` bytes are added.
+    pub(super) fn removable(&self, incoming: u64) -> Vec<(u64, String)> {
+        let mut bytes = self.bytes() + incoming;
         let mut removed = Vec::new();
         let rank = |retained: &RetainedSegment| match retained {
             retained if self.is_safe(retained) => 0,
@@ -253,6 +258,11 @@ impl RetainedSegments {
                 && self.standby_flushed.is_some_and(|flushed| commit.wal.lsn <= flushed)
         };
         is_old || retained.commit.is_some_and(is_flushed)
+    }
+
+    /// Whether a segment may be added.
+    pub(super) fn has_room(&self, bytes: u64) -> bool {
+        self.bytes() + bytes <= self.limits.bytes_max
     }
 
     pub(super) fn remove(&mut self, segment: u64) {

@@ -153,9 +153,9 @@ impl SegmentTable {
         }
         self.gc_pending |= self.retained.count() > 0;
         let (from, to) = self.retained.observe(state, now)?;
-        let stale = self.take_stale(files, now);
+        let lost = self.take_stale(files, now);
         let open = self.segments.values().filter(|state| self.retained.is_stale(state.commit)).count();
-        Some(FailoverEvent::Noticed { from, to, stale, open })
+        Some(FailoverEvent::Noticed { from, to, stale: lost, open })
     }
 
     /// Whether the segment has events from before the last failover.
@@ -240,7 +240,7 @@ impl SegmentTable {
         for (number, damaged) in finished {
             let finished = if damaged {
                 keep_damaged(disk, &segment::file_name(number))
-            } else if self.retains() {
+            } else if self.retains() && self.make_room((journal, disk), number, now) {
                 self.retain(disk, number, now)
             } else {
                 disk.remove(&segment::file_name(number))
@@ -252,11 +252,25 @@ impl SegmentTable {
         for event in self.take_stale((journal, disk), now).into_iter().map(FailoverEvent::Stale) {
             journal.report_failover(event);
         }
-        for (number, name) in self.retained.removable() {
+        self.remove_retained((journal, disk), 0, now);
+    }
+
+    /// Removes retained segments whose time is over, or that exceed the bound once `incoming` bytes are
+    /// added.
+    fn remove_retained(&mut self, (journal, disk): (&Journal, &dyn Filesystem), incoming: u64, now: Moment) {
+        for (number, name) in self.retained.removable(incoming) {
             if self.is_done(disk.remove(&name), (journal, number), now) {
                 self.retained.remove(number);
             }
         }
+    }
+
+    /// Removes the oldest retained segments, so that the bound holds once this one is retained. Returns
+    /// whether it can be.
+    fn make_room(&mut self, files: (&Journal, &dyn Filesystem), number: u64, now: Moment) -> bool {
+        let bytes = self.state(number).bytes;
+        self.remove_retained(files, bytes, now);
+        self.retained.has_room(bytes)
     }
 
     /// Renames the file of a finished segment, which stays for a failover.

@@ -119,7 +119,10 @@ impl JournalWriter {
             journal,
             buffer,
             disk,
-            limits,
+            limits: JournalLimits {
+                segment_bytes_max: limits.retain.segment_bytes_max(limits.segment_bytes_max),
+                ..limits
+            },
             clock,
             unwritten: VecDeque::new(),
             waiters: Vec::new(),

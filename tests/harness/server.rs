@@ -3,7 +3,7 @@
 use std::fs;
 use std::io::{BufRead, BufReader, Read};
 use std::net::SocketAddr;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
@@ -121,6 +121,15 @@ impl Server {
 
     pub(crate) fn data_dir(&self) -> &Path {
         self.data.path()
+    }
+
+    /// The files of the journal, without those that are retained for a failover of the database.
+    pub(crate) fn segments(&self) -> Vec<PathBuf> {
+        let journal = fs::read_dir(self.data_dir().join("journal")).expect("the journal is there");
+        let mut paths: Vec<_> = journal.map(|entry| entry.expect("it can be read").path()).collect();
+        paths.retain(|path| path.extension().is_none_or(|extension| extension != "committed"));
+        paths.sort();
+        paths
     }
 
     pub(crate) fn pid(&self) -> u32 {

@@ -2,7 +2,7 @@
 //! event is stored once, after a restart at the latest.
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use crate::harness::client::{JSON, request};
 use crate::harness::events::{id_of, ids_of};
@@ -22,15 +22,6 @@ fn settings_with<'a>(more: &[(&'a str, &'a str)]) -> Vec<(&'a str, &'a str)> {
 fn post_at(server: &Server, level: &str, body: &str) -> Reply {
     let headers = [("Content-Type", JSON), ("Durability", level)];
     server.client().exchange(&request("POST", "/events", &headers, body.as_bytes()))
-}
-
-/// The files of the journal, without those that are retained for a failover.
-fn segments(server: &Server) -> Vec<PathBuf> {
-    let journal = fs::read_dir(server.data_dir().join("journal")).expect("the journal is there");
-    let mut paths: Vec<_> = journal.map(|entry| entry.expect("it can be read").path()).collect();
-    paths.retain(|path| path.extension().is_none_or(|extension| extension != "committed"));
-    paths.sort();
-    paths
 }
 
 #[track_caller]
@@ -80,7 +71,7 @@ fn a_kill_loses_only_unwritten_events_at_memory() {
     assert_eq!(test.server.metric("journal_recovered_total"), 500);
     test.server.stop();
     assert_eq!(test.postgres.stored(), 500);
-    assert!(segments(&test.server).is_empty());
+    assert!(test.server.segments().is_empty());
 }
 
 #[test]
@@ -115,7 +106,7 @@ fn a_backlog_larger_than_the_buffer_streams_through_it() {
     wait_for_drain(&test.server);
     assert_eq!(test.postgres.stored(), 3_000);
     assert_eq!(test.server.metric("events_received_total"), 3_000);
-    until("the segments are gone", || segments(&test.server).is_empty());
+    until("the segments are gone", || test.server.segments().is_empty());
 }
 
 #[test]
@@ -152,7 +143,7 @@ fn segments_of_earlier_format_versions_are_recovered_beside_new_ones() {
         assert_eq!(test.server.metric("journal_recovered_total"), events + 1);
         test.server.stop();
         assert_eq!(test.postgres.stored().cast_unsigned(), events + 1);
-        assert!(segments(&test.server).is_empty());
+        assert!(test.server.segments().is_empty());
         let arrivals = "SELECT count(DISTINCT id) FROM events WHERE service <> 'new' \
                         AND id / 1000 = (extract(epoch FROM ingested_at) * 1000000)::bigint";
         assert_eq!(test.postgres.value::<i64>(arrivals).cast_unsigned(), events, "{fixture}");
@@ -166,7 +157,7 @@ fn corruption_loses_only_the_records_it_hits_and_the_file_is_kept() {
         id_of(&post_at(&test.server, "written", &event("s", &format!("m{index}"))));
     }
     test.server.kill();
-    let segment = segments(&test.server).pop().expect("there is one");
+    let segment = test.server.segments().pop().expect("there is one");
     let mut bytes = fs::read(&segment).unwrap();
     let middle = bytes.len() / 2;
     bytes[middle] ^= 1;
@@ -179,7 +170,7 @@ fn corruption_loses_only_the_records_it_hits_and_the_file_is_kept() {
     assert_eq!(test.server.metric("journal_corrupt_ranges_total"), 1);
     test.server.stop();
     assert_eq!(test.postgres.stored(), 9);
-    let left = segments(&test.server);
+    let left = test.server.segments();
     assert!(left.len() == 1 && left[0].extension().is_some_and(|end| end == "damaged"), "{left:?}");
     test.server.restart();
     test.server.stop();

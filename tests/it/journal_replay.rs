@@ -70,7 +70,6 @@ fn retained_bytes_stay_below_their_bound_and_end_with_the_retention_time() {
     const BOUND: u64 = 100_000;
     let test = TestServer::start(&[
         ("JOURNAL_RETAIN_BYTES", "100000"),
-        ("JOURNAL_SEGMENT_BYTES", "8192"),
         ("JOURNAL_RETAIN_MS", "3000"),
         ("CHECKPOINT_INTERVAL_MS", "100"),
         ("DRAIN_INTERVAL", "20"),

@@ -89,7 +89,7 @@ impl ConnectTarget {
                 TlsMode::Enabled { optional: false, .. } => SslMode::Require,
             });
         }
-        Ok(Self { warnings, singles, ..Self::new(config, tls) })
+        Ok(Self { singles, warnings, ..Self::new(config, tls) })
     }
 
     /// What the text asks for and has no effect.
