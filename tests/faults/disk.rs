@@ -214,14 +214,17 @@ fn kill_at_call(fixture: &mut Fixture, call: &str, nth: u32) {
 
 #[test]
 fn f09_a_kill_at_any_journal_system_call_loses_no_promised_event() {
-    const FAULT: &str = "9 killed at write, fdatasync, fsync, unlink, open";
-    // Small segments, so that many are created and deleted.
-    let mut fixture =
-        Fixture::start_under_load(FAULT, &[("DURABILITY", "synced"), ("JOURNAL_SEGMENT_BYTES", "65536")]);
-    let rounds = times(5, 40);
+    const FAULT: &str = "9 killed at write, fdatasync, fsync, rename, unlink, open";
+    // Small segments, and few that are retained, so that many are created, renamed and deleted.
+    let mut fixture = Fixture::start_under_load(
+        FAULT,
+        &[("DURABILITY", "synced"), ("JOURNAL_SEGMENT_BYTES", "65536"), ("JOURNAL_RETAIN_BYTES", "200000")],
+    );
+    let calls = ["pwrite64", "fdatasync", "fsync", "rename,renameat,renameat2", "unlink,unlinkat", "openat"];
+    let rounds = times(6, 48);
     let chance = &mut aurore_events::clock::Clock::system().rng();
     for round in 0..rounds {
-        let call = ["pwrite64", "fdatasync", "fsync", "unlink,unlinkat", "openat"][round as usize % 5];
+        let call = calls[round as usize % calls.len()];
         kill_at_call(&mut fixture, call, rand::RngExt::random_range(chance, 1..20));
         fixture.stop_load();
         let level = if round % 2 == 0 { "written" } else { "synced" };
