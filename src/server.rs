@@ -37,11 +37,12 @@ use crate::journal::{
 use crate::lifecycle::{Lifecycle, LifecycleEvent, LifecyclePhase};
 use crate::logging;
 use crate::metrics::{BusinessCache, DiskSpace, HttpMetrics, Ledger, Sampler, StallDetector, WriterMetrics};
+use crate::query::QueryDatabase;
 use crate::settings::{HttpEngine, Settings};
 use crate::storage::postgres::embedded::{Cluster, ClusterError, ClusterLimits, ClusterSupervisor};
 use crate::storage::postgres::{ConnectTarget, PostgresLimits, PostgresRepository, writer_connections};
 use crate::storage::wal::WalPosition;
-use crate::storage::{Breaker, BreakerLimits, EventRepository};
+use crate::storage::{Breaker, BreakerLimits, EventRepository, StandbyState};
 use crate::writer::{BatchLimits, Drain, StoreThread, Writer, WriterDeps, store_link};
 
 /// Maximum time for acceptors to finish open requests at shutdown.
@@ -86,10 +87,12 @@ pub fn run(settings: &Settings, clock: &Clock) -> Result<(), RunServerError> {
     install_signal_handlers(&lifecycle)?;
     let journal = open_journal(&settings.data_dir)?;
     let (repository, cluster) = open_database(settings, resolved.target, journal.1.last_position(), clock)?;
+    let standby = resolved.read_target.map(|target| open_standby(&repository, &target));
+    let repository: Arc<dyn EventRepository> = repository;
     let cluster_restarts = Arc::new(AtomicU64::new(0));
     let supervise = |cluster| ClusterSupervisor::start(cluster, cluster_restarts.clone(), &lifecycle, clock);
     let supervisor = cluster.map(supervise).transpose().map_err(RunServerError::Thread)?;
-    let inputs = ServerInputs { listeners, policy, identity, repository, journal, cluster_restarts };
+    let inputs = ServerInputs { listeners, policy, identity, repository, standby, journal, cluster_restarts };
     let served = serve(settings, inputs, &lifecycle, &notices, clock);
     log_stop_error(supervisor.map(ClusterSupervisor::stop));
     served
@@ -150,7 +153,7 @@ fn open_database(
     target: Option<ConnectTarget>,
     last_position: Option<WalPosition>,
     clock: &Clock,
-) -> Result<(Arc<dyn EventRepository>, Option<Cluster>), RunServerError> {
+) -> Result<(Arc<PostgresRepository>, Option<Cluster>), RunServerError> {
     let (target, cluster) = if let Some(target) = target {
         (target, None)
     } else {
@@ -166,6 +169,12 @@ fn open_database(
         ..PostgresLimits::default()
     };
     Ok((Arc::new(PostgresRepository::new(&target, limits)), cluster))
+}
+
+/// Opens the standby that serves queries. It need not be reachable yet.
+fn open_standby(primary: &PostgresRepository, target: &ConnectTarget) -> Arc<dyn EventRepository> {
+    log::info!("queries read from the standby {}", target.describe());
+    Arc::new(primary.standby(target))
 }
 
 fn breaker(settings: &Settings) -> Arc<Breaker> {
@@ -186,6 +195,8 @@ pub struct ServerInputs {
     /// The TLS certificate, if TLS is on.
     pub identity: Option<Arc<TlsIdentity>>,
     pub repository: Arc<dyn EventRepository>,
+    /// The standby that serves queries.
+    pub standby: Option<Arc<dyn EventRepository>>,
     /// The journal's directory, and the segments left by an earlier process.
     pub journal: (Arc<dyn Filesystem>, FoundSegments),
     /// Restarts of the private cluster.
@@ -212,7 +223,7 @@ pub fn serve(
     notices: &Receiver<LifecycleEvent>,
     clock: &Clock,
 ) -> Result<(), RunServerError> {
-    let ServerInputs { listeners, policy, identity, repository, journal, cluster_restarts } = inputs;
+    let ServerInputs { listeners, policy, identity, repository, standby, journal, cluster_restarts } = inputs;
     let (disk, found) = journal;
     let acceptors = listeners.len();
     let ledger = Arc::new(Ledger::new(acceptors));
@@ -239,6 +250,7 @@ pub fn serve(
         business: Arc::new(BusinessCache::default()),
         disk: DiskSpace::default(),
         database: Arc::new(ProbeState::default()),
+        standby: standby.as_ref().map(|_| Arc::new(StandbyState::new(settings.database_read_lag_max))),
         breaker: breaker.clone(),
         lifecycle: lifecycle.clone(),
         clock: clock.clone(),
@@ -293,11 +305,15 @@ pub fn serve(
     stages::start_store_threads(&store_thread, connections, lifecycle)?;
     let writer = Writer::new(writer_deps, parker, batch, store_link);
     let writer_ended = stages::start_writer(writer, lifecycle)?;
-    let stop_helpers =
-        stages::start_helpers(settings, &status, &repository, (disk, journal_parts.failovers))?;
+    let parts = (disk, journal_parts.failovers);
+    let stop_helpers = stages::start_helpers(settings, &status, &repository, standby.as_ref(), parts)?;
     let (scrapes, gateway_running) =
         stages::start_gateway(settings, &gateway, gateway_parts, lifecycle, clock)?;
-    let queries = stages::start_readers(settings, repository, breaker, lookup, lifecycle, clock)?;
+    let mut database = QueryDatabase::new(repository, breaker, clock.clone());
+    if let (Some(standby), Some(state)) = (standby, status.standby.clone()) {
+        database = database.with_standby(standby, state);
+    }
+    let queries = stages::start_readers(settings, database, lookup, lifecycle)?;
 
     let address = listeners[0]
         .local_addr()

@@ -54,6 +54,8 @@ pub struct Settings {
     pub gateway: GatewaySettings,
     /// None: a private cluster in the data directory.
     pub database_url: Option<String>,
+    pub database_read_url: Option<String>,
+    pub database_read_lag_max: Duration,
     pub db_pool_max: u32,
     /// Batches that are stored at a time, as the pool allows.
     pub writer_connections: u32,
@@ -240,6 +242,21 @@ impl Settings {
                      Unset: a private cluster in DATA_DIR/postgres, started and stopped with the server",
                 )
                 .secret(),
+            ),
+            database_read_url: from.optional(
+                Setting::optional(
+                    "DATABASE_READ_URL",
+                    "Standby of DATABASE_URL that queries and exports read from, as a URL of the same kind. \
+                     Unset: they read from DATABASE_URL",
+                )
+                .secret(),
+            ),
+            database_read_lag_max: from.millis(
+                "DATABASE_READ_MAX_LAG_MS",
+                10_000,
+                0..=HOUR_MS,
+                "Milliseconds the standby of DATABASE_READ_URL may lag; beyond it queries read from \
+                 DATABASE_URL",
             ),
             db_pool_max: from.number("DB_POOL_MAX", 20, 2..=1000, "Maximum connections to PostgreSQL"),
             writer_connections: from.number(

@@ -24,7 +24,7 @@ use aurore_events::lifecycle::{Lifecycle, LifecyclePhase};
 use aurore_events::metrics::{
     BusinessCache, DiskSpace, HttpMetrics, Ledger, Sampler, StallDetector, WriterMetrics,
 };
-use aurore_events::query::{QueryService, ReaderLimits, export, query_queue};
+use aurore_events::query::{QueryDatabase, QueryService, ReaderLimits, export, query_queue};
 use aurore_events::storage::memory::MemoryRepository;
 use aurore_events::storage::{Breaker, BreakerLimits};
 
@@ -135,6 +135,7 @@ fn status(clock: &Clock) -> Arc<Status> {
         business: Arc::new(BusinessCache::default()),
         disk: DiskSpace::default(),
         database: Arc::new(ProbeState::default()),
+        standby: None,
         breaker: Arc::new(Breaker::new(breaker)),
         lifecycle,
         clock: clock.clone(),
@@ -154,8 +155,9 @@ fn handler(status: &Arc<Status>) -> ApiHandler {
     let repository = Arc::new(MemoryRepository::new());
     let limits = ReaderLimits { jobs_max: 1, wait_max: Duration::from_secs(1), response_bytes_max: 1 << 20 };
     let (clock, breaker) = (&status.clock, &status.breaker);
-    let (queue, _readers) = query_queue(limits, repository.clone(), breaker.clone(), clock.clone());
-    let (exports, _exporters) = export::exports(1, repository, breaker.clone(), clock.clone());
+    let database = QueryDatabase::new(repository, breaker.clone(), clock.clone());
+    let (queue, _readers) = query_queue(limits, database.clone());
+    let (exports, _exporters) = export::exports(1, database);
     let (scrapes, _scraper) = scrape::queue(status.gateway.clone(), true);
     let pages =
         GatewayHandlers::new(status.gateway.clone(), scrapes, Durability::Memory, NOW, Vec::new().into());

@@ -1,12 +1,15 @@
 //! Health and readiness: derives them from metrics that other modules own, and from the database
-//! probe. Only the probe queries the database.
+//! probes. Only the probes query the database.
 
+mod database;
 mod probe;
+mod standby_probe;
 pub mod status;
 
 use serde::Serialize;
 
 pub use probe::{DatabaseProbe, ProbeState};
+pub use standby_probe::StandbyProbe;
 
 use crate::journal::Fault;
 use crate::lifecycle::LifecyclePhase;

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use serde::Serialize;
 
+use super::database::DatabaseHealth;
 use crate::buffer::Buffer;
 use crate::clock::{Clock, Moment};
 use crate::gateway::Gateway;
@@ -22,9 +23,8 @@ use crate::metrics::{
     PartitionMetrics, Process, RetentionMetrics, Sampler, SpillMetrics, StallDetector, WriterMetrics,
     retry_after,
 };
-use crate::storage::Breaker;
 use crate::storage::breaker::BreakerState;
-use crate::storage::wal::WalPosition;
+use crate::storage::{Breaker, StandbyState};
 
 /// Business metrics are refreshed every 5 s; older ones than this are stale.
 const BUSINESS_STALE_MICROS: i64 = 60_000_000;
@@ -52,6 +52,8 @@ pub struct Status {
     pub business: Arc<BusinessCache>,
     pub disk: DiskSpace,
     pub database: Arc<ProbeState>,
+    /// The standby of `DATABASE_READ_URL`.
+    pub standby: Option<Arc<StandbyState>>,
     pub breaker: Arc<Breaker>,
     pub lifecycle: Lifecycle,
     pub clock: Clock,
@@ -84,45 +86,6 @@ struct BufferHealth {
     throughput_per_second: f64,
     /// How long events have waited beyond the linger, while the database is up and none was stored.
     stalled_seconds: f64,
-}
-
-#[derive(Serialize)]
-struct DatabaseHealth {
-    status: HealthStatus,
-    connected: bool,
-    circuit_breaker: &'static str,
-    /// Since the start of the process.
-    failovers: u64,
-    last_failover: Option<FailoverHealth>,
-}
-
-#[derive(Serialize)]
-struct FailoverHealth {
-    noticed_at: String,
-    from: WalHealth,
-    to: WalHealth,
-    /// Events that were stored again, in all failovers.
-    events_restored: u64,
-    /// Retained segments that are not replayed yet.
-    segments_pending: u64,
-    is_replayed: bool,
-    /// Set if events that were received in this time may be lost for good.
-    lost: Option<LostHealth>,
-}
-
-#[derive(Serialize)]
-struct WalHealth {
-    /// A string, since a number of JSON has 53 bits.
-    system: String,
-    timeline: u32,
-    lsn: String,
-}
-
-#[derive(Serialize)]
-struct LostHealth {
-    /// None: from the beginning.
-    from: Option<String>,
-    to: String,
 }
 
 #[derive(Serialize)]
@@ -261,7 +224,9 @@ impl Status {
             }
             HealthPart::StatusOnly => write_json(response, &StatusOnlyBody { status }),
             HealthPart::Buffer => write_json(response, &self.buffer_health(&inputs)),
-            HealthPart::Database => write_json(response, &database_health(&inputs, &self.failover)),
+            HealthPart::Database => {
+                write_json(response, &DatabaseHealth::new(&inputs, &self.failover, self.standby.as_deref()))
+            }
             HealthPart::Detailed => {
                 let detailed = DetailedBody {
                     status,
@@ -269,7 +234,7 @@ impl Status {
                     uptime_seconds: self.clock.now().since(Moment::ZERO).as_secs(),
                     version: env!("CARGO_PKG_VERSION"),
                     buffer: self.buffer_health(&inputs),
-                    database: database_health(&inputs, &self.failover),
+                    database: DatabaseHealth::new(&inputs, &self.failover, self.standby.as_deref()),
                     journal: self.journal_health(&inputs),
                     writer: self.writer_health(),
                     ledger: self.ledger_health(),
@@ -466,37 +431,13 @@ impl Status {
             retention: &self.retention,
             partitions: &self.partitions,
             cluster_restarts: self.cluster_restarts.load(Ordering::Relaxed),
+            standby: self.standby.as_deref(),
             journal: &self.journal.metrics,
             failover: &self.failover,
             gateway: &self.gateway.metrics,
             is_forwarding: self.gateway.is_forwarding(),
         })
     }
-}
-
-fn database_health(inputs: &HealthInputs, failover: &FailoverMetrics) -> DatabaseHealth {
-    let last_failover = failover.last().map(|last| FailoverHealth {
-        noticed_at: last.noticed_at.to_string(),
-        from: wal_health(last.from),
-        to: wal_health(last.to),
-        events_restored: failover.restored.load(Ordering::Relaxed),
-        segments_pending: failover.pending(),
-        is_replayed: last.is_replayed,
-        lost: last
-            .lost
-            .map(|lost| LostHealth { from: lost.from.map(|from| from.to_string()), to: lost.to.to_string() }),
-    });
-    DatabaseHealth {
-        status: inputs.database(),
-        connected: inputs.database_up,
-        circuit_breaker: inputs.breaker.name(),
-        failovers: failover.failovers.load(Ordering::Relaxed),
-        last_failover,
-    }
-}
-
-fn wal_health(wal: WalPosition) -> WalHealth {
-    WalHealth { system: wal.system.to_string(), timeline: wal.timeline, lsn: wal.lsn_text() }
 }
 
 fn write_json(response: &mut Response, body: &impl Serialize) {

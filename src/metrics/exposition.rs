@@ -21,10 +21,12 @@ use super::openmetrics;
 use super::partitions::PartitionMetrics;
 use super::rates::{WindowRates, to_f64};
 use super::retention::RetentionMetrics;
+use super::standby::standby_families;
 use super::text_format::ExpositionFormat;
 use super::writer::WriterMetrics;
 use crate::event::Timestamp;
 use crate::http::ConnectionStats;
+use crate::storage::StandbyState;
 
 /// Events that are in the journal only.
 #[derive(Clone, Copy, Debug, Default)]
@@ -69,6 +71,8 @@ pub struct MetricsSnapshot<'a> {
     pub retention: &'a RetentionMetrics,
     pub partitions: &'a PartitionMetrics,
     pub cluster_restarts: u64,
+    /// The standby that serves queries, if there is one; only then its metrics are shown.
+    pub standby: Option<&'a StandbyState>,
     pub journal: &'a JournalMetrics,
     pub failover: &'a FailoverMetrics,
     pub gateway: &'a GatewayMetrics,
@@ -96,6 +100,7 @@ impl MetricsSnapshot<'_> {
     fn families(&self) -> Vec<MetricFamily> {
         let mut families = self.ledger_families();
         families.extend(self.operational_families());
+        families.extend(self.standby.map(standby_families).into_iter().flatten());
         families.extend(self.retention_families());
         families.extend(self.partitions.families(self.wall));
         families.push(self.dropped_family());

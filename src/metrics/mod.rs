@@ -18,6 +18,7 @@ mod process;
 pub(crate) mod rates;
 mod retention;
 mod stall;
+mod standby;
 pub mod text_format;
 mod writer;
 

@@ -8,7 +8,7 @@ use crate::clock::Clock;
 use crate::http::Response;
 use crate::http::problem::{self, ProblemKind};
 use crate::logging::RateLimitedLog;
-use crate::storage::{Breaker, StoreError};
+use crate::storage::{Breaker, StandbyCondition, StandbyState, StoreError};
 
 /// `Retry-After` of a query rejected by a full queue: queries take milliseconds.
 pub(super) const QUEUE_RETRY_S: u64 = 1;
@@ -20,16 +20,22 @@ const ERROR_LOG_INTERVAL: Duration = Duration::from_secs(5);
 pub(super) struct BreakerGuard {
     pub(super) breaker: Arc<Breaker>,
     pub(super) clock: Clock,
+    /// The standby that may answer in place of the primary.
+    pub(super) standby: Option<Arc<StandbyState>>,
     error_log: Arc<RateLimitedLog>,
 }
 
 impl BreakerGuard {
     pub(super) fn new(breaker: Arc<Breaker>, clock: Clock) -> Self {
-        Self { breaker, clock, error_log: Arc::new(RateLimitedLog::new(ERROR_LOG_INTERVAL)) }
+        Self { breaker, clock, standby: None, error_log: Arc::new(RateLimitedLog::new(ERROR_LOG_INTERVAL)) }
     }
 
-    /// Whether the breaker is open; then writes a 503 to `response`.
+    /// Whether no database may answer, since the breaker is open; then writes a 503 to `response`.
     pub(super) fn reject_if_open(&self, response: &mut Response) -> bool {
+        let answers = |standby: &StandbyState| standby.condition() != StandbyCondition::Unreachable;
+        if self.standby.as_deref().is_some_and(answers) {
+            return false;
+        }
         let now = self.clock.now();
         // `retry_at` is read without `admit`: an admitted caller must report an outcome, and the
         // job may still be skipped.
@@ -80,7 +86,7 @@ pub(super) enum RunQueryError {
 }
 
 impl RunQueryError {
-    fn of(error: &StoreError) -> Self {
+    pub(super) fn of(error: &StoreError) -> Self {
         match error.sqlstate.as_deref().map(|state| (state, state.get(..2).unwrap_or(state))) {
             Some(("57014", _)) => Self::TimedOut,
             // Data exceptions, constraint and cardinality violations, program limits.

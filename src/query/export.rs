@@ -16,15 +16,15 @@ use std::time::Duration;
 use crossbeam::channel::{Receiver, Sender, bounded};
 
 use super::breaker_guard::{BreakerGuard, RunQueryError};
+use super::database::QueryDatabase;
 use super::encode::{Encoder, ExportFormat};
 use super::page_and_total::fulfil;
 use super::params::{self, Query};
 use super::request::QueryRequest;
-use crate::clock::Clock;
 use crate::event::{Event, EventKey, Timestamp};
 use crate::http::problem::{self, ProblemKind};
 use crate::http::{BodySender, HandlerResult, Promise, Response, body_channel};
-use crate::storage::{Breaker, Chunk, EventPage, EventRepository, Filter, SortOrder};
+use crate::storage::{Chunk, EventPage, Filter, SortOrder};
 
 /// Target size of a block. An export holds about four: one in the making, two in its stream, one
 /// being sent.
@@ -55,22 +55,16 @@ pub struct Exporters {
     jobs: Receiver<ExportJob>,
     /// Requeues an export when its stream has room.
     requeue: Sender<ExportJob>,
-    repository: Arc<dyn EventRepository>,
-    guard: BreakerGuard,
+    database: QueryDatabase,
 }
 
 /// Creates both ends. At most `running_max` exports run at once. Each exporter thread runs
 /// [`Exporters::run`] on its own clone and never ends.
-pub fn exports(
-    running_max: usize,
-    repository: Arc<dyn EventRepository>,
-    breaker: Arc<Breaker>,
-    clock: Clock,
-) -> (Exports, Exporters) {
+pub fn exports(running_max: usize, database: QueryDatabase) -> (Exports, Exporters) {
     // An export is in the queue at most once.
     let (sender, receiver) = bounded(running_max);
-    let guard = BreakerGuard::new(breaker, clock);
-    let exporters = Exporters { jobs: receiver, requeue: sender.clone(), repository, guard: guard.clone() };
+    let guard = database.guard.clone();
+    let exporters = Exporters { jobs: receiver, requeue: sender.clone(), database };
     (Exports { jobs: sender, running: Arc::default(), running_max, guard }, exporters)
 }
 
@@ -192,11 +186,11 @@ impl Exporters {
         if matches!(&export.state, ExportState::Streaming(feed) if feed.is_closed()) {
             return;
         }
-        let begin = self.guard.clock.now();
+        let begin = self.database.guard.clock.now();
         let page = export.cursor.next_page();
-        match self.guard.call("export", || self.repository.page(&page, BLOCK_BYTES)) {
+        match self.database.read("export", |events| events.page(&page, BLOCK_BYTES)) {
             Ok(chunk) => {
-                export.cursor.advance(&page, &chunk, self.guard.clock.now().since(begin));
+                export.cursor.advance(&page, &chunk, self.database.guard.clock.now().since(begin));
                 for event in &chunk.events {
                     export.encoder.write(event);
                 }

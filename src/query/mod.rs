@@ -5,6 +5,7 @@
 
 mod breaker_guard;
 pub mod cursor;
+mod database;
 pub mod export;
 pub mod page;
 pub mod params;
@@ -17,6 +18,7 @@ mod encode;
 mod metadata_filter;
 mod page_and_total;
 
+pub use database::QueryDatabase;
 pub use encode::ExportFormat;
 pub use export::{ExportOptions, Exporters, Exports};
 pub use params::{Count, Query};

@@ -1,7 +1,7 @@
 //! The reader threads, which run queries, and their bounded queue. An acceptor enqueues a job, or
 //! rejects the request at once when the queue is full or the breaker is open; it never blocks.
 //!
-//! Depends on storage through `EventRepository` and the breaker.
+//! Depends on storage through `QueryDatabase`.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -10,18 +10,19 @@ use std::time::Duration;
 use crossbeam::channel::{Receiver, Sender, bounded};
 
 use super::breaker_guard::{BreakerGuard, QUEUE_RETRY_S, RunQueryError};
+use super::database::QueryDatabase;
 use super::page::PageOptions;
 use super::page_and_total::{PageAndTotal, fulfil};
 use super::params::{Count, Query};
 use super::request::QueryRequest;
 use super::{receipt, stats};
 use crate::access::Services;
-use crate::clock::{Clock, Moment};
+use crate::clock::Moment;
 use crate::event::EventId;
 use crate::http::problem::{self, FieldError, FieldErrors, ProblemKind};
 use crate::http::{HandlerResult, Promise, Response};
 use crate::journal::lookup::{self, Lookup};
-use crate::storage::{Breaker, EventPage, EventRepository, EventStatus, Filter};
+use crate::storage::{EventPage, EventStatus, Filter};
 
 #[derive(Clone, Copy, Debug)]
 pub struct ReaderLimits {
@@ -48,8 +49,7 @@ pub struct Readers {
     jobs: Receiver<QueryJob>,
     waiting: Arc<AtomicUsize>,
     limits: ReaderLimits,
-    repository: Arc<dyn EventRepository>,
-    guard: BreakerGuard,
+    database: QueryDatabase,
     lookup: Option<Arc<Lookup>>,
 }
 
@@ -69,23 +69,11 @@ enum QueryTask {
 
 /// Creates the queue. Each reader thread runs [`Readers::run`] on its own clone and ends when every
 /// [`QueryQueue`] is dropped and the jobs are done.
-pub fn query_queue(
-    limits: ReaderLimits,
-    repository: Arc<dyn EventRepository>,
-    breaker: Arc<Breaker>,
-    clock: Clock,
-) -> (QueryQueue, Readers) {
+pub fn query_queue(limits: ReaderLimits, database: QueryDatabase) -> (QueryQueue, Readers) {
     let (sender, receiver) = bounded(limits.jobs_max);
     let waiting = Arc::new(AtomicUsize::new(0));
-    let guard = BreakerGuard::new(breaker, clock);
-    let readers = Readers {
-        jobs: receiver,
-        waiting: Arc::clone(&waiting),
-        limits,
-        repository,
-        guard: guard.clone(),
-        lookup: None,
-    };
+    let guard = database.guard.clone();
+    let readers = Readers { jobs: receiver, waiting: Arc::clone(&waiting), limits, database, lookup: None };
     (QueryQueue { jobs: sender, waiting, limits, guard }, readers)
 }
 
@@ -199,7 +187,7 @@ impl Readers {
 
     fn tick(&self, job: QueryJob) {
         self.waiting.fetch_sub(1, Ordering::AcqRel);
-        let expired = self.guard.clock.now().since(job.enqueued_at) > self.limits.wait_max;
+        let expired = self.database.guard.clock.now().since(job.enqueued_at) > self.limits.wait_max;
         let bytes_max = self.limits.response_bytes_max;
         match job.task {
             QueryTask::Page(combined, _) | QueryTask::Count(combined, _) if expired => {
@@ -210,13 +198,13 @@ impl Readers {
             }
             QueryTask::Page(combined, _) | QueryTask::Count(combined, _) if combined.is_answered() => {}
             QueryTask::Page(combined, page) => {
-                match self.guard.call("page", || self.repository.page(&page, bytes_max)) {
+                match self.database.read("page", |events| events.page(&page, bytes_max)) {
                     Ok(chunk) => combined.set_events(chunk),
                     Err(failure) => combined.fail(|response| failure.write(response)),
                 }
             }
             QueryTask::Count(combined, filter) => {
-                match self.guard.call("count", || self.repository.count(&filter)) {
+                match self.database.read("count", |events| events.count(&filter)) {
                     Ok(total) => combined.set_total(total),
                     Err(failure) => combined.fail(|response| failure.write(response)),
                 }
@@ -224,7 +212,7 @@ impl Readers {
             QueryTask::Hours(promise, filter) => {
                 // One row above the maximum detects a result that is too large.
                 let hours =
-                    self.guard.call("stats", || self.repository.hourly_counts(&filter, stats::ROWS_MAX + 1));
+                    self.database.read("stats", |events| events.hourly_counts(&filter, stats::ROWS_MAX + 1));
                 fulfil(promise, |response| match hours {
                     Ok(hours) => stats::write_stats(response, &filter, &hours, bytes_max),
                     Err(failure) => failure.write(response),
@@ -246,11 +234,10 @@ impl Readers {
     /// Finds a stored, dead or buffered event. An event may be stored and leave the journal between
     /// the two lookups, so the database is read again after the journal.
     fn find(&self, id: EventId) -> Result<Option<EventStatus>, RunQueryError> {
-        let find = || self.guard.call("find", || self.repository.find(id));
-        let found = find()?;
+        let found = self.database.find(id)?;
         let Some(lookup) = self.lookup.as_ref().filter(|_| found.is_none()) else { return Ok(found) };
         let waiting = lookup.find(id);
-        if let Some(found) = find()? {
+        if let Some(found) = self.database.find(id)? {
             return Ok(Some(found));
         }
         match waiting {

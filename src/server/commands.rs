@@ -35,6 +35,7 @@ pub fn migrate(settings: &Settings, clock: &Clock) -> Result<(), RunServerError>
     let target = settings.database_url.as_deref().map(ConnectTarget::parse).transpose()?;
     let _lock = if target.is_none() { Some(lock_data_dir(&settings.data_dir)?) } else { None };
     let (repository, cluster) = open_database(settings, target, None, clock)?;
+    let repository: Arc<dyn EventRepository> = repository;
     let migrated = repository.prepare();
     let maintained = migrated.is_ok().then(|| create_partitions(&repository, clock));
     drop(repository);

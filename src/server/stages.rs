@@ -22,8 +22,8 @@ use crate::gateway::push_thread::PushThread;
 use crate::gateway::state::{self, GatewayState};
 use crate::gateway::wal::{WalOptions, WalWriter};
 use crate::gateway::{self, Gateway, push_thread, scrape};
-use crate::health::DatabaseProbe;
 use crate::health::status::Status;
+use crate::health::{DatabaseProbe, StandbyProbe};
 use crate::http::tls::TlsIdentity;
 use crate::http::{
     self, Acceptor, AcceptorHandle, ConnectionStats, DecompressLimits, Decompressor, engine_minihttp,
@@ -35,7 +35,7 @@ use crate::journal::{FailoverEvent, JournalThread, JournalWriter, Lookup};
 use crate::lifecycle::Lifecycle;
 use crate::metrics::{BusinessCollector, History, Process, RetentionMetrics};
 use crate::partitions::PartitionMaintenance;
-use crate::query::{self, QueryService, ReaderLimits};
+use crate::query::{self, QueryDatabase, QueryService, ReaderLimits};
 use crate::retention::RetentionSweeper;
 use crate::settings::{HttpEngine, Settings};
 use crate::storage::{Breaker, EventRepository};
@@ -91,11 +91,12 @@ pub(super) fn start_journal(
 }
 
 /// Starts the background threads: sampler, history, retention, partitions, business metrics, health
-/// probe. They end when the returned sender is dropped.
+/// probes. They end when the returned sender is dropped.
 pub(super) fn start_helpers(
     settings: &Settings,
     status: &Arc<Status>,
     repository: &Arc<dyn EventRepository>,
+    standby: Option<&Arc<dyn EventRepository>>,
     (disk, failovers): (Arc<dyn Filesystem>, Receiver<FailoverEvent>),
 ) -> Result<Sender<()>, RunServerError> {
     let (stop, stopped) = bounded::<()>(0);
@@ -126,6 +127,13 @@ pub(super) fn start_helpers(
         journal: status.journal.clone(),
         clock: status.clock.clone(),
     };
+    if let (Some(state), Some(standby)) = (&status.standby, standby) {
+        let databases = (repository.clone(), standby.clone());
+        let mut probe =
+            StandbyProbe::new(state.clone(), databases, status.breaker.clone(), status.clock.clone());
+        let standby_stop = stopped.clone();
+        spawn(lifecycle, "standby-probe", move || probe.run(&standby_stop))?;
+    }
     spawn(lifecycle, "probe", move || probe.run(&stopped))?;
     let mut replay = FailoverReplay::new(
         (status.journal.clone(), disk),
@@ -306,25 +314,22 @@ fn start_history(
 
 pub(super) fn start_readers(
     settings: &Settings,
-    repository: Arc<dyn EventRepository>,
-    breaker: Arc<Breaker>,
+    database: QueryDatabase,
     lookup: Lookup,
     lifecycle: &Lifecycle,
-    clock: &Clock,
 ) -> Result<QueryService, RunServerError> {
     let limits = ReaderLimits {
         jobs_max: settings.query_queue_max,
         wait_max: QUERY_WAIT_MAX,
         response_bytes_max: settings.query_response_bytes_max,
     };
-    let (queue, readers) = query::query_queue(limits, repository.clone(), breaker.clone(), clock.clone());
+    let (queue, readers) = query::query_queue(limits, database.clone());
     let readers = readers.with_lookup(Arc::new(lookup));
     for nth in 0..settings.query_threads {
         let readers = readers.clone();
         spawn(lifecycle, &format!("reader-{nth}"), move || readers.run())?;
     }
-    let (exports, exporters) =
-        query::export::exports(settings.exports_max, repository, breaker, clock.clone());
+    let (exports, exporters) = query::export::exports(settings.exports_max, database);
     for nth in 0..settings.exports_max.min(EXPORTER_THREADS) {
         let exporters = exporters.clone();
         spawn(lifecycle, &format!("exporter-{nth}"), move || exporters.run())?;

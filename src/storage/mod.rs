@@ -9,11 +9,13 @@ pub mod breaker;
 pub mod day;
 pub mod memory;
 pub mod postgres;
+pub mod standby;
 mod trial;
 pub mod wal;
 
 pub use breaker::{Breaker, BreakerLimits};
 pub use day::Day;
+pub use standby::{ReplicationPosition, StandbyCondition, StandbyLag, StandbyState};
 pub use wal::{CommitPosition, DatabaseState};
 
 use std::ops::ControlFlow;
@@ -63,6 +65,11 @@ pub trait EventRepository: Send + Sync + std::fmt::Debug {
     /// Checks that the database answers, and returns how far its WAL and those of its standbys reach.
     fn state(&self) -> Result<DatabaseState, StoreError> {
         self.ping().map(|()| DatabaseState::default())
+    }
+
+    /// Returns the position in the write-ahead log. Fails where there is none, or no table of events.
+    fn replication_position(&self) -> Result<ReplicationPosition, StoreError> {
+        Err(StoreError::client_side("this database has no write-ahead log"))
     }
 
     /// Lists the days that have a partition.

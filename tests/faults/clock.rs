@@ -54,6 +54,7 @@ impl InProcessServer {
             identity: None,
             repository,
             journal: open_journal(data.path()).expect("the directory is empty"),
+            standby: None,
             cluster_restarts: Arc::default(),
         };
         let thread = {

@@ -188,6 +188,7 @@ fn f04_a_writer_panic_ends_the_process_and_no_202_follows() {
         identity: None,
         repository: faulty,
         journal,
+        standby: None,
         cluster_restarts: Arc::default(),
     };
     let serving = thread::Builder::new()

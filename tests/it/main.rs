@@ -20,6 +20,7 @@ mod export;
 mod gateway;
 mod gateway_limits;
 mod health;
+mod hosts;
 mod http;
 mod ids;
 mod instances;

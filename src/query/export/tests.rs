@@ -3,11 +3,12 @@
 use std::sync::mpsc;
 
 use super::*;
+use crate::clock::Clock;
 use crate::event::{ArrivalNumber, EventId, row};
 use crate::http::BodyStream;
 use crate::http::streaming_body::NextBlock;
 use crate::storage::memory::{InjectedFault, MemoryRepository};
-use crate::storage::{BreakerLimits, StoreError, StorePath};
+use crate::storage::{Breaker, BreakerLimits, EventRepository, StoreError, StorePath};
 
 const NOW: Timestamp = Timestamp::from_millis(1_795_435_200_000);
 
@@ -40,7 +41,8 @@ impl ExportFixture {
         let repository = Arc::new(repository);
         let breaker = Arc::new(Breaker::new(BreakerLimits::default()));
         let clock = Clock::manual(NOW, 1);
-        let (exports, exporters) = exports(running_max, repository.clone(), breaker, clock);
+        let (exports, exporters) =
+            exports(running_max, QueryDatabase::new(repository.clone(), breaker, clock));
         Self { exports, exporters, repository }
     }
 

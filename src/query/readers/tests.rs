@@ -3,13 +3,14 @@
 use std::sync::{Barrier, Mutex, mpsc};
 
 use super::*;
+use crate::clock::Clock;
 use crate::event::{ArrivalNumber, Event, Timestamp};
 use crate::query::cursor::Cursor;
 use crate::storage::breaker::BreakerState;
 use crate::storage::{
-    BreakerLimits, Chunk, CreatePartitionLimits, CreatePartitionOutcome, Day, DeadLetter, DefaultPartition,
-    HourCount, RetentionSweep, SortOrder as Direction, StoreError, StorePath, Stored, SweepConditions,
-    Totals,
+    Breaker, BreakerLimits, Chunk, CreatePartitionLimits, CreatePartitionOutcome, Day, DeadLetter,
+    DefaultPartition, EventRepository, HourCount, RetentionSweep, SortOrder as Direction, StoreError,
+    StorePath, Stored, SweepConditions, Totals,
 };
 
 const NOW: Timestamp = Timestamp::from_millis(1_795_435_200_000);
@@ -120,8 +121,10 @@ impl ReaderFixture {
         let (fake, breaker) = (Arc::new(fake), Arc::new(Breaker::new(limits)));
         let clock = Clock::manual(NOW, 1);
         let limits = ReaderLimits { jobs_max: 3, wait_max: Duration::from_secs(5), response_bytes_max: 1000 };
-        let (queue, readers) =
-            query_queue(limits, Arc::clone(&fake) as Arc<_>, Arc::clone(&breaker), clock.clone());
+        let (queue, readers) = query_queue(
+            limits,
+            QueryDatabase::new(Arc::clone(&fake) as Arc<_>, Arc::clone(&breaker), clock.clone()),
+        );
         let (sender, answers) = mpsc::channel();
         Self { queue, readers, fake, breaker, clock, sender, answers }
     }

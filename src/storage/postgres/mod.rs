@@ -5,6 +5,7 @@
 //! - `connect`, `io_timeout`: connection pools, transactions, and the timeout of silent sockets.
 //! - `session`: the PostgreSQL settings of each transaction.
 //! - `read_query`: read-only statements in one round trip.
+//! - `replication`: the position of a primary or a standby in the write-ahead log.
 //! - `migrate`, `partition`: create tables and partitions.
 //! - `known_partitions`: requests partitions for the days of a batch.
 //! - `store`, `find`, `totals`, `counts`, `dead`: read and write rows.
@@ -26,6 +27,7 @@ mod known_partitions;
 mod migrate;
 mod partition;
 mod read_query;
+mod replication;
 mod session;
 mod store;
 mod sweep;
@@ -52,7 +54,7 @@ pub use connect::writer_connections;
 pub use counts::CountMismatch;
 pub use dead::{DeadEvent, DeadFilter, ReplayOutcome};
 pub use session::SynchronousCommit;
-pub use target::{ConnectTarget, ParseDatabaseUrlError};
+pub use target::{ConnectTarget, ParseDatabaseUrlError, ParseReadUrlError};
 pub use url_text::connection_pairs;
 
 use self::connect::{Connections, OwnConnection, TxnOptions};
@@ -65,8 +67,8 @@ use crate::event::{EventId, Timestamp};
 use crate::storage::wal::WalPosition;
 use crate::storage::{
     Chunk, CreatePartitionLimits, CreatePartitionOutcome, DatabaseState, Day, DeadLetter, DefaultPartition,
-    EventPage, EventRepository, EventStatus, Filter, HourCount, PartitionRequest, RetentionSweep, StoreError,
-    StorePath, Stored, SweepConditions, Totals,
+    EventPage, EventRepository, EventStatus, Filter, HourCount, PartitionRequest, ReplicationPosition,
+    RetentionSweep, StoreError, StorePath, Stored, SweepConditions, Totals,
 };
 
 /// Connection and time limits, and the guarantee of COMMIT.
@@ -131,6 +133,17 @@ pub struct PostgresRepository {
 impl PostgresRepository {
     /// Does not connect: a server starts and accepts events while its database is down.
     pub fn new(target: &ConnectTarget, limits: PostgresLimits) -> Self {
+        Self::with_session(target, limits, Arc::new(SessionSettings::new(limits.synchronous_commit)))
+    }
+
+    /// The repository of a standby of this database, for reads. It finds the tables in the schemas
+    /// that `prepare` has found here, since a standby cannot be prepared.
+    #[must_use]
+    pub fn standby(&self, target: &ConnectTarget) -> Self {
+        Self::with_session(target, self.limits, self.connections.session.clone())
+    }
+
+    fn with_session(target: &ConnectTarget, limits: PostgresLimits, session: Arc<SessionSettings>) -> Self {
         // JIT compilation takes longer than any query here, and the cost that the planner adds for
         // a disabled sort would trigger it for each page.
         let begin_query = format!(
@@ -144,7 +157,6 @@ impl PostgresRepository {
         let io_timeout = limits.query_timeout + limits.response_grace;
         let begin_ping =
             format!("BEGIN READ ONLY; SET LOCAL statement_timeout = {}", limits.ping_timeout.as_millis());
-        let session = Arc::new(SessionSettings::new(limits.synchronous_commit));
         let wal = Arc::new(WalReader::new(limits.synchronous_commit, limits.last_position));
         Self {
             connections: Connections::new(
@@ -279,6 +291,10 @@ impl EventRepository for PostgresRepository {
             let standby_flushed = self.standbys.flushed_by_all(position, standbys);
             Ok(DatabaseState { position: Some(wal.observe(before, position)), standby_flushed })
         })
+    }
+
+    fn replication_position(&self) -> Result<ReplicationPosition, StoreError> {
+        replication::position(self.read_pool(&self.ping_options))
     }
 
     fn partition_days(&self) -> Result<Vec<Day>, StoreError> {

@@ -65,11 +65,30 @@ pub enum ParseDatabaseUrlError {
     RootCertificate(String),
 }
 
+/// An invalid `DATABASE_READ_URL`.
+#[derive(Debug, thiserror::Error)]
+pub struct ParseReadUrlError(ParseDatabaseUrlError);
+
+impl fmt::Display for ParseReadUrlError {
+    /// The messages begin with the name of the setting, and hints may repeat it.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0.to_string().replace("DATABASE_URL", "DATABASE_READ_URL"))
+    }
+}
+
 impl ConnectTarget {
     /// Parses a URL or a list of `key=value`. Reads the file of `sslrootcert`; does not connect.
     pub fn parse(text: &str) -> Result<Self, ParseDatabaseUrlError> {
+        Self::parse_with(text, Parameters::default())
+    }
+
+    /// Parses `DATABASE_READ_URL`, whose database may be a standby.
+    pub fn parse_for_reads(text: &str) -> Result<Self, ParseReadUrlError> {
+        Self::parse_with(text, Parameters::for_reads()).map_err(ParseReadUrlError)
+    }
+
+    fn parse_with(text: &str, mut parameters: Parameters) -> Result<Self, ParseDatabaseUrlError> {
         let (base, pairs) = url_text::split(text)?;
-        let mut parameters = Parameters::default();
         parameters.config = base_config(&base);
         parameters.hosts = base.get_hosts().iter().map(host_text).collect();
         parameters.ports = base.get_ports().to_vec();
@@ -267,7 +286,7 @@ mod tests {
         assert_eq!(config("connect_timeout=0").get_connect_timeout(), Some(&CONNECT_TIMEOUT));
         assert_eq!(config("sslmode=&port=").get_ssl_mode(), SslMode::Prefer, "empty is the default");
         // Parameters replace host and port of the URL.
-        let replaced = config("host=a,b&port=1,2");
+        let replaced = config("host=a,b&port=1,2&target_session_attrs=read-write");
         assert_eq!(replaced.get_hosts(), [Host::Tcp("a".to_owned()), Host::Tcp("b".to_owned())]);
         assert_eq!(replaced.get_ports(), [1, 2]);
         assert_eq!(config("host=/tmp").get_hosts(), [Host::Unix("/tmp".into())]);
@@ -298,6 +317,11 @@ mod tests {
             let (name, _) = name.split_once('=').unwrap();
             assert!(target.warnings().len() == 1 && target.warnings()[0].starts_with(name), "{target:?}");
         }
+        // Two hosts, of which one may be a standby.
+        let warnings = |text: &str| ConnectTarget::parse(text).unwrap().warnings().len();
+        assert_eq!(warnings("postgres://u@a,b/d"), 1);
+        assert_eq!(warnings("postgres://u@a,b/d?target_session_attrs=primary"), 0);
+        assert_eq!(ConnectTarget::parse_for_reads("postgres://u@a,b/d").unwrap().warnings().len(), 0);
     }
 
     #[test]

@@ -98,11 +98,17 @@ pub(super) struct Parameters {
     ssl_mode: Option<String>,
     root_certificate: Option<String>,
     fallback_application_name: Option<String>,
+    /// The connections only read, so that they may lead to a standby.
+    only_reads: bool,
     /// Parameters without an effect, with the reason.
     pub(super) warnings: Vec<String>,
 }
 
 impl Parameters {
+    pub(super) fn for_reads() -> Self {
+        Self { only_reads: true, ..Self::default() }
+    }
+
     /// Applies the parameter at `position`, counted from 1. An empty value is the default.
     pub(super) fn apply(
         &mut self,
@@ -217,6 +223,10 @@ impl Parameters {
                 self.config.target_session_attrs(match one_of(key, value, &all)? {
                     "any" => TargetSessionAttrs::Any,
                     "read-write" | "primary" => TargetSessionAttrs::ReadWrite,
+                    "read-only" | "standby" if self.only_reads => TargetSessionAttrs::ReadOnly,
+                    _ if self.only_reads => {
+                        return Err(must_be(key, "any, read-write, primary, read-only or standby"));
+                    }
                     _ => return Err(must_be(key, "any, read-write or primary: events are written")),
                 });
             }
@@ -317,7 +327,16 @@ impl Parameters {
     /// Completes the configuration with the addresses, which must match in number. Returns it with
     /// the warnings, and with a configuration for each host alone.
     pub(super) fn into_config(self) -> Result<(Config, Vec<Config>, Vec<String>), ParseDatabaseUrlError> {
-        let Self { mut config, hosts, addresses, ports, fallback_application_name, warnings, .. } = self;
+        let Self {
+            mut config,
+            hosts,
+            addresses,
+            ports,
+            fallback_application_name,
+            only_reads,
+            mut warnings,
+            ..
+        } = self;
         if !hosts.is_empty() && !addresses.is_empty() && hosts.len() != addresses.len() {
             return Err(must_be("hostaddr", "one address for each host"));
         }
@@ -326,6 +345,14 @@ impl Parameters {
         }
         if hosts.iter().any(String::is_empty) {
             return Err(must_be("host", "a list without empty elements"));
+        }
+        let is_any = config.get_target_session_attrs() == TargetSessionAttrs::Any;
+        if hosts.len().max(addresses.len()) > 1 && is_any && !only_reads {
+            warnings.push(
+                "several hosts without target_session_attrs=read-write: nothing is stored while the first \
+                 that answers is a standby"
+                    .to_owned(),
+            );
         }
         if config.get_application_name().is_none() {
             config.application_name(fallback_application_name.as_deref().unwrap_or(APPLICATION_NAME));
