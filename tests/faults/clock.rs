@@ -15,12 +15,12 @@ use aurore_events::http::listener;
 use aurore_events::lifecycle::Lifecycle;
 use aurore_events::server::{RunServerError, ServerInputs, open_journal, policy, serve};
 use aurore_events::settings::Settings;
-use aurore_events::storage::EventRepository;
 use aurore_events::storage::memory::MemoryRepository;
 use aurore_events::storage::postgres::{ConnectTarget, PostgresLimits, PostgresRepository};
+use aurore_events::storage::{EventRepository, StoreError};
 
 use crate::fixture::ReportRow;
-use crate::harness::client::request;
+use crate::harness::client::{NDJSON, request};
 use crate::harness::events::{event_at, ids_of};
 use crate::harness::server::PARTITIONS;
 use crate::harness::temp::temp_dir;
@@ -35,18 +35,27 @@ struct InProcessServer {
     clock: Clock,
     lifecycle: Lifecycle,
     thread: JoinHandle<Result<(), RunServerError>>,
-    _data: TempDir,
+    data: TempDir,
 }
 
 impl InProcessServer {
     /// Starts the server and waits until it is ready.
     fn start(repository: Arc<dyn EventRepository>, start: Timestamp, arguments: &[&str]) -> Self {
+        Self::start_in(temp_dir(), repository, start, arguments)
+    }
+
+    /// Like `start`, in the data directory of an earlier server.
+    fn start_in(
+        data: TempDir,
+        repository: Arc<dyn EventRepository>,
+        start: Timestamp,
+        arguments: &[&str],
+    ) -> Self {
         let arguments = ["aurore-events", "--drain-interval=20"].iter().chain(arguments);
         let (_, settings) = Settings::load(arguments.map(Into::into)).expect("the settings are right");
         let listeners = listener::bind(([127, 0, 0, 1], 0).into(), 1).expect("a port is free");
         let address = listeners[0].local_addr().expect("it is bound");
         let (lifecycle, notices) = Lifecycle::new();
-        let data = temp_dir();
         let clock = Clock::manual(start, 7);
         let outside = ServerInputs {
             listeners,
@@ -62,7 +71,7 @@ impl InProcessServer {
             let body = move || serve(&settings, outside, &lifecycle, &notices, &clock);
             thread::Builder::new().spawn(body).expect("a thread starts")
         };
-        let server = Self { address, clock, lifecycle, thread, _data: data };
+        let server = Self { address, clock, lifecycle, thread, data };
         until("it is ready", || {
             let asked = Client::try_connect(address)
                 .and_then(|mut client| client.try_exchange(&request("GET", "/ready", &[], b"")));
@@ -76,13 +85,30 @@ impl InProcessServer {
         self.clock.advance(Duration::from_millis(5));
     }
 
-    fn stop(self) {
+    fn set_wall(&self, start: Timestamp, jump: i64) {
+        self.clock.set_wall(Timestamp::from_micros(start.micros() + jump));
+    }
+
+    fn client(&self) -> Client {
+        Client::connect(self.address)
+    }
+
+    /// The value of a metric without labels.
+    fn metric(&self, name: &str) -> f64 {
+        let page = self.client().get("/metrics/prometheus").text();
+        let line = page.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+        line.and_then(|value| value.parse::<f64>().ok()).expect("the metric is there")
+    }
+
+    /// Returns the data directory.
+    fn stop(self) -> TempDir {
         self.lifecycle.request_stop();
         until("it ends", || {
             self.advance();
             self.thread.is_finished()
         });
         self.thread.join().expect("no panic").expect("a clean stop");
+        self.data
     }
 }
 
@@ -118,6 +144,73 @@ fn f25_wall_clock_jumps_stall_no_timer_and_repeat_no_id() {
     row.passed_after(8, 500);
 }
 
+/// The backoff of the writer, the breaker and the journal during an outage.
+#[test]
+fn f25_jumps_during_an_outage_delay_no_retry_and_lose_no_event() {
+    const BREAKER_TIMEOUT: Duration = Duration::from_secs(30);
+    let mut row = ReportRow::new("25 clock jumps of a day during an outage, both ways");
+    let repository = Arc::new(MemoryRepository::new());
+    let start = now();
+    let server = InProcessServer::start(repository.clone(), start, &[]);
+    let mut sent = 0;
+    for jump in [DAY, -DAY, 0] {
+        repository.set_outage(Some(StoreError::client_side("gone")));
+        for time in [start.micros() - HOUR, start.micros() - DAY] {
+            let events = vec![event_at(Timestamp::from_micros(time), "s", "m"); 10];
+            let written = [("Content-Type", NDJSON), ("Durability", "written")];
+            let bytes = request("POST", "/events", &written, events.join("\n").as_bytes());
+            ids_of(&server.client().exchange(&bytes));
+            sent += 10;
+        }
+        until("the breaker opens", || {
+            server.advance();
+            server.metric("circuit_breaker_state") > 0.0
+        });
+        server.set_wall(start, jump);
+        repository.set_outage(None);
+        let opened = server.clock.now();
+        until("every event is stored", || {
+            server.clock.advance(Duration::from_millis(500));
+            server.set_wall(start, jump);
+            repository.events().len() == sent
+        });
+        let took = server.clock.now().since(opened);
+        assert!(took < 2 * BREAKER_TIMEOUT, "{took:?} of monotonic time after a jump of {jump} us");
+        server.set_wall(start, 0);
+    }
+    server.stop();
+    row.passed_after(3, sent as u64);
+}
+
+/// Recovery must not judge the timestamps of acknowledged events by the clock of today.
+#[test]
+fn f25_a_restart_on_another_day_replays_every_event() {
+    let mut row = ReportRow::new("25 restart with a clock off by a day and 45 days, both ways");
+    let start = now();
+    let jumps = [DAY, -DAY, 45 * DAY, -45 * DAY];
+    for jump in jumps {
+        let repository = Arc::new(MemoryRepository::new());
+        let server = InProcessServer::start(repository.clone(), start, &[]);
+        repository.set_outage(Some(StoreError::client_side("gone")));
+        let ids: HashSet<String> =
+            ids_of(&server.client().post_ndjson(&vec![event_at(start, "s", "m"); 100])).into_iter().collect();
+        let data = server.stop();
+        assert!(repository.events().is_empty(), "they are in the journal");
+        repository.set_outage(None);
+        let wall = Timestamp::from_micros(start.micros() + jump);
+        let server = InProcessServer::start_in(data, repository.clone(), wall, &[]);
+        until("every event is stored", || {
+            server.advance();
+            repository.events().len() == ids.len()
+        });
+        let stored: HashSet<String> =
+            repository.events().iter().map(|event| event.event_id.to_string()).collect();
+        assert_eq!(stored, ids, "a jump of {jump} us");
+        server.stop();
+    }
+    row.passed_after(4, 400);
+}
+
 #[test]
 fn f25_a_clock_45_days_ahead_deletes_nothing_from_the_database() {
     let mut row = ReportRow::new("25 a clock 45 days ahead, and retention on PostgreSQL");
@@ -135,18 +228,13 @@ fn f25_a_clock_45_days_ahead_deletes_nothing_from_the_database() {
         server.advance();
         postgres.stored() == 1
     });
-    let mut metric = |name: &str| {
-        let page = client.get("/metrics/prometheus").text();
-        let line = page.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
-        line.and_then(|value| value.parse::<f64>().ok()).expect("the metric is there")
-    };
     // While the clocks agree, sweeps run.
     until("a sweep is done", || {
         server.clock.advance(Duration::from_millis(100));
-        metric("retention_runs_total") > 0.0
+        server.metric("retention_runs_total") > 0.0
     });
     server.clock.set_wall(Timestamp::from_micros(start.micros() + 45 * DAY));
-    until("a sweep is refused", || metric("retention_failures_total") > 0.0);
+    until("a sweep is refused", || server.metric("retention_failures_total") > 0.0);
     assert_eq!((partitions(), postgres.stored()), (PARTITIONS, 1));
     server.stop();
     row.passed_after(1, 1);
