@@ -232,6 +232,21 @@ fn snapshot_replaces_the_log_while_pushes_continue() {
     assert!(start(&disk, &clock, Ttl::default(), limits).recovered.is_incomplete);
 }
 
+/// Each of these pushes postpones the periodic sync.
+#[test]
+fn frequent_synced_pushes_do_not_prevent_a_snapshot() {
+    let (temp, clock) = (GatewayDir::new(), clock());
+    let limits = WalOptions { snapshot_bytes_min: 1, ..LIMITS };
+    let mut test = start(&temp.disk(), &clock, Ttl::default(), limits);
+    for nth in 0..10 {
+        test.put_group("job/a", &format!("m {nth}\n")).unwrap();
+        assert_eq!(test.wait_durable(Durability::Synced), Some(true));
+        clock.advance(LIMITS.sync_interval / 2);
+        test.log.tick(false);
+    }
+    assert!(test.gateway.metrics.snapshots.load(Ordering::Relaxed) > 0);
+}
+
 #[test]
 fn pushes_are_refused_after_a_disk_failure_until_a_snapshot_is_written() {
     let (temp, clock) = (GatewayDir::new(), clock());

@@ -214,7 +214,7 @@ impl WalWriter {
         }
         if self.snapshot.is_some() {
             self.write_snapshot(finishing && self.snapshot_required)?;
-        } else if self.snapshot_requested || due && self.is_snapshot_due() {
+        } else if self.snapshot_requested || (to_sync || due) && self.is_snapshot_due() {
             self.snapshot_requested = false;
             self.sync()?;
             let (snapshot, records, waiters) = self.gateway.take_snapshot();
