@@ -58,12 +58,7 @@ impl FaultInjection {
     /// In the thread of this name.
     #[track_caller]
     fn into_thread(pid: u32, name: &str, calls: &str, error: &str) -> Self {
-        let tasks = fs::read_dir(format!("/proc/{pid}/task")).expect("it runs");
-        let tid = tasks
-            .map(|task| task.expect("it runs").path())
-            .find(|task| fs::read_to_string(task.join("comm")).is_ok_and(|comm| comm.trim() == name))
-            .and_then(|task| task.file_name()?.to_str().map(str::to_owned));
-        Self::with(&["-p", &tid.expect("it has such a thread")], calls, error)
+        Self::with(&["-p", &thread_id(pid, name)], calls, error)
     }
 
     #[track_caller]
@@ -92,6 +87,17 @@ impl Drop for FaultInjection {
         crate::harness::process::signal("INT", self.0.id());
         drop(self.0.wait());
     }
+}
+
+/// The id of the thread of this name.
+#[track_caller]
+pub(crate) fn thread_id(pid: u32, name: &str) -> String {
+    let tasks = fs::read_dir(format!("/proc/{pid}/task")).expect("it runs");
+    let tid = tasks
+        .map(|task| task.expect("it runs").path())
+        .find(|task| fs::read_to_string(task.join("comm")).is_ok_and(|comm| comm.trim() == name))
+        .and_then(|task| task.file_name()?.to_str().map(str::to_owned));
+    tid.expect("it has such a thread")
 }
 
 fn journal(fixture: &Fixture) -> PathBuf {

@@ -14,6 +14,7 @@ mod clock;
 mod database;
 mod disk;
 mod failover;
+mod gateway;
 mod in_flight;
 mod model;
 mod overload;
