@@ -11,7 +11,10 @@ use crate::clock::{Clock, Moment};
 use crate::journal::Journal;
 use crate::storage::{Breaker, EventRepository};
 
-const PROBE_INTERVAL: Duration = Duration::from_secs(5);
+/// Interval of the pings while the breaker awaits the return of the database, as after a failover.
+const RETURN_INTERVAL: Duration = Duration::from_secs(1);
+/// Otherwise every fifth interval has a ping.
+const PING_EVERY: u32 = 5;
 /// A ping without an answer for this long counts as an outage, though the ping itself may go on: on
 /// a Unix socket no timeout ends it.
 const PING_TIMEOUT: Duration = Duration::from_secs(5);
@@ -49,18 +52,22 @@ pub struct DatabaseProbe {
 impl DatabaseProbe {
     /// Pings periodically until the sender of `stop` is dropped.
     pub fn run(&self, stop: &Receiver<()>) {
-        loop {
-            self.tick();
-            match stop.recv_timeout(PROBE_INTERVAL) {
+        for interval in (0..PING_EVERY).cycle() {
+            if interval == 0 || self.breaker.awaits_return() {
+                self.tick();
+            }
+            match stop.recv_timeout(RETURN_INTERVAL) {
                 Ok(()) | Err(RecvTimeoutError::Timeout) => {}
                 Err(RecvTimeoutError::Disconnected) => return,
             }
         }
     }
 
-    /// Pings once, unless the breaker is open: then the database counts as down.
+    /// Pings once, unless the breaker is open for another reason than that the database is not
+    /// reachable: then the database counts as down.
     pub fn tick(&self) {
-        if self.breaker.admit(self.clock.now()).is_err() {
+        let awaits_return = self.breaker.awaits_return();
+        if !awaits_return && self.breaker.admit(self.clock.now()).is_err() {
             self.state.set_up(false);
             return;
         }
@@ -78,9 +85,16 @@ impl DatabaseProbe {
         match answer {
             Ok(state) => {
                 self.journal.observe(state);
-                self.breaker.record_success(now);
+                if awaits_return {
+                    self.breaker.record_return();
+                } else {
+                    self.breaker.record_success(now);
+                }
             }
-            Err(_) => self.breaker.record_failure(now),
+            Err(error) => {
+                self.breaker.set_unreachable(error.is_unreachable());
+                self.breaker.record_failure(now);
+            }
         }
     }
 }

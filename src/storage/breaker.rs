@@ -56,6 +56,7 @@ pub struct BreakerOpenError {
 /// The state machine of the breaker, without a lock. **Invariant:** when half-open, at most one
 /// probe is in flight.
 #[derive(Debug)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a fact of its own, and any of them go together")]
 pub struct BreakerMachine {
     limits: BreakerLimits,
     phase: MachinePhase,
@@ -63,6 +64,10 @@ pub struct BreakerMachine {
     tripped: bool,
     /// The writer has failed and not succeeded since.
     writer_failing: bool,
+    /// The last failure was that of a database that is not reachable.
+    unreachable: bool,
+    /// [`Self::record_return`] has ended an open phase since the breaker was closed.
+    returned: bool,
     transitions: u64,
 }
 
@@ -80,6 +85,8 @@ impl BreakerMachine {
             phase: MachinePhase::Closed { failures: 0 },
             tripped: false,
             writer_failing: false,
+            unreachable: false,
+            returned: false,
             transitions: 0,
         }
     }
@@ -116,6 +123,7 @@ impl BreakerMachine {
             self.tripped = false;
         }
         self.writer_failing = false;
+        self.unreachable = false;
         self.record_success(now);
     }
 
@@ -159,6 +167,27 @@ impl BreakerMachine {
         }
     }
 
+    /// Notes the cause of the failure that is recorded next.
+    pub fn set_unreachable(&mut self, unreachable: bool) {
+        self.unreachable = unreachable;
+    }
+
+    /// Whether the breaker is open only because the database is not reachable, so that an answered
+    /// ping shows that a call may succeed. It shows so once: if that call fails, the timeout applies.
+    pub fn awaits_return(&self) -> bool {
+        let is_open = matches!(self.phase, MachinePhase::Open { .. });
+        is_open && self.unreachable && !self.tripped && !self.returned
+    }
+
+    /// Records that the database answers again: an open breaker that awaited it becomes half-open
+    /// before its timeout.
+    pub fn record_return(&mut self) {
+        if self.awaits_return() {
+            self.returned = true;
+            self.transition_to(MachinePhase::HalfOpen { successes: 0, probe_since: None });
+        }
+    }
+
     /// Opens the breaker at once, for faults that a retry does not fix: a wrong password, a missing
     /// table.
     pub fn trip(&mut self, now: Moment) {
@@ -191,6 +220,7 @@ impl BreakerMachine {
     }
 
     fn transition_to(&mut self, phase: MachinePhase) {
+        self.returned &= !matches!(phase, MachinePhase::Closed { .. });
         self.phase = phase;
         self.transitions += 1;
     }
@@ -223,6 +253,18 @@ impl Breaker {
 
     pub fn record_failure(&self, now: Moment) {
         self.change(|machine| machine.record_failure(now));
+    }
+
+    pub fn set_unreachable(&self, unreachable: bool) {
+        self.lock().set_unreachable(unreachable);
+    }
+
+    pub fn awaits_return(&self) -> bool {
+        self.lock().awaits_return()
+    }
+
+    pub fn record_return(&self) {
+        self.change(BreakerMachine::record_return);
     }
 
     pub fn trip(&self, now: Moment) {
@@ -363,6 +405,30 @@ mod tests {
         machine.record_writer_success(at(13));
         machine.record_success(at(14));
         assert_eq!(machine.state(), BreakerState::Closed);
+    }
+
+    #[test]
+    fn breaker_that_awaits_the_return_of_the_database_is_half_open_with_it_once() {
+        let mut machine = opened();
+        machine.record_return();
+        assert_eq!(machine.state(), BreakerState::Open, "the database was reachable");
+        machine.set_unreachable(true);
+        assert!(machine.awaits_return());
+        machine.record_return();
+        assert_eq!((machine.state(), machine.admit(at(1))), (BreakerState::HalfOpen, Ok(())));
+        // The call fails nonetheless: the timeout applies.
+        machine.record_writer_failure(at(1));
+        machine.record_return();
+        assert_eq!((machine.state(), machine.awaits_return()), (BreakerState::Open, false));
+        assert_eq!(machine.admit(at(11)), Ok(()));
+        machine.record_writer_success(at(11));
+        machine.record_writer_success(at(11));
+        assert_eq!(machine.state(), BreakerState::Closed);
+        (0..3).for_each(|_| machine.record_writer_failure(at(12)));
+        assert!(machine.awaits_return(), "the next outage");
+        machine.trip(at(13));
+        machine.record_return();
+        assert_eq!(machine.state(), BreakerState::Open, "a ping does not show that a fault was corrected");
     }
 
     /// Operations for the reference model, which derives the state from the whole history.

@@ -384,6 +384,12 @@ pub struct StoreError {
 }
 
 impl StoreError {
+    /// Whether the database was not reached, or is starting or shutting down.
+    pub fn is_unreachable(&self) -> bool {
+        let matches = |code: &str| code.starts_with("08") || matches!(code, "57P01" | "57P02" | "57P03");
+        self.sqlstate.as_deref().is_none_or(matches)
+    }
+
     /// An error raised on the client side of the connection.
     pub fn client_side(message: impl Into<String>) -> Self {
         Self {

@@ -47,6 +47,9 @@ use retry::{FailedBatch, Failure};
 /// Interval of `EventRepository::prepare`, which is cheap unless tables were found missing.
 const PREPARE_INTERVAL: Duration = Duration::from_mins(1);
 
+/// Interval at which the writer looks at an open breaker.
+const BREAKER_CHECK_INTERVAL: Duration = Duration::from_millis(500);
+
 /// Dependencies that the writer shares with other threads.
 #[derive(Debug)]
 pub struct WriterDeps {
@@ -376,6 +379,7 @@ impl Writer {
         if class == ErrorClass::Misconfigured {
             self.deps.breaker.trip(now);
         } else {
+            self.deps.breaker.set_unreachable(error.is_unreachable());
             self.deps.breaker.record_writer_failure(now);
         }
     }
@@ -397,10 +401,9 @@ impl Writer {
                 Ok(()) => return Ok(()),
                 Err(open) => {
                     let drain = self.deps.drain.deadline();
-                    self.wait(
-                        |writer, now| now >= open.retry_at || writer.deps.drain.deadline() != drain,
-                        open.retry_at,
-                    )?;
+                    // The probe may end the open phase earlier.
+                    let until = open.retry_at.min(self.deps.clock.now().plus(BREAKER_CHECK_INTERVAL));
+                    self.wait(|writer, now| now >= until || writer.deps.drain.deadline() != drain, until)?;
                 }
             }
         }

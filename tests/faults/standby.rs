@@ -87,6 +87,33 @@ fn f35_a_clean_switchover_loses_nothing_and_stores_each_event_once() {
     row.passed();
 }
 
+/// The breaker opens for 30 s, its default, but the probe finds the promoted standby.
+#[test]
+fn f35_stores_resume_soon_after_a_switchover_that_opened_the_breaker() {
+    let mut row = ReportRow::new("35 switchover that opens the breaker");
+    let clock = Clock::system();
+    let mut pair = ReplicatedPostgres::start();
+    let server = Server::start(&[("DATABASE_URL", &pair.url()), ("DRAIN_INTERVAL", "50")]);
+    wait_for_partitions(&pair.primary);
+    let producer = Producer::start_with_profile(server.address(), LoadProfile::STEADY);
+    until("events are stored", || server.metric("events_stored_total") > 100);
+    pair.stop_primary();
+    until("the breaker opens", || server.metric("circuit_breaker_state") == 2);
+    let before = server.metric("events_stored_total");
+    pair.promote_standby();
+    let promoted = clock.now();
+    crate::harness::wait::until_within(SWITCHOVER_MAX, "events are stored again", || {
+        server.metric("events_stored_total") > before
+    });
+    eprintln!("35: stores resume {:?} after the promotion", clock.now().since(promoted));
+    let record = producer.stop();
+    wait_for_drain_within(Duration::from_mins(2), &server);
+    let found = CheckResult::of(&record, &pair.standby);
+    row.set_counts(1, &found);
+    assert_eq!((found.lost.len(), found.duplicated, found.unexpected), (0, 0, 0));
+    row.passed();
+}
+
 /// The standby of a server that reads from it.
 struct StandbyFixture {
     server: Server,
