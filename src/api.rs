@@ -21,7 +21,7 @@ use crate::http::problem::{self, ProblemKind};
 use crate::http::{
     Continuation, Handler, HandlerResult, HeadResult, Headers, Method, Promise, Refusal, Request, Response,
 };
-use crate::ingest::{self, IngestLimits, NDJSON_TYPES};
+use crate::ingest::{self, IngestLimits, InputPath, NDJSON_TYPES, RefusalFormat};
 use crate::journal::Durability;
 use crate::metrics::HttpMetrics;
 use crate::metrics::text_format::ExpositionFormat;
@@ -59,7 +59,7 @@ struct AcceptedHead {
     label: usize,
 }
 
-/// The state of a `POST /events` that needs more than one turn of the event loop.
+/// The state of a post of events that needs more than one turn of the event loop.
 struct PendingPost {
     grant: Grant,
     /// The response headers that [`Gate::authorize`] wrote.
@@ -67,6 +67,7 @@ struct PendingPost {
     /// Index in [`router::LABELS`].
     label: usize,
     started: Moment,
+    path: InputPath,
     body: LongBody,
 }
 
@@ -105,8 +106,8 @@ impl ApiHandler {
             return self.accepts_gateway_head(page, grant, request, response);
         }
         // The bodies of all other routes are ignored.
-        *route != Route::PostEvents
-            || (accepts_ids(grant, request, response) && self.intake.accepts_head(request, response))
+        let Route::Post(path) = *route else { return true };
+        accepts_ids(grant, request, response) && self.intake.accepts_head(path, request, response)
     }
 
     /// Serves an authorized request whose body has arrived.
@@ -126,12 +127,13 @@ impl ApiHandler {
             Route::Gateway(page) => {
                 return self.handle_gateway(&page, &grant, request, (label, started), response);
             }
-            Route::PostEvents if !accepts_ids(&grant, request, response) => return HandlerResult::Done,
-            Route::PostEvents => {
+            Route::Post(_) if !accepts_ids(&grant, request, response) => return HandlerResult::Done,
+            Route::Post(path) => {
                 let policy_headers_len = response.headers.len();
-                let outcome = self.intake.post(started, grant.services.as_deref(), request, response);
+                let services = grant.services.as_deref();
+                let outcome = self.intake.post((path, started), services, request, response);
                 return self.finish_post(
-                    outcome,
+                    (path, outcome),
                     grant,
                     policy_headers_len,
                     (label, started),
@@ -164,11 +166,11 @@ impl ApiHandler {
         HandlerResult::Done
     }
 
-    /// Turns the outcome of a `POST /events` into a handler result. The first `policy_headers_len`
+    /// Turns the outcome of a post of events into a handler result. The first `policy_headers_len`
     /// bytes of the response headers are those that the gate wrote.
     fn finish_post(
         &mut self,
-        outcome: IntakeOutcome,
+        (path, outcome): (InputPath, IntakeOutcome),
         grant: Grant,
         policy_headers_len: usize,
         (label, started): (usize, Moment),
@@ -182,12 +184,13 @@ impl ApiHandler {
                 // failure.
                 let policy_headers = response.headers.drain(..policy_headers_len).collect();
                 let promise = self.counted_promise(request, policy_headers, (label, started));
-                self.intake.answer_on_durable(level, promise, response);
+                let refusal_format = RefusalFormat::of(path, request.headers);
+                self.intake.answer_on_durable(level, refusal_format, promise, response);
                 HandlerResult::Pending
             }
             IntakeOutcome::Yield(body) => {
                 let policy_headers = response.headers[..policy_headers_len].to_vec();
-                let post = PendingPost { grant, policy_headers, label, started, body };
+                let post = PendingPost { grant, policy_headers, label, started, path, body };
                 HandlerResult::Yield(Box::new(PendingRequest::Post(post)))
             }
         }
@@ -281,6 +284,14 @@ fn accepts_ids(grant: &Grant, request: &Request<'_>, response: &mut Response) ->
     is_allowed
 }
 
+/// Gives a refusal the form that the clients of the path read.
+#[cold]
+fn write_refusal_as_expected(request: &Request<'_>, response: &mut Response) {
+    if let Ok(MatchedRoute { route: Route::Post(path), .. }) = router::route(request.method, request.path) {
+        RefusalFormat::of(path, request.headers).apply(response);
+    }
+}
+
 impl Handler for ApiHandler {
     fn check_head(&mut self, request: &Request<'_>, response: &mut Response) -> HeadResult {
         let started = self.clock.now();
@@ -298,6 +309,7 @@ impl Handler for ApiHandler {
             }
         };
         let Some(grant) = accepted else {
+            write_refusal_as_expected(request, response);
             self.count(request.method, label, response.status, started);
             return HeadResult::Refused;
         };
@@ -319,6 +331,9 @@ impl Handler for ApiHandler {
             (Some(grant), Ok(found)) => self.serve(found.route, grant, request, (label, started), response),
         };
         if matches!(result, HandlerResult::Done) {
+            if response.status >= 400 {
+                write_refusal_as_expected(request, response);
+            }
             self.count(request.method, label, response.status, started);
         }
         result
@@ -340,16 +355,19 @@ impl Handler for ApiHandler {
                 let route = found.expect("BUG: the header was accepted with this route").route;
                 (label, started, self.serve(route, grant, request, (label, started), response))
             }
-            PendingRequest::Post(PendingPost { grant, policy_headers, label, started, body }) => {
+            PendingRequest::Post(PendingPost { grant, policy_headers, label, started, path, body }) => {
                 response.headers.extend_from_slice(&policy_headers);
-                let outcome = self.intake.resume(body, grant.services.as_deref(), request, response);
-                let counted = (label, started);
+                let outcome = self.intake.resume((path, body), grant.services.as_deref(), request, response);
+                let (headers_len, counted) = (policy_headers.len(), (label, started));
                 let result =
-                    self.finish_post(outcome, grant, policy_headers.len(), counted, request, response);
+                    self.finish_post((path, outcome), grant, headers_len, counted, request, response);
                 (label, started, result)
             }
         };
         if matches!(result, HandlerResult::Done) {
+            if response.status >= 400 {
+                write_refusal_as_expected(request, response);
+            }
             self.count(request.method, label, response.status, started);
         }
         result

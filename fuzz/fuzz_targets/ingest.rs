@@ -53,7 +53,7 @@ fn decode(ingest: &mut IngestDecoder, format: BodyFormat, body: &[u8]) -> Outcom
     let ids = decoded.ids().len();
     // Slicing does not change the outcome, except for the random ids.
     let budget = 1 + body.first().map_or(0, |byte| usize::from(*byte) * 4);
-    ingest.begin();
+    ingest.begin(None);
     while !ingest.decode_slice(headers, body, Timestamp::from_millis(NOW_MS), budget) {}
     let sliced = ingest.decoded();
     assert_eq!((sliced.ids().len(), sliced.bytes(), sliced.rejected()), (ids, bytes, outcome.rejected));

@@ -19,7 +19,8 @@ use crate::http::{
     problem,
 };
 use crate::ingest::{
-    self, BodyFormat, DecodedRequest, IngestDecoder, IngestHeaders, IngestLimits, RecentIds, RetainedHeaders,
+    self, BodyFormat, DecodedRequest, IngestDecoder, IngestHeaders, IngestLimits, InputBody, InputPath,
+    RecentIds, RefusalFormat, RetainedHeaders,
 };
 use crate::journal::Durability;
 use crate::lifecycle::LifecyclePhase;
@@ -111,13 +112,13 @@ impl Intake {
     /// write; none: all. `now` is a time of this turn.
     pub(super) fn post(
         &mut self,
-        now: Moment,
+        (path, now): (InputPath, Moment),
         services: Option<&[Box<str>]>,
         request: &Request<'_>,
         response: &mut Response,
     ) -> IntakeOutcome {
         let Self { ingest, decompressor, admission, recent_ids, turn_time, .. } = self;
-        let Some(headers) = admission.check_request(services, request, response) else {
+        let Some((headers, input)) = admission.check_request(path, services, request, response) else {
             return IntakeOutcome::Answered;
         };
         let body = if headers.coding == ContentCoding::Identity {
@@ -140,7 +141,7 @@ impl Intake {
         if headers.coding != ContentCoding::Identity {
             response.work_bytes = body.len() * DECOMPRESS_COST_FACTOR;
         }
-        let decoded = ingest.decode(headers, body, turn_time.wall_at(now, &admission.clock));
+        let decoded = ingest.decode_input(input, headers, body, turn_time.wall_at(now, &admission.clock));
         let outcome = admission.admit(now, headers, &decoded, recent_ids, response);
         decompressor.release();
         outcome
@@ -148,14 +149,19 @@ impl Intake {
 
     /// Whether the header of a request is acceptable, before its body has arrived. Writes a refusal if
     /// not.
-    pub(super) fn accepts_head(&self, request: &Request<'_>, response: &mut Response) -> bool {
-        self.admission.check_head(None, request, response).is_some()
+    pub(super) fn accepts_head(
+        &self,
+        path: InputPath,
+        request: &Request<'_>,
+        response: &mut Response,
+    ) -> bool {
+        self.admission.check_head(path, None, request, response).is_some()
     }
 
     /// Processes the next slice of a long body.
     pub(super) fn resume(
         &mut self,
-        body: LongBody,
+        (path, body): (InputPath, LongBody),
         services: Option<&[Box<str>]>,
         request: &Request<'_>,
         response: &mut Response,
@@ -165,14 +171,16 @@ impl Intake {
             state
         } else {
             // Time may have passed since `post` checked the request.
-            let Some(headers) = admission.check_request(services, request, response) else {
+            let Some((headers, input)) = admission.check_request(path, services, request, response) else {
                 return IntakeOutcome::Answered;
             };
             let now = admission.clock.wall();
+            let mut ingest = self.ingest.fork(now);
+            ingest.begin(input);
             Box::new(DecodeState {
                 headers: RetainedHeaders::new(&headers),
                 decompressor: self.decompressor.fork(),
-                ingest: self.ingest.fork(now),
+                ingest,
                 now,
                 decompressed: false,
             })
@@ -195,7 +203,13 @@ impl Intake {
 
     /// Fulfils `promise` with `response` once the events are durable at `level`, or with 503 if
     /// they cannot be.
-    pub(super) fn answer_on_durable(&mut self, level: Durability, promise: Promise, response: &mut Response) {
+    pub(super) fn answer_on_durable(
+        &mut self,
+        level: Durability,
+        refusal_format: RefusalFormat,
+        promise: Promise,
+        response: &mut Response,
+    ) {
         let answer = std::mem::take(response);
         let on_durable = move |durable| {
             if durable {
@@ -209,6 +223,7 @@ impl Intake {
                  events with an idempotency key can be retried without being stored twice",
                 JOURNAL_RETRY_S,
             );
+            refusal_format.apply(&mut response);
             promise.fulfil(response);
         };
         self.admission.status.journal.on_durable(self.admission.acceptor, level, Box::new(on_durable));
@@ -244,10 +259,11 @@ impl Admission {
     #[inline]
     fn check_head<'a>(
         &self,
+        path: InputPath,
         services: Option<&'a [Box<str>]>,
         request: &Request<'a>,
         response: &mut Response,
-    ) -> Option<IngestHeaders<'a>> {
+    ) -> Option<(IngestHeaders<'a>, Option<Box<InputBody>>)> {
         let status = &self.status;
         if status.lifecycle.phase() > LifecyclePhase::Serving {
             problem::write_shutting_down(response, RESTART_S);
@@ -258,12 +274,8 @@ impl Admission {
             problem::write(response, problem::ProblemKind::LengthRequired, detail);
             return None;
         }
-        let parsed = IngestHeaders::parse(request.headers).and_then(|headers| {
-            let keeps_ids = !request.query.is_empty() && ingest::keeps_ids(request.query)?;
-            Ok(IngestHeaders { services, keeps_ids, ..headers })
-        });
-        let headers = match parsed {
-            Ok(headers) => headers,
+        let (headers, input) = match ingest::parse_request(path, request.headers, request.query) {
+            Ok((headers, input)) => (IngestHeaders { services, ..headers }, input),
             Err(error) => {
                 error.write_response(response);
                 return None;
@@ -275,7 +287,7 @@ impl Admission {
             problem::write_journal_unavailable(response, JOURNAL_RETRY_S);
             return None;
         }
-        Some(headers)
+        Some((headers, input))
     }
 
     /// Checks the request's headers and the buffer. Writes a refusal and returns none if the request
@@ -283,11 +295,12 @@ impl Admission {
     #[inline]
     fn check_request<'a>(
         &self,
+        path: InputPath,
         services: Option<&'a [Box<str>]>,
         request: &Request<'a>,
         response: &mut Response,
-    ) -> Option<IngestHeaders<'a>> {
-        let headers = self.check_head(services, request, response)?;
+    ) -> Option<(IngestHeaders<'a>, Option<Box<InputBody>>)> {
+        let (headers, input) = self.check_head(path, services, request, response)?;
         let status = &self.status;
         // Under overload most batches are refused: refusing them undecoded leaves CPU time to the
         // writer.
@@ -298,7 +311,7 @@ impl Admission {
             problem::write_buffer_full(response, status.retry_after());
             return None;
         }
-        Some(headers)
+        Some((headers, input))
     }
 
     /// Admits all valid events of a body, or none, and writes the response.
@@ -330,6 +343,7 @@ impl Admission {
         let size = (rows, decoded.bytes());
         match self.status.buffer.admit(self.acceptor, size, admitted_at, decoded.blocks(), append) {
             Ok(()) => {
+                ledger.record_input(self.acceptor, headers.input(), u64::from(rows));
                 decoded.write_response(recent_ids.admit(decoded), response);
                 response.headers.extend_from_slice(durability_line(level));
                 return IntakeOutcome::Admitted(level);

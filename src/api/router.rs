@@ -9,11 +9,13 @@ use crate::console::ConsolePage;
 use crate::gateway::handlers::GatewayRoute;
 use crate::http::percent::{decode, normalize};
 use crate::http::{Method, Refusal};
+use crate::ingest::InputPath;
 
 /// An operation of this server.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Route<'a> {
-    PostEvents,
+    /// Events, in one of the formats of the path.
+    Post(InputPath),
     ListEvents,
     /// With the id in the path, percent-decoded.
     GetEvent(Cow<'a, str>),
@@ -108,7 +110,10 @@ const ROUTES: &[RouteSpec] = {
     use Method::{Delete, Post, Put};
     use RouteClass::{Admin, Health, HealthDetails, Ingest, Metrics, Probe, Public, Query};
     &[
-        path("/events", &[operation(Post, Ingest, |_| Route::PostEvents), get(Query, |_| Route::ListEvents)]),
+        path(
+            "/events",
+            &[operation(Post, Ingest, |_| Route::Post(InputPath::Events)), get(Query, |_| Route::ListEvents)],
+        ),
         RouteSpec {
             pattern: Pattern::Segment("/events/"),
             label: "/events/{event_id}",
@@ -299,14 +304,14 @@ mod tests {
     #[test]
     fn paths_and_methods_lead_to_routes_or_refusals() {
         use Method::{Delete, Get, Head, Options, Other, Post, Put};
-        check(Post, "/events", &Ok(Route::PostEvents));
+        check(Post, "/events", &Ok(Route::Post(InputPath::Events)));
         check(Get, "/events", &Ok(Route::ListEvents));
         check(Head, "/events", &Ok(Route::ListEvents));
         check(Options, "/events", &Ok(Route::Options(READ_AND_POST)));
         check(Put, "/events", &Err((405, READ_AND_POST)));
         check(Get, "/events/abc", &Ok(Route::GetEvent("abc".into())));
         check(Get, "/events/a%2Db%20", &Ok(Route::GetEvent("a-b ".into())));
-        check(Post, "/%65vents", &Ok(Route::PostEvents));
+        check(Post, "/%65vents", &Ok(Route::Post(InputPath::Events)));
         check(Get, "/events%2Fabc", &Err((404, "")));
         check(Get, "/%65vents/a%2fb", &Ok(Route::GetEvent("a/b".into())));
         check(Get, "/health/%64atabase", &Ok(Route::HealthDatabase));

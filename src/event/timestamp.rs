@@ -17,6 +17,8 @@ pub enum ParseTimestampError {
     NotAnInteger,
     #[error("must be epoch milliseconds; the number looks like epoch {unit}: {}", .unit.conversion())]
     WrongUnit { unit: EpochUnit },
+    #[error("must be an RFC 3339 time with an offset, or a number of seconds to nanoseconds since 1970")]
+    InvalidTime,
     #[error("is before 1970")]
     BeforeEpoch,
     #[error("is older than the {} days of the retention", days(.0))]
@@ -124,6 +126,58 @@ pub fn parse_epoch_millis(number: &[u8]) -> Result<Timestamp, ParseTimestampErro
         .iter()
         .fold(0_i64, |size, digit| size.saturating_mul(10).saturating_add(i64::from(digit - b'0')));
     Ok(Timestamp::from_millis(if negative { -size } else { size }))
+}
+
+/// Parses an RFC 3339 time, or a decimal number of seconds, milliseconds, microseconds or nanoseconds
+/// since 1970, whose magnitude tells the unit: below 10^11 seconds, below 10^14 milliseconds, below
+/// 10^17 microseconds.
+pub fn parse_any(text: &[u8]) -> Result<Timestamp, ParseTimestampError> {
+    if let Ok(time) = parse_rfc3339(text) {
+        return Ok(time);
+    }
+    let text = text.trim_ascii();
+    parse_epoch_decimal(text).or_else(|| parse_epoch_float(text)).ok_or(ParseTimestampError::InvalidTime)
+}
+
+/// The time that is `whole` units and a fraction of a unit after 1970. None if `whole` is out of
+/// range.
+fn epoch_micros(whole: u64, fraction: &[u8]) -> Option<i64> {
+    let (decimals, micros) = match whole {
+        0..100_000_000_000 => (6, whole * 1_000_000),
+        100_000_000_000..100_000_000_000_000 => (3, whole * 1000),
+        100_000_000_000_000..100_000_000_000_000_000 => (0, whole),
+        _ => (0, whole / 1000),
+    };
+    let part = (0..decimals)
+        .fold(0, |part, at| part * 10 + fraction.get(at).map_or(0, |digit| u64::from(digit - b'0')));
+    i64::try_from(micros + part).ok()
+}
+
+/// A number with an optional fraction, without an exponent. It is exact.
+fn parse_epoch_decimal(number: &[u8]) -> Option<Timestamp> {
+    let (negative, number) = match number.strip_prefix(b"-") {
+        Some(number) => (true, number),
+        None => (false, number),
+    };
+    let point = memchr::memchr(b'.', number).unwrap_or(number.len());
+    let (whole, fraction) = (&number[..point], number.get(point + 1..).unwrap_or_default());
+    if whole.is_empty() || !whole.iter().chain(fraction).all(u8::is_ascii_digit) {
+        return None;
+    }
+    let whole = whole
+        .iter()
+        .try_fold(0_u64, |size, digit| size.checked_mul(10)?.checked_add(u64::from(digit - b'0')))?;
+    let micros = epoch_micros(whole, fraction)?;
+    Some(Timestamp::from_micros(if negative { -micros } else { micros }))
+}
+
+/// A number with an exponent, which some serializers write for seconds with a fraction.
+#[cold]
+fn parse_epoch_float(number: &[u8]) -> Option<Timestamp> {
+    let is_number = number.iter().all(|byte| byte.is_ascii_digit() || b"+-.eE".contains(byte));
+    let number: f64 = str::from_utf8(number).ok().filter(|_| is_number)?.parse().ok()?;
+    let decimal = format!("{number:.6}");
+    parse_epoch_decimal(decimal.as_bytes())
 }
 
 /// The error of a number that looks like a time in another unit. Clients send seconds with a

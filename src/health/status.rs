@@ -398,6 +398,7 @@ impl Status {
         read(&MetricsSnapshot {
             wall: self.clock.wall(),
             balance: self.ledger.balance(),
+            received_by_input: self.ledger.received_by_input(),
             capacity: self.buffer.limits().rows_max,
             bytes: self.buffer.occupied().bytes,
             bytes_max: self.buffer.limits().bytes_max,

@@ -101,7 +101,8 @@ impl BodyReader {
             Ok(None)
         } else {
             match headers.format {
-                BodyFormat::Json | BodyFormat::Text => {
+                // `InputBody` reads records of other formats.
+                BodyFormat::Json | BodyFormat::Text | BodyFormat::Records(_) => {
                     self.read_json(sink, &context, headers.format, body, budget)
                 }
                 BodyFormat::Ndjson => self.read_lines(

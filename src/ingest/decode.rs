@@ -3,7 +3,7 @@
 //! caller.
 
 use super::encode::{self, EventParts};
-use super::idempotency::{self, ContentDigest, HeaderKey};
+use super::idempotency::{self, ContentDigest, ContentKey, HeaderKey};
 use super::row_sink::RowSink;
 use crate::event::row;
 use crate::event::timestamp::{self, ParseTimestampError, TimestampBounds};
@@ -38,6 +38,8 @@ pub(super) enum DecodeFieldError {
     IdOfAnotherTime,
     #[error("{0}")]
     Json(JsonViolation),
+    #[error("is not JSON: {0}")]
+    Syntax(ParseJsonError),
     #[error("{0}")]
     Timestamp(ParseTimestampError),
 }
@@ -55,7 +57,7 @@ pub(super) struct DecodeContext<'a> {
 
 impl DecodeContext<'_> {
     /// Whether the token may write `service`.
-    fn allows(&self, service: &[u8]) -> bool {
+    pub(super) fn allows(&self, service: &[u8]) -> bool {
         let sorted = self.services.unwrap_or_default();
         self.services.is_none() || sorted.binary_search_by(|allowed| allowed.as_bytes().cmp(service)).is_ok()
     }
@@ -357,7 +359,7 @@ fn decode_null(scanner: &mut Scanner<'_>) -> FieldResult<()> {
 }
 
 /// The JSON type of a value, from its first byte.
-fn json_type_name(first: u8) -> &'static str {
+pub(super) fn json_type_name(first: u8) -> &'static str {
     match first {
         b'{' => "an object",
         b'[' => "an array",
@@ -447,7 +449,7 @@ fn accept_by_content(
     let begin = sink.rows.len();
     // The content is hashed as the row has it; the id follows.
     encode::encode_row(&mut sink.rows, EventId::floor(0), timestamp, now, arrival, parts);
-    let digest = ContentDigest::new(key, &sink.rows[begin..]);
+    let digest = ContentDigest::new(ContentKey::Request(key), &sink.rows[begin..]);
     let id = digest.event_id(timestamp, sink.content_counts.count(digest));
     row::set_id(&mut sink.rows[begin..], id);
     sink.has_keyed_ids = true;
@@ -456,7 +458,7 @@ fn accept_by_content(
 
 /// Rejects a valid event whose service the token may not write.
 #[cold]
-fn reject_forbidden(sink: &mut RowSink, service: &str) {
+pub(super) fn reject_forbidden(sink: &mut RowSink, service: &str) {
     let index = sink.index();
     sink.errors.push(|| FieldError {
         index: Some(index),

@@ -33,6 +33,23 @@ pub(super) fn encode_row(
     row::append_metadata(out, metadata);
 }
 
+/// Encodes an event whose texts need no unescaping. `metadata` is JSON text.
+#[inline]
+pub(super) fn encode_plain_row(
+    out: &mut Vec<u8>,
+    id: EventId,
+    (timestamp, ingested_at): (Timestamp, Timestamp),
+    arrival: ArrivalNumber,
+    (service, message): (&[u8], &[u8]),
+    metadata: Option<&[u8]>,
+) {
+    out.reserve(row::ROW_BYTES_MIN + 1 + service.len() + message.len() + metadata.map_or(0, <[u8]>::len));
+    row::append_header(out, id, timestamp, ingested_at, arrival);
+    row::append_text(out, service);
+    row::append_text(out, message);
+    row::append_metadata(out, metadata);
+}
+
 /// Appends the unescaped bytes of a JSON string.
 #[inline]
 pub(super) fn append_unescaped(out: &mut Vec<u8>, source: &[u8], text: JsonString) {

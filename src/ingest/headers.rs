@@ -5,6 +5,7 @@ use crate::http::problem::{self, ECHO_BYTES_MAX, FieldError, FieldErrors, Proble
 use crate::http::{ContentCoding, Headers, Response};
 use crate::journal::Durability;
 use crate::json::text;
+use crate::metrics::EventInput;
 
 /// The format of a body.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -16,6 +17,8 @@ pub enum BodyFormat {
     /// As `Json`. A web page can send this type when it is closed (`navigator.sendBeacon` with a
     /// string); a body that is not JSON is refused as an unsupported type.
     Text,
+    /// Records of another format.
+    Records(EventInput),
 }
 
 /// The header that requests a durability level; the response states the effective level in it.
@@ -63,6 +66,13 @@ pub enum ParseIngestHeadersError {
     InvalidKey,
     #[error("{0:?} is not keep, the only value of the parameter ids")]
     InvalidIds(String),
+    #[error("{name} {detail}")]
+    InvalidParameter { name: &'static str, detail: String },
+    /// A header of the request in another format.
+    #[error("{name} {detail}")]
+    InvalidHeader { name: &'static str, detail: String },
+    #[error("the content type {actual:?} is not supported here; it must be one of {expected}")]
+    UnsupportedInputType { actual: String, expected: &'static str },
     #[error("{0:?} is not one of memory, written, synced")]
     InvalidDurability(String),
 }
@@ -70,7 +80,23 @@ pub enum ParseIngestHeadersError {
 impl<'a> IngestHeaders<'a> {
     pub fn parse(headers: Headers<'a>) -> Result<Self, ParseIngestHeadersError> {
         let coding = ContentCoding::from_headers(headers)?;
-        let format = BodyFormat::from_headers(headers)?;
+        Self::parse_with(coding, BodyFormat::from_headers(headers)?, headers)
+    }
+
+    /// Parses the headers of a request with a body in another format.
+    pub(super) fn parse_as(
+        format: BodyFormat,
+        headers: Headers<'a>,
+    ) -> Result<Self, ParseIngestHeadersError> {
+        Self::parse_with(ContentCoding::from_headers(headers)?, format, headers)
+    }
+
+    #[inline]
+    fn parse_with(
+        coding: ContentCoding,
+        format: BodyFormat,
+        headers: Headers<'a>,
+    ) -> Result<Self, ParseIngestHeadersError> {
         let key = HeaderKey::from_headers(headers).map_err(|_bad_key| ParseIngestHeadersError::InvalidKey)?;
         let durability = match headers.get(DURABILITY) {
             Some(value) => Some(
@@ -80,6 +106,16 @@ impl<'a> IngestHeaders<'a> {
             None => None,
         };
         Ok(Self { format, coding, key, durability, services: None, keeps_ids: false })
+    }
+}
+
+impl IngestHeaders<'_> {
+    /// The format of the body, for the metrics.
+    pub fn input(&self) -> EventInput {
+        match self.format {
+            BodyFormat::Json | BodyFormat::Ndjson | BodyFormat::Text => EventInput::Events,
+            BodyFormat::Records(input) => input,
+        }
     }
 }
 
@@ -138,6 +174,14 @@ impl ParseIngestHeadersError {
             Self::InvalidKey => self.write_invalid(HeaderKey::NAME, "a header is not valid", response),
             Self::InvalidDurability(_) => self.write_invalid(DURABILITY, "a header is not valid", response),
             Self::InvalidIds(_) => self.write_invalid(IDS.0, "a parameter is not valid", response),
+            Self::InvalidParameter { name, .. } => {
+                self.write_invalid(name, "a parameter is not valid", response);
+            }
+            Self::InvalidHeader { name, .. } => self.write_invalid(name, "a header is not valid", response),
+            Self::UnsupportedInputType { expected, .. } => {
+                response.header("Accept-Post", expected);
+                problem::write(response, ProblemKind::UnsupportedType, &self.to_string());
+            }
         }
     }
 
@@ -205,7 +249,7 @@ impl ContentCoding {
     }
 }
 
-fn truncated_echo(value: &[u8]) -> String {
+pub(super) fn truncated_echo(value: &[u8]) -> String {
     text::truncate(&String::from_utf8_lossy(value), ECHO_BYTES_MAX)
 }
 

@@ -14,12 +14,12 @@
 //! | part | bytes |
 //! |---|---|
 //! | domain | `aurore-events/id/2` and a zero byte, 19 in all |
-//! | kind | one byte: `e` for the key of an event, `r` for the key of a request |
-//! | key | its length as 32 bits, big-endian, then its bytes, unescaped |
+//! | kind | one byte: `e` for the key of an event, `r` for the key of a request, `b` for the body of a request, `c` for a record's content |
+//! | key | its length as 32 bits, big-endian, then its bytes, unescaped; for a body its SHA-256 |
 //! | timestamp | microseconds since 2000 as 64 bits, big-endian, as in the row |
 //! | service | its length as 32 bits, big-endian, then its UTF-8 bytes, unescaped |
-//! | message | the same; only for the key of a request |
-//! | metadata | -1 as 32 bits if absent; else its length and 1 as 32 bits, a byte 1, and the JSON text as sent; only for the key of a request |
+//! | message | the same; not for the key of an event |
+//! | metadata | -1 as 32 bits if absent; else its length and 1 as 32 bits, a byte 1, and the JSON text as sent; not for the key of an event |
 //!
 //! The last four parts are the bytes of the row. For the second of equal events the hash is SHA-256
 //! over the domain, the kind `n`, the 32 bytes of the first event's hash, and 1 as 32 bits,
@@ -105,14 +105,35 @@ pub fn event_key_id(timestamp: Timestamp, service: &[u8], key: &[u8]) -> EventId
     keyed_id(timestamp, &hash.finalize().into())
 }
 
-/// The hash of the content of one event of a request with the header `Idempotency-Key`.
+/// The key that is hashed with the content of an event.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ContentKey<'a> {
+    /// The header `Idempotency-Key` of the request.
+    Request(HeaderKey<'a>),
+    /// The SHA-256 of the request's body.
+    Body(&'a [u8; 32]),
+    /// What a record of another format has beyond the event's content. May be empty.
+    Record(&'a [u8]),
+}
+
+impl ContentKey<'_> {
+    fn begin_hash(&self) -> Sha256 {
+        match self {
+            Self::Request(key) => begin_hash(b'r', key.bytes()),
+            Self::Body(digest) => begin_hash(b'b', *digest),
+            Self::Record(key) => begin_hash(b'c', key),
+        }
+    }
+}
+
+/// The hash of the content of one event with a [`ContentKey`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ContentDigest([u8; 32]);
 
 impl ContentDigest {
     /// `row` must be the bytes of one row. Its id and its time of ingestion do not count.
-    pub fn new(key: HeaderKey<'_>, row: &[u8]) -> Self {
-        let mut hash = begin_hash(b'r', key.bytes());
+    pub fn new(key: ContentKey<'_>, row: &[u8]) -> Self {
+        let mut hash = key.begin_hash();
         for part in row::content(row) {
             hash.update(part);
         }
@@ -187,7 +208,8 @@ mod tests {
             row::append_text(&mut bytes, b"checkout");
             row::append_text(&mut bytes, b"m");
             row::append_metadata(&mut bytes, metadata.map(str::as_bytes));
-            ContentDigest::new(HeaderKey::new(key.as_bytes()).unwrap(), &bytes)
+            let key = HeaderKey::new(key.as_bytes()).unwrap();
+            ContentDigest::new(ContentKey::Request(key), &bytes)
         };
         let first = digest("k", Some("{}"));
         assert_eq!(first.event_id(TIME, 0).to_string(), "018bcfe5-687b-8805-a8c9-7286acc5f887");

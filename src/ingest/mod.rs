@@ -10,6 +10,9 @@ pub mod idempotency;
 mod body_reader;
 mod decode;
 mod encode;
+mod fields;
+mod input;
+mod metadata;
 mod recent_ids;
 mod response;
 mod row_sink;
@@ -22,6 +25,7 @@ use std::time::Duration;
 pub use headers::{
     BodyFormat, ENCODINGS, IngestHeaders, NDJSON_TYPES, ParseIngestHeadersError, RetainedHeaders, keeps_ids,
 };
+pub use input::{InputBody, InputPath, RefusalFormat, parse_request};
 pub use recent_ids::RecentIds;
 
 use crate::event::id_generator::IdGenerator;
@@ -53,6 +57,8 @@ pub struct IngestDecoder {
     limits: IngestLimits,
     sink: RowSink,
     reader: BodyReader,
+    /// The reader of a body in another format than the server's own, in place of `reader`.
+    input: Option<Box<InputBody>>,
 }
 
 /// The decoded events and errors of one request. They are not stored anywhere else yet.
@@ -61,6 +67,7 @@ pub struct IngestDecoder {
 pub struct DecodedRequest<'a> {
     sink: &'a RowSink,
     shape: BodyShape,
+    input: Option<&'a InputBody>,
 }
 
 /// The structure of a request body. It selects the form of the response.
@@ -83,6 +90,7 @@ impl IngestDecoder {
             limits,
             sink: RowSink::new(limits.rows_per_block_max, id_generator),
             reader: BodyReader::default(),
+            input: None,
         }
     }
 
@@ -96,16 +104,29 @@ impl IngestDecoder {
 
     /// Decodes the events of `body`.
     pub fn decode(&mut self, headers: IngestHeaders<'_>, body: &[u8], now: Timestamp) -> DecodedRequest<'_> {
-        self.begin();
+        self.decode_input(None, headers, body, now)
+    }
+
+    /// Decodes the events of `body`, which is in the format of `input` if that is given.
+    /// [`parse_request`] returns it with the headers.
+    pub fn decode_input(
+        &mut self,
+        input: Option<Box<InputBody>>,
+        headers: IngestHeaders<'_>,
+        body: &[u8],
+        now: Timestamp,
+    ) -> DecodedRequest<'_> {
+        self.begin(input);
         let all = self.decode_slice(headers, body, now, usize::MAX);
         debug_assert!(all, "BUG: a body is finite");
         self.decoded()
     }
 
     /// Prepares for a body that [`Self::decode_slice`] decodes slice by slice.
-    pub fn begin(&mut self) {
+    pub fn begin(&mut self, input: Option<Box<InputBody>>) {
         self.sink.clear();
         self.reader = BodyReader::default();
+        self.input = input;
     }
 
     /// Decodes the next slice of `body`: about as much work as `budget` bytes of ordinary events.
@@ -118,12 +139,17 @@ impl IngestDecoder {
         now: Timestamp,
         budget: usize,
     ) -> bool {
-        self.reader.read_slice(&mut self.sink, self.limits, headers, body, now, budget)
+        match &mut self.input {
+            None => self.reader.read_slice(&mut self.sink, self.limits, headers, body, now, budget),
+            Some(input) => input.read_slice(&mut self.sink, self.limits, headers, body, now, budget),
+        }
     }
 
     /// The result so far. It is complete once [`Self::decode_slice`] has returned true.
     pub fn decoded(&self) -> DecodedRequest<'_> {
-        DecodedRequest { sink: &self.sink, shape: self.reader.shape() }
+        let input = self.input.as_deref();
+        let shape = input.map_or_else(|| self.reader.shape(), InputBody::shape);
+        DecodedRequest { sink: &self.sink, shape, input }
     }
 
     /// Frees the memory that a large request allocated, for an acceptor that becomes idle.
@@ -189,6 +215,9 @@ impl<'a> DecodedRequest<'a> {
     /// Writes the response to a request whose rows were all admitted, or that has no rows.
     /// `duplicates` are the ids that [`RecentIds::admit`] returned.
     pub fn write_response(&self, duplicates: &[EventId], response: &mut Response) {
-        response::write(self, duplicates, response);
+        match self.input {
+            None => response::write(self, duplicates, response),
+            Some(input) => input.write_response(self, duplicates, response),
+        }
     }
 }

@@ -16,7 +16,7 @@ use super::gateway::GatewayMetrics;
 use super::history::HistoryEntry;
 use super::http::{HttpMetrics, RequestCounts};
 use super::journal::{JournalMetrics, journal_families};
-use super::ledger::{Balance, DropReason};
+use super::ledger::{Balance, DropReason, EventInput};
 use super::openmetrics;
 use super::partitions::PartitionMetrics;
 use super::rates::{WindowRates, to_f64};
@@ -42,6 +42,8 @@ pub struct SpillMetrics {
 pub struct MetricsSnapshot<'a> {
     pub wall: Timestamp,
     pub balance: Balance,
+    /// In the order of [`EventInput::ALL`].
+    pub received_by_input: [u64; EventInput::ALL.len()],
     /// Maximum number of events in the buffer.
     pub capacity: usize,
     pub bytes: usize,
@@ -103,6 +105,7 @@ impl MetricsSnapshot<'_> {
         families.extend(self.standby.map(standby_families).into_iter().flatten());
         families.extend(self.retention_families());
         families.extend(self.partitions.families(self.wall));
+        families.push(self.input_family());
         families.push(self.dropped_family());
         families.extend(journal_families(self.journal));
         families.extend(failover_families(self.failover));
@@ -305,6 +308,19 @@ impl MetricsSnapshot<'_> {
         .into_iter()
         .map(|(name, help, value)| family(name, help, vec![(Vec::new(), value)]))
         .collect()
+    }
+
+    fn input_family(&self) -> MetricFamily {
+        let metrics = EventInput::ALL
+            .into_iter()
+            .zip(self.received_by_input)
+            .map(|(input, events)| (vec![("input", input.label())], MetricValue::Counter(to_f64(events))))
+            .collect();
+        family(
+            "events_received_by_input_total",
+            "Events admitted from clients, by the format in which they were sent.",
+            metrics,
+        )
     }
 
     fn dropped_family(&self) -> MetricFamily {

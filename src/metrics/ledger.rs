@@ -36,12 +36,43 @@ impl DropReason {
     }
 }
 
+/// The way in which an event was received.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum EventInput {
+    /// The server's own format.
+    Events,
+    /// JSON of any fields, mapped by query parameters.
+    Mapped,
+    CloudEvents,
+    Otlp,
+    Loki,
+    Splunk,
+}
+
+impl EventInput {
+    pub const ALL: [Self; 6] =
+        [Self::Events, Self::Mapped, Self::CloudEvents, Self::Otlp, Self::Loki, Self::Splunk];
+
+    pub fn label(self) -> &'static str {
+        match self {
+            Self::Events => "events",
+            Self::Mapped => "mapped",
+            Self::CloudEvents => "cloudevents",
+            Self::Otlp => "otlp",
+            Self::Loki => "loki",
+            Self::Splunk => "splunk",
+        }
+    }
+}
+
 /// Invariant: events are counted as received before the writer can take them, and as stored,
 /// duplicate or dead only after the commit. So the sum of the three never exceeds `received`.
 #[derive(Debug)]
 pub struct Ledger {
     /// One per acceptor, so that acceptors do not share a cache line.
     received: Box<[CachePadded<AtomicU64>]>,
+    /// The same without those of the journal, by input.
+    by_input: Box<[CachePadded<[AtomicU64; EventInput::ALL.len()]>]>,
     stored: AtomicU64,
     duplicate: AtomicU64,
     dead: AtomicU64,
@@ -83,6 +114,7 @@ impl Ledger {
     pub fn new(acceptors: usize) -> Self {
         Self {
             received: (0..acceptors).map(|_| CachePadded::new(AtomicU64::new(0))).collect(),
+            by_input: (0..acceptors).map(|_| CachePadded::default()).collect(),
             stored: AtomicU64::new(0),
             duplicate: AtomicU64::new(0),
             dead: AtomicU64::new(0),
@@ -94,6 +126,19 @@ impl Ledger {
     #[inline]
     pub fn record_received(&self, acceptor: usize, events: u64) {
         self.received[acceptor].fetch_add(events, Ordering::Relaxed);
+    }
+
+    /// Counts admitted events by input. They are not part of the balance.
+    #[inline]
+    pub fn record_input(&self, acceptor: usize, input: EventInput, events: u64) {
+        self.by_input[acceptor][input as usize].fetch_add(events, Ordering::Relaxed);
+    }
+
+    /// Admitted events by input, in the order of [`EventInput::ALL`].
+    pub fn received_by_input(&self) -> [u64; EventInput::ALL.len()] {
+        std::array::from_fn(|input| {
+            self.by_input.iter().map(|counts| counts[input].load(Ordering::Relaxed)).sum()
+        })
     }
 
     pub fn record_settled(&self, outcome: Stored) {

@@ -28,7 +28,7 @@ pub use exposition::{MetricsSnapshot, SpillMetrics};
 pub use failover::{FailoverMetrics, FailoverReport, LostWindow};
 pub use history::History;
 pub use http::HttpMetrics;
-pub use ledger::{Balance, DropReason, Ledger};
+pub use ledger::{Balance, DropReason, EventInput, Ledger};
 pub use partitions::PartitionMetrics;
 pub use process::Process;
 pub use rates::{Sampler, WindowRates, retry_after};

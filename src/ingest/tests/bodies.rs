@@ -9,7 +9,7 @@ fn respond(headers: IngestHeaders<'_>, body: &[u8]) -> (usize, u16, String) {
     let mut ingest = ingest(9);
     let mut outcome = None;
     for budget in [usize::MAX, 1, 7, 100] {
-        ingest.begin();
+        ingest.begin(None);
         while !ingest.decode_slice(headers, body, NOW, budget) {}
         let decoded = ingest.decoded();
         let mut response = Response::default();

@@ -123,7 +123,7 @@ proptest! {
             };
             let headers = headers(format, Some(HeaderKey::new(b"k").unwrap()));
             let whole = ingest.decode(headers, body.as_bytes(), NOW).ids().to_vec();
-            ingest.begin();
+            ingest.begin(None);
             while !ingest.decode_slice(headers, body.as_bytes(), NOW, budget) {}
             let decoded = ingest.decoded();
             prop_assert_eq!(decoded.ids(), &whole, "slices change no id");

@@ -42,7 +42,7 @@ proptest! {
                 (BodyFormat::Json, format!("[{}]", events.join(",")))
             };
             let headers = IngestHeaders { keeps_ids: true, ..headers(format, key) };
-            ingest.begin();
+            ingest.begin(None);
             while !ingest.decode_slice(headers, body.as_bytes(), Timestamp::from_micros(clock), budget) {}
             let decoded = rows(&ingest.decoded());
             prop_assert_eq!(decoded.len(), kinds.len());
@@ -68,7 +68,7 @@ fn a_long_request_between_others_has_a_place_of_its_own() {
         let at = |micros| Timestamp::from_micros(NOW.micros() - step_back + micros);
         let before = decode(&mut ingest, at(0));
         let mut long = ingest.fork(at(1));
-        long.begin();
+        long.begin(None);
         assert!(!long.decode_slice(ndjson(), batch.as_bytes(), at(1), 1000));
         let between = decode(&mut ingest, at(400));
         while !long.decode_slice(ndjson(), batch.as_bytes(), at(1), 1000) {}

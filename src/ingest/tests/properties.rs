@@ -160,7 +160,7 @@ fn decode_sliced<'a>(
     body: &[u8],
     budget: usize,
 ) -> DecodedRequest<'a> {
-    ingest.begin();
+    ingest.begin(None);
     while !ingest.decode_slice(headers, body, NOW, budget) {}
     ingest.decoded()
 }
@@ -217,7 +217,7 @@ fn slice_decodes_a_bounded_number_of_events() {
                 let body = format!("{open}{}", format!("{piece}{between}").repeat(BYTES / (piece.len() + 1)));
                 for headers in [json(), ndjson()] {
                     let mut ingest = ingest(100);
-                    ingest.begin();
+                    ingest.begin(None);
                     let mut events = 0;
                     while !ingest.decode_slice(headers, body.as_bytes(), NOW, BUDGET) {
                         let now = ingest.decoded().accepted() + ingest.decoded().rejected() as usize;

@@ -1,0 +1,253 @@
+//! Bodies in other formats than the server's own. A format has a reader, which decodes the records
+//! of a body and passes them to a [`RecordSink`]; this module selects the reader of a request, runs
+//! it in slices, and lets it write the response.
+//!
+//! A new format is a variant of [`InputReader`] and, if it has a path of its own, of [`InputPath`].
+
+mod json_records;
+mod mapping;
+mod parameters;
+mod refusal;
+
+use std::borrow::Cow;
+
+use sha2::{Digest, Sha256};
+
+pub use refusal::RefusalFormat;
+
+use super::decode::{DecodeContext, EventContainer};
+use super::fields::RecordSink;
+use super::row_sink::RowSink;
+use super::{BodyFormat, BodyShape, DecodedRequest, IngestHeaders, IngestLimits, ParseIngestHeadersError};
+use crate::event::timestamp::TimestampBounds;
+use crate::event::{EventId, Timestamp};
+use crate::http::problem::FieldError;
+use crate::http::{Headers, Response};
+use crate::metrics::EventInput;
+use mapping::MappingReader;
+use parameters::Parameters;
+
+/// Bytes that are hashed or validated as UTF-8 in the time of decoding one byte.
+const PREPARE_BUDGET_FACTOR: usize = 4;
+
+/// A path that takes events.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum InputPath {
+    /// `POST /events`: the server's own format, or one that the headers or the query select.
+    Events,
+}
+
+/// The state of reading one body in another format.
+#[derive(Debug)]
+pub struct InputBody {
+    reader: InputReader,
+    stage: InputStage,
+    /// Bytes before this are done in the current stage.
+    at: usize,
+    /// With `dedup=body`.
+    hash: Option<Sha256>,
+    body_digest: Option<[u8; 32]>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum InputStage {
+    CheckUtf8,
+    Hash,
+    Records,
+    Done(BodyShape),
+}
+
+/// The readers. Each is made from the headers and the query of a request.
+#[derive(Debug)]
+enum InputReader {
+    Mapping(MappingReader),
+}
+
+/// A body is invalid as a whole; none of its records is accepted.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub(super) struct InvalidBodyError(pub(super) Cow<'static, str>);
+
+impl InputReader {
+    fn kind(&self) -> EventInput {
+        match self {
+            Self::Mapping(_) => EventInput::Mapped,
+        }
+    }
+
+    /// Whether a body that is not UTF-8 is invalid as a whole. Otherwise the reader checks each
+    /// record.
+    fn needs_utf8(&self) -> bool {
+        match self {
+            Self::Mapping(mapping) => !mapping.is_by_line(),
+        }
+    }
+
+    /// Reads records: about as much work as `budget` bytes of ordinary events. Returns the shape of
+    /// the body once all of it is read.
+    fn read_slice(
+        &mut self,
+        body: &[u8],
+        records: &mut RecordSink<'_>,
+        budget: usize,
+    ) -> Result<Option<BodyShape>, InvalidBodyError> {
+        match self {
+            Self::Mapping(mapping) => mapping.read_slice(body, records, budget),
+        }
+    }
+}
+
+/// Parses the headers and the query of a request. Returns also the state of reading its body, unless
+/// it is in the server's own format.
+#[inline]
+pub fn parse_request<'a>(
+    path: InputPath,
+    headers: Headers<'a>,
+    query: &str,
+) -> Result<(IngestHeaders<'a>, Option<Box<InputBody>>), ParseIngestHeadersError> {
+    if path == InputPath::Events && query.is_empty() {
+        return Ok((IngestHeaders::parse(headers)?, None));
+    }
+    parse_other_request(path, headers, query)
+}
+
+fn parse_other_request<'a>(
+    path: InputPath,
+    headers: Headers<'a>,
+    query: &str,
+) -> Result<(IngestHeaders<'a>, Option<Box<InputBody>>), ParseIngestHeadersError> {
+    let parameters = Parameters::parse(query)?;
+    let reader = match path {
+        InputPath::Events => MappingReader::select(headers, &parameters)?.map(InputReader::Mapping),
+    };
+    let Some(reader) = reader else {
+        let keeps_ids = super::keeps_ids(query)?;
+        return Ok((IngestHeaders { keeps_ids, ..IngestHeaders::parse(headers)? }, None));
+    };
+    let headers = IngestHeaders::parse_as(BodyFormat::Records(reader.kind()), headers)?;
+    let hash = parameters.dedups_by_body()?.then(Sha256::new);
+    Ok((headers, Some(Box::new(InputBody::new(reader, hash)))))
+}
+
+impl InputBody {
+    fn new(reader: InputReader, hash: Option<Sha256>) -> Self {
+        let stage = if reader.needs_utf8() { InputStage::CheckUtf8 } else { InputStage::Hash };
+        Self { reader, stage, at: 0, hash, body_digest: None }
+    }
+
+    /// The structure of the body. Valid once the whole body is read.
+    pub(super) fn shape(&self) -> BodyShape {
+        match self.stage {
+            InputStage::Done(shape) => shape,
+            InputStage::CheckUtf8 | InputStage::Hash | InputStage::Records => BodyShape::Malformed,
+        }
+    }
+
+    /// Reads the next slice of the body. Returns whether the whole body is read.
+    pub(super) fn read_slice(
+        &mut self,
+        sink: &mut RowSink,
+        limits: IngestLimits,
+        headers: IngestHeaders<'_>,
+        body: &[u8],
+        now: Timestamp,
+        budget: usize,
+    ) -> bool {
+        let prepared = self.prepare(body, budget);
+        let read = match prepared {
+            Ok(false) => return false,
+            Ok(true) => {
+                let context = DecodeContext {
+                    timestamp_bounds: TimestampBounds::new(now, limits.retention, limits.clock_skew),
+                    now,
+                    key: headers.key,
+                    container: EventContainer::Body,
+                    services: headers.services,
+                    keeps_ids: false,
+                };
+                let mut records = RecordSink::new(sink, &context, self.body_digest.as_ref());
+                self.reader.read_slice(body, &mut records, budget)
+            }
+            Err(error) => Err(error),
+        };
+        let shape = match read {
+            Ok(None) => return false,
+            Ok(Some(shape)) => shape,
+            Err(error) => {
+                sink.clear();
+                let detail = error.to_string();
+                sink.errors.push(|| FieldError { index: None, field: "body".into(), detail });
+                BodyShape::Malformed
+            }
+        };
+        self.stage = InputStage::Done(shape);
+        sink.end_block();
+        true
+    }
+
+    /// Validates and hashes the next slice, if the body needs that. Returns whether records may be
+    /// read in this turn.
+    fn prepare(&mut self, body: &[u8], budget: usize) -> Result<bool, InvalidBodyError> {
+        let is_short = body.len() <= budget;
+        loop {
+            let end = body.len().min(self.at.saturating_add(budget.saturating_mul(PREPARE_BUDGET_FACTOR)));
+            let slice = &body[self.at..end];
+            let next = match self.stage {
+                InputStage::CheckUtf8 => {
+                    self.at += check_utf8(slice, self.at, end == body.len())?;
+                    InputStage::Hash
+                }
+                InputStage::Hash => {
+                    if let Some(hash) = &mut self.hash {
+                        hash.update(slice);
+                        self.at = end;
+                    } else {
+                        self.at = body.len();
+                    }
+                    InputStage::Records
+                }
+                InputStage::Records | InputStage::Done(_) => return Ok(true),
+            };
+            if self.at == body.len() {
+                (self.stage, self.at) = (next, 0);
+                if next == InputStage::Records {
+                    self.body_digest = self.hash.take().map(|hash| hash.finalize().into());
+                }
+            }
+            if !is_short {
+                return Ok(false);
+            }
+        }
+    }
+
+    /// Writes the response to a request whose events were all admitted, or that has none.
+    pub(super) fn write_response(
+        &self,
+        decoded: &DecodedRequest<'_>,
+        duplicates: &[EventId],
+        response: &mut Response,
+    ) {
+        match &self.reader {
+            InputReader::Mapping(_) => super::response::write(decoded, duplicates, response),
+        }
+    }
+}
+
+/// Whether the parameters of a media type name no encoding but UTF-8, the only one of JSON
+/// (RFC 8259, 8.1).
+fn is_utf8<'a>(parameters: impl Iterator<Item = &'a str>) -> bool {
+    parameters.filter_map(|parameter| parameter.split_once('=')).all(|(name, value)| {
+        !name.trim().eq_ignore_ascii_case("charset")
+            || value.trim().trim_matches('"').eq_ignore_ascii_case("utf-8")
+    })
+}
+
+/// Validates `slice`, which begins at `at` in the body. Returns how many bytes of it are whole
+/// characters.
+fn check_utf8(slice: &[u8], at: usize, is_last: bool) -> Result<usize, InvalidBodyError> {
+    match str::from_utf8(slice) {
+        Ok(_) => Ok(slice.len()),
+        Err(error) if error.error_len().is_none() && !is_last => Ok(error.valid_up_to()),
+        Err(error) => Err(InvalidBodyError(format!("not UTF-8 at byte {}", at + error.valid_up_to()).into())),
+    }
+}

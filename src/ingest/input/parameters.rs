@@ -1,0 +1,69 @@
+//! The query parameters of a request with events. Their values are form-decoded.
+
+use std::borrow::Cow;
+
+use percent_encoding::percent_decode_str;
+
+use crate::http::problem::ECHO_BYTES_MAX;
+use crate::ingest::ParseIngestHeadersError;
+use crate::json::text;
+
+/// More parameters are refused.
+const PARAMETERS_MAX: usize = 64;
+/// The parameter that makes the body the key of the request, and its only value.
+const DEDUP: (&str, &str) = ("dedup", "body");
+
+/// The parameters in the order received.
+#[derive(Debug, Default)]
+pub(super) struct Parameters<'a>(Vec<(Cow<'a, str>, Cow<'a, str>)>);
+
+impl<'a> Parameters<'a> {
+    pub(super) fn parse(query: &'a str) -> Result<Self, ParseIngestHeadersError> {
+        let mut parameters = Vec::new();
+        for pair in query.split('&').filter(|pair| !pair.is_empty()) {
+            let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
+            if parameters.len() == PARAMETERS_MAX {
+                return Err(invalid("query", format!("has more than {PARAMETERS_MAX} parameters")));
+            }
+            parameters.push((decode(name)?, decode(value)?));
+        }
+        Ok(Self(parameters))
+    }
+
+    /// The value of a parameter that may occur once.
+    pub(super) fn get(&self, name: &'static str) -> Result<Option<&str>, ParseIngestHeadersError> {
+        let mut values = self.0.iter().filter(|(found, _)| found == name).map(|(_, value)| &**value);
+        match (values.next(), values.next()) {
+            (value, None) => Ok(value),
+            (_, Some(_)) => Err(invalid(name, "is present more than once".to_owned())),
+        }
+    }
+
+    /// Whether equal bodies are one request.
+    pub(super) fn dedups_by_body(&self) -> Result<bool, ParseIngestHeadersError> {
+        match self.get(DEDUP.0)? {
+            None => Ok(false),
+            Some(value) if value == DEDUP.1 => Ok(true),
+            Some(value) => Err(invalid(
+                DEDUP.0,
+                format!("is {:?}, and its only value is {}", text::truncate(value, ECHO_BYTES_MAX), DEDUP.1),
+            )),
+        }
+    }
+}
+
+pub(super) fn invalid(name: &'static str, detail: String) -> ParseIngestHeadersError {
+    ParseIngestHeadersError::InvalidParameter { name, detail }
+}
+
+/// Decodes a name or value: `+` is a space.
+fn decode(text: &str) -> Result<Cow<'_, str>, ParseIngestHeadersError> {
+    if !text.contains(['%', '+']) {
+        return Ok(text.into());
+    }
+    let spaced = text.replace('+', " ");
+    match percent_decode_str(&spaced).decode_utf8() {
+        Ok(decoded) => Ok(decoded.into_owned().into()),
+        Err(_not_utf8) => Err(invalid("query", "is not UTF-8".to_owned())),
+    }
+}
