@@ -152,9 +152,16 @@ impl ApiHandler {
             Route::Metrics => self.metrics(request, response),
             Route::MetricsPrometheus => self.status.metrics_exposition(ExpositionFormat::Text, response),
             Route::Console(page) => console::answer(page, request.headers, response),
+            Route::SplunkHealth => {
+                let phase = self.status.lifecycle.phase();
+                ingest::write_splunk_health(phase, self.status.buffer.is_full(), response);
+            }
             Route::Options(allow) => {
                 response.status = 204;
                 response.header("Allow", allow);
+                if request.path == "/events" {
+                    self.allow_webhook(request, response);
+                }
                 Origins::preflight(grant.cors, request.headers, allow, response);
             }
         }
@@ -193,6 +200,19 @@ impl ApiHandler {
                 let post = PendingPost { grant, policy_headers, label, started, path, body };
                 HandlerResult::Yield(Box::new(PendingRequest::Post(post)))
             }
+        }
+    }
+
+    /// Answers a sender of CloudEvents that asks whether it may deliver here (HTTP 1.1 Web Hooks for
+    /// Event Delivery, 4). Any may that has a token, where tokens are needed.
+    fn allow_webhook(&self, request: &Request<'_>, response: &mut Response) {
+        if request.headers.get("WebHook-Request-Origin").is_none() {
+            return;
+        }
+        response.header("WebHook-Allowed-Origin", "*");
+        match self.gate.requests_per_minute() {
+            Some(rate) => response.header("WebHook-Allowed-Rate", rate),
+            None => response.header("WebHook-Allowed-Rate", "*"),
         }
     }
 

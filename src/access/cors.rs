@@ -288,7 +288,10 @@ mod tests {
 
     /// Header lines that no page needs to read: those that browsers read themselves, and safelisted
     /// ones (Fetch standard, "CORS-safelisted response-header").
-    const UNEXPOSED: [&str; 10] = [
+    const UNEXPOSED: [&str; 12] = [
+        // For senders of CloudEvents.
+        "WebHook-Allowed-Origin",
+        "WebHook-Allowed-Rate",
         "Access-Control-Allow-Headers",
         "Access-Control-Allow-Methods",
         "Access-Control-Allow-Origin",

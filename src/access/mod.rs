@@ -10,8 +10,12 @@ pub mod limiter;
 pub mod proxy;
 pub mod tokens;
 
+use std::borrow::Cow;
 use std::fmt::Write as _;
 use std::sync::Arc;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 
 pub use cors::Origins;
 pub use limiter::{Limiter, Rate};
@@ -202,6 +206,11 @@ impl Gate {
         true
     }
 
+    /// The requests of one client that are allowed per minute, if there is a limit.
+    pub fn requests_per_minute(&self) -> Option<u64> {
+        self.policy.rates.global.map(|rate| u64::from(rate.count()) * 60)
+    }
+
     /// Adds the CORS headers to a response that the HTTP engine writes without a handler.
     pub fn apply_cors(&self, headers: Headers<'_>, response: &mut Response) {
         self.policy.origins.apply_cors(headers, response);
@@ -301,15 +310,30 @@ impl Policy {
     }
 }
 
-/// Reads `Authorization: Bearer TOKEN`. A repeated header is invalid.
+/// Reads the token of `Authorization`: `Bearer TOKEN`, `Splunk TOKEN`, or `Basic` with the token as
+/// the password of any user. A repeated header is invalid.
 fn identify<'a>(headers: Headers<'_>, view: &'a mut TokenView) -> Credentials<'a> {
     let mut values = headers.all("Authorization");
     let Some(value) = values.next() else { return Credentials::Missing };
-    let token = value
-        .split_at_checked(7)
-        .filter(|(scheme, _)| scheme.eq_ignore_ascii_case(b"Bearer ") && values.next().is_none())
-        .map(|(_, token)| token.trim_ascii_start());
-    token.and_then(|token| view.tokens().find(token)).map_or(Credentials::InvalidToken, Credentials::Valid)
+    let token = value.split_at_checked(7).filter(|_| values.next().is_none()).and_then(|(scheme, token)| {
+        if scheme.eq_ignore_ascii_case(b"Bearer ") || scheme.eq_ignore_ascii_case(b"Splunk ") {
+            return Some(Cow::Borrowed(token.trim_ascii_start()));
+        }
+        basic_password(value).map(Cow::Owned)
+    });
+    token.and_then(|token| view.tokens().find(&token)).map_or(Credentials::InvalidToken, Credentials::Valid)
+}
+
+/// The password of `Basic` credentials (RFC 7617). A name has no colon.
+#[cold]
+fn basic_password(value: &[u8]) -> Option<Vec<u8>> {
+    let (scheme, encoded) = value.split_at_checked(6)?;
+    if !scheme.eq_ignore_ascii_case(b"Basic ") {
+        return None;
+    }
+    let mut decoded = STANDARD.decode(encoded.trim_ascii()).ok()?;
+    let colon = decoded.iter().position(|byte| *byte == b':')?;
+    Some(decoded.split_off(colon + 1))
 }
 
 #[cold]

@@ -4,6 +4,9 @@ use std::net::IpAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+
 use super::*;
 use crate::clock::Clock;
 use crate::event::Timestamp;
@@ -242,6 +245,16 @@ fn route_class_requires_its_scope_and_names_it() {
         assert!(refused.contains("error=\"invalid_token\"") && !refused.contains(secret), "{refused}");
     }
     fixture.check(Ingest, &format!("bearer  {secret}"), 200);
+    fixture.check(Ingest, &format!("Splunk {secret}"), 200);
+    let basic = |credentials: &str| format!("Basic {}", STANDARD.encode(credentials));
+    for user in ["", "x", "any name"] {
+        fixture.check(Ingest, &basic(&format!("{user}:{secret}")), 200);
+    }
+    for wrong in
+        [basic(secret), basic(&format!("a:b:{secret}")), basic(&format!("{secret}:")), "Basic".to_owned()]
+    {
+        fixture.check(Ingest, &wrong, 401);
+    }
     let twice = [("Authorization", writer.as_str()), ("authorization", writer.as_str())];
     assert!(fixture.authorize(Ingest, HERE, &twice).0.is_none());
 }

@@ -33,6 +33,8 @@ pub enum Route<'a> {
     Gateway(GatewayRoute<'a>),
     /// The live page, the API documentation, or one of their files.
     Console(ConsolePage),
+    /// The health of the HTTP Event Collector of Splunk.
+    SplunkHealth,
     /// OPTIONS, with the value of `Allow`; answered with 204.
     Options(&'static str),
 }
@@ -91,6 +93,11 @@ const fn asset(path: &'static str, operations: &'static [Operation]) -> RouteSpe
     RouteSpec { pattern: Pattern::Exact(path), label: "assets", operations }
 }
 
+/// Another path of the operations of `label`.
+const fn alias(path: &'static str, label: &'static str, operations: &'static [Operation]) -> RouteSpec {
+    RouteSpec { pattern: Pattern::Exact(path), label, operations }
+}
+
 const fn get(class: RouteClass, route: for<'a> fn(Cow<'a, str>) -> Route<'a>) -> Operation {
     operation(Method::Get, class, route)
 }
@@ -102,6 +109,10 @@ const fn operation(
 ) -> Operation {
     Operation { method, class, route }
 }
+
+const SPLUNK_EVENT: &str = "/services/collector/event";
+const SPLUNK_RAW: &str = "/services/collector/raw";
+const SPLUNK_HEALTH: &str = "/services/collector/health";
 
 /// Every route, the hottest first: paths are compared in this order.
 #[expect(clippy::redundant_closure, reason = "a variant is not general over the lifetime of its parameter")]
@@ -119,6 +130,26 @@ const ROUTES: &[RouteSpec] = {
             label: "/events/{event_id}",
             operations: &[get(Query, |id| Route::GetEvent(id))],
         },
+        path("/loki/api/v1/push", &[operation(Post, Ingest, |_| Route::Post(InputPath::LokiPush))]),
+        path(SPLUNK_EVENT, &[operation(Post, Ingest, |_| Route::Post(InputPath::SplunkEvent))]),
+        alias(
+            "/services/collector",
+            SPLUNK_EVENT,
+            &[operation(Post, Ingest, |_| Route::Post(InputPath::SplunkEvent))],
+        ),
+        alias(
+            "/services/collector/event/1.0",
+            SPLUNK_EVENT,
+            &[operation(Post, Ingest, |_| Route::Post(InputPath::SplunkEvent))],
+        ),
+        path(SPLUNK_RAW, &[operation(Post, Ingest, |_| Route::Post(InputPath::SplunkRaw))]),
+        alias(
+            "/services/collector/raw/1.0",
+            SPLUNK_RAW,
+            &[operation(Post, Ingest, |_| Route::Post(InputPath::SplunkRaw))],
+        ),
+        path(SPLUNK_HEALTH, &[get(Probe, |_| Route::SplunkHealth)]),
+        alias("/services/collector/health/1.0", SPLUNK_HEALTH, &[get(Probe, |_| Route::SplunkHealth)]),
         path("/stats", &[get(Query, |_| Route::Stats)]),
         path("/live", &[get(Probe, |_| Route::Live)]),
         path("/ready", &[get(Probe, |_| Route::Ready)]),
@@ -334,6 +365,21 @@ mod tests {
     }
 
     #[test]
+    fn paths_of_other_formats_lead_to_their_inputs() {
+        use Method::{Get, Post};
+        check(Post, "/loki/api/v1/push", &Ok(Route::Post(InputPath::LokiPush)));
+        for path in ["", "/event", "/event/1.0"] {
+            check(Post, &format!("/services/collector{path}"), &Ok(Route::Post(InputPath::SplunkEvent)));
+        }
+        check(Post, "/services/collector/raw", &Ok(Route::Post(InputPath::SplunkRaw)));
+        check(Get, "/services/collector/health", &Ok(Route::SplunkHealth));
+        check(Get, "/services/collector/event", &Err((405, "POST, OPTIONS")));
+        check(Post, "/services/collector/ack", &Err((404, "")));
+        let label = |path| LABELS[route(Post, path).unwrap().label];
+        assert_eq!(label("/services/collector"), label("/services/collector/event"));
+    }
+
+    #[test]
     fn gateway_paths_lead_to_its_routes_or_refusals() {
         use Method::{Delete, Get, Head, Options, Patch, Post, Put};
         let group = |key: &'static str| Ok(Route::Gateway(GatewayRoute::Group(key.into())));
@@ -365,6 +411,14 @@ mod tests {
             "POST /events Ingest",
             "GET /events Query",
             "GET /events/{event_id} Query",
+            "POST /loki/api/v1/push Ingest",
+            "POST /services/collector/event Ingest",
+            "POST /services/collector/event Ingest",
+            "POST /services/collector/event Ingest",
+            "POST /services/collector/raw Ingest",
+            "POST /services/collector/raw Ingest",
+            "GET /services/collector/health Probe",
+            "GET /services/collector/health Probe",
             "GET /stats Query",
             "GET /live Probe",
             "GET /ready Probe",

@@ -4,16 +4,21 @@
 //!
 //! A new format is a variant of [`InputReader`] and, if it has a path of its own, of [`InputPath`].
 
+mod cloudevents;
 mod json_records;
+mod loki;
 mod mapping;
 mod parameters;
 mod refusal;
+mod service_name;
+mod splunk;
 
 use std::borrow::Cow;
 
 use sha2::{Digest, Sha256};
 
 pub use refusal::RefusalFormat;
+pub use splunk::write_health as write_splunk_health;
 
 use super::decode::{DecodeContext, EventContainer};
 use super::fields::RecordSink;
@@ -24,8 +29,11 @@ use crate::event::{EventId, Timestamp};
 use crate::http::problem::FieldError;
 use crate::http::{Headers, Response};
 use crate::metrics::EventInput;
+use cloudevents::CloudEventsReader;
+use loki::LokiReader;
 use mapping::MappingReader;
 use parameters::Parameters;
+use splunk::{SplunkEventReader, SplunkRawReader};
 
 /// Bytes that are hashed or validated as UTF-8 in the time of decoding one byte.
 const PREPARE_BUDGET_FACTOR: usize = 4;
@@ -35,6 +43,9 @@ const PREPARE_BUDGET_FACTOR: usize = 4;
 pub enum InputPath {
     /// `POST /events`: the server's own format, or one that the headers or the query select.
     Events,
+    LokiPush,
+    SplunkEvent,
+    SplunkRaw,
 }
 
 /// The state of reading one body in another format.
@@ -61,6 +72,10 @@ enum InputStage {
 #[derive(Debug)]
 enum InputReader {
     Mapping(MappingReader),
+    CloudEvents(CloudEventsReader),
+    Loki(LokiReader),
+    SplunkEvents(SplunkEventReader),
+    SplunkRaw(SplunkRawReader),
 }
 
 /// A body is invalid as a whole; none of its records is accepted.
@@ -72,6 +87,9 @@ impl InputReader {
     fn kind(&self) -> EventInput {
         match self {
             Self::Mapping(_) => EventInput::Mapped,
+            Self::CloudEvents(_) => EventInput::CloudEvents,
+            Self::Loki(_) => EventInput::Loki,
+            Self::SplunkEvents(_) | Self::SplunkRaw(_) => EventInput::Splunk,
         }
     }
 
@@ -80,6 +98,9 @@ impl InputReader {
     fn needs_utf8(&self) -> bool {
         match self {
             Self::Mapping(mapping) => !mapping.is_by_line(),
+            Self::CloudEvents(events) => !events.is_binary(),
+            Self::Loki(_) | Self::SplunkEvents(_) => true,
+            Self::SplunkRaw(_) => false,
         }
     }
 
@@ -93,6 +114,10 @@ impl InputReader {
     ) -> Result<Option<BodyShape>, InvalidBodyError> {
         match self {
             Self::Mapping(mapping) => mapping.read_slice(body, records, budget),
+            Self::CloudEvents(events) => events.read_slice(body, records, budget),
+            Self::Loki(loki) => loki.read_slice(body, records, budget),
+            Self::SplunkEvents(events) => events.read_slice(body, records, budget),
+            Self::SplunkRaw(lines) => lines.read_slice(body, records, budget),
         }
     }
 }
@@ -105,7 +130,7 @@ pub fn parse_request<'a>(
     headers: Headers<'a>,
     query: &str,
 ) -> Result<(IngestHeaders<'a>, Option<Box<InputBody>>), ParseIngestHeadersError> {
-    if path == InputPath::Events && query.is_empty() {
+    if path == InputPath::Events && query.is_empty() && !cloudevents::has_cloudevents_headers(headers) {
         return Ok((IngestHeaders::parse(headers)?, None));
     }
     parse_other_request(path, headers, query)
@@ -118,7 +143,13 @@ fn parse_other_request<'a>(
 ) -> Result<(IngestHeaders<'a>, Option<Box<InputBody>>), ParseIngestHeadersError> {
     let parameters = Parameters::parse(query)?;
     let reader = match path {
-        InputPath::Events => MappingReader::select(headers, &parameters)?.map(InputReader::Mapping),
+        InputPath::Events => match CloudEventsReader::select(headers)? {
+            Some(events) => Some(InputReader::CloudEvents(events)),
+            None => MappingReader::select(headers, &parameters)?.map(InputReader::Mapping),
+        },
+        InputPath::LokiPush => Some(InputReader::Loki(LokiReader::select(headers)?)),
+        InputPath::SplunkEvent => Some(InputReader::SplunkEvents(SplunkEventReader::default())),
+        InputPath::SplunkRaw => Some(InputReader::SplunkRaw(SplunkRawReader::new(&parameters)?)),
     };
     let Some(reader) = reader else {
         let keeps_ids = super::keeps_ids(query)?;
@@ -228,7 +259,13 @@ impl InputBody {
         response: &mut Response,
     ) {
         match &self.reader {
-            InputReader::Mapping(_) => super::response::write(decoded, duplicates, response),
+            InputReader::Mapping(_) | InputReader::CloudEvents(_) => {
+                super::response::write(decoded, duplicates, response);
+            }
+            InputReader::Loki(loki) => loki.write_response(decoded, response),
+            InputReader::SplunkEvents(_) | InputReader::SplunkRaw(_) => {
+                splunk::write_response(decoded, response);
+            }
         }
     }
 }

@@ -5,7 +5,6 @@
 
 use super::fields::Metadata;
 use crate::event::METADATA_DEPTH_MAX;
-use crate::http::problem::append_fmt;
 use crate::json::{JsonViolation, text};
 
 /// Capacity that is kept from one record to the next.
@@ -52,12 +51,6 @@ impl MetadataWriter {
         }
     }
 
-    /// Bytes so far. A reader of records without a bound of their own stops adding members beyond
-    /// the bound of metadata.
-    pub(super) fn bytes(&self) -> usize {
-        self.json.len()
-    }
-
     /// Begins a member of the innermost object.
     pub(super) fn key(&mut self, name: &str) {
         self.string(name);
@@ -82,11 +75,6 @@ impl MetadataWriter {
     pub(super) fn member(&mut self, name: &str, value: &str) {
         self.key(name);
         self.string(value);
-    }
-
-    pub(super) fn integer(&mut self, value: i64) {
-        self.separate();
-        append_fmt(&mut self.json, format_args!("{value}"));
     }
 
     /// A value that the scanner has accepted.

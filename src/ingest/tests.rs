@@ -2,6 +2,7 @@
 
 mod bodies;
 mod idempotency;
+mod inputs;
 mod invalid_events;
 mod order;
 mod properties;

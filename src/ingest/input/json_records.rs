@@ -8,7 +8,8 @@ use crate::ingest::BodyShape;
 use crate::ingest::decode::json_type_name;
 use crate::ingest::encode::append_unescaped;
 use crate::ingest::fields::RecordSink;
-use crate::json::text::BYTE_ORDER_MARK;
+use crate::ingest::metadata::MetadataWriter;
+use crate::json::text::{self, BYTE_ORDER_MARK};
 use crate::json::{JsonString, JsonValue, JsonViolation, ParseJsonError, Scanner, scan};
 
 use super::InvalidBodyError;
@@ -62,7 +63,7 @@ pub(super) struct ObjectMember {
 /// A record that is an object.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct JsonObject<'a> {
-    source: &'a [u8],
+    pub(super) source: &'a [u8],
     start: usize,
     end: usize,
     pub(super) members: &'a [ObjectMember],
@@ -97,33 +98,28 @@ impl TextBuffer {
         }
     }
 
-    /// The text of a member's value.
-    pub(super) fn value(&mut self, object: &JsonObject<'_>, member: &ObjectMember) -> ValueText {
-        let JsonValue { start, end, violation } = member.value;
-        match object.source.get(start) {
-            Some(b'n') => return ValueText::Null,
-            Some(b'"') => {}
-            Some(_) | None => {
-                return match violation {
-                    Some(violation) => ValueText::Invalid(violation),
-                    None => ValueText::Text(TextRange { is_in_source: true, start, end }),
-                };
+    /// The text of a value in `source`.
+    pub(super) fn value(&mut self, source: &[u8], value: JsonValue) -> ValueText {
+        let JsonValue { start, end, violation } = value;
+        match (source.get(start), violation) {
+            (Some(b'n'), _) => return ValueText::Null,
+            (_, Some(violation)) => return ValueText::Invalid(violation),
+            (Some(b'"'), None) => {}
+            (Some(_) | None, None) => {
+                return ValueText::Text(TextRange { is_in_source: true, start, end });
             }
         }
-        if let Some(violation) = violation {
-            return ValueText::Invalid(violation);
-        }
-        let raw = &object.source[start + 1..end - 1];
+        let raw = &source[start + 1..end - 1];
         if memchr::memchr(b'\\', raw).is_none() {
             return ValueText::Text(TextRange { is_in_source: true, start: start + 1, end: end - 1 });
         }
         let begin = self.0.len();
-        crate::json::text::unescape(&mut self.0, raw);
+        text::unescape(&mut self.0, raw);
         ValueText::Text(TextRange { is_in_source: false, start: begin, end: self.0.len() })
     }
 
-    pub(super) fn get<'a>(&'a self, object: &JsonObject<'a>, range: TextRange) -> &'a str {
-        let bytes = if range.is_in_source { object.source } else { &self.0 };
+    pub(super) fn get<'a>(&'a self, source: &'a [u8], range: TextRange) -> &'a str {
+        let bytes = if range.is_in_source { source } else { &self.0 };
         str::from_utf8(&bytes[range.start..range.end]).expect("BUG: the source of a record is UTF-8")
     }
 }
@@ -134,9 +130,38 @@ impl<'a> JsonObject<'a> {
         &self.source[self.start..self.end]
     }
 
-    /// The source up to `end`.
-    pub(super) fn source_until(&self, end: usize) -> &'a [u8] {
-        &self.source[..end]
+    /// An object whose members are scanned.
+    pub(super) fn new(source: &'a [u8], (start, end): (usize, usize), members: &'a [ObjectMember]) -> Self {
+        Self { source, start, end, members }
+    }
+
+    /// Scans the object that is `value`, with its members in place of those in `members`. Returns
+    /// none if the value is not an object.
+    pub(super) fn scan(
+        source: &'a [u8],
+        value: JsonValue,
+        members: &'a mut Vec<ObjectMember>,
+    ) -> Option<Self> {
+        let JsonValue { start, end, .. } = value;
+        let source = &source[..end];
+        if source[start] != b'{' {
+            return None;
+        }
+        members.clear();
+        scan_members(&mut Scanner::resume(source, start), members).ok()?;
+        Some(Self { source, start, end, members })
+    }
+
+    /// The object that is the value of `member`.
+    pub(super) fn nested<'n>(
+        &self,
+        member: &ObjectMember,
+        members: &'n mut Vec<ObjectMember>,
+    ) -> Option<JsonObject<'n>>
+    where
+        'a: 'n,
+    {
+        JsonObject::scan(self.source, member.value, members)
     }
 
     /// The value of a member as JSON text.
@@ -161,6 +186,19 @@ impl<'a> JsonObject<'a> {
         let mut name = Vec::new();
         append_unescaped(&mut name, self.source, member.name);
         String::from_utf8_lossy(&name).into_owned()
+    }
+
+    /// Adds a member to the metadata.
+    pub(super) fn write_member(&self, member: &ObjectMember, metadata: &mut MetadataWriter) {
+        metadata.raw_key(self.quoted_name(member), member.name.violation);
+        metadata.raw(self.value(member), member.value.violation);
+    }
+
+    /// Adds all members to the metadata.
+    pub(super) fn write_members(&self, metadata: &mut MetadataWriter) {
+        for member in self.members {
+            self.write_member(member, metadata);
+        }
     }
 
     /// The first member with this name.
@@ -398,10 +436,10 @@ pub(super) fn scan_members(
     Ok(())
 }
 
-fn not_json(error: &ParseJsonError) -> InvalidBodyError {
+pub(super) fn not_json(error: &ParseJsonError) -> InvalidBodyError {
     InvalidBodyError(format!("not JSON: {error}").into())
 }
 
-fn too_long() -> InvalidBodyError {
+pub(super) fn too_long() -> InvalidBodyError {
     InvalidBodyError(format!("an event takes more than {EVENT_BYTES_MAX} bytes").into())
 }

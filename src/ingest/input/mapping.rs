@@ -10,18 +10,15 @@
 //! `extra=metadata` a field that is not named has the usual names ([`TIME_NAMES`] and the like).
 
 use super::InvalidBodyError;
-use super::json_records::{
-    JsonObject, JsonRecords, ObjectMember, RecordLayout, TextBuffer, ValueText, scan_members,
-};
+use super::json_records::{JsonObject, JsonRecords, ObjectMember, RecordLayout, TextBuffer, ValueText};
 use super::parameters::{Parameters, invalid};
-use crate::event::Timestamp;
 use crate::event::timestamp::{self, ParseTimestampError};
+use crate::event::{KEY_BYTES_MAX, Timestamp};
 use crate::http::Headers;
 use crate::ingest::fields::{EventFields, EventIdentity, RecordSink};
 use crate::ingest::headers::truncated_echo;
 use crate::ingest::metadata::MetadataWriter;
 use crate::ingest::{BodyShape, ParseIngestHeadersError};
-use crate::json::Scanner;
 
 /// The names of the fields in the server's own format, before the usual names in other formats.
 const TIME_NAMES: &[&str] = &["timestamp", "@timestamp", "time", "ts", "date"];
@@ -228,17 +225,12 @@ fn find_nested(
     let mut outer = *outer;
     // As many rounds as the name has segments.
     loop {
-        if !object.value(&outer).starts_with(b"{") {
-            return None;
-        }
-        nested.clear();
-        let mut scanner = Scanner::resume(object.source_until(outer.value.end), outer.value.start);
-        scan_members(&mut scanner, nested).ok()?;
-        if let Some(member) = nested.iter().find(|member| object.is_named(member, name)) {
+        let inner = object.nested(&outer, nested)?;
+        if let Some(member) = inner.member(name) {
             return Some(*member);
         }
         let (first, rest) = name.split_once('.')?;
-        outer = *nested.iter().find(|member| object.is_named(member, first))?;
+        outer = *inner.member(first)?;
         name = rest;
     }
 }
@@ -261,13 +253,14 @@ impl MappingDecoder {
             if object.is_named(member, "idempotency_key") {
                 key = Some(*member);
             } else if object.is_named(member, "metadata") {
-                if object.value(member) != b"null" && !merge_metadata(object, member, nested, metadata) {
-                    return records.reject("metadata", &"must be an object");
+                match object.nested(member, nested) {
+                    Some(inner) => inner.write_members(metadata),
+                    None if object.value(member) == b"null" => {}
+                    None => return records.reject("metadata", &"must be an object"),
                 }
             } else if mapping.extra_is_metadata {
-                metadata.raw_key(object.quoted_name(member), member.name.violation);
-                metadata.raw(object.value(member), member.value.violation);
-            } else {
+                object.write_member(member, metadata);
+            } else if object.value(member) != b"null" {
                 unknown += 1;
                 if unknown <= UNKNOWN_FIELDS_LISTED_MAX {
                     records.note_error(
@@ -288,12 +281,12 @@ impl MappingDecoder {
             },
         };
         let mut text = |field: Option<FoundField>| {
-            field.map_or(ValueText::Null, |field| texts.value(object, &field.value))
+            field.map_or(ValueText::Null, |field| texts.value(object.source, field.value.value))
         };
         let (message, service) = (text(message), text(service));
         let key = text(key.map(|value| FoundField { index: None, value }));
         let message = match message {
-            ValueText::Text(range) => texts.get(object, range),
+            ValueText::Text(range) => texts.get(object.source, range),
             ValueText::Invalid(violation) => return records.reject(mapping.message.name(), &violation),
             // A record without a message is one message as a whole.
             ValueText::Null
@@ -304,40 +297,24 @@ impl MappingDecoder {
             ValueText::Null => return records.reject(mapping.message.name(), &"is required"),
         };
         let service = match (service, &mapping.service_default) {
-            (ValueText::Text(range), _) => texts.get(object, range),
+            (ValueText::Text(range), _) => texts.get(object.source, range),
             (ValueText::Invalid(violation), _) => return records.reject(mapping.service.name(), &violation),
             (ValueText::Null, Some(default)) => default,
             (ValueText::Null, None) => return records.reject(mapping.service.name(), &"is required"),
         };
         let identity = match key {
             ValueText::Null => EventIdentity::Request,
-            ValueText::Text(range) => EventIdentity::Key(texts.get(object, range).as_bytes()),
+            ValueText::Text(range) => match texts.get(object.source, range) {
+                key if (1..=KEY_BYTES_MAX).contains(&key.len()) => EventIdentity::Key(key.as_bytes()),
+                _ => {
+                    return records
+                        .reject("idempotency_key", &format_args!("must be 1 to {KEY_BYTES_MAX} bytes"));
+                }
+            },
             ValueText::Invalid(violation) => return records.reject("idempotency_key", &violation),
         };
         records.push(&EventFields { timestamp, service, message, metadata: metadata.finish(), identity });
     }
-}
-
-/// Adds the members of the object `member`. Returns whether it is an object.
-fn merge_metadata(
-    object: &JsonObject<'_>,
-    member: &ObjectMember,
-    nested: &mut Vec<ObjectMember>,
-    metadata: &mut MetadataWriter,
-) -> bool {
-    if !object.value(member).starts_with(b"{") {
-        return false;
-    }
-    nested.clear();
-    let mut scanner = Scanner::resume(object.source_until(member.value.end), member.value.start);
-    if scan_members(&mut scanner, nested).is_err() {
-        return false;
-    }
-    for member in nested.iter() {
-        metadata.raw_key(object.quoted_name(member), member.name.violation);
-        metadata.raw(object.value(member), member.value.violation);
-    }
-    true
 }
 
 /// An RFC 3339 time, or seconds to nanoseconds since 1970 as a number or a text.
@@ -346,8 +323,8 @@ fn parse_time(
     member: &ObjectMember,
     texts: &mut TextBuffer,
 ) -> Result<Timestamp, ParseTimestampError> {
-    match texts.value(object, member) {
-        ValueText::Text(range) => timestamp::parse_any(texts.get(object, range).as_bytes()),
+    match texts.value(object.source, member.value) {
+        ValueText::Text(range) => timestamp::parse_any(texts.get(object.source, range).as_bytes()),
         ValueText::Null | ValueText::Invalid(_) => Err(ParseTimestampError::InvalidTime),
     }
 }

@@ -2,6 +2,7 @@
 //! of some formats read another form.
 
 use super::InputPath;
+use super::splunk::{self, HecCode};
 use crate::http::{Headers, Response};
 
 /// The form in which the client of a request reads refusals.
@@ -9,23 +10,55 @@ use crate::http::{Headers, Response};
 pub enum RefusalFormat {
     /// A problem document.
     Problem,
+    /// A code of the HTTP Event Collector, for a request with or without credentials.
+    Splunk { has_credentials: bool },
+}
+
+/// The member of a problem document for people.
+#[derive(Debug, serde::Deserialize)]
+struct ProblemDetail {
+    #[serde(default)]
+    detail: String,
 }
 
 impl RefusalFormat {
     /// The form for a request.
-    pub fn of(path: InputPath, _headers: Headers<'_>) -> Self {
+    pub fn of(path: InputPath, headers: Headers<'_>) -> Self {
         match path {
-            InputPath::Events => Self::Problem,
+            InputPath::Events | InputPath::LokiPush => Self::Problem,
+            InputPath::SplunkEvent | InputPath::SplunkRaw => {
+                Self::Splunk { has_credentials: headers.get("Authorization").is_some() }
+            }
         }
     }
 
     /// Rewrites a problem document. Other responses are left as they are.
     pub fn apply(self, response: &mut Response) {
-        if response.status < 400 {
+        if response.status < 400 || response.content_type != crate::http::problem::CONTENT_TYPE {
             return;
         }
         match self {
             Self::Problem => {}
+            Self::Splunk { has_credentials } => write_splunk(has_credentials, response),
         }
     }
+}
+
+/// The detail of a problem document.
+fn detail_of(problem: &[u8]) -> String {
+    sonic_rs::from_slice::<ProblemDetail>(problem).map(|problem| problem.detail).unwrap_or_default()
+}
+
+/// Clients of Splunk send again what was refused with 503, and drop what was refused with 4xx.
+fn write_splunk(has_credentials: bool, response: &mut Response) {
+    let detail = detail_of(&response.body);
+    let (status, code) = match response.status {
+        401 if has_credentials => (403, HecCode::InvalidToken),
+        401 => (401, HecCode::TokenRequired),
+        403 => (403, HecCode::InvalidToken),
+        429 | 503 => (503, HecCode::Busy),
+        status @ 500.. => (status, HecCode::InternalError),
+        status => (status, HecCode::InvalidData),
+    };
+    splunk::write_code(status, code, &detail, response);
 }
