@@ -23,6 +23,7 @@ mod health;
 mod hosts;
 mod http;
 mod ids;
+mod inputs;
 mod instances;
 mod journal_replay;
 mod layers;

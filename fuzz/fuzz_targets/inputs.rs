@@ -1,0 +1,73 @@
+//! Bodies in other formats than the server's own: no reader panics, PostgreSQL accepts each row, the
+//! counts add up, and slicing changes no outcome. The first byte selects the format.
+#![no_main]
+
+use std::time::Duration;
+
+use aurore_events::clock::Clock;
+use aurore_events::event::id_generator::IdGenerator;
+use aurore_events::event::row;
+use aurore_events::event::Timestamp;
+use aurore_events::http::{Headers, Response};
+use aurore_events::ingest::{IngestDecoder, IngestLimits, InputPath, parse_request};
+use serde_json::Value;
+
+const NOW_MS: i64 = 1_790_000_000_000;
+
+/// The paths with a query and a content type.
+const REQUESTS: [(InputPath, &str, &str); 7] = [
+    (InputPath::Events, "extra=metadata&service=s", "application/json"),
+    (InputPath::Events, "extra=metadata&dedup=body&message_field=a.b.c", "application/x-ndjson"),
+    (InputPath::Events, "", "application/cloudevents-batch+json"),
+    (InputPath::Events, "", "application/octet-stream"),
+    (InputPath::LokiPush, "", "application/json"),
+    (InputPath::SplunkEvent, "", "application/json"),
+    (InputPath::SplunkRaw, "source=s", "text/plain"),
+];
+
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| {
+    let Some((&first, body)) = bytes.split_first() else { return };
+    let (path, query, content_type) = REQUESTS[usize::from(first) % REQUESTS.len()];
+    let mut headers = vec![httparse::Header { name: "Content-Type", value: content_type.as_bytes() }];
+    if content_type == "application/octet-stream" {
+        for (name, value) in [("ce-specversion", "1.0"), ("ce-id", "1"), ("ce-source", "s"), ("ce-type", "t")] {
+            headers.push(httparse::Header { name, value: value.as_bytes() });
+        }
+    }
+    let limits = IngestLimits {
+        clock_skew: Duration::from_secs(300),
+        retention: Duration::from_secs(30 * 86_400),
+        rows_per_block_max: 3,
+        decompressed_bytes_max: 1 << 20,
+    };
+    let rng = Clock::manual(Timestamp::from_millis(NOW_MS), 1).rng();
+    let mut ingest = IngestDecoder::new(limits, IdGenerator::new(rng));
+    let mut decode = |budget: usize| {
+        let parsed = parse_request(path, Headers(&headers), query);
+        let (parsed, input) = parsed.expect("the headers of each request are valid");
+        ingest.begin(input);
+        while !ingest.decode_slice(parsed, body, Timestamp::from_millis(NOW_MS), budget) {}
+        let decoded = ingest.decoded();
+        let (mut bytes, mut rows) = (0, 0);
+        for (block, _) in decoded.blocks() {
+            bytes += block.len();
+            for row in row::rows(block) {
+                row.validate_text().expect("PostgreSQL accepts the text fields");
+                if let Some(metadata) = row.metadata() {
+                    let metadata: Value = serde_json::from_slice(metadata).expect("metadata is JSON");
+                    assert!(metadata.is_object());
+                }
+                rows += 1;
+            }
+        }
+        assert_eq!((bytes, rows), (decoded.bytes(), decoded.accepted()));
+        let mut response = Response::default();
+        decoded.write_response(&[], &mut response);
+        if response.status != 204 {
+            serde_json::from_slice::<Value>(&response.body).expect("a response is JSON");
+        }
+        (response.status, bytes, rows, decoded.rejected())
+    };
+    let whole = decode(usize::MAX);
+    assert_eq!(decode(1 + usize::from(first)), whole);
+});
