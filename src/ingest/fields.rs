@@ -81,9 +81,20 @@ impl<'a> RecordSink<'a> {
     /// Adds a record as an accepted or rejected event.
     #[inline]
     pub(super) fn push(&mut self, fields: &EventFields<'_>) {
-        match self.validate(fields) {
-            Ok(metadata) => self.accept(fields, metadata),
-            Err(errors) => self.reject_fields(&errors),
+        let checks = (
+            self.context.timestamp_bounds.check(fields.timestamp),
+            check_text(fields.service, SERVICE_BYTES_MAX),
+            check_text(fields.message, MESSAGE_BYTES_MAX),
+            check_metadata(fields.metadata),
+        );
+        match checks {
+            (Ok(_), Ok(()), Ok(()), Ok(metadata)) => self.accept(fields, metadata),
+            (timestamp, service, message, metadata) => self.reject_fields([
+                ("timestamp", timestamp.err().map(DecodeFieldError::Timestamp)),
+                ("service", service.err()),
+                ("message", message.err()),
+                ("metadata", metadata.err()),
+            ]),
         }
     }
 
@@ -117,32 +128,15 @@ impl<'a> RecordSink<'a> {
         });
     }
 
+    /// Rejects the record with the errors of its fields.
     #[cold]
-    fn reject_fields(&mut self, errors: &FieldErrorsOfRecord) {
+    fn reject_fields(&mut self, errors: [(&'static str, Option<DecodeFieldError>); 4]) {
         for (field, error) in errors {
             if let Some(error) = error {
-                self.push_error(field, error);
+                self.push_error(field, &error);
             }
         }
         self.sink.reject();
-    }
-
-    /// Checks all fields. Returns the JSON text of the metadata.
-    #[inline]
-    fn validate<'f>(&self, fields: &EventFields<'f>) -> Result<Option<&'f [u8]>, FieldErrorsOfRecord> {
-        let timestamp = self.context.timestamp_bounds.check(fields.timestamp);
-        let service = check_text(fields.service, SERVICE_BYTES_MAX);
-        let message = check_text(fields.message, MESSAGE_BYTES_MAX);
-        let metadata = check_metadata(fields.metadata);
-        match (timestamp, service, message, metadata) {
-            (Ok(_), Ok(()), Ok(()), Ok(metadata)) => Ok(metadata),
-            (timestamp, service, message, metadata) => Err([
-                ("timestamp", timestamp.err().map(DecodeFieldError::Timestamp)),
-                ("service", service.err()),
-                ("message", message.err()),
-                ("metadata", metadata.err()),
-            ]),
-        }
     }
 
     #[inline]
@@ -185,9 +179,6 @@ impl<'a> RecordSink<'a> {
         sink.accept(id);
     }
 }
-
-/// Each field, with its error if it has one.
-type FieldErrorsOfRecord = [(&'static str, Option<DecodeFieldError>); 4];
 
 /// Checks the bounds of a text, and that PostgreSQL can store it.
 #[inline]

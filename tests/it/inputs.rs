@@ -3,6 +3,8 @@
 
 use std::process::Command;
 
+use base64::Engine as _;
+
 use crate::harness::client::{JSON, NDJSON, request};
 use crate::harness::server::run;
 use crate::harness::temp::temp_dir;
@@ -120,7 +122,6 @@ fn tokens_are_taken_as_splunk_bearer_and_basic_credentials() {
     };
     assert_eq!(send(client, &format!("Splunk {token}")).text(), r#"{"text":"Success","code":0}"#);
     assert_eq!(send(client, &format!("Bearer {token}")).status, 200);
-    use base64::Engine as _;
     let basic = base64::engine::general_purpose::STANDARD.encode(format!("anyone:{token}"));
     assert_eq!(send(client, &format!("Basic {basic}")).status, 200);
     let (missing, invalid) = (send(client, ""), send(client, "Splunk x"));
@@ -176,15 +177,15 @@ fn examples_for_senders_store_the_events_that_they_name() {
                 .replace("curl ", "curl --silent --show-error --fail-with-body ");
             let output = Command::new("sh").args(["-ec", &commands]).output();
             let output = output.expect("sh and curl are installed; on Debian: apt install curl");
-            let text = String::from_utf8_lossy(&output.stdout);
+            let answer = String::from_utf8_lossy(&output.stdout);
             assert!(
                 output.status.success(),
-                "{commands}\n{text}\n{}",
+                "{commands}\n{answer}\n{}",
                 String::from_utf8_lossy(&output.stderr)
             );
             expected += count;
             wait_for_drain(&test.server);
-            assert_eq!(test.postgres.stored(), expected, "{commands}\n{text}");
+            assert_eq!(test.postgres.stored(), expected, "{commands}\n{answer}");
         }
     }
 }

@@ -171,7 +171,7 @@ impl<'a> JsonObject<'a> {
 
     /// The name of a member as a JSON string with its quotes.
     pub(super) fn quoted_name(&self, member: &ObjectMember) -> &'a [u8] {
-        &self.source[member.name.start - 1..member.name.end + 1]
+        &self.source[member.name.start - 1..=member.name.end]
     }
 
     /// Whether the member has this name.
@@ -346,7 +346,7 @@ impl JsonRecords {
         let start = self.at;
         let source = &body[..body.len().min(start + EVENT_BYTES_MAX + 1)];
         let mut scanner = Scanner::resume(source, start);
-        let scanned = self.scan_record(&mut scanner).and_then(|is_object| {
+        let read = self.scan_record(&mut scanner).and_then(|is_object| {
             let end = scanner.at();
             if matches!(self.stage, ReadStage::FirstElement | ReadStage::NextElement) {
                 self.stage = match scanner.next_token() {
@@ -360,7 +360,7 @@ impl JsonRecords {
             }
             Ok((is_object, end))
         });
-        let (is_object, end) = scanned.map_err(|error| {
+        let (is_object, end) = read.map_err(|error| {
             let is_cut = scanner.is_at_end() && source.len() < body.len();
             if is_cut { too_long() } else { not_json(&error) }
         })?;
