@@ -1,5 +1,6 @@
-//! One-shot commands on stored data. Each prints its result and exits.
+//! One-shot commands on stored data, and clients of a server. Each prints its result and exits.
 
 pub mod counts;
 pub mod dead;
 pub mod journal;
+pub mod send;

@@ -13,6 +13,7 @@ use crate::clock::Clock;
 use crate::commands::counts::CountsCommand;
 use crate::commands::dead::DeadCommand;
 use crate::commands::journal::{JournalCommand, RunReplayError};
+use crate::commands::send::SendCommand;
 use crate::gateway::compare::CompareCommand;
 use crate::journal::filesystem::OsDirectory;
 use crate::journal::{self, OpenJournalError};
@@ -185,6 +186,11 @@ impl CommandDatabase {
         drop(self.repository);
         stop(self.cluster);
     }
+}
+
+/// `aurore-events send`.
+pub fn send(command: &SendCommand, clock: &Clock) -> Result<(), RunServerError> {
+    Ok(command.run(clock, &mut std::io::stdout().lock())?)
 }
 
 /// `aurore-events gateway compare`.

@@ -9,6 +9,7 @@ use super::resolved::ResolveSettingsError;
 use crate::commands::counts::RunCountsError;
 use crate::commands::dead::RunDeadError;
 use crate::commands::journal::RunReplayError;
+use crate::commands::send::SendError;
 use crate::gateway::compare::CompareError;
 use crate::gateway::recovery;
 use crate::journal::OpenJournalError;
@@ -60,6 +61,8 @@ pub enum RunServerError {
     #[error("{0}")]
     Compare(#[from] CompareError),
     #[error("{0}")]
+    Send(#[from] SendError),
+    #[error("{0}")]
     Dead(Box<RunDeadError>),
     #[error("there is no database: DATABASE_URL is not set, and {0} contains no cluster")]
     NoCluster(PathBuf),
@@ -100,6 +103,7 @@ impl RunServerError {
             | Self::Counts(_)
             | Self::Gateway(_)
             | Self::Compare(_)
+            | Self::Send(_)
             | Self::Dead(_)
             | Self::NoCluster(_)
             | Self::StopForced(_)

@@ -9,6 +9,7 @@ use crate::access::NewToken;
 use crate::commands::counts::{self, CountsCommand};
 use crate::commands::dead::{self, DeadCommand};
 use crate::commands::journal::{self, JournalCommand};
+use crate::commands::send::{self, SendCommand};
 use crate::gateway::compare::CompareCommand;
 
 /// The selected subcommand.
@@ -22,6 +23,7 @@ pub enum CliCommand {
     Dead(DeadCommand),
     Counts(CountsCommand),
     GatewayCompare(CompareCommand),
+    Send(SendCommand),
     CreateToken(NewToken),
     RetentionRun {
         /// Report what would be deleted, without deleting.
@@ -76,6 +78,7 @@ fn add_subcommands(program: Command) -> Command {
         .subcommand(dead::command())
         .subcommand(counts::command())
         .subcommand(gateway_command())
+        .subcommand(send::command())
         .subcommand(
             Command::new("retention").about("Remove expired events").subcommand_required(true).subcommand(
                 Command::new("run").about("Remove events older than RETENTION_DAYS now, and exit").arg(
@@ -119,18 +122,35 @@ fn gateway_command() -> Command {
     )
 }
 
-fn gateway_compare(matches: &ArgMatches) -> Result<CliCommand, String> {
-    let url = |name: &str, default: String| {
-        let given = matches.get_one::<String>(name).cloned().unwrap_or(default);
-        super::http_url(&given)
-            .ok_or_else(|| format!("--{name} {given:?} is not a URL such as http://localhost:9091"))
-    };
+/// The URL of the server that these settings describe.
+fn own_url(matches: &ArgMatches) -> String {
     let of = |name| matches.get_one::<String>(name).map_or("", String::as_str);
     let (host, port) = (of("HOST"), of("PORT"));
     let host = if host.contains(':') { format!("[{host}]") } else { host.to_owned() };
+    format!("http://{host}:{port}")
+}
+
+/// The URL of the option `name`.
+fn option_url(name: &str, given: &str) -> Result<String, String> {
+    super::http_url(given)
+        .ok_or_else(|| format!("--{name} {given:?} is not a URL such as http://localhost:9091"))
+}
+
+fn send(matches: &ArgMatches) -> Result<CliCommand, String> {
+    let server = |given: Option<&str>| match given {
+        Some(given) => option_url("server", given),
+        None => Ok(own_url(matches)),
+    };
+    SendCommand::of(matches, server).map(CliCommand::Send)
+}
+
+fn gateway_compare(matches: &ArgMatches) -> Result<CliCommand, String> {
+    let url = |name: &str, default: String| {
+        option_url(name, matches.get_one::<String>(name).map_or(&default, |given| given))
+    };
     Ok(CliCommand::GatewayCompare(CompareCommand {
         pushgateway: url("pushgateway", String::new())?,
-        server: url("server", format!("http://{host}:{port}"))?,
+        server: url("server", own_url(matches))?,
         token: matches.get_one::<String>("token").cloned(),
     }))
 }
@@ -175,6 +195,7 @@ pub(super) fn parse(matches: ArgMatches) -> Result<(CliCommand, ArgMatches), Str
             let inner = inner();
             (create_token(&inner)?, inner)
         }
+        "send" => (send(command_matches)?, own()),
         "retention" => {
             let run_matches = inner();
             (CliCommand::RetentionRun { dry_run: run_matches.get_flag("DRY_RUN") }, run_matches)

@@ -41,6 +41,7 @@ mod request_head;
 mod response_bounds;
 mod responses;
 mod retention;
+mod send;
 mod shutdown;
 mod spill;
 mod startup;
