@@ -55,14 +55,7 @@ fn interrupted_send_continues_and_a_repeated_one_stores_nothing_twice() {
     let dir = temp_dir();
     let (file, resume) = (dir.path().join("lines.txt"), dir.path().join("resume"));
     let numbers: Vec<_> = (0..500).map(|nth| (nth % 400).to_string()).collect();
-    fs::write(
-        &file,
-        numbers.join(
-            "
-",
-        ),
-    )
-    .expect("it can be written");
+    fs::write(&file, numbers.join("\n")).expect("it can be written");
     let url = format!("http://{}", test.server.address());
     let (path, state) = (file.to_str().expect("UTF-8"), resume.to_str().expect("UTF-8"));
     let send =
