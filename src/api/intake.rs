@@ -122,9 +122,11 @@ impl Intake {
             return IntakeOutcome::Answered;
         };
         let body = if headers.coding == ContentCoding::Identity {
-            if request.body.len() > DECODE_SLICE_BYTES {
+            let cost = if input.is_some() { ingest::INPUT_COST_FACTOR } else { 1 };
+            if request.body.len() > DECODE_SLICE_BYTES / cost {
                 return IntakeOutcome::Yield(LongBody(None));
             }
+            response.work_bytes = request.body.len() * (cost - 1);
             request.body
         } else {
             if request.body.len() > INLINE_COMPRESSED_BYTES_MAX {

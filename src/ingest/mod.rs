@@ -25,7 +25,7 @@ use std::time::Duration;
 pub use headers::{
     BodyFormat, ENCODINGS, IngestHeaders, NDJSON_TYPES, ParseIngestHeadersError, RetainedHeaders, keeps_ids,
 };
-pub use input::{InputBody, InputPath, RefusalFormat, parse_request, write_splunk_health};
+pub use input::{INPUT_COST_FACTOR, InputBody, InputPath, RefusalFormat, parse_request, write_splunk_health};
 pub use recent_ids::RecentIds;
 
 use crate::event::id_generator::IdGenerator;
