@@ -16,6 +16,7 @@ pub mod server;
 pub mod event;
 pub mod failover;
 pub mod json;
+mod protobuf;
 pub mod recordlog;
 
 pub mod http;

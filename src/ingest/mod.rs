@@ -13,6 +13,7 @@ mod encode;
 mod fields;
 mod input;
 mod metadata;
+mod otlp;
 mod recent_ids;
 mod response;
 mod row_sink;

@@ -1,10 +1,14 @@
 //! Escapes and unescapes JSON strings.
 
+use std::borrow::Cow;
+
 use super::JsonViolation;
 use super::scan::find_special;
 
 /// U+FEFF in UTF-8, which some programs write in front of a text.
 pub const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
+/// Takes the place of characters that cannot be stored.
+const REPLACEMENT: &str = "\u{fffd}";
 
 /// Unescapes `raw`, the bytes between the quotes of a JSON string, and appends them. The scanner
 /// must have accepted the string.
@@ -24,9 +28,40 @@ pub fn unescape(out: &mut Vec<u8>, mut raw: &[u8]) {
 
 /// Appends `text` as a JSON string with quotes.
 pub fn quote(out: &mut Vec<u8>, text: &str) {
+    out.push(b'"');
+    escape(out, text, "\\u0000");
+    out.push(b'"');
+}
+
+/// Appends `bytes` as a JSON string with quotes that PostgreSQL accepts: U+FFFD replaces NUL and
+/// invalid UTF-8.
+pub(crate) fn quote_lossy(out: &mut Vec<u8>, bytes: &[u8]) {
+    out.push(b'"');
+    match str::from_utf8(bytes) {
+        Ok(text) => escape(out, text, REPLACEMENT),
+        Err(_invalid) => {
+            for chunk in bytes.utf8_chunks() {
+                escape(out, chunk.valid(), REPLACEMENT);
+                if !chunk.invalid().is_empty() {
+                    out.extend_from_slice(REPLACEMENT.as_bytes());
+                }
+            }
+        }
+    }
+    out.push(b'"');
+}
+
+/// `bytes` as text that PostgreSQL accepts: U+FFFD replaces NUL and invalid UTF-8.
+pub(crate) fn lossy(bytes: &[u8]) -> Cow<'_, str> {
+    let text = String::from_utf8_lossy(bytes);
+    if memchr::memchr(0, bytes).is_some() { Cow::Owned(text.replace('\0', REPLACEMENT)) } else { text }
+}
+
+/// Appends `text` escaped, without quotes; `nul` in place of NUL.
+#[inline]
+fn escape(out: &mut Vec<u8>, text: &str, nul: &str) {
     const HEX: &[u8; 16] = b"0123456789abcdef";
     let mut rest = text.as_bytes();
-    out.push(b'"');
     loop {
         let at = find_special(rest, 0);
         out.extend_from_slice(&rest[..at]);
@@ -36,6 +71,7 @@ pub fn quote(out: &mut Vec<u8>, text: &str) {
             b'\n' => out.extend_from_slice(b"\\n"),
             b'\r' => out.extend_from_slice(b"\\r"),
             b'\t' => out.extend_from_slice(b"\\t"),
+            0 => out.extend_from_slice(nul.as_bytes()),
             _ => {
                 out.extend_from_slice(b"\\u00");
                 out.extend_from_slice(&[HEX[usize::from(byte >> 4)], HEX[usize::from(byte & 15)]]);
@@ -43,7 +79,6 @@ pub fn quote(out: &mut Vec<u8>, text: &str) {
         }
         rest = &rest[at + 1..];
     }
-    out.push(b'"');
 }
 
 /// `text`, truncated to `bytes_max` bytes at a character boundary and marked with `...`. Bounds the
@@ -118,7 +153,31 @@ mod tests {
         assert_eq!(truncate("", 0), "");
     }
 
+    #[test]
+    fn lossy_text_replaces_nul_and_invalid_utf8() {
+        #[track_caller]
+        fn check(bytes: &[u8], expected: &str) {
+            let mut quoted = Vec::new();
+            quote_lossy(&mut quoted, bytes);
+            assert_eq!(sonic_rs::from_slice::<String>(&quoted).unwrap(), expected);
+            assert_eq!(lossy(bytes), expected);
+        }
+        check(b"", "");
+        check("a\"\\\n\u{e9}".as_bytes(), "a\"\\\n\u{e9}");
+        check(b"a\0b", "a\u{fffd}b");
+        check(b"\0\xff\xc3", "\u{fffd}\u{fffd}\u{fffd}");
+    }
+
     proptest! {
+        #[test]
+        fn lossy_text_of_any_bytes_is_as_the_standard_library_has_it(bytes in prop::collection::vec(any::<u8>(), 0..60)) {
+            let expected = String::from_utf8_lossy(&bytes).replace('\0', "\u{fffd}");
+            let mut quoted = Vec::new();
+            quote_lossy(&mut quoted, &bytes);
+            prop_assert_eq!(sonic_rs::from_slice::<String>(&quoted).unwrap(), expected.clone());
+            prop_assert_eq!(lossy(&bytes), expected);
+        }
+
         #[test]
         fn quoted_text_unescapes_to_the_original(text in any::<String>()) {
             let mut quoted = Vec::new();

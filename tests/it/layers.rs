@@ -16,7 +16,7 @@ const LAYERS: &[&[&str]] = &[
     &["buffer", "access"],
     &["metrics"],
     &["http", "storage"],
-    &["logging", "json", "recordlog"],
+    &["logging", "json", "protobuf", "recordlog"],
     &["allocator", "clock", "lifecycle"],
     &["event"],
 ];
