@@ -75,8 +75,7 @@ impl<'a> MessageReader<'a> {
             return Ok(None);
         }
         let tag = self.varint()?;
-        let number =
-            u32::try_from(tag >> 3).ok().filter(|number| (1..1 << 29).contains(number));
+        let number = u32::try_from(tag >> 3).ok().filter(|number| (1..1 << 29).contains(number));
         let number = number.ok_or(ParseProtobufError::FieldNumber)?;
         let value = match tag & 7 {
             0 => WireValue::Varint(self.varint()?),

@@ -15,6 +15,12 @@ use crate::event::{EventId, MESSAGE_BYTES_MAX, METADATA_BYTES_MAX, SERVICE_BYTES
 use crate::http::problem::{ECHO_BYTES_MAX, FieldError};
 use crate::json::{JsonViolation, Scanner, text};
 
+/// What many records of a body share, such as their resource, is in each of their rows. These bound
+/// the bytes of the rows: some for any body, a multiple of the body's bytes, and some in all.
+const ROW_BYTES_FREE: usize = 1 << 20;
+const ROW_BYTES_FACTOR: usize = 32;
+const ROW_BYTES_MAX: usize = 128 << 20;
+
 /// The service of a record that names none.
 pub(super) const UNKNOWN_SERVICE: &str = "unknown_service";
 
@@ -48,6 +54,9 @@ pub(super) enum EventIdentity<'a> {
     Key(&'a [u8]),
     /// The event's content and this key, which may be empty. Equal events of a request are counted.
     Content(&'a [u8]),
+    /// The body of the request and the index of the record in it, if equal bodies are one request;
+    /// otherwise as [`Self::Request`]. Cheaper than the content.
+    Position,
 }
 
 /// Takes the records of one body.
@@ -57,6 +66,7 @@ pub(super) struct RecordSink<'a> {
     context: &'a DecodeContext<'a>,
     /// The SHA-256 of the body, if it is the key of the request.
     body_digest: Option<&'a [u8; 32]>,
+    row_bytes_max: usize,
 }
 
 impl<'a> RecordSink<'a> {
@@ -64,8 +74,17 @@ impl<'a> RecordSink<'a> {
         sink: &'a mut RowSink,
         context: &'a DecodeContext<'a>,
         body_digest: Option<&'a [u8; 32]>,
+        body_bytes: usize,
     ) -> Self {
-        Self { sink, context, body_digest }
+        let row_bytes_max =
+            ROW_BYTES_FREE.saturating_add(body_bytes.saturating_mul(ROW_BYTES_FACTOR)).min(ROW_BYTES_MAX);
+        Self { sink, context, body_digest, row_bytes_max }
+    }
+
+    /// Whether the rows take more bytes than a body of this length may become. Further records are
+    /// not encoded then.
+    pub(super) fn has_too_many_bytes(&self) -> bool {
+        self.sink.rows.len() > self.row_bytes_max
     }
 
     /// The time of the request, for records without a time.
@@ -81,6 +100,9 @@ impl<'a> RecordSink<'a> {
     /// Adds a record as an accepted or rejected event.
     #[inline]
     pub(super) fn push(&mut self, fields: &EventFields<'_>) {
+        if self.has_too_many_bytes() {
+            return;
+        }
         let checks = (
             self.context.timestamp_bounds.check(fields.timestamp),
             check_text(fields.service, SERVICE_BYTES_MAX),
@@ -141,7 +163,7 @@ impl<'a> RecordSink<'a> {
 
     #[inline]
     fn accept(&mut self, fields: &EventFields<'_>, metadata: Option<&[u8]>) {
-        let Self { sink, context, body_digest } = self;
+        let (sink, context, body_digest) = (&mut *self.sink, self.context, self.body_digest);
         let &EventFields { timestamp, service, message, metadata: _, identity } = fields;
         if context.services.is_some() && !context.allows(service.as_bytes()) {
             return decode::reject_forbidden(sink, &text::truncate(service, ECHO_BYTES_MAX));
@@ -149,15 +171,20 @@ impl<'a> RecordSink<'a> {
         let arrival = sink.id_generator.next_arrival(context.now);
         let content_key = match (identity, context.key, body_digest) {
             (EventIdentity::Content(key), ..) => Some(ContentKey::Record(key)),
-            (EventIdentity::Request, Some(key), _) => Some(ContentKey::Request(key)),
+            (EventIdentity::Request | EventIdentity::Position, Some(key), _) => {
+                Some(ContentKey::Request(key))
+            }
             (EventIdentity::Request, None, Some(digest)) => Some(ContentKey::Body(digest)),
-            (EventIdentity::Request, None, None) | (EventIdentity::Key(_), ..) => None,
+            (EventIdentity::Request | EventIdentity::Position, None, _) | (EventIdentity::Key(_), ..) => None,
         };
-        let id = match (identity, content_key) {
-            (EventIdentity::Key(key), _) => idempotency::event_key_id(timestamp, service.as_bytes(), key),
+        let id = match (identity, content_key, body_digest) {
+            (EventIdentity::Key(key), ..) => idempotency::event_key_id(timestamp, service.as_bytes(), key),
             // The content is hashed as the row has it; the id follows.
-            (_, Some(_)) => EventId::floor(0),
-            (_, None) => sink.id_generator.event_id(timestamp.millis().cast_unsigned()),
+            (_, Some(_), _) => EventId::floor(0),
+            (EventIdentity::Position, None, Some(digest)) => {
+                idempotency::position_id(timestamp, digest, sink.index())
+            }
+            (_, None, _) => sink.id_generator.event_id(timestamp.millis().cast_unsigned()),
         };
         let begin = sink.rows.len();
         encode::encode_plain_row(

@@ -8,6 +8,7 @@ mod cloudevents;
 mod json_records;
 mod loki;
 mod mapping;
+mod otlp;
 mod parameters;
 mod refusal;
 mod service_name;
@@ -32,6 +33,7 @@ use crate::metrics::EventInput;
 use cloudevents::CloudEventsReader;
 use loki::LokiReader;
 use mapping::MappingReader;
+use otlp::{OtlpEncoding, OtlpInput};
 use parameters::Parameters;
 use splunk::{SplunkEventReader, SplunkRawReader};
 
@@ -51,6 +53,8 @@ pub enum InputPath {
     LokiPush,
     SplunkEvent,
     SplunkRaw,
+    /// `POST /v1/logs`: OTLP logs.
+    OtlpLogs,
 }
 
 /// The state of reading one body in another format.
@@ -60,7 +64,7 @@ pub struct InputBody {
     stage: InputStage,
     /// Bytes before this are done in the current stage.
     at: usize,
-    /// With `dedup=body`.
+    /// If equal bodies are one request.
     hash: Option<Sha256>,
     body_digest: Option<[u8; 32]>,
 }
@@ -81,6 +85,7 @@ enum InputReader {
     Loki(LokiReader),
     SplunkEvents(SplunkEventReader),
     SplunkRaw(SplunkRawReader),
+    Otlp(OtlpInput),
 }
 
 /// A body is invalid as a whole; none of its records is accepted.
@@ -95,6 +100,7 @@ impl InputReader {
             Self::CloudEvents(_) => EventInput::CloudEvents,
             Self::Loki(_) => EventInput::Loki,
             Self::SplunkEvents(_) | Self::SplunkRaw(_) => EventInput::Splunk,
+            Self::Otlp(_) => EventInput::Otlp,
         }
     }
 
@@ -106,6 +112,7 @@ impl InputReader {
             Self::CloudEvents(events) => !events.is_binary(),
             Self::Loki(_) | Self::SplunkEvents(_) => true,
             Self::SplunkRaw(_) => false,
+            Self::Otlp(otlp) => otlp.encoding() == OtlpEncoding::Json,
         }
     }
 
@@ -123,6 +130,7 @@ impl InputReader {
             Self::Loki(loki) => loki.read_slice(body, records, budget),
             Self::SplunkEvents(events) => events.read_slice(body, records, budget),
             Self::SplunkRaw(lines) => lines.read_slice(body, records, budget),
+            Self::Otlp(otlp) => otlp.read_slice(body, records, budget),
         }
     }
 }
@@ -155,13 +163,16 @@ fn parse_other_request<'a>(
         InputPath::LokiPush => Some(InputReader::Loki(LokiReader::select(headers)?)),
         InputPath::SplunkEvent => Some(InputReader::SplunkEvents(SplunkEventReader::default())),
         InputPath::SplunkRaw => Some(InputReader::SplunkRaw(SplunkRawReader::new(&parameters)?)),
+        InputPath::OtlpLogs => Some(InputReader::Otlp(OtlpInput::new(OtlpEncoding::from_headers(headers)?))),
     };
     let Some(reader) = reader else {
         let keeps_ids = super::keeps_ids(query)?;
         return Ok((IngestHeaders { keeps_ids, ..IngestHeaders::parse(headers)? }, None));
     };
     let headers = IngestHeaders::parse_as(BodyFormat::Records(reader.kind()), headers)?;
-    let hash = parameters.dedups_by_body()?.then(Sha256::new);
+    // Exporters of OTLP retry with the same body and send no key.
+    let dedups = parameters.dedups_by_body(path == InputPath::OtlpLogs)?;
+    let hash = dedups.then(Sha256::new);
     Ok((headers, Some(Box::new(InputBody::new(reader, hash)))))
 }
 
@@ -201,8 +212,15 @@ impl InputBody {
                     services: headers.services,
                     keeps_ids: false,
                 };
-                let mut records = RecordSink::new(sink, &context, self.body_digest.as_ref());
-                self.reader.read_slice(body, &mut records, budget.div_ceil(INPUT_COST_FACTOR))
+                let mut records = RecordSink::new(sink, &context, self.body_digest.as_ref(), body.len());
+                let read = self.reader.read_slice(body, &mut records, budget.div_ceil(INPUT_COST_FACTOR));
+                if records.has_too_many_bytes() {
+                    Err(InvalidBodyError(
+                        "too large: its records repeat too much; send fewer at a time".into(),
+                    ))
+                } else {
+                    read
+                }
             }
             Err(error) => Err(error),
         };
@@ -271,6 +289,7 @@ impl InputBody {
             InputReader::SplunkEvents(_) | InputReader::SplunkRaw(_) => {
                 splunk::write_response(decoded, response);
             }
+            InputReader::Otlp(otlp) => otlp.write_response(decoded, response),
         }
     }
 }

@@ -10,8 +10,8 @@ use crate::json::text;
 
 /// More parameters are refused.
 const PARAMETERS_MAX: usize = 64;
-/// The parameter that makes the body the key of the request, and its only value.
-const DEDUP: (&str, &str) = ("dedup", "body");
+/// The parameter that says whether the body is the key of the request.
+const DEDUP: &str = "dedup";
 
 /// The parameters in the order received.
 #[derive(Debug, Default)]
@@ -40,13 +40,14 @@ impl<'a> Parameters<'a> {
     }
 
     /// Whether equal bodies are one request.
-    pub(super) fn dedups_by_body(&self) -> Result<bool, ParseIngestHeadersError> {
-        match self.get(DEDUP.0)? {
-            None => Ok(false),
-            Some(value) if value == DEDUP.1 => Ok(true),
+    pub(super) fn dedups_by_body(&self, default: bool) -> Result<bool, ParseIngestHeadersError> {
+        match self.get(DEDUP)? {
+            None => Ok(default),
+            Some("body") => Ok(true),
+            Some("none") => Ok(false),
             Some(value) => Err(invalid(
-                DEDUP.0,
-                format!("is {:?}, and its only value is {}", text::truncate(value, ECHO_BYTES_MAX), DEDUP.1),
+                DEDUP,
+                format!("is {:?}, and must be body or none", text::truncate(value, ECHO_BYTES_MAX)),
             )),
         }
     }

@@ -2,6 +2,7 @@
 //! of some formats read another form.
 
 use super::InputPath;
+use super::otlp::{self, OtlpEncoding};
 use super::splunk::{self, HecCode};
 use crate::http::{Headers, Response};
 
@@ -12,6 +13,8 @@ pub enum RefusalFormat {
     Problem,
     /// A code of the HTTP Event Collector, for a request with or without credentials.
     Splunk { has_credentials: bool },
+    /// A `google.rpc.Status`.
+    Otlp(OtlpEncoding),
 }
 
 /// The member of a problem document for people.
@@ -19,6 +22,8 @@ pub enum RefusalFormat {
 struct ProblemDetail {
     #[serde(default)]
     detail: String,
+    #[serde(default)]
+    errors: Vec<ProblemDetail>,
 }
 
 impl RefusalFormat {
@@ -29,6 +34,8 @@ impl RefusalFormat {
             InputPath::SplunkEvent | InputPath::SplunkRaw => {
                 Self::Splunk { has_credentials: headers.get("Authorization").is_some() }
             }
+            // A client that sends another type reads another type.
+            InputPath::OtlpLogs => OtlpEncoding::from_headers(headers).map_or(Self::Problem, Self::Otlp),
         }
     }
 
@@ -40,6 +47,7 @@ impl RefusalFormat {
         match self {
             Self::Problem => {}
             Self::Splunk { has_credentials } => write_splunk(has_credentials, response),
+            Self::Otlp(encoding) => otlp::write_status(encoding, &details_of(&response.body), response),
         }
     }
 }
@@ -61,4 +69,13 @@ fn write_splunk(has_credentials: bool, response: &mut Response) {
         status => (status, HecCode::InvalidData),
     };
     splunk::write_code(status, code, &detail, response);
+}
+
+/// The detail of a problem document, and that of its first error.
+fn details_of(problem: &[u8]) -> String {
+    let Ok(ProblemDetail { detail, errors }) = sonic_rs::from_slice(problem) else { return String::new() };
+    match errors.first() {
+        Some(first) if !detail.ends_with(&first.detail) => format!("{detail}: {}", first.detail),
+        Some(_) | None => detail,
+    }
 }

@@ -5,11 +5,13 @@
 //! It must not depend on rows, ids or HTTP.
 
 mod any_value;
+mod json;
 mod record;
 
 use std::ops::Range;
 
 pub(super) use any_value::RecordError;
+pub(super) use json::JsonTranscoder;
 pub(super) use record::LogRecord;
 use record::RecordDecoder;
 
@@ -53,13 +55,6 @@ pub(super) enum ReadStep<'a> {
 }
 
 impl OtlpReader {
-    /// Begins another request.
-    pub(super) fn clear(&mut self) {
-        self.at = 0;
-        self.resource_logs = None;
-        self.scope_logs = None;
-    }
-
     /// Reads up to the next record. Uses up `budget`, about the number of bytes that are read and
     /// written. An error concerns the whole request.
     pub(super) fn read_next<'a>(
@@ -117,13 +112,7 @@ impl OtlpReader {
 
 impl OpenMessage {
     fn new(range: Range<usize>) -> Self {
-        Self {
-            parts: Vec::new(),
-            scan_at: range.start,
-            is_begun: false,
-            at: range.start,
-            end: range.end,
-        }
+        Self { parts: Vec::new(), scan_at: range.start, is_begun: false, at: range.start, end: range.end }
     }
 
     /// Looks for the parts. Returns whether all are found.
@@ -134,7 +123,9 @@ impl OpenMessage {
                     self.is_begun = true;
                     return Ok(true);
                 }
-                Some((1, FieldValue::Message(range))) if self.parts.len() < PARTS_MAX => self.parts.push(range),
+                Some((1, FieldValue::Message(range))) if self.parts.len() < PARTS_MAX => {
+                    self.parts.push(range)
+                }
                 // A part more is malformed too, like a part that is no message.
                 Some((1, _)) => return Err(ParseProtobufError::WrongType),
                 Some(_) => {}

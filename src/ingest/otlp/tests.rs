@@ -153,11 +153,7 @@ fn service_is_the_name_of_the_resource() {
         &serde_json::json!({"resource": {"service.name": 1, "host": "h"}}),
     );
     let long = "é".repeat(51);
-    check(
-        vec![name(text(&long))],
-        &"é".repeat(50),
-        &serde_json::json!({"resource": {"service.name": long}}),
-    );
+    check(vec![name(text(&long))], &"é".repeat(50), &serde_json::json!({"resource": {"service.name": long}}));
     let longest = "s".repeat(100);
     check(vec![name(text(&longest))], &longest, &Json::Null);
 }
@@ -226,7 +222,9 @@ fn bad_resource_or_scope_costs_its_own_records_only() {
     let scope = InstrumentationScope { attributes: vec![attribute("a", nested(62))], ..Default::default() };
     let mut scoped = request(vec![], vec![LogRecord::default()]);
     scoped.resource_logs[0].scope_logs[0].scope = Some(scope);
-    scoped.resource_logs[0].scope_logs.push(ScopeLogs { log_records: vec![LogRecord::default()], ..Default::default() });
+    scoped.resource_logs[0]
+        .scope_logs
+        .push(ScopeLogs { log_records: vec![LogRecord::default()], ..Default::default() });
     bad.resource_logs.extend(good.resource_logs);
     bad.resource_logs.extend(scoped.resource_logs);
     let decoded = decode(&bad.encode_to_vec(), usize::MAX).unwrap();
@@ -237,7 +235,11 @@ fn bad_resource_or_scope_costs_its_own_records_only() {
 #[test]
 fn resource_and_scope_count_wherever_they_stand() {
     let (mut scope_logs, mut resource_logs, mut body) = (Vec::new(), Vec::new(), Vec::new());
-    encode::bytes_field(&mut scope_logs, 2, &LogRecord { body: Some(text("m")), ..Default::default() }.encode_to_vec());
+    encode::bytes_field(
+        &mut scope_logs,
+        2,
+        &LogRecord { body: Some(text("m")), ..Default::default() }.encode_to_vec(),
+    );
     let scope = InstrumentationScope { name: "lib".into(), version: "1".into(), ..Default::default() };
     encode::bytes_field(&mut scope_logs, 1, &scope.encode_to_vec());
     encode::varint_field(&mut scope_logs, 99, 5);
@@ -250,7 +252,8 @@ fn resource_and_scope_count_wherever_they_stand() {
     for budget in [1, 10, usize::MAX] {
         let decoded = decode(&body, budget).unwrap().remove(0).unwrap();
         assert_eq!(decoded.service, "late");
-        let expected = serde_json::json!({"scope": {"name": "lib", "version": "1"}, "resource": {"host": "h"}});
+        let expected =
+            serde_json::json!({"scope": {"name": "lib", "version": "1"}, "resource": {"host": "h"}});
         assert_eq!(decoded.metadata, expected);
     }
     let many = vec![0x0a, 0].repeat(PARTS_MAX + 1);
@@ -319,10 +322,13 @@ fn hex(bytes: &[u8]) -> Json {
 fn expected_of(resource: &ResourceLogs, scope: &ScopeLogs, record: &LogRecord) -> Decoded {
     let replaced = |text: &str| text.replace('\0', "\u{fffd}");
     let mut resource_json = resource.resource.as_ref().map_or(Json::Null, |r| json_of_members(&r.attributes));
-    let service = match resource_json.get("service.name") {
-        Some(Json::String(name)) if !name.is_empty() => name.clone(),
-        _ => "unknown_service".to_owned(),
-    };
+    let names = resource.resource.iter().flat_map(|resource| &resource.attributes);
+    let name =
+        names.filter(|name| name.key == "service.name").find_map(|name| match &name.value.as_ref()?.value {
+            Some(Value::StringValue(name)) if !name.is_empty() => Some(replaced(name)),
+            _ => None,
+        });
+    let service = name.unwrap_or_else(|| "unknown_service".to_owned());
     if service != "unknown_service" {
         resource_json.as_object_mut().unwrap().remove("service.name");
     }
@@ -428,13 +434,12 @@ pub(super) fn any_request() -> impl Strategy<Value = ExportLogsServiceRequest> {
     let scope = (any_text(), any_text(), attributes(any_value())).prop_map(|(name, version, attributes)| {
         InstrumentationScope { name, version, attributes, ..Default::default() }
     });
-    let scope_logs = (prop::option::of(scope), prop::collection::vec(any_record(), 0..4)).prop_map(
-        |(scope, log_records)| ScopeLogs { scope, log_records, schema_url: "s".into() },
-    );
-    let resource = attributes(any_value()).prop_map(|attributes| Resource { attributes, ..Default::default() });
-    let resource_logs = (prop::option::of(resource), prop::collection::vec(scope_logs, 0..3)).prop_map(
-        |(resource, scope_logs)| ResourceLogs { resource, scope_logs, schema_url: "r".into() },
-    );
+    let scope_logs = (prop::option::of(scope), prop::collection::vec(any_record(), 0..4))
+        .prop_map(|(scope, log_records)| ScopeLogs { scope, log_records, schema_url: "s".into() });
+    let resource =
+        attributes(any_value()).prop_map(|attributes| Resource { attributes, ..Default::default() });
+    let resource_logs = (prop::option::of(resource), prop::collection::vec(scope_logs, 0..3))
+        .prop_map(|(resource, scope_logs)| ResourceLogs { resource, scope_logs, schema_url: "r".into() });
     prop::collection::vec(resource_logs, 0..3)
         .prop_map(|resource_logs| ExportLogsServiceRequest { resource_logs })
 }
@@ -449,9 +454,109 @@ pub(super) fn expected_events(request: &ExportLogsServiceRequest) -> Vec<Decoded
 pub(super) fn comparable(events: Vec<Decoded>) -> Vec<String> {
     let shown = |event: Decoded| {
         let message = serde_json::from_str::<Json>(&event.message).ok();
-        format!("{message:?} {event:?}", event = Decoded { message: if message.is_some() { String::new() } else { event.message }, ..event })
+        format!(
+            "{message:?} {event:?}",
+            event =
+                Decoded { message: if message.is_some() { String::new() } else { event.message }, ..event }
+        )
     };
     events.into_iter().map(|event| shown(event).replace("Number(-0.0)", "Number(0.0)")).collect()
+}
+
+fn transcode(body: &[u8], budget: usize) -> Result<Vec<u8>, String> {
+    let mut transcoder = JsonTranscoder::default();
+    while !transcoder.transcode_slice(body, budget).map_err(|error| error.to_string())? {}
+    Ok(transcoder.transcoded().to_vec())
+}
+
+/// Decodes one record in JSON.
+#[track_caller]
+fn decode_json_record(record: &str) -> Result<Decoded, RecordError> {
+    let good = r#"{"body":{"stringValue":"good"}}"#;
+    let body = format!(
+        r#"{{"resourceLogs":[{{"scopeLogs":[{{"logRecords":[{good},{record},{good}]}}],"resource":null}}]}}"#
+    );
+    let mut decoded = decode(&transcode(body.as_bytes(), usize::MAX).unwrap(), usize::MAX).unwrap();
+    assert_eq!(decoded.len(), 3);
+    assert!(decoded[0].is_ok() && decoded[2].is_ok(), "the neighbours are accepted");
+    decoded.remove(1)
+}
+
+#[test]
+fn json_record_has_the_mapping_of_otlp() {
+    let decoded = decode_json_record(
+        r#"{ "timeUnixNano" : "1795435200123456789", "severityNumber":9,"severityText":"IN\u0046O",
+            "traceId":"5B8EFFF798038103D269B633813FC60C","spanId":"eee19b7ec3c1b174","flags":1,"unknown":{"a":[1]},
+            "droppedAttributesCount":null,"body":{"kvlistValue":{"values":[{"key":"a","value":{"intValue":"-5"}}]}},
+            "attributes":[{"key":"n","value":{"intValue":7}},{"key":"d","value":{"doubleValue":1}},
+            {"key":"nan","value":{"doubleValue":"NaN"}},{"key":"b","value":{"bytesValue":"-_8"}},
+            {"key":"t","value":{"boolValue":true}},{"key":"e","value":{}},{"key":"l","value":{"arrayValue":{"values":[
+            {"stringValue":"\ud800"},{"arrayValue":{}}]}}}]}"#,
+    )
+    .unwrap();
+    let expected = serde_json::json!({
+        "n": 7, "d": 1.0, "nan": "NaN", "b": "+/8=", "t": true, "e": null, "l": ["\u{fffd}", []],
+        "severity": "INFO", "severity_number": 9, "trace_flags": 1,
+        "trace_id": "5b8efff798038103d269b633813fc60c", "span_id": "eee19b7ec3c1b174",
+    });
+    assert_eq!(decoded.metadata, expected);
+    assert_eq!((decoded.micros, &*decoded.message), (Some(1_795_435_200_123_456), r#"{"a":-5}"#));
+}
+
+#[test]
+fn json_value_of_the_wrong_type_costs_its_record_only() {
+    for wrong in [
+        r#"{"timeUnixNano":"soon"}"#,
+        r#"{"timeUnixNano":-1}"#,
+        r#"{"timeUnixNano":184467440737095516160}"#,
+        r#"{"traceId":"abc"}"#,
+        r#"{"traceId":"zz"}"#,
+        r#"{"traceId":5}"#,
+        r#"{"body":"text"}"#,
+        r#"{"body":{"stringValue":5}}"#,
+        r#"{"body":{"boolValue":"true"}}"#,
+        r#"{"body":{"bytesValue":"?"}}"#,
+        r#"{"body":{"doubleValue":"1;2"}}"#,
+        r#"{"attributes":{}}"#,
+        r#"{"attributes":[5]}"#,
+        r#"{"attributes":[{"key":"a","value":[]}]}"#,
+        r#"5"#,
+        r#"null"#,
+    ] {
+        let is_element = !wrong.starts_with('{');
+        if is_element {
+            // Not counted as a record: it becomes none.
+            let body = format!(r#"{{"resourceLogs":[{{"scopeLogs":[{{"logRecords":[{wrong}]}}]}}]}}"#);
+            assert!(transcode(body.as_bytes(), usize::MAX).is_err(), "{wrong}");
+        } else {
+            assert!(decode_json_record(wrong).is_err(), "{wrong}");
+        }
+    }
+    let deep =
+        format!(r#"{{"body":{}5{}}}"#, r#"{"arrayValue":{"values":["#.repeat(10_000), "]}}".repeat(10_000));
+    assert!(decode_json_record(&deep.replace("[5]", "[]")).is_err());
+}
+
+#[test]
+fn body_that_is_not_a_request_in_json_is_refused() {
+    #[track_caller]
+    fn check(body: &str, part: &str) {
+        for budget in [1, usize::MAX] {
+            let error = transcode(body.as_bytes(), budget).unwrap_err();
+            assert!(error.contains(part), "{body}: {error}");
+        }
+    }
+    check("", "unexpected end of JSON");
+    check("[]", "wrong type at byte 0");
+    check("{", "unexpected end");
+    check("{}{}", "unexpected data");
+    check(r#"{"resourceLogs":{}}"#, "wrong type at byte 16");
+    check(r#"{"resourceLogs":[{"resource":{"attributes":[5]}}]}"#, "wrong type");
+    check(r#"{"resourceLogs":[{}}"#, "',' or ']' was expected");
+    check(r#"{"resourceLogs":[{}],}"#, "field name");
+    check(r#"{"a" 1}"#, "':' was expected");
+    assert_eq!(transcode(b" {} ", 1), Ok(vec![]));
+    assert_eq!(transcode(br#"{"resourceLogs":[]}"#, 1), Ok(vec![]));
 }
 
 proptest! {
@@ -464,6 +569,38 @@ proptest! {
         let decoded = decode(&request.encode_to_vec(), budget).unwrap();
         let decoded = decoded.into_iter().collect::<Result<Vec<_>, _>>().unwrap();
         prop_assert_eq!(comparable(decoded), comparable(expected_events(&request)));
+    }
+
+    #[test]
+    fn json_of_the_reference_becomes_the_same_events(
+        request in any_request(), budget in prop_oneof![Just(usize::MAX), 1_usize..100],
+    ) {
+        // The reference writes doubles that are not finite as null.
+        let shown = format!("{request:?}");
+        prop_assume!(!shown.contains("NaN") && !shown.contains("inf"));
+        let json = serde_json::to_vec(&request).unwrap();
+        let transcoded = transcode(&json, budget).unwrap();
+        let decoded = decode(&transcoded, usize::MAX).unwrap();
+        let decoded = decoded.into_iter().collect::<Result<Vec<_>, _>>().unwrap();
+        prop_assert_eq!(comparable(decoded), comparable(expected_events(&request)));
+    }
+
+    #[test]
+    fn transcoder_ends_on_any_text_with_the_same_result_in_slices(
+        request in any_request(), changes in prop::collection::vec((any::<prop::sample::Index>(), 0x20_u8..0x7f), 0..4),
+        budget in 1_usize..100,
+    ) {
+        let mut json = serde_json::to_string(&request).unwrap().replace(|c: char| !c.is_ascii(), "?").into_bytes();
+        for (at, byte) in changes {
+            let at = at.index(json.len());
+            json[at] = byte;
+        }
+        let whole = transcode(&json, usize::MAX);
+        prop_assert_eq!(&transcode(&json, budget), &whole);
+        if let Ok(transcoded) = whole {
+            prop_assert!(decode(&transcoded, usize::MAX).is_ok());
+            prop_assert!(transcoded.len() <= 2 * json.len());
+        }
     }
 
     #[test]
