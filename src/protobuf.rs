@@ -3,6 +3,8 @@
 //!
 //! It must not depend on the messages of any protocol.
 
+use std::ops::Range;
+
 /// The bytes are not a protobuf message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum ParseProtobufError {
@@ -126,6 +128,30 @@ impl<'a> MessageReader<'a> {
         self.rest = rest;
         Ok(*array)
     }
+}
+
+/// A field by its position in the bytes of the outermost message, for a reader that continues later.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum FieldRange {
+    /// A string, bytes, or a nested message.
+    Bytes(Range<usize>),
+    Other,
+}
+
+/// Reads the field at `at` of the message that ends at `end` in `bytes`, and moves `at` behind it.
+#[inline]
+pub(crate) fn read_field_at(
+    bytes: &[u8],
+    at: &mut usize,
+    end: usize,
+) -> Result<Option<(u32, FieldRange)>, ParseProtobufError> {
+    let mut reader = MessageReader::new(&bytes[*at..end]);
+    let field = reader.next_field()?;
+    *at = end - reader.remaining();
+    Ok(field.map(|(number, value)| match value {
+        WireValue::Bytes(bytes) => (number, FieldRange::Bytes(*at - bytes.len()..*at)),
+        WireValue::Varint(_) | WireValue::Fixed64(_) | WireValue::Fixed32(_) => (number, FieldRange::Other),
+    }))
 }
 
 /// Writes messages: responses, and bodies of tests.

@@ -79,6 +79,23 @@ pub(super) fn fields(count: usize) -> Vec<[String; 3]> {
     (0..count).map(|_| events.fields()).collect()
 }
 
+/// The events of [`batches`], by their fields and milliseconds.
+pub(super) fn timed_fields(count: usize) -> Vec<([String; 3], i64)> {
+    let mut events = Events::new(BATCHED_BYTES, EventKind::Plain);
+    (0..count).map(|_| (events.fields(), events.millis())).collect()
+}
+
+/// The event of these fields in the server's own format.
+fn event_text([service, message, metadata]: &[String; 3], timestamp: &str) -> String {
+    let mut event =
+        format!("{{\"timestamp\":{timestamp},\"service\":\"{service}\",\"message\":\"{message}\"");
+    if !metadata.is_empty() {
+        event.push_str(",\"metadata\":");
+        event.push_str(metadata);
+    }
+    event
+}
+
 /// Makes events from a fixed seed.
 struct Events {
     /// The state of a linear congruential generator. A generator of a crate may change with it.
@@ -116,21 +133,20 @@ impl Events {
         [service, message, metadata]
     }
 
+    fn millis(&mut self) -> i64 {
+        NOW.millis() - i64::try_from(self.below(5_000)).expect("a number below 5,000")
+    }
+
     fn next(&mut self) -> String {
-        let [service, message, metadata] = self.fields();
-        let millis = NOW.millis() - i64::try_from(self.below(5_000)).expect("a number below 5,000");
+        let fields = self.fields();
+        let millis = self.millis();
         let timestamp = if self.below(4) == 0 {
             millis.to_string()
         } else {
             let time = chrono::DateTime::from_timestamp_millis(millis).expect("a time of this century");
             format!("\"{}\"", time.format("%Y-%m-%dT%H:%M:%S%.3fZ"))
         };
-        let mut event =
-            format!("{{\"timestamp\":{timestamp},\"service\":\"{service}\",\"message\":\"{message}\"");
-        if !metadata.is_empty() {
-            event.push_str(",\"metadata\":");
-            event.push_str(&metadata);
-        }
+        let mut event = event_text(&fields, &timestamp);
         self.made += 1;
         match self.kind {
             EventKind::Plain => {}

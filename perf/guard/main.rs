@@ -6,6 +6,7 @@
 //! instructions. Only the work within [`counted`] is counted.
 
 mod corpus;
+mod otlp;
 mod request;
 mod stages;
 
@@ -16,10 +17,11 @@ use std::io::Write as _;
 use aurore_events::buffer::RowBlock;
 use corpus::Body;
 
-const STAGES: [&str; 13] = [
+const STAGES: [&str; 14] = [
     "decode-single",
     "decode-batch",
     "decode-keyed",
+    "decode-otlp",
     "validate",
     "encode",
     "respond",

@@ -16,7 +16,7 @@ use aurore_events::metrics::Ledger;
 use aurore_events::writer::{Batch, BatchLimits};
 
 use super::corpus::{self, Body, EventKind, NOW};
-use super::{Work, counted};
+use super::{Work, counted, otlp};
 
 /// The default settings.
 pub(super) const INGEST_LIMITS: IngestLimits = IngestLimits {
@@ -50,7 +50,7 @@ fn headers(format: BodyFormat) -> IngestHeaders<'static> {
     }
 }
 
-fn decoder() -> IngestDecoder {
+pub(super) fn decoder() -> IngestDecoder {
     IngestDecoder::new(INGEST_LIMITS, IdGenerator::new(Clock::manual(NOW, 1).rng()))
 }
 
@@ -187,6 +187,7 @@ pub(super) fn run(name: &str) -> Option<Work> {
         "decode-single" => decode(&singles(Plain), BodyFormat::Json),
         "decode-batch" => decode(&batches(Plain), BodyFormat::Ndjson),
         "decode-keyed" => decode(&batches(Keyed), BodyFormat::Ndjson),
+        "decode-otlp" => otlp::decode(&otlp::batches(40, corpus::BATCH_EVENTS)),
         "validate" => validate(&batches(Invalid)),
         "encode" => encode(&corpus::fields(4000)),
         "respond" => respond(&batches(Plain)),

@@ -11,12 +11,16 @@ use flate2::{Crc, Decompress, FlushDecompress, Status};
 use ruzstd::decoding::errors::{FrameDecoderError, ReadFrameHeaderError};
 use ruzstd::decoding::{BlockDecodingStrategy, FrameDecoder};
 
+use super::snappy::{self, SnappyError};
+
 /// A content coding.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ContentCoding {
     Identity,
     Gzip,
     Zstd,
+    /// Snappy's block format. No name of `Content-Encoding`: a format of events implies it.
+    Snappy,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -90,6 +94,7 @@ impl DecompressBodyError {
 
 const GZIP: &str = "gzip";
 const ZSTD: &str = "zstd";
+const SNAPPY: &str = "snappy";
 /// Capacity that is kept from one body to the next. [`Decompressor::release`] frees the rest.
 const RETAINED_BYTES: usize = 512 * 1024;
 /// The maximum window of a zstd body in HTTP (RFC 9659).
@@ -124,6 +129,8 @@ pub struct Decompressor {
     at: usize,
     members: usize,
     member: Option<CompressedMember>,
+    /// The length that a Snappy block declares.
+    snappy_bytes: Option<usize>,
     /// The largest window that a frame of the body required.
     window_max: u64,
 }
@@ -154,6 +161,7 @@ impl Decompressor {
             at: 0,
             members: 0,
             member: None,
+            snappy_bytes: None,
             window_max: 0,
         }
     }
@@ -182,6 +190,7 @@ impl Decompressor {
         self.at = 0;
         self.members = 0;
         self.member = None;
+        self.snappy_bytes = None;
         self.window_max = 0;
     }
 
@@ -196,6 +205,7 @@ impl Decompressor {
         match coding {
             ContentCoding::Identity => Ok(true),
             ContentCoding::Gzip => self.gunzip(body, budget),
+            ContentCoding::Snappy => self.unsnappy(body, budget),
             ContentCoding::Zstd => {
                 let mut decoder = self.zstd.take().unwrap_or_else(|| {
                     let mut decoder = FrameDecoder::new();
@@ -232,6 +242,23 @@ impl Decompressor {
         }
         self.members += 1;
         Ok(())
+    }
+
+    fn unsnappy(&mut self, block: &[u8], budget: usize) -> Result<bool, DecompressBodyError> {
+        let failed = |error| match error {
+            SnappyError::Truncated => DecompressBodyError::Truncated(SNAPPY),
+            SnappyError::Corrupt(what) => DecompressBodyError::Corrupt(SNAPPY, what),
+        };
+        let length = if let Some(length) = self.snappy_bytes {
+            length
+        } else {
+            let (length, at) = snappy::declared_length(block).map_err(failed)?;
+            // A block of `n` bytes becomes at most about 22 n bytes.
+            self.limits.check(block.len(), length)?;
+            (self.snappy_bytes, self.at) = (Some(length), at);
+            length
+        };
+        snappy::decompress_slice(block, &mut self.at, &mut self.decompressed, length, budget).map_err(failed)
     }
 
     fn gunzip(&mut self, body: &[u8], budget: usize) -> Result<bool, DecompressBodyError> {

@@ -40,6 +40,7 @@ mod sans_io_harness;
 mod session;
 #[cfg(test)]
 mod session_tests;
+mod snappy;
 pub mod streaming_body;
 #[cfg(test)]
 mod streaming_body_tests;

@@ -83,12 +83,14 @@ impl<'a> IngestHeaders<'a> {
         Self::parse_with(coding, BodyFormat::from_headers(headers)?, headers)
     }
 
-    /// Parses the headers of a request with a body in another format.
+    /// Parses the headers of a request with a body in another format, which may imply the coding.
     pub(super) fn parse_as(
         format: BodyFormat,
+        implied: Option<ContentCoding>,
         headers: Headers<'a>,
     ) -> Result<Self, ParseIngestHeadersError> {
-        Self::parse_with(ContentCoding::from_headers(headers)?, format, headers)
+        let coding = implied.map_or_else(|| ContentCoding::from_headers(headers), Ok)?;
+        Self::parse_with(coding, format, headers)
     }
 
     #[inline]

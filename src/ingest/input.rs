@@ -7,11 +7,12 @@
 mod cloudevents;
 mod json_records;
 mod loki;
+mod loki_protobuf;
 mod mapping;
 mod otlp;
 mod parameters;
 mod refusal;
-mod service_name;
+pub(super) mod service_name;
 mod splunk;
 
 use std::borrow::Cow;
@@ -28,7 +29,7 @@ use super::{BodyFormat, BodyShape, DecodedRequest, IngestHeaders, IngestLimits, 
 use crate::event::timestamp::TimestampBounds;
 use crate::event::{EventId, Timestamp};
 use crate::http::problem::FieldError;
-use crate::http::{Headers, Response};
+use crate::http::{ContentCoding, Headers, Response};
 use crate::metrics::EventInput;
 use cloudevents::CloudEventsReader;
 use loki::LokiReader;
@@ -110,7 +111,8 @@ impl InputReader {
         match self {
             Self::Mapping(mapping) => !mapping.is_by_line(),
             Self::CloudEvents(events) => !events.is_binary(),
-            Self::Loki(_) | Self::SplunkEvents(_) => true,
+            Self::Loki(loki) => !loki.is_protobuf(),
+            Self::SplunkEvents(_) => true,
             Self::SplunkRaw(_) => false,
             Self::Otlp(otlp) => otlp.encoding() == OtlpEncoding::Json,
         }
@@ -169,7 +171,9 @@ fn parse_other_request<'a>(
         let keeps_ids = super::keeps_ids(query)?;
         return Ok((IngestHeaders { keeps_ids, ..IngestHeaders::parse(headers)? }, None));
     };
-    let headers = IngestHeaders::parse_as(BodyFormat::Records(reader.kind()), headers)?;
+    let is_snappy = matches!(&reader, InputReader::Loki(loki) if loki.is_protobuf());
+    let implied = is_snappy.then_some(ContentCoding::Snappy);
+    let headers = IngestHeaders::parse_as(BodyFormat::Records(reader.kind()), implied, headers)?;
     // Exporters of OTLP retry with the same body and send no key.
     let dedups = parameters.dedups_by_body(path == InputPath::OtlpLogs)?;
     let hash = dedups.then(Sha256::new);

@@ -1,4 +1,5 @@
-//! The push API of Loki on `POST /loki/api/v1/push`, as JSON:
+//! The push API of Loki on `POST /loki/api/v1/push`, as JSON or as protobuf in Snappy, which is
+//! transcoded to JSON. The JSON is
 //! `{"streams":[{"stream":{LABELS},"values":[["NANOSECONDS","LINE",{STRUCTURED METADATA}]]}]}`.
 //!
 //! | part | becomes |
@@ -15,6 +16,7 @@ use super::InvalidBodyError;
 use super::json_records::{
     JsonObject, ObjectMember, TextBuffer, ValueText, not_json, scan_members, too_long,
 };
+use super::loki_protobuf::PushTranscoder;
 use super::service_name::shorten;
 use crate::event::{EVENT_BYTES_MAX, Timestamp};
 use crate::http::{Headers, Response, problem};
@@ -44,6 +46,15 @@ const ENTRY_COST_BYTES: usize = 128;
 
 #[derive(Debug)]
 pub(super) struct LokiReader {
+    /// For a push in protobuf.
+    transcoder: Option<PushTranscoder>,
+    is_transcoded: bool,
+    json: LokiJsonReader,
+}
+
+/// Reads a push in JSON.
+#[derive(Debug)]
+struct LokiJsonReader {
     stage: ReadStage,
     at: usize,
     stream: StreamState,
@@ -93,19 +104,56 @@ impl StreamState {
 
 impl LokiReader {
     pub(super) fn select(headers: Headers<'_>) -> Result<Self, ParseIngestHeadersError> {
+        const PROTOBUF_TYPE: &str = "application/x-protobuf";
+        const JSON_TYPE: &str = "application/json";
         let value = headers.get("Content-Type").ok_or(ParseIngestHeadersError::MissingContentType)?;
-        let is_json = str::from_utf8(value).is_ok_and(|value| {
+        let is_protobuf = str::from_utf8(value).ok().and_then(|value| {
             let mut parts = value.split(';').map(str::trim);
-            parts.next().is_some_and(|name| name.eq_ignore_ascii_case("application/json"))
-                && super::is_utf8(parts)
+            let name = parts.next()?;
+            let is_protobuf = name.eq_ignore_ascii_case(PROTOBUF_TYPE);
+            let is_json = name.eq_ignore_ascii_case(JSON_TYPE) && super::is_utf8(parts);
+            (is_protobuf || is_json).then_some(is_protobuf)
         });
-        if !is_json {
-            return Err(ParseIngestHeadersError::UnsupportedInputType {
-                actual: truncated_echo(value),
-                expected: "application/json",
-            });
+        let is_protobuf = is_protobuf.ok_or_else(|| ParseIngestHeadersError::UnsupportedInputType {
+            actual: truncated_echo(value),
+            expected: "application/x-protobuf, application/json",
+        })?;
+        let transcoder = is_protobuf.then(PushTranscoder::default);
+        Ok(Self { transcoder, is_transcoded: false, json: LokiJsonReader::new() })
+    }
+
+    /// Whether the body is protobuf, which is in Snappy's block format.
+    pub(super) fn is_protobuf(&self) -> bool {
+        self.transcoder.is_some()
+    }
+
+    pub(super) fn read_slice(
+        &mut self,
+        body: &[u8],
+        records: &mut RecordSink<'_>,
+        budget: usize,
+    ) -> Result<Option<BodyShape>, InvalidBodyError> {
+        let Some(transcoder) = &mut self.transcoder else {
+            return self.json.read_slice(body, records, budget);
+        };
+        if !self.is_transcoded {
+            self.is_transcoded = transcoder.transcode_slice(body, budget)?;
+            if !self.is_transcoded || body.len() > budget {
+                return Ok(None);
+            }
         }
-        Ok(Self {
+        self.json.read_slice(transcoder.transcoded(), records, budget)
+    }
+
+    /// Loki answers 204 without content, and 400 with a text if it has not taken some lines.
+    pub(super) fn write_response(&self, decoded: &DecodedRequest<'_>, response: &mut Response) {
+        write_response(self.json.blank, decoded, response);
+    }
+}
+
+impl LokiJsonReader {
+    fn new() -> Self {
+        Self {
             stage: ReadStage::Document,
             at: 0,
             stream: StreamState::default(),
@@ -113,10 +161,10 @@ impl LokiReader {
             texts: TextBuffer::default(),
             metadata: MetadataWriter::default(),
             nested: Vec::new(),
-        })
+        }
     }
 
-    pub(super) fn read_slice(
+    fn read_slice(
         &mut self,
         body: &[u8],
         records: &mut RecordSink<'_>,
@@ -331,11 +379,6 @@ impl LokiReader {
             identity: EventIdentity::Content(time),
         });
         Ok(())
-    }
-
-    /// Loki answers 204 without content, and 400 with a text if it has not taken some lines.
-    pub(super) fn write_response(&self, decoded: &DecodedRequest<'_>, response: &mut Response) {
-        write_response(self.blank, decoded, response);
     }
 }
 

@@ -15,7 +15,7 @@ const KEPT_BYTES_MAX: usize = SERVICE_BYTES_MAX - 1 - 2 * HASH_BYTES;
 /// A name of at most [`SERVICE_BYTES_MAX`] bytes for any name. A longer one is its first bytes, at
 /// most 83 and whole characters, `~`, and the first 8 bytes of its SHA-256 in hexadecimal digits:
 /// equal names stay equal, and different ones different, on every server.
-pub(super) fn shorten(name: &str) -> Cow<'_, str> {
+pub(in crate::ingest) fn shorten(name: &str) -> Cow<'_, str> {
     if name.len() <= SERVICE_BYTES_MAX {
         return name.into();
     }

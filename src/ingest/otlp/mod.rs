@@ -15,7 +15,7 @@ pub(super) use json::JsonTranscoder;
 pub(super) use record::LogRecord;
 use record::RecordDecoder;
 
-use crate::protobuf::{MessageReader, ParseProtobufError, WireValue};
+use crate::protobuf::{FieldRange, ParseProtobufError, read_field_at};
 
 /// Maximum parts of one resource or scope. Encoders write one.
 const PARTS_MAX: usize = 16;
@@ -67,8 +67,8 @@ impl OtlpReader {
             let Some(resource) = resource_logs else {
                 match next_field(body, at, body.len(), budget)? {
                     None => return Ok(ReadStep::End),
-                    Some((1, FieldValue::Message(range))) => *resource_logs = Some(OpenMessage::new(range)),
-                    Some((1, FieldValue::Other)) => return Err(ParseProtobufError::WrongType),
+                    Some((1, FieldRange::Bytes(range))) => *resource_logs = Some(OpenMessage::new(range)),
+                    Some((1, FieldRange::Other)) => return Err(ParseProtobufError::WrongType),
                     Some(_) => {}
                 }
                 continue;
@@ -123,9 +123,7 @@ impl OpenMessage {
                     self.is_begun = true;
                     return Ok(true);
                 }
-                Some((1, FieldValue::Message(range))) if self.parts.len() < PARTS_MAX => {
-                    self.parts.push(range)
-                }
+                Some((1, FieldRange::Bytes(range))) if self.parts.len() < PARTS_MAX => self.parts.push(range),
                 // A part more is malformed too, like a part that is no message.
                 Some((1, _)) => return Err(ParseProtobufError::WrongType),
                 Some(_) => {}
@@ -143,8 +141,8 @@ impl OpenMessage {
     fn next_element(&mut self, body: &[u8], budget: &mut usize) -> Result<Element, ParseProtobufError> {
         match next_field(body, &mut self.at, self.end, budget)? {
             None => Ok(Element::End),
-            Some((2, FieldValue::Message(range))) => Ok(Element::Message(range)),
-            Some((2, FieldValue::Other)) => Err(ParseProtobufError::WrongType),
+            Some((2, FieldRange::Bytes(range))) => Ok(Element::Message(range)),
+            Some((2, FieldRange::Other)) => Err(ParseProtobufError::WrongType),
             Some(_) => Ok(Element::Skipped),
         }
     }
@@ -157,11 +155,6 @@ enum Element {
     End,
 }
 
-enum FieldValue {
-    Message(Range<usize>),
-    Other,
-}
-
 /// Reads the field at `at` of a message that ends at `end`.
 #[inline]
 fn next_field(
@@ -169,15 +162,9 @@ fn next_field(
     at: &mut usize,
     end: usize,
     budget: &mut usize,
-) -> Result<Option<(u32, FieldValue)>, ParseProtobufError> {
-    let mut reader = MessageReader::new(&body[*at..end]);
-    let field = reader.next_field()?;
-    *at = end - reader.remaining();
+) -> Result<Option<(u32, FieldRange)>, ParseProtobufError> {
     *budget = budget.saturating_sub(FIELD_COST_BYTES);
-    Ok(field.map(|(number, value)| match value {
-        WireValue::Bytes(bytes) => (number, FieldValue::Message(*at - bytes.len()..*at)),
-        WireValue::Varint(_) | WireValue::Fixed64(_) | WireValue::Fixed32(_) => (number, FieldValue::Other),
-    }))
+    read_field_at(body, at, end)
 }
 
 #[cfg(test)]

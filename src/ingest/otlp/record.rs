@@ -5,11 +5,11 @@ use std::borrow::Cow;
 
 use super::any_value::{AnyValue, JsonWriter, KeyValue, RecordError};
 use crate::event::{MESSAGE_BYTES_MAX, METADATA_BYTES_MAX, SERVICE_BYTES_MAX, Timestamp};
+use crate::ingest::fields::UNKNOWN_SERVICE;
+use crate::ingest::input::service_name::shorten;
 use crate::json::text;
 use crate::protobuf::MessageReader;
 
-/// The service of records whose resource has no `service.name`, as OpenTelemetry's conventions name it.
-const UNKNOWN_SERVICE: &str = "unknown_service";
 /// The message of a record that has neither a body nor an event name nor a severity text.
 const EMPTY_MESSAGE: &str = "(empty log record)";
 /// The attribute that identifies a record.
@@ -117,8 +117,8 @@ impl RecordDecoder {
                 {
                     let name = text::lossy(name);
                     self.service.clear();
-                    self.service.push_str(shortened(&name));
-                    if self.service.len() == name.len() {
+                    self.service.push_str(&shorten(&name));
+                    if name.len() <= SERVICE_BYTES_MAX {
                         // The event's service has it.
                         continue;
                     }
@@ -324,9 +324,4 @@ impl RecordDecoder {
 fn is_reserved(key: &[u8]) -> bool {
     // Most attributes have a dot in their name, and no reserved name has one.
     matches!(key.first(), Some(b'a' | b'd' | b'e' | b'r' | b's' | b't')) && RESERVED_NAMES.contains(&key)
-}
-
-/// `name` up to the bound of a service, at a character boundary.
-fn shortened(name: &str) -> &str {
-    &name[..name.floor_char_boundary(SERVICE_BYTES_MAX)]
 }

@@ -168,7 +168,7 @@ fn mapping_refuses_what_it_is_not_told_to_keep() {
     mapped("extra=all", JSON, "{}").check_refused(400, "its only value is metadata");
     mapped("extra=metadata&extra=metadata", JSON, "{}").check_refused(400, "more than once");
     mapped("time_field=", JSON, "{}").check_refused(400, "must not be empty");
-    mapped("service=s&dedup=yes", JSON, "{}").check_refused(400, "its only value is body");
+    mapped("service=s&dedup=yes", JSON, "{}").check_refused(400, "must be body or none");
     mapped("service=s", &[("Content-Type", "text/html")], "{}").check_refused(415, "application/json-lines");
     mapped("service=s", JSON, "").check_refused(400, "no events");
     mapped("service=s", JSON, "[]").check_refused(400, "the array is empty");
