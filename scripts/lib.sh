@@ -61,6 +61,32 @@ need_push_clients() {
   fi
 }
 
+# Installs the senders of tests/senders into the target directory, in the versions that are pinned
+# there, and syslog-ng with its HTTP destination. Without network the tests report what they did not
+# try.
+need_senders() {
+  local senders=${CARGO_TARGET_DIR:-target}/senders
+  if ! cmp -s tests/senders/requirements.txt "$senders/requirements.txt"; then
+    rm -rf "$senders/python"
+    python3 -m venv "$senders/python" >&2 || { install_packages python3-venv && python3 -m venv "$senders/python" >&2; }
+    if "$senders/python/bin/pip" install --quiet --disable-pip-version-check -r tests/senders/requirements.txt >&2; then
+      cp tests/senders/requirements.txt "$senders/"
+    else
+      say "cannot install the Python senders"
+    fi
+  fi
+  if command -v npm >/dev/null && { [ ! -d "$senders/node/node_modules/cloudevents" ] ||
+    ! cmp -s tests/senders/package-lock.json "$senders/node/package-lock.json"; }; then
+    mkdir -p "$senders/node"
+    cp tests/senders/package.json tests/senders/package-lock.json "$senders/node/"
+    npm ci --silent --no-audit --no-fund --prefix "$senders/node" >&2 || say "cannot install the Node senders"
+  fi
+  if ! command -v syslog-ng >/dev/null; then
+    install_packages syslog-ng-core syslog-ng-mod-http || say "cannot install syslog-ng"
+    if [ -d /run/systemd/system ] && [ "$(id -u)" -eq 0 ]; then systemctl disable --now syslog-ng >&2; fi
+  fi
+}
+
 # Installs docker-compose if it is missing. Checking a compose file needs no Docker engine.
 need_compose() {
   docker compose version >/dev/null 2>&1 || command -v docker-compose >/dev/null || install_packages docker-compose

@@ -68,9 +68,14 @@ pub(super) fn singles(count: usize, kind: EventKind) -> Vec<Body> {
 
 /// Bodies of [`BATCH_EVENTS`] events each, as `application/x-ndjson`.
 pub(super) fn batches(count: usize, kind: EventKind) -> Vec<Body> {
-    let mut events = Events::new(BATCHED_BYTES, kind);
-    let mut batch = || (0..BATCH_EVENTS).map(|_| events.next() + "\n").collect::<String>();
-    (0..count).map(|_| Body { bytes: batch().into_bytes(), events: BATCH_EVENTS }).collect()
+    batches_of(BATCH_EVENTS, count, kind)
+}
+
+/// Bodies of `events` events each, as `application/x-ndjson`.
+pub(super) fn batches_of(events: usize, count: usize, kind: EventKind) -> Vec<Body> {
+    let mut source = Events::new(BATCHED_BYTES, kind);
+    let mut batch = || (0..events).map(|_| source.next() + "\n").collect::<String>();
+    (0..count).map(|_| Body { bytes: batch().into_bytes(), events }).collect()
 }
 
 /// The fields of `count` events as they stand in a body: service, message, and metadata.

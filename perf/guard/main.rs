@@ -2,9 +2,11 @@
 //! instructions with callgrind.
 //!
 //! `instructions STAGE` prints the number of events and of their bytes; without a stage it prints
-//! the names of all. Nothing depends on the time or on chance, so that each run executes the same
+//! the names of all. `instructions compare` prints events per second of NDJSON and of OTLP, for
+//! `perf/otlp`. Nothing else depends on the time or on chance, so that each run executes the same
 //! instructions. Only the work within [`counted`] is counted.
 
+mod compare;
 mod corpus;
 mod otlp;
 mod request;
@@ -70,6 +72,10 @@ fn main() -> Result<(), Box<dyn Error>> {
         writeln!(out, "{}", STAGES.join("\n"))?;
         return Ok(());
     };
+    if name == "compare" {
+        writeln!(out, "{}", compare::run())?;
+        return Ok(());
+    }
     let work = match name.strip_prefix("request-") {
         Some(form) => request::run(form)?,
         None => stages::run(&name),

@@ -55,7 +55,7 @@ pub(super) fn decoder() -> IngestDecoder {
 }
 
 /// Bodies to rows: scans, validates, makes ids, encodes.
-fn decode(bodies: &[Body], format: BodyFormat) -> Work {
+pub(super) fn decode(bodies: &[Body], format: BodyFormat) -> Work {
     let mut decoder = decoder();
     counted(&mut || {
         for body in bodies {
