@@ -23,6 +23,22 @@ pub(crate) fn find_special(bytes: &[u8], mut at: usize) -> usize {
     find_special_blocks(bytes, at)
 }
 
+/// Whether all bytes are ASCII characters that a JSON string has as they are.
+#[inline]
+pub(crate) fn is_plain_ascii(bytes: &[u8]) -> bool {
+    let is_plain = |word: [u8; 8]| {
+        let word = u64::from_le_bytes(word);
+        (special_mask(word) | word & HIGHS) == 0
+    };
+    if bytes.len() < 8 {
+        return bytes.iter().all(|&byte| byte < 0x80 && is_special(byte) == 0);
+    }
+    let (words, rest) = bytes.as_chunks();
+    // The last word overlaps the one before it.
+    words.iter().all(|&word| is_plain(word))
+        && (rest.is_empty() || bytes.last_chunk().is_some_and(|&word| is_plain(word)))
+}
+
 fn find_special_blocks(bytes: &[u8], mut at: usize) -> usize {
     while let Some(block) = bytes.get(at..).and_then(<[u8]>::first_chunk::<32>) {
         let hit = block.iter().fold(0, |hit, &byte| hit | is_special(byte));
@@ -114,6 +130,8 @@ mod tests {
             let plain = |expected: fn(u8) -> bool, from: usize| {
                 (from..bytes.len()).find(|&at| expected(bytes[at])).unwrap_or(bytes.len())
             };
+            let is_plain = bytes.iter().all(|byte| matches!(byte, 0x20..0x80 if !b"\"\\".contains(byte)));
+            prop_assert_eq!(is_plain_ascii(&bytes), is_plain);
             prop_assert_eq!(find_special(&bytes, from), plain(|byte| byte < 0x20 || byte == b'"' || byte == b'\\', from));
             prop_assert_eq!(find_line_feed(&bytes), plain(|byte| byte == b'\n', 0));
         }

@@ -3,7 +3,7 @@
 use std::borrow::Cow;
 
 use super::JsonViolation;
-use super::scan::find_special;
+use super::scan::{find_special, is_plain_ascii};
 
 /// U+FEFF in UTF-8, which some programs write in front of a text.
 pub const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
@@ -35,8 +35,19 @@ pub fn quote(out: &mut Vec<u8>, text: &str) {
 
 /// Appends `bytes` as a JSON string with quotes that PostgreSQL accepts: U+FFFD replaces NUL and
 /// invalid UTF-8.
+#[inline]
 pub(crate) fn quote_lossy(out: &mut Vec<u8>, bytes: &[u8]) {
     out.push(b'"');
+    if is_plain_ascii(bytes) {
+        out.extend_from_slice(bytes);
+    } else {
+        escape_lossy(out, bytes);
+    }
+    out.push(b'"');
+}
+
+/// Appends `bytes` escaped, without quotes.
+fn escape_lossy(out: &mut Vec<u8>, bytes: &[u8]) {
     match str::from_utf8(bytes) {
         Ok(text) => escape(out, text, REPLACEMENT),
         Err(_invalid) => {
@@ -48,12 +59,12 @@ pub(crate) fn quote_lossy(out: &mut Vec<u8>, bytes: &[u8]) {
             }
         }
     }
-    out.push(b'"');
 }
 
 /// `bytes` as text that PostgreSQL accepts: U+FFFD replaces NUL and invalid UTF-8.
 pub(crate) fn lossy(bytes: &[u8]) -> Cow<'_, str> {
-    let text = String::from_utf8_lossy(bytes);
+    // `from_utf8_lossy` looks at each byte, this at many at once.
+    let text = str::from_utf8(bytes).map_or_else(|_invalid| String::from_utf8_lossy(bytes), Cow::Borrowed);
     if memchr::memchr(0, bytes).is_some() { Cow::Owned(text.replace('\0', REPLACEMENT)) } else { text }
 }
 

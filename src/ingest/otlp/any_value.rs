@@ -73,6 +73,14 @@ pub(super) enum AnyValue<'a> {
 impl<'a> KeyValue<'a> {
     #[inline]
     pub(super) fn read(message: &'a [u8]) -> Result<Self, ParseProtobufError> {
+        // As encoders write it: a key and a value of less than 128 bytes.
+        if let [0x0a, length @ ..0x80, rest @ ..] = message
+            && let Some((key, [0x12, length @ ..0x80, value @ ..])) =
+                rest.split_at_checked(usize::from(*length))
+            && value.len() == usize::from(*length)
+        {
+            return Ok(Self { key, value });
+        }
         let mut reader = MessageReader::new(message);
         let mut found = Self::default();
         while let Some((number, value)) = reader.next_field()? {
@@ -90,6 +98,12 @@ impl<'a> AnyValue<'a> {
     /// Reads a value. Of several members of the `oneof` the last one counts.
     #[inline]
     pub(super) fn read(message: &'a [u8]) -> Result<Self, ParseProtobufError> {
+        // Most values are a text of less than 128 bytes.
+        if let [0x0a, length @ ..0x80, text @ ..] = message
+            && text.len() == usize::from(*length)
+        {
+            return Ok(Self::Text(text));
+        }
         let mut reader = MessageReader::new(message);
         let mut found = Self::Empty;
         while let Some((number, value)) = reader.next_field()? {
