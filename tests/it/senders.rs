@@ -50,10 +50,10 @@ impl Relay {
             lost: AtomicUsize::new(0),
         });
         let shared = Arc::clone(&state);
-        thread::spawn(move || {
+        spawn(move || {
             for client in listener.incoming().map_while(Result::ok) {
                 let shared = Arc::clone(&shared);
-                thread::spawn(move || shared.forward(client));
+                spawn(move || shared.forward(&client));
             }
         });
         Self { address, state }
@@ -69,24 +69,24 @@ impl Relay {
 }
 
 impl RelayState {
-    fn forward(&self, client: TcpStream) {
+    fn forward(&self, client: &TcpStream) {
         let address = *self.server.lock().unwrap_or_else(PoisonError::into_inner);
         let Ok(server) = TcpStream::connect(address) else { return };
         let (mut from, mut to) =
             (client.try_clone().expect("a socket"), server.try_clone().expect("a socket"));
-        thread::spawn(move || {
+        spawn(move || {
             // The end of either side ends the other.
             drop(std::io::copy(&mut from, &mut to));
             drop(to.shutdown(Shutdown::Both));
         });
-        self.return_answers(&server, &client);
+        self.return_answers(&server, client);
         drop(client.shutdown(Shutdown::Both));
         drop(server.shutdown(Shutdown::Both));
     }
 
     fn return_answers(&self, mut server: &TcpStream, mut client: &TcpStream) {
         // An answer to a post is short: it arrives as a whole.
-        let mut answer = [0; 64 * 1024];
+        let mut answer = vec![0; 64 * 1024];
         while let Ok(length @ 1..) = server.read(&mut answer) {
             let nth = self.answers.fetch_add(1, Ordering::Relaxed);
             if nth.is_multiple_of(3) && self.lost.load(Ordering::Relaxed) < LOST_MAX {
@@ -98,6 +98,10 @@ impl RelayState {
             }
         }
     }
+}
+
+fn spawn(work: impl FnOnce() + Send + 'static) {
+    thread::Builder::new().name("relay".into()).spawn(work).expect("a thread starts");
 }
 
 fn target(path: &str) -> PathBuf {

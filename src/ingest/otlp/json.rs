@@ -72,6 +72,7 @@ enum FieldType {
 
 impl MessageType {
     /// The number and the type of a field.
+    #[expect(clippy::match_same_arms, reason = "the fields are grouped by their message")]
     fn field(self, name: &[u8]) -> Option<(u32, FieldType)> {
         use FieldType as F;
         use MessageType as M;
@@ -257,6 +258,12 @@ impl JsonTranscoder {
         };
         if scanner.peek() == b'{' && self.open.len() < OPEN_MAX {
             self.open(scanner, number, message);
+            return Ok(());
+        }
+        if message == MessageType::LogRecord {
+            scanner.value()?;
+            encode::bytes_field(&mut self.out, number, INVALID_MESSAGE);
+            self.expected = Expected::AfterValue;
             return Ok(());
         }
         self.skip_wrong_type(scanner)

@@ -260,7 +260,7 @@ fn resource_and_scope_count_wherever_they_stand() {
             serde_json::json!({"scope": {"name": "lib", "version": "1"}, "resource": {"host": "h"}});
         assert_eq!(decoded.metadata, expected);
     }
-    let many = vec![0x0a, 0].repeat(PARTS_MAX + 1);
+    let many = [0x0a, 0].repeat(PARTS_MAX + 1);
     let mut body = Vec::new();
     encode::bytes_field(&mut body, 1, &many);
     assert_eq!(decode(&body, usize::MAX), Err(ParseProtobufError::WrongType));
@@ -320,7 +320,7 @@ fn hex(bytes: &[u8]) -> Json {
     if bytes.iter().all(|byte| *byte == 0) {
         return Json::Null;
     }
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect::<String>().into()
+    bytes.iter().fold(String::new(), |digits, byte| digits + &format!("{byte:02x}")).into()
 }
 
 fn expected_of(resource: &ResourceLogs, scope: &ScopeLogs, record: &LogRecord) -> Decoded {
@@ -358,7 +358,7 @@ fn expected_of(resource: &ResourceLogs, scope: &ScopeLogs, record: &LogRecord) -
             Json::Null => String::new(),
             Json::String(text) if !matches!(body.value, Some(Value::StringValue(_))) => format!("\"{text}\""),
             Json::String(text) => text,
-            other => other.to_string(),
+            other @ (Json::Bool(_) | Json::Number(_) | Json::Array(_) | Json::Object(_)) => other.to_string(),
         },
         replaced(&record.event_name),
         replaced(&record.severity_text),
@@ -524,17 +524,10 @@ fn json_value_of_the_wrong_type_costs_its_record_only() {
         r#"{"attributes":{}}"#,
         r#"{"attributes":[5]}"#,
         r#"{"attributes":[{"key":"a","value":[]}]}"#,
-        r#"5"#,
-        r#"null"#,
+        "5",
+        "null",
     ] {
-        let is_element = !wrong.starts_with('{');
-        if is_element {
-            // Not counted as a record: it becomes none.
-            let body = format!(r#"{{"resourceLogs":[{{"scopeLogs":[{{"logRecords":[{wrong}]}}]}}]}}"#);
-            assert!(transcode(body.as_bytes(), usize::MAX).is_err(), "{wrong}");
-        } else {
-            assert!(decode_json_record(wrong).is_err(), "{wrong}");
-        }
+        assert!(decode_json_record(wrong).is_err(), "{wrong}");
     }
     let deep =
         format!(r#"{{"body":{}5{}}}"#, r#"{"arrayValue":{"values":["#.repeat(10_000), "]}}".repeat(10_000));
