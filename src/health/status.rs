@@ -225,7 +225,8 @@ impl Status {
             HealthPart::StatusOnly => write_json(response, &StatusOnlyBody { status }),
             HealthPart::Buffer => write_json(response, &self.buffer_health(&inputs)),
             HealthPart::Database => {
-                write_json(response, &DatabaseHealth::new(&inputs, &self.failover, self.standby.as_deref()))
+                let body = DatabaseHealth::new(&inputs, &self.failover, self.standby.as_deref());
+                write_json(response, &body);
             }
             HealthPart::Detailed => {
                 let detailed = DetailedBody {
