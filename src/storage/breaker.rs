@@ -424,6 +424,7 @@ mod tests {
         machine.record_writer_success(at(11));
         machine.record_writer_success(at(11));
         assert_eq!(machine.state(), BreakerState::Closed);
+        machine.set_unreachable(true);
         (0..3).for_each(|_| machine.record_writer_failure(at(12)));
         assert!(machine.awaits_return(), "the next outage");
         machine.trip(at(13));
