@@ -157,7 +157,8 @@ impl ApiHandler {
                 ingest::write_splunk_health(phase, self.status.buffer.is_full(), response);
             }
             Route::Options(allow) => {
-                response.status = 204;
+                // Docker's Splunk driver asks before it sends, and takes 200 alone for a yes.
+                response.status = if request.path.starts_with(router::SPLUNK) { 200 } else { 204 };
                 response.header("Allow", allow);
                 if request.path == "/events" {
                     self.allow_webhook(request, response);

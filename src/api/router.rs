@@ -35,7 +35,7 @@ pub enum Route<'a> {
     Console(ConsolePage),
     /// The health of the HTTP Event Collector of Splunk.
     SplunkHealth,
-    /// OPTIONS, with the value of `Allow`; answered with 204.
+    /// OPTIONS, with the value of `Allow`; answered with 204, on the paths of Splunk with 200.
     Options(&'static str),
 }
 
@@ -110,6 +110,8 @@ const fn operation(
     Operation { method, class, route }
 }
 
+/// The paths of Splunk's HTTP Event Collector begin so.
+pub(super) const SPLUNK: &str = "/services/collector";
 const SPLUNK_EVENT: &str = "/services/collector/event";
 const SPLUNK_RAW: &str = "/services/collector/raw";
 const SPLUNK_HEALTH: &str = "/services/collector/health";
@@ -132,11 +134,7 @@ const ROUTES: &[RouteSpec] = {
         },
         path("/loki/api/v1/push", &[operation(Post, Ingest, |_| Route::Post(InputPath::LokiPush))]),
         path(SPLUNK_EVENT, &[operation(Post, Ingest, |_| Route::Post(InputPath::SplunkEvent))]),
-        alias(
-            "/services/collector",
-            SPLUNK_EVENT,
-            &[operation(Post, Ingest, |_| Route::Post(InputPath::SplunkEvent))],
-        ),
+        alias(SPLUNK, SPLUNK_EVENT, &[operation(Post, Ingest, |_| Route::Post(InputPath::SplunkEvent))]),
         alias(
             "/services/collector/event/1.0",
             SPLUNK_EVENT,

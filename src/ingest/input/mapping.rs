@@ -198,6 +198,18 @@ impl FieldNames {
             Self::Usual(names) => names.iter().find_map(|name| find(name)),
         }
     }
+
+    /// As [`Self::find`], but an object under a usual name is not the field: `service` may be the object
+    /// that has `service.name`, as in the Elastic Common Schema.
+    fn find_text(&self, object: &JsonObject<'_>, nested: &mut Vec<ObjectMember>) -> Option<FoundField> {
+        let is_object = |found: &FoundField| object.value(&found.value).starts_with(b"{");
+        match self {
+            Self::Given(_) => self.find(object, nested),
+            Self::Usual(names) => names
+                .iter()
+                .find_map(|name| find_field(object, name, nested).filter(|found| !is_object(found))),
+        }
+    }
 }
 
 /// The field of this name that is not null.
@@ -241,7 +253,7 @@ impl MappingDecoder {
         let Self { texts, metadata, nested } = self;
         let time = mapping.time.find(object, nested);
         let message = mapping.message.find(object, nested);
-        let service = mapping.service.find(object, nested);
+        let service = mapping.service.find_text(object, nested);
         let used = [time, message, service].map(|field| field.and_then(|field| field.index));
         let mut key = None;
         metadata.clear();
