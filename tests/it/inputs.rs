@@ -166,6 +166,7 @@ fn examples_for_senders_store_the_events_that_they_name() {
         include_str!("../../docs/senders/cloudevents.md"),
         include_str!("../../docs/senders/loki.md"),
         include_str!("../../docs/senders/splunk.md"),
+        include_str!("../../docs/senders/shippers.md"),
     ];
     let mut expected = 0;
     for page in pages {

@@ -44,6 +44,7 @@ mod responses;
 mod retention;
 mod send;
 mod senders;
+mod shippers;
 mod shutdown;
 mod spill;
 mod startup;
