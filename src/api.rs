@@ -84,7 +84,7 @@ impl ApiHandler {
         Self {
             acceptor,
             gate,
-            intake: Intake::new(acceptor, limits, durability, status.clock.rng(), status.clone()),
+            intake: Intake::new(acceptor, limits, durability, status.clone(), queries.tails.tap()),
             push_context: PushContext::new(pages, limits.decompressed_bytes_max),
             http_metrics: status.http.clone(),
             clock: status.clock.clone(),
@@ -121,7 +121,7 @@ impl ApiHandler {
         response: &mut Response,
     ) -> HandlerResult {
         match route {
-            Route::ListEvents | Route::GetEvent(_) | Route::Stats => {
+            Route::ListEvents | Route::TailEvents | Route::GetEvent(_) | Route::Stats => {
                 return self.query(&route, &grant, request, (label, started), response);
             }
             Route::Gateway(page) => {
@@ -241,7 +241,7 @@ impl ApiHandler {
         })
     }
 
-    /// Queues a database query, or refuses it when the token may not read the services it selects.
+    /// Queues a database query or opens a tail, or refuses it when the token may not read the services it selects.
     fn query(
         &self,
         route: &Route<'_>,
@@ -263,6 +263,9 @@ impl ApiHandler {
             now: self.clock.wall(),
             services: grant.services.as_deref(),
         };
+        if *route == Route::TailEvents {
+            return self.queries.tails.start(query, request.method == Method::Head, response);
+        }
         if *route == Route::Stats {
             return self.queries.queue.stats(query, promise, response);
         }

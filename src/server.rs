@@ -243,6 +243,7 @@ pub fn serve(
         writer: Arc::new(WriterMetrics::default()),
         http: Arc::new(HttpMetrics::new(acceptors, &LABELS)),
         retention: Arc::default(),
+        tails: Arc::default(),
         partitions: Arc::default(),
         cluster_restarts,
         connections: Arc::new(ConnectionStats::default()),
@@ -313,7 +314,7 @@ pub fn serve(
     if let (Some(standby), Some(state)) = (standby, status.standby.clone()) {
         database = database.with_standby(standby, state);
     }
-    let queries = stages::start_readers(settings, database, lookup, lifecycle)?;
+    let queries = stages::start_readers(settings, database, lookup, &status)?;
 
     let address = listeners[0]
         .local_addr()

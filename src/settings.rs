@@ -81,6 +81,7 @@ pub struct Settings {
     pub query_queue_max: usize,
     pub query_response_bytes_max: usize,
     pub exports_max: usize,
+    pub tails_max: usize,
     pub breaker_failures: u32,
     pub breaker_successes: u32,
     pub breaker_timeout: Duration,
@@ -390,6 +391,12 @@ impl Settings {
                 1..=1000,
                 "Maximum concurrent exports (GET /events as NDJSON or CSV), 2 MiB each; others are \
                  answered 503",
+            ),
+            tails_max: from.number(
+                "TAILS_MAX",
+                16,
+                1..=1000,
+                "Maximum open tails (GET /events/tail), 1 MiB each; others are answered 503",
             ),
             breaker_failures: from.number(
                 "CIRCUIT_BREAKER_FAILURE_THRESHOLD",

@@ -24,6 +24,7 @@ use aurore_events::lifecycle::{Lifecycle, LifecyclePhase};
 use aurore_events::metrics::{
     BusinessCache, DiskSpace, HttpMetrics, Ledger, Sampler, StallDetector, WriterMetrics,
 };
+use aurore_events::query::tail::{TailLimits, tails};
 use aurore_events::query::{QueryDatabase, QueryService, ReaderLimits, export, query_queue};
 use aurore_events::storage::memory::MemoryRepository;
 use aurore_events::storage::{Breaker, BreakerLimits};
@@ -128,6 +129,7 @@ fn status(clock: &Clock) -> Arc<Status> {
         writer: Arc::new(WriterMetrics::default()),
         http: Arc::new(HttpMetrics::new(1, &LABELS)),
         retention: Arc::default(),
+        tails: Arc::default(),
         partitions: Arc::default(),
         cluster_restarts: Arc::default(),
         connections: Arc::new(ConnectionStats::default()),
@@ -158,6 +160,8 @@ fn handler(status: &Arc<Status>) -> ApiHandler {
     let database = QueryDatabase::new(repository, breaker.clone(), clock.clone());
     let (queue, _readers) = query_queue(limits, database.clone());
     let (exports, _exporters) = export::exports(1, database);
+    let limits = TailLimits { tails_max: 1, queued_bytes_max: 1 << 20, heartbeat: Duration::from_secs(15) };
+    let (tails, _thread) = tails(limits, status.tails.clone(), status.lifecycle.clone(), clock.clone());
     let (scrapes, _scraper) = scrape::queue(status.gateway.clone(), true);
     let pages =
         GatewayHandlers::new(status.gateway.clone(), scrapes, Durability::Memory, NOW, Vec::new().into());
@@ -167,7 +171,7 @@ fn handler(status: &Arc<Status>) -> ApiHandler {
         INGEST_LIMITS,
         Durability::Memory,
         status.clone(),
-        QueryService { queue, exports },
+        QueryService { queue, exports, tails },
         pages,
     )
 }

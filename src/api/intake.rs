@@ -7,8 +7,6 @@
 
 use std::sync::Arc;
 
-use rand::rngs::StdRng;
-
 use crate::buffer::{AdmitError, RowBlock};
 use crate::clock::{Clock, Moment};
 use crate::event::Timestamp;
@@ -25,6 +23,7 @@ use crate::ingest::{
 use crate::journal::Durability;
 use crate::lifecycle::LifecyclePhase;
 use crate::metrics::DropReason;
+use crate::query::EventTap;
 
 /// `Retry-After` of a server that is shutting down: by then it, or another one, may have started.
 pub(super) const RESTART_S: u64 = 5;
@@ -88,6 +87,7 @@ struct Admission {
     durability: Durability,
     status: Arc<Status>,
     clock: Clock,
+    tap: EventTap,
 }
 
 impl Intake {
@@ -95,13 +95,13 @@ impl Intake {
         acceptor: usize,
         limits: IngestLimits,
         durability: Durability,
-        rng: StdRng,
         status: Arc<Status>,
+        tap: EventTap,
     ) -> Self {
         Self {
-            ingest: IngestDecoder::new(limits, IdGenerator::new(rng)),
+            ingest: IngestDecoder::new(limits, IdGenerator::new(status.clock.rng())),
             decompressor: Decompressor::new(DecompressLimits::new(limits.decompressed_bytes_max)),
-            admission: Admission { acceptor, durability, clock: status.clock.clone(), status },
+            admission: Admission { acceptor, durability, clock: status.clock.clone(), status, tap },
             recent_ids: RecentIds::default(),
             awaited_level: None,
             turn_time: TurnTime::default(),
@@ -341,7 +341,13 @@ impl Admission {
             problem::write_journal_unavailable(response, JOURNAL_RETRY_S);
             return IntakeOutcome::Answered;
         }
-        let append = |block: &RowBlock| journal.append(self.acceptor, block);
+        let is_tailed = self.tap.is_open();
+        let append = |block: &RowBlock| {
+            journal.append(self.acceptor, block);
+            if is_tailed {
+                self.tap.offer(block);
+            }
+        };
         let size = (rows, decoded.bytes());
         match self.status.buffer.admit(self.acceptor, size, admitted_at, decoded.blocks(), append) {
             Ok(()) => {

@@ -17,6 +17,8 @@ pub enum Route<'a> {
     /// Events, in one of the formats of the path.
     Post(InputPath),
     ListEvents,
+    /// The events that are admitted from now on.
+    TailEvents,
     /// With the id in the path, percent-decoded.
     GetEvent(Cow<'a, str>),
     Stats,
@@ -127,6 +129,7 @@ const ROUTES: &[RouteSpec] = {
             "/events",
             &[operation(Post, Ingest, |_| Route::Post(InputPath::Events)), get(Query, |_| Route::ListEvents)],
         ),
+        path("/events/tail", &[get(Query, |_| Route::TailEvents)]),
         RouteSpec {
             pattern: Pattern::Segment("/events/"),
             label: "/events/{event_id}",
@@ -340,6 +343,7 @@ mod tests {
         check(Options, "/events", &Ok(Route::Options(READ_AND_POST)));
         check(Put, "/events", &Err((405, READ_AND_POST)));
         check(Get, "/events/abc", &Ok(Route::GetEvent("abc".into())));
+        check(Get, "/events/tail", &Ok(Route::TailEvents));
         check(Get, "/events/a%2Db%20", &Ok(Route::GetEvent("a-b ".into())));
         check(Post, "/%65vents", &Ok(Route::Post(InputPath::Events)));
         check(Get, "/events%2Fabc", &Err((404, "")));
@@ -409,6 +413,7 @@ mod tests {
         const EXPECTED: &[&str] = &[
             "POST /events Ingest",
             "GET /events Query",
+            "GET /events/tail Query",
             "GET /events/{event_id} Query",
             "POST /loki/api/v1/push Ingest",
             "POST /services/collector/event Ingest",

@@ -20,8 +20,8 @@ use crate::metrics::history::HistoryEntry;
 use crate::metrics::text_format::ExpositionFormat;
 use crate::metrics::{
     BusinessCache, BusinessMetrics, DiskSpace, FailoverMetrics, HttpMetrics, Ledger, MetricsSnapshot,
-    PartitionMetrics, Process, RetentionMetrics, Sampler, SpillMetrics, StallDetector, WriterMetrics,
-    retry_after,
+    PartitionMetrics, Process, RetentionMetrics, Sampler, SpillMetrics, StallDetector, TailMetrics,
+    WriterMetrics, retry_after,
 };
 use crate::storage::breaker::BreakerState;
 use crate::storage::{Breaker, StandbyState};
@@ -43,6 +43,7 @@ pub struct Status {
     pub writer: Arc<WriterMetrics>,
     pub http: Arc<HttpMetrics>,
     pub retention: Arc<RetentionMetrics>,
+    pub tails: Arc<TailMetrics>,
     pub partitions: Arc<PartitionMetrics>,
     /// Restarts of the embedded PostgreSQL cluster.
     pub cluster_restarts: Arc<AtomicU64>,
@@ -431,6 +432,7 @@ impl Status {
             writer: &self.writer,
             http: &self.http,
             retention: &self.retention,
+            tails: &self.tails,
             partitions: &self.partitions,
             cluster_restarts: self.cluster_restarts.load(Ordering::Relaxed),
             standby: self.standby.as_deref(),

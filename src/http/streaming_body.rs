@@ -87,13 +87,18 @@ pub fn body_channel() -> (BodySender, BodyStream) {
 }
 
 impl BodySender {
-    /// Sends a block. The channel must have capacity: at the start, or in
-    /// [`BodySender::on_capacity`].
+    /// Sends a block. The channel must have capacity: at the start, in
+    /// [`BodySender::on_capacity`], or if [`BodySender::has_capacity`].
     pub fn send(&self, block: Vec<u8>) {
         if !block.is_empty() {
             self.0.blocks.push(block).expect("BUG: a block was sent without capacity");
         }
         self.0.notify();
+    }
+
+    /// Whether [`BodySender::send`] may be called now.
+    pub fn has_capacity(&self) -> bool {
+        !self.0.blocks.is_full()
     }
 
     /// Restarts the response timeout while the producer works on the next block.

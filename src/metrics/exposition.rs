@@ -22,6 +22,7 @@ use super::partitions::PartitionMetrics;
 use super::rates::{WindowRates, to_f64};
 use super::retention::RetentionMetrics;
 use super::standby::standby_families;
+use super::tail::{TailMetrics, tail_families};
 use super::text_format::ExpositionFormat;
 use super::writer::WriterMetrics;
 use crate::event::Timestamp;
@@ -71,6 +72,7 @@ pub struct MetricsSnapshot<'a> {
     pub writer: &'a WriterMetrics,
     pub http: &'a HttpMetrics,
     pub retention: &'a RetentionMetrics,
+    pub tails: &'a TailMetrics,
     pub partitions: &'a PartitionMetrics,
     pub cluster_restarts: u64,
     /// The standby that serves queries, if there is one; only then its metrics are shown.
@@ -114,6 +116,7 @@ impl MetricsSnapshot<'_> {
         families.extend(self.writer.processing_ms.collect());
         families.extend(self.writer.insert_ms.collect());
         families.extend(self.business.map(business_families).into_iter().flatten());
+        families.extend(tail_families(self.tails));
         families.extend(self.connection_families());
         families.extend(self.disk_families());
         families.extend(self.request_families());

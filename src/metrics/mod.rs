@@ -19,6 +19,7 @@ pub(crate) mod rates;
 mod retention;
 mod stall;
 mod standby;
+mod tail;
 pub mod text_format;
 mod writer;
 
@@ -34,4 +35,5 @@ pub use process::Process;
 pub use rates::{Sampler, WindowRates, retry_after};
 pub use retention::RetentionMetrics;
 pub use stall::StallDetector;
+pub use tail::TailMetrics;
 pub use writer::{BatchTimes, WriterMetrics};

@@ -117,12 +117,12 @@ pub struct ExportOptions {
     pub head_only: bool,
 }
 
-/// One of the `running_max` permits; released on drop.
+/// One of a bounded number of permits; released on drop.
 #[derive(Debug)]
-struct Permit(Arc<AtomicUsize>);
+pub(super) struct Permit(Arc<AtomicUsize>);
 
 impl Permit {
-    fn try_acquire(running: &Arc<AtomicUsize>, most: usize) -> Option<Self> {
+    pub(super) fn try_acquire(running: &Arc<AtomicUsize>, most: usize) -> Option<Self> {
         let room = |running: usize| (running < most).then_some(running + 1);
         running.fetch_update(Ordering::AcqRel, Ordering::Acquire, room).ok()?;
         Some(Self(Arc::clone(running)))

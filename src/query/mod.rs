@@ -1,6 +1,8 @@
 //! Queries for stored events: parses query parameters, runs queries on reader threads that may wait
 //! for the database (acceptors must not), and encodes the results.
 //!
+//! A tail reads admitted events instead of stored ones.
+//!
 //! Depends on storage through `EventRepository`; must not depend on sockets or SQL.
 
 mod breaker_guard;
@@ -13,6 +15,7 @@ pub mod readers;
 pub mod receipt;
 mod request;
 pub mod stats;
+pub mod tail;
 
 mod encode;
 mod metadata_filter;
@@ -24,10 +27,12 @@ pub use export::{ExportOptions, Exporters, Exports};
 pub use params::{Count, Query};
 pub use readers::{QueryQueue, ReaderLimits, Readers, query_queue};
 pub use request::QueryRequest;
+pub use tail::{EventTap, TailThread, Tails};
 
-/// Submits queries and exports. Shared by all acceptors.
+/// Submits queries and exports, and opens tails. Shared by all acceptors.
 #[derive(Clone, Debug)]
 pub struct QueryService {
     pub queue: QueryQueue,
     pub exports: Exports,
+    pub tails: Tails,
 }

@@ -60,6 +60,11 @@ impl Query {
         })
     }
 
+    /// Parses the query string of `GET /events/tail`: the filters that do not depend on time.
+    pub fn parse_tail(query: &str, now: Timestamp) -> Result<Filter, FieldErrors> {
+        Params::read(query, TAIL_NAMES).into_query(now).map(|query| query.filter)
+    }
+
     /// The page to read: one event more than the limit, to detect a next page.
     pub fn page(&self) -> EventPage {
         EventPage { filter: self.filter.clone(), order: self.order, limit: self.limit + 1, after: self.after }
@@ -97,6 +102,8 @@ const NAMES: &[&str] = &["service", "from", "to", "limit", "cursor", "order", "c
 const STATS_NAMES: &[&str] = &["service", "from", "to"];
 /// Parameters of an export: all but `count`.
 const EXPORT_NAMES: &[&str] = &["service", "from", "to", "limit", "cursor", "order", "q", "metadata.KEY"];
+/// Parameters of `GET /events/tail`.
+const TAIL_NAMES: &[&str] = &["service", "q", "metadata.KEY"];
 /// Prefix of a metadata filter's name; the key follows.
 const METADATA_PREFIX: &str = "metadata.";
 
@@ -457,6 +464,16 @@ mod tests {
         );
         for query in ["q=a", "limit=1", "metadata.k=1", "count=none"] {
             assert!(Query::parse_stats(query, NOW).is_err(), "{query}");
+        }
+    }
+
+    #[test]
+    fn parse_tail_accepts_the_filters_without_time_only() {
+        let filter = Query::parse_tail("service=a&q=b&metadata.k=1", NOW).unwrap();
+        assert_eq!((filter.service.as_deref(), filter.text.as_deref()), (Some("a"), Some("b")));
+        assert_eq!(filter.metadata, [[r#"{"k":"1"}"#, r#"{"k":1}"#]]);
+        for query in ["from=0", "to=1", "limit=1", "cursor=x", "order=asc", "count=none"] {
+            assert!(Query::parse_tail(query, NOW).is_err(), "{query}");
         }
     }
 

@@ -35,6 +35,7 @@ use crate::journal::{FailoverEvent, JournalThread, JournalWriter, Lookup};
 use crate::lifecycle::Lifecycle;
 use crate::metrics::{BusinessCollector, History, Process, RetentionMetrics};
 use crate::partitions::PartitionMaintenance;
+use crate::query::tail::TailLimits;
 use crate::query::{self, QueryDatabase, QueryService, ReaderLimits};
 use crate::retention::RetentionSweeper;
 use crate::settings::{HttpEngine, Settings};
@@ -316,8 +317,9 @@ pub(super) fn start_readers(
     settings: &Settings,
     database: QueryDatabase,
     lookup: Lookup,
-    lifecycle: &Lifecycle,
+    status: &Status,
 ) -> Result<QueryService, RunServerError> {
+    let lifecycle = &status.lifecycle;
     let limits = ReaderLimits {
         jobs_max: settings.query_queue_max,
         wait_max: QUERY_WAIT_MAX,
@@ -334,7 +336,15 @@ pub(super) fn start_readers(
         let exporters = exporters.clone();
         spawn(lifecycle, &format!("exporter-{nth}"), move || exporters.run())?;
     }
-    Ok(QueryService { queue, exports })
+    let limits = TailLimits {
+        tails_max: settings.tails_max,
+        queued_bytes_max: TailLimits::queued_bytes_max(settings.buffer_bytes_max),
+        heartbeat: TailLimits::heartbeat(settings.edge.response_timeout),
+    };
+    let (tails, thread) =
+        query::tail::tails(limits, status.tails.clone(), lifecycle.clone(), status.clock.clone());
+    spawn(lifecycle, "tail", move || thread.run())?;
+    Ok(QueryService { queue, exports, tails })
 }
 
 /// Starts an acceptor per listener, each pinned to a core. The returned channel is closed when all

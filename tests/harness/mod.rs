@@ -13,6 +13,7 @@ pub(crate) mod producer;
 pub(crate) mod proxy;
 pub(crate) mod server;
 pub(crate) mod standby;
+pub(crate) mod tail;
 pub(crate) mod temp;
 pub(crate) mod wait;
 

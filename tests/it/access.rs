@@ -8,6 +8,7 @@ use sonic_rs::{JsonContainerTrait, JsonValueTrait};
 use crate::harness::client::{JSON, request};
 use crate::harness::events::{id_of, ids_of};
 use crate::harness::server::run;
+use crate::harness::tail::Tail;
 use crate::harness::temp::temp_dir;
 use crate::harness::{Client, Postgres, Reply, Server, event, until, wait_for_drain};
 
@@ -181,6 +182,27 @@ fn every_way_to_read_events_requires_the_scope_and_the_services_of_the_token() {
         }
         let status = ask(&root, method, path, JSON).status;
         assert!(matches!(status, 200 | 202), "{method} {path}: {status}");
+    }
+
+    // A tail does not end, so only its refusals are read as a whole.
+    for (token, query, expected) in [
+        (&reader, "", 200),
+        (&root, "", 200),
+        (&shop, "?service=shop", 200),
+        (&shop, "", 403),
+        (&shop, "?service=other", 403),
+        (&writer, "?service=shop", 403),
+        (&scraper, "", 403),
+    ] {
+        let bearer = format!("Bearer {token}");
+        let mut tail = Tail::open(server.address(), query, &[("Authorization", &bearer)]);
+        assert_eq!(tail.status(), expected, "/events/tail{query}");
+        if expected == 200 {
+            id_of(&send(&mut client, &writer, "POST", "/events", &event("other", "m")));
+            id_of(&send(&mut client, &writer, "POST", "/events", &event("shop", "last")));
+            tail.read_until("the last event", |text| text.contains("\"last\""));
+            assert_eq!(tail.text().contains("\"other\""), query.is_empty(), "{}", tail.text());
+        }
     }
 }
 

@@ -48,4 +48,5 @@ mod shippers;
 mod shutdown;
 mod spill;
 mod startup;
+mod tail;
 mod validation;
