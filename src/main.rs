@@ -66,6 +66,7 @@ fn main() -> ExitCode {
         CliCommand::Counts(command) => server::commands::counts(&settings, &clock, command),
         CliCommand::Dead(command) => server::commands::dead(&settings, &clock, &command),
         CliCommand::GatewayCompare(command) => server::commands::compare(&command),
+        CliCommand::Healthcheck(command) => server::commands::healthcheck(&settings, command),
         CliCommand::Send(command) => server::commands::send(&command, &clock),
         CliCommand::Serve | CliCommand::CheckConfig | CliCommand::CreateToken(_) => {
             server::run(&settings, &clock)

@@ -2,5 +2,6 @@
 
 pub mod counts;
 pub mod dead;
+pub mod healthcheck;
 pub mod journal;
 pub mod send;

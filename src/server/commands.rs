@@ -12,6 +12,7 @@ use super::{JOURNAL_DIR, breaker, lock_data_dir, open_database, stages, stop};
 use crate::clock::Clock;
 use crate::commands::counts::CountsCommand;
 use crate::commands::dead::DeadCommand;
+use crate::commands::healthcheck::HealthcheckCommand;
 use crate::commands::journal::{JournalCommand, RunReplayError};
 use crate::commands::send::SendCommand;
 use crate::gateway::compare::CompareCommand;
@@ -191,6 +192,11 @@ impl CommandDatabase {
 /// `aurore-events send`.
 pub fn send(command: &SendCommand, clock: &Clock) -> Result<(), RunServerError> {
     Ok(command.run(clock, &mut std::io::stdout().lock())?)
+}
+
+/// `aurore-events healthcheck`.
+pub fn healthcheck(settings: &Settings, command: HealthcheckCommand) -> Result<(), RunServerError> {
+    Ok(command.run(settings.address(), settings.edge.tls.is_some(), &mut std::io::stdout().lock())?)
 }
 
 /// `aurore-events gateway compare`.

@@ -8,6 +8,7 @@ use std::process::ExitCode;
 use super::resolved::ResolveSettingsError;
 use crate::commands::counts::RunCountsError;
 use crate::commands::dead::RunDeadError;
+use crate::commands::healthcheck::HealthcheckError;
 use crate::commands::journal::RunReplayError;
 use crate::commands::send::SendError;
 use crate::gateway::compare::CompareError;
@@ -63,6 +64,8 @@ pub enum RunServerError {
     #[error("{0}")]
     Send(#[from] SendError),
     #[error("{0}")]
+    Healthcheck(#[from] HealthcheckError),
+    #[error("{0}")]
     Dead(Box<RunDeadError>),
     #[error("there is no database: DATABASE_URL is not set, and {0} contains no cluster")]
     NoCluster(PathBuf),
@@ -104,6 +107,7 @@ impl RunServerError {
             | Self::Gateway(_)
             | Self::Compare(_)
             | Self::Send(_)
+            | Self::Healthcheck(_)
             | Self::Dead(_)
             | Self::NoCluster(_)
             | Self::StopForced(_)

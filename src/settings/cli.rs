@@ -8,6 +8,7 @@ use super::reader::Setting;
 use crate::access::NewToken;
 use crate::commands::counts::{self, CountsCommand};
 use crate::commands::dead::{self, DeadCommand};
+use crate::commands::healthcheck::{self, HealthcheckCommand};
 use crate::commands::journal::{self, JournalCommand};
 use crate::commands::send::{self, SendCommand};
 use crate::gateway::compare::CompareCommand;
@@ -23,6 +24,7 @@ pub enum CliCommand {
     Dead(DeadCommand),
     Counts(CountsCommand),
     GatewayCompare(CompareCommand),
+    Healthcheck(HealthcheckCommand),
     Send(SendCommand),
     CreateToken(NewToken),
     RetentionRun {
@@ -73,6 +75,7 @@ fn add_subcommands(program: Command) -> Command {
         .subcommand(Command::new("serve").about("Run the server (the default)"))
         .subcommand(Command::new("check-config").about("Validate and print the settings, and exit"))
         .subcommand(Command::new("migrate").about("Migrate the database schema and exit"))
+        .subcommand(healthcheck::command())
         .subcommand(token_command())
         .subcommand(Command::new("history").about("Print the metrics history of DATA_DIR as a table"))
         .subcommand(dead::command())
@@ -172,6 +175,7 @@ pub(super) fn parse(matches: ArgMatches) -> Result<(CliCommand, ArgMatches), Str
         "check-config" => (CliCommand::CheckConfig, own()),
         "migrate" => (CliCommand::Migrate, own()),
         "history" => (CliCommand::History, own()),
+        "healthcheck" => (CliCommand::Healthcheck(HealthcheckCommand::of(command_matches)), own()),
         "dead" => {
             let (command, action_matches) =
                 DeadCommand::of(command_matches).expect("BUG: clap requires a subcommand");

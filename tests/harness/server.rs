@@ -17,8 +17,8 @@ use super::temp::temp_dir;
 use super::wait::{until, until_within};
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_aurore-events");
-/// The log message of the listening server, up to the port.
-const LISTENING: &str = "listening on http://127.0.0.1:";
+/// The log message of the listening server, up to the port, without and with TLS.
+const LISTENING: [&str; 2] = ["listening on http://127.0.0.1:", "listening on https://127.0.0.1:"];
 /// The partitions of a new database: from yesterday to two weeks ahead, and the default partition.
 pub(crate) const PARTITIONS: i64 = 17;
 /// Longer than the drain of any test takes.
@@ -237,7 +237,7 @@ impl Running {
         if let Some(status) = self.child.try_wait().expect("a child can be waited for") {
             panic!("the server ended ({status}) before it listened:\n{log}");
         }
-        let Some((_, rest)) = log.split_once(LISTENING) else { return false };
+        let Some((_, rest)) = LISTENING.iter().find_map(|text| log.split_once(text)) else { return false };
         let digits: String = rest.chars().take_while(char::is_ascii_digit).collect();
         self.address = digits.parse().ok().map(|port: u16| SocketAddr::from(([127, 0, 0, 1], port)));
         self.address.is_some()

@@ -20,6 +20,7 @@ mod export;
 mod gateway;
 mod gateway_limits;
 mod health;
+mod healthcheck;
 mod hosts;
 mod http;
 mod ids;
