@@ -59,6 +59,13 @@ struct ManualClock {
     idle: OnceLock<IdleCallback>,
 }
 
+/// The microseconds of `CLOCK_MONOTONIC`, which other processes of the machine read too.
+pub fn monotonic_usec() -> u64 {
+    let now = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
+    u64::try_from(now.tv_sec).unwrap_or_default() * 1_000_000
+        + u64::try_from(now.tv_nsec).unwrap_or_default() / 1000
+}
+
 /// A callback that replaces sleeping on a manual clock.
 struct IdleCallback(Box<dyn Fn(Duration) + Send + Sync>);
 

@@ -12,6 +12,7 @@ pub mod clock;
 pub mod lifecycle;
 pub mod logging;
 pub mod server;
+pub mod service_manager;
 
 pub mod event;
 pub mod failover;

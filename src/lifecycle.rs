@@ -5,7 +5,7 @@
 //! death and exits, since the thread's state may be inconsistent.
 
 use std::fmt;
-use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 
@@ -43,6 +43,23 @@ pub struct Lifecycle {
     phase: Arc<AtomicU8>,
     events: Sender<LifecycleEvent>,
     reloads: Reloads,
+    heartbeats: Arc<Mutex<Vec<(String, Heartbeat)>>>,
+}
+
+/// Counts the turns of a thread's loop, so that another thread can see that it moves.
+#[derive(Clone, Debug, Default)]
+pub struct Heartbeat(Arc<AtomicU64>);
+
+impl Heartbeat {
+    /// Records a turn. Only the thread itself calls it.
+    #[inline]
+    pub fn beat(&self) {
+        self.0.store(self.turns().wrapping_add(1), Ordering::Relaxed);
+    }
+
+    pub fn turns(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
 }
 
 /// The callbacks to run on SIGHUP, each with its name in the log.
@@ -61,7 +78,7 @@ impl Lifecycle {
     pub fn new() -> (Self, Receiver<LifecycleEvent>) {
         let (events, receiver) = unbounded();
         let phase = Arc::new(AtomicU8::new(LifecyclePhase::Starting as u8));
-        (Self { phase, events, reloads: Reloads::default() }, receiver)
+        (Self { phase, events, reloads: Reloads::default(), heartbeats: Arc::default() }, receiver)
     }
 
     #[inline]
@@ -72,6 +89,19 @@ impl Lifecycle {
     /// Advances to `phase`, unless the process is already in it or past it.
     pub fn advance_to(&self, phase: LifecyclePhase) {
         self.phase.fetch_max(phase as u8, Ordering::AcqRel);
+    }
+
+    /// Returns the heartbeat of the thread `name`, which the watchdog checks from now on.
+    pub fn heartbeat(&self, name: &str) -> Heartbeat {
+        let heartbeat = Heartbeat::default();
+        let mut heartbeats = self.heartbeats.lock().unwrap_or_else(PoisonError::into_inner);
+        heartbeats.push((name.to_owned(), heartbeat.clone()));
+        heartbeat
+    }
+
+    /// The heartbeats in the order of their registration.
+    pub fn heartbeats(&self) -> Vec<(String, Heartbeat)> {
+        self.heartbeats.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Requests a stop, as SIGTERM does.

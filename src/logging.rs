@@ -19,8 +19,27 @@ pub enum LogFormat {
     Json,
 }
 
-/// Initializes the logger on standard error, and a panic hook that logs panics.
-pub fn init(level: log::LevelFilter, format: LogFormat, clock: &Clock) {
+/// Whether standard error is the stream of the systemd journal that `stream`, the value of
+/// `JOURNAL_STREAM`, names as `DEVICE:INODE`.
+pub fn is_journal(stream: Option<&str>) -> bool {
+    let Some((device, inode)) = stream.and_then(|stream| stream.split_once(':')) else { return false };
+    let (Ok(device), Ok(inode)) = (device.parse::<u64>(), inode.parse::<u64>()) else { return false };
+    rustix::fs::fstat(std::io::stderr()).is_ok_and(|stderr| stderr.st_dev == device && stderr.st_ino == inode)
+}
+
+/// The prefix of a line that the journal takes as the priority, see sd-daemon(3).
+fn priority(level: log::Level) -> &'static str {
+    match level {
+        log::Level::Error => "<3>",
+        log::Level::Warn => "<4>",
+        log::Level::Info => "<6>",
+        log::Level::Debug | log::Level::Trace => "<7>",
+    }
+}
+
+/// Initializes the logger on standard error, and a panic hook that logs panics. With `to_journal` a
+/// line begins with its priority.
+pub fn init(level: log::LevelFilter, format: LogFormat, to_journal: bool, clock: &Clock) {
     let wall = clock.clone();
     let started = env_logger::Builder::new()
         // The level is filtered by `log::max_level`, which may change at run time.
@@ -41,6 +60,9 @@ pub fn init(level: log::LevelFilter, format: LogFormat, clock: &Clock) {
             let visited = record.key_values().visit(&mut line);
             line.end();
             visited.map_err(std::io::Error::other)?;
+            if to_journal {
+                line.text.insert_str(0, priority(record.level()));
+            }
             out.write_all(line.text.as_bytes())
         })
         .try_init();

@@ -57,7 +57,8 @@ fn main() -> ExitCode {
         }
         return ExitCode::SUCCESS;
     }
-    logging::init(settings.log_level, settings.log_format, &clock);
+    let to_journal = logging::is_journal(settings.systemd.journal_stream.as_deref());
+    logging::init(settings.log_level, settings.log_format, to_journal, &clock);
     let result = match command {
         CliCommand::Migrate => server::commands::migrate(&settings, &clock),
         CliCommand::RetentionRun { dry_run } => server::commands::retention(&settings, &clock, dry_run),

@@ -3,6 +3,7 @@
 
 pub mod commands;
 mod error;
+mod notifier;
 mod resolved;
 mod stages;
 
@@ -13,7 +14,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
-use crossbeam::channel::{Receiver, RecvError, RecvTimeoutError, select};
+use crossbeam::channel::{Receiver, RecvError, RecvTimeoutError, bounded, select};
 use signal_hook::consts::{SIGHUP, SIGTERM, SIGUSR1, SIGUSR2};
 
 pub use error::RunServerError;
@@ -38,6 +39,7 @@ use crate::lifecycle::{Lifecycle, LifecycleEvent, LifecyclePhase};
 use crate::logging;
 use crate::metrics::{BusinessCache, DiskSpace, HttpMetrics, Ledger, Sampler, StallDetector, WriterMetrics};
 use crate::query::QueryDatabase;
+use crate::service_manager::ServiceManager;
 use crate::settings::{HttpEngine, Settings};
 use crate::storage::postgres::embedded::{Cluster, ClusterError, ClusterLimits, ClusterSupervisor};
 use crate::storage::postgres::{ConnectTarget, PostgresLimits, PostgresRepository, writer_connections};
@@ -84,7 +86,9 @@ pub fn run(settings: &Settings, clock: &Clock) -> Result<(), RunServerError> {
     let address = settings.address();
     let listeners = listener::bind(address, settings.acceptors)
         .map_err(|error| RunServerError::Listen { address, error })?;
-    install_signal_handlers(&lifecycle)?;
+    let service_manager = ServiceManager::connect(settings.systemd.notify_socket.as_deref())
+        .map_err(RunServerError::NotifySocket)?;
+    install_signal_handlers(&lifecycle, &service_manager)?;
     let journal = open_journal(&settings.data_dir)?;
     let (repository, cluster) = open_database(settings, resolved.target, journal.1.last_position(), clock)?;
     let standby = resolved.read_target.map(|target| open_standby(&repository, &target));
@@ -92,7 +96,16 @@ pub fn run(settings: &Settings, clock: &Clock) -> Result<(), RunServerError> {
     let cluster_restarts = Arc::new(AtomicU64::new(0));
     let supervise = |cluster| ClusterSupervisor::start(cluster, cluster_restarts.clone(), &lifecycle, clock);
     let supervisor = cluster.map(supervise).transpose().map_err(RunServerError::Thread)?;
-    let inputs = ServerInputs { listeners, policy, identity, repository, standby, journal, cluster_restarts };
+    let inputs = ServerInputs {
+        listeners,
+        policy,
+        identity,
+        repository,
+        standby,
+        journal,
+        cluster_restarts,
+        service_manager,
+    };
     let served = serve(settings, inputs, &lifecycle, &notices, clock);
     log_stop_error(supervisor.map(ClusterSupervisor::stop));
     served
@@ -123,19 +136,19 @@ fn lock_data_dir(path: &Path) -> Result<File, RunServerError> {
 
 /// SIGTERM and SIGINT start the shutdown; a second one forces it. SIGHUP reloads files; SIGUSR1 and
 /// SIGUSR2 raise and lower the log level.
-fn install_signal_handlers(lifecycle: &Lifecycle) -> Result<(), RunServerError> {
+fn install_signal_handlers(lifecycle: &Lifecycle, manager: &ServiceManager) -> Result<(), RunServerError> {
     let failed = |error: &dyn std::error::Error| RunServerError::Signals(error.to_string());
     let stop = lifecycle.clone();
     ctrlc::set_handler(move || stop.request_stop()).map_err(|error| failed(&error))?;
     // ctrlc's `termination` feature would also handle SIGHUP, which must not stop the server.
     let mut signals = signal_hook::iterator::Signals::new([SIGTERM, SIGHUP, SIGUSR1, SIGUSR2])
         .map_err(|error| failed(&error))?;
-    let signalled = lifecycle.clone();
+    let (signalled, manager) = (lifecycle.clone(), manager.clone());
     lifecycle
         .spawn("signals", move || {
             for signal in signals.forever() {
                 match signal {
-                    SIGHUP => signalled.reload(),
+                    SIGHUP => reload(&signalled, &manager),
                     SIGUSR1 => logging::adjust_level(true),
                     SIGUSR2 => logging::adjust_level(false),
                     _ => signalled.request_stop(),
@@ -144,6 +157,19 @@ fn install_signal_handlers(lifecycle: &Lifecycle) -> Result<(), RunServerError> 
         })
         .map_err(RunServerError::Thread)?;
     Ok(())
+}
+
+/// Reloads the files, and reports begin and end to the service manager. A reload during the start
+/// does not report it, since its end would be taken for that of the start.
+fn reload(lifecycle: &Lifecycle, manager: &ServiceManager) {
+    let reported = lifecycle.phase() == LifecyclePhase::Serving;
+    if reported {
+        manager.reloading();
+    }
+    lifecycle.reload();
+    if reported {
+        manager.ready();
+    }
 }
 
 /// Opens the database `target`, or the private cluster without one. The database need not be
@@ -201,6 +227,7 @@ pub struct ServerInputs {
     pub journal: (Arc<dyn Filesystem>, FoundSegments),
     /// Restarts of the private cluster.
     pub cluster_restarts: Arc<AtomicU64>,
+    pub service_manager: ServiceManager,
 }
 
 /// Logs the initial ledger and the size of the journal's backlog. The shutdown logs the final
@@ -223,7 +250,16 @@ pub fn serve(
     notices: &Receiver<LifecycleEvent>,
     clock: &Clock,
 ) -> Result<(), RunServerError> {
-    let ServerInputs { listeners, policy, identity, repository, standby, journal, cluster_restarts } = inputs;
+    let ServerInputs {
+        listeners,
+        policy,
+        identity,
+        repository,
+        standby,
+        journal,
+        cluster_restarts,
+        service_manager,
+    } = inputs;
     let (disk, found) = journal;
     let acceptors = listeners.len();
     let ledger = Arc::new(Ledger::new(acceptors));
@@ -347,8 +383,11 @@ pub fn serve(
     let scheme = if identity.is_some() { "https" } else { "http" };
     log::info!(acceptors = acceptors, engine:? = settings.http_engine; "listening on {scheme}://{address}");
 
+    let (stop_notifier, notifier_stopped) = bounded::<()>(0);
+    stages::start_notifier(settings, &status, &acceptor_handles, &service_manager, notifier_stopped)?;
     let running = RunningServer {
         status,
+        service_manager,
         drain,
         acceptors: acceptor_handles,
         acceptors_ended,
@@ -358,13 +397,14 @@ pub fn serve(
         notices,
     };
     let stopped = running.run_until_stopped(settings.shutdown_timeout);
-    drop(stop_helpers);
+    drop((stop_helpers, stop_notifier));
     stopped
 }
 
 /// The running stages, and the channels that report their end.
 struct RunningServer<'a> {
     status: Arc<Status>,
+    service_manager: ServiceManager,
     drain: Arc<Drain>,
     acceptors: Vec<AcceptorHandle>,
     acceptors_ended: Receiver<()>,
@@ -385,6 +425,7 @@ impl RunningServer<'_> {
         }
         log::info!(buffered = buffer.occupied().rows; "shutting down: no further requests are accepted");
         self.status.lifecycle.advance_to(LifecyclePhase::Draining);
+        self.service_manager.stopping(&notifier::draining_line(self.status.ledger.balance().buffered()));
         let deadline = clock.now().plus(timeout);
         self.acceptors.iter().for_each(AcceptorHandle::drain);
         select! {

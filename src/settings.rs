@@ -6,11 +6,13 @@
 //! together.
 
 mod cli;
+mod database_url;
 mod edge;
 mod env_file;
 mod gateway;
 mod reader;
 mod redact;
+mod systemd;
 
 use std::ffi::OsString;
 use std::net::{IpAddr, SocketAddr};
@@ -21,6 +23,7 @@ pub use cli::CliCommand;
 pub use edge::EdgeSettings;
 pub use gateway::{GatewaySettings, http_url};
 pub use redact::redact_password;
+pub use systemd::SystemdEnvironment;
 
 use reader::{HOUR_MS, Setting, SettingsReader};
 
@@ -91,6 +94,7 @@ pub struct Settings {
     pub history_bytes_max: u64,
     pub log_level: log::LevelFilter,
     pub log_format: LogFormat,
+    pub systemd: SystemdEnvironment,
     /// All settings as `NAME=value`, without passwords.
     pub effective: Vec<String>,
 }
@@ -128,6 +132,7 @@ impl Settings {
         }
         let mut settings = Self::read(&mut reader);
         settings.effective = reader.effective;
+        settings.systemd = SystemdEnvironment::read();
         if reader.errors.is_empty() {
             Ok((command, settings))
         } else {
@@ -236,14 +241,7 @@ impl Settings {
                 1..=HOUR_MS,
                 "Milliseconds a client may leave a response unread",
             ),
-            database_url: from.optional(
-                Setting::optional(
-                    "DATABASE_URL",
-                    "PostgreSQL database, as postgres://user@host/database?sslmode=… \
-                     Unset: a private cluster in DATA_DIR/postgres, started and stopped with the server",
-                )
-                .secret(),
-            ),
+            database_url: database_url::read(from),
             database_read_url: from.optional(
                 Setting::optional(
                     "DATABASE_READ_URL",
@@ -447,6 +445,7 @@ impl Settings {
             ),
             edge: EdgeSettings::read(from),
             gateway: GatewaySettings::read(from),
+            systemd: SystemdEnvironment::default(),
             effective: Vec::new(),
         };
         if settings.edge.tls.is_some() && settings.http_engine == HttpEngine::Minihttp {

@@ -116,8 +116,9 @@ impl AcceptorHandle {
         })))
     }
 
-    /// Wakes the acceptor for a completion or a command, the state that it reads before it sleeps.
-    fn wake(&self) {
+    /// Wakes the acceptor for a turn: for a completion or a command, the state that it reads before it
+    /// sleeps, or to see that it moves.
+    pub fn wake(&self) {
         if self.0.wake_flag.must_wake()
             && let Err(error) = self.0.waker.wake()
         {

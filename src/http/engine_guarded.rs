@@ -27,6 +27,7 @@ use super::tls::TlsIdentity;
 use super::transport::Transport;
 use super::{Handler, Response};
 use crate::clock::Clock;
+use crate::lifecycle::Heartbeat;
 use crate::logging::RateLimitedLog;
 
 // Events that many clients can cause at once are logged every few seconds, over all acceptors.
@@ -65,6 +66,7 @@ pub struct Acceptor<H> {
     address: SocketAddr,
     /// If set, every connection uses TLS.
     identity: Option<Arc<TlsIdentity>>,
+    heartbeat: Heartbeat,
     connections: Slab<Connection>,
     /// Connections with work that their socket will not signal.
     ready_queue: VecDeque<usize>,
@@ -99,6 +101,7 @@ impl<H: Handler> Acceptor<H> {
             accept_queue,
             address,
             identity: None,
+            heartbeat: Heartbeat::default(),
             connections: Slab::new(),
             ready_queue: VecDeque::new(),
             long_queue: VecDeque::new(),
@@ -133,6 +136,13 @@ impl<H: Handler> Acceptor<H> {
         self
     }
 
+    /// Sets the heartbeat that counts the turns of [`Acceptor::run`].
+    #[must_use]
+    pub fn with_heartbeat(mut self, heartbeat: Heartbeat) -> Self {
+        self.heartbeat = heartbeat;
+        self
+    }
+
     /// The local address of the listener.
     pub fn local_addr(&self) -> SocketAddr {
         self.address
@@ -149,7 +159,9 @@ impl<H: Handler> Acceptor<H> {
     /// Runs turns until the acceptor is stopped or drained. Fails only if polling for readiness
     /// fails.
     pub fn run(&mut self) -> io::Result<()> {
-        while self.turn(None)? == TurnResult::Continue {}
+        while self.turn(None)? == TurnResult::Continue {
+            self.heartbeat.beat();
+        }
         Ok(())
     }
 

@@ -19,6 +19,7 @@ use super::sync::{SyncCompletion, SyncJob};
 use super::sync_placement::{SyncPlacement, SyncThread};
 use super::{Journal, JournalWriter};
 use crate::clock::{Clock, Moment};
+use crate::lifecycle::Heartbeat;
 
 /// A message to the sync thread.
 #[derive(Debug)]
@@ -111,6 +112,7 @@ pub struct JournalThread {
     parker: Parker,
     requests: Sender<SyncRequest>,
     results: Receiver<SyncCompletion>,
+    heartbeat: Heartbeat,
 }
 
 /// The state of the sync thread.
@@ -155,7 +157,15 @@ impl JournalThread {
         let (request_sender, request_receiver) = bounded(2);
         let (result_sender, result_receiver) = bounded(1);
         let syncer = Syncer { shared: shared.clone(), requests: request_receiver, results: result_sender };
-        (Self { shared, parker, requests: request_sender, results: result_receiver }, syncer)
+        let heartbeat = Heartbeat::default();
+        (Self { shared, parker, requests: request_sender, results: result_receiver, heartbeat }, syncer)
+    }
+
+    /// Sets the heartbeat that counts the turns of the thread.
+    #[must_use]
+    pub fn with_heartbeat(mut self, heartbeat: Heartbeat) -> Self {
+        self.heartbeat = heartbeat;
+        self
     }
 
     /// Runs until `Journal::finish` was called and all blocks are synced, or cannot be.
@@ -163,6 +173,7 @@ impl JournalThread {
         let Shared { disk, clock, write_interval, .. } = &self.shared;
         let mut completion = None;
         loop {
+            self.heartbeat.beat();
             let done = completion.take().or_else(|| self.results.try_recv().ok());
             let step = self.shared.lock().step(done, clock.now());
             if step.start_watch {

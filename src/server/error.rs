@@ -33,6 +33,8 @@ pub enum RunServerError {
     Thread(io::Error),
     #[error("cannot create the event loop of an acceptor: {0}")]
     Acceptor(io::Error),
+    #[error("NOTIFY_SOCKET is not the address of a socket: {0}")]
+    NotifySocket(io::Error),
     #[error("cannot handle signals: {0}")]
     Signals(String),
     #[error("{0}")]
@@ -94,6 +96,7 @@ impl RunServerError {
             | Self::Listen { .. }
             | Self::Thread(_)
             | Self::Acceptor(_)
+            | Self::NotifySocket(_)
             | Self::Signals(_)
             | Self::Cluster(_)
             | Self::Migrate(_)

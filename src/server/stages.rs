@@ -9,6 +9,7 @@ use crossbeam::channel::{Receiver, RecvTimeoutError, Sender, bounded};
 use crossbeam::sync::Parker;
 
 use super::RunServerError;
+use super::notifier::Notifier;
 use crate::access::{Limiter, Policy, TokenFile, limiter};
 use crate::api::ApiHandler;
 use crate::buffer;
@@ -38,6 +39,7 @@ use crate::partitions::PartitionMaintenance;
 use crate::query::tail::TailLimits;
 use crate::query::{self, QueryDatabase, QueryService, ReaderLimits};
 use crate::retention::RetentionSweeper;
+use crate::service_manager::ServiceManager;
 use crate::settings::{HttpEngine, Settings};
 use crate::storage::{Breaker, EventRepository};
 use crate::writer::{StoreThread, Writer};
@@ -83,6 +85,7 @@ pub(super) fn start_journal(
 ) -> Result<Receiver<()>, RunServerError> {
     let (running, ended) = bounded::<()>(0);
     let (journal_thread, syncer) = JournalThread::new(writer, parker);
+    let journal_thread = journal_thread.with_heartbeat(lifecycle.heartbeat("journal"));
     spawn(lifecycle, "sync", move || syncer.run())?;
     spawn(lifecycle, "journal", move || {
         journal_thread.run();
@@ -364,7 +367,8 @@ pub(super) fn start_acceptors(
         let limits = http_limits(settings);
         let mut acceptor = Acceptor::new(listener, limits, clock.clone(), stats.clone(), |_| api(nth))
             .map_err(RunServerError::Acceptor)?
-            .with_tls(identity.cloned());
+            .with_tls(identity.cloned())
+            .with_heartbeat(lifecycle.heartbeat(&format!("acceptor-{nth}")));
         handles.push(acceptor.handle());
         let running = running.clone();
         spawn(lifecycle, &format!("acceptor-{nth}"), move || {
@@ -476,6 +480,27 @@ fn http_limits(settings: &Settings) -> http::HttpLimits {
         linger_timeout: edge.linger_timeout,
         linger_bytes_max: edge.linger_bytes_max,
     }
+}
+
+/// Starts the thread that reports to the service manager, if there is one, until the sender of
+/// `stop` is dropped.
+pub(super) fn start_notifier(
+    settings: &Settings,
+    status: &Arc<Status>,
+    acceptors: &[AcceptorHandle],
+    manager: &ServiceManager,
+    stop: Receiver<()>,
+) -> Result<(), RunServerError> {
+    if !manager.is_connected() {
+        return Ok(());
+    }
+    let notifier = Notifier {
+        manager: manager.clone(),
+        status: status.clone(),
+        acceptors: acceptors.to_vec(),
+        watchdog_timeout: settings.systemd.watchdog_timeout,
+    };
+    spawn(&status.lifecycle, "notifier", move || notifier.run(&stop))
 }
 
 pub(super) fn spawn(

@@ -37,7 +37,7 @@ pub use store_thread::{StoreCompletion, StoreJob, StoreLink, StoreQueue, StoreTh
 use crate::buffer::{Buffer, RowBlock};
 use crate::clock::{Clock, Moment};
 use crate::journal::Journal;
-use crate::lifecycle::{Lifecycle, LifecyclePhase};
+use crate::lifecycle::{Heartbeat, Lifecycle, LifecyclePhase};
 use crate::logging::RateLimitedLog;
 use crate::metrics::{BatchTimes, Ledger, WriterMetrics};
 use crate::storage::{Breaker, CommitPosition, DeadLetter, EventRepository, StoreError, StorePath, Stored};
@@ -78,6 +78,7 @@ pub struct Writer {
     batch: Batch,
     /// The block that did not fit into `batch`.
     carry: Option<RowBlock>,
+    heartbeat: Heartbeat,
     /// When the last batch in flight completed.
     idle_since: Moment,
     /// The buffer shard to take from next.
@@ -118,6 +119,7 @@ impl Writer {
         let rng = deps.clock.rng();
         Self {
             idle_since: deps.clock.now(),
+            heartbeat: deps.lifecycle.heartbeat("writer"),
             deps,
             parker,
             rng,
@@ -268,6 +270,8 @@ impl Writer {
 
     /// Settles the batches that store threads have stored, and queues the failed ones.
     fn receive_completions(&mut self) {
+        // Every loop of the writer comes here.
+        self.heartbeat.beat();
         while let Some(completion) = self.link.completion() {
             let StoreCompletion { batch, path, started, insert_time, result } = completion;
             self.idle_since = self.deps.clock.now();

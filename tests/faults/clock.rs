@@ -14,6 +14,7 @@ use aurore_events::event::Timestamp;
 use aurore_events::http::listener;
 use aurore_events::lifecycle::Lifecycle;
 use aurore_events::server::{RunServerError, ServerInputs, open_journal, policy, serve};
+use aurore_events::service_manager::ServiceManager;
 use aurore_events::settings::Settings;
 use aurore_events::storage::memory::MemoryRepository;
 use aurore_events::storage::postgres::{ConnectTarget, PostgresLimits, PostgresRepository};
@@ -65,6 +66,7 @@ impl InProcessServer {
             journal: open_journal(data.path()).expect("the directory is empty"),
             standby: None,
             cluster_restarts: Arc::default(),
+            service_manager: ServiceManager::default(),
         };
         let thread = {
             let (lifecycle, clock) = (lifecycle.clone(), clock.clone());

@@ -9,6 +9,7 @@ use aurore_events::clock::{Clock, Moment};
 use aurore_events::http::listener;
 use aurore_events::lifecycle::Lifecycle;
 use aurore_events::server::{RunServerError, ServerInputs, open_journal, policy, serve};
+use aurore_events::service_manager::ServiceManager;
 use aurore_events::settings::Settings;
 use aurore_events::storage::memory::{InjectedFault, MemoryRepository};
 
@@ -190,6 +191,7 @@ fn f04_a_writer_panic_ends_the_process_and_no_202_follows() {
         journal,
         standby: None,
         cluster_restarts: Arc::default(),
+        service_manager: ServiceManager::default(),
     };
     let serving = thread::Builder::new()
         .spawn(move || serve(&settings, outside, &lifecycle, &notices, &clock))

@@ -16,7 +16,7 @@ use super::process::{exit_within, is_alive, pdeathsig_command, signal};
 use super::temp::temp_dir;
 use super::wait::{until, until_within};
 
-const PROGRAM: &str = env!("CARGO_BIN_EXE_aurore-events");
+pub(crate) const PROGRAM: &str = env!("CARGO_BIN_EXE_aurore-events");
 /// The log message of the listening server, up to the port, without and with TLS.
 const LISTENING: [&str; 2] = ["listening on http://127.0.0.1:", "listening on https://127.0.0.1:"];
 /// The partitions of a new database: from yesterday to two weeks ahead, and the default partition.
@@ -302,7 +302,8 @@ pub(crate) struct ProgramOutput {
     pub(crate) stderr: String,
 }
 
-fn command(settings: &[(String, String)], data: &Path) -> Command {
+/// The program with this environment, without arguments.
+pub(crate) fn command(settings: &[(String, String)], data: &Path) -> Command {
     let mut command = pdeathsig_command("KILL", None, PROGRAM);
     command.env_clear().env("RUST_BACKTRACE", "1").env("DATA_DIR", data);
     command.env("HOST", "127.0.0.1").env("PORT", "0");

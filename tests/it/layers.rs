@@ -16,7 +16,7 @@ const LAYERS: &[&[&str]] = &[
     &["buffer", "access"],
     &["metrics"],
     &["http", "storage"],
-    &["logging", "json", "protobuf", "recordlog"],
+    &["logging", "json", "protobuf", "recordlog", "service_manager"],
     &["allocator", "clock", "lifecycle"],
     &["event"],
 ];

@@ -49,5 +49,6 @@ mod shippers;
 mod shutdown;
 mod spill;
 mod startup;
+mod systemd;
 mod tail;
 mod validation;

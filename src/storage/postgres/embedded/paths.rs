@@ -112,6 +112,8 @@ impl ClusterPaths {
         for name in ["PGDATA", "PGHOST", "PGPORT", "PGUSER", "PGDATABASE", "PGOPTIONS", "PGSERVICE"] {
             command.env_remove(name);
         }
+        // PostgreSQL would report its own start and stop as those of the server.
+        command.env_remove("NOTIFY_SOCKET");
         if let Some(user) = &self.user {
             command.uid(user.uid).gid(user.gid);
         }
