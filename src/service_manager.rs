@@ -1,4 +1,4 @@
-//! The protocol of sd_notify(3): reports the state of the server to the service manager (systemd),
+//! The protocol of `sd_notify(3)`: reports the state of the server to the service manager (systemd),
 //! and decides whether its watchdog is fed.
 //!
 //! It must not read the environment, which `settings` does, and must not know the stages.
@@ -91,13 +91,11 @@ impl Watchdog {
     /// `turns` are the numbers of turns of the threads, in a constant order. Returns the index of a
     /// thread that has not moved.
     pub fn check(&mut self, turns: &[u64]) -> Result<(), usize> {
-        match self.fed.iter().zip(turns).position(|(fed, now)| fed == now) {
-            Some(stuck) => Err(stuck),
-            None => {
-                self.fed = turns.to_vec();
-                Ok(())
-            }
+        if let Some(stuck) = self.fed.iter().zip(turns).position(|(fed, now)| fed == now) {
+            return Err(stuck);
         }
+        self.fed = turns.to_vec();
+        Ok(())
     }
 }
 

@@ -77,7 +77,7 @@ impl HealthcheckCommand {
         let host = match address.ip().to_canonical() {
             IpAddr::V4(host) if host.is_unspecified() => IpAddr::V4(Ipv4Addr::LOCALHOST),
             IpAddr::V6(host) if host.is_unspecified() => IpAddr::V6(Ipv6Addr::LOCALHOST),
-            host => host,
+            host @ (IpAddr::V4(_) | IpAddr::V6(_)) => host,
         };
         let scheme = if tls { "https" } else { "http" };
         let path = if self.ready { "ready" } else { "live" };

@@ -41,13 +41,14 @@ impl Notifier {
         loop {
             let phase = self.status.lifecycle.phase();
             match phase {
-                LifecyclePhase::Starting => self.manager.extend_timeout(EXTENSION),
+                LifecyclePhase::Starting | LifecyclePhase::Draining => {
+                    self.manager.extend_timeout(EXTENSION);
+                }
                 LifecyclePhase::Serving if !was_ready => {
                     was_ready = true;
                     self.manager.ready();
                 }
                 LifecyclePhase::Serving | LifecyclePhase::Poisoned => {}
-                LifecyclePhase::Draining => self.manager.extend_timeout(EXTENSION),
             }
             let line = self.status_line(phase);
             if line != last_status {

@@ -27,20 +27,20 @@ struct NotifySocket {
 impl NotifySocket {
     fn bind() -> Self {
         let directory = temp_dir();
-        let socket = UnixDatagram::bind(directory.path().join("notify")).unwrap();
-        socket.set_read_timeout(Some(SOON)).unwrap();
+        let socket = UnixDatagram::bind(directory.path().join("notify")).expect("a socket can be bound");
+        socket.set_read_timeout(Some(SOON)).expect("it can be set");
         Self { socket, directory }
     }
 
     fn path(&self) -> String {
-        self.directory.path().join("notify").to_str().unwrap().to_owned()
+        self.directory.path().join("notify").to_str().expect("it is UTF-8").to_owned()
     }
 
     #[track_caller]
     fn next(&self) -> String {
         let mut text = [0; 4096];
         let length = self.socket.recv(&mut text).expect("the server notifies");
-        String::from_utf8(text[..length].to_vec()).unwrap()
+        String::from_utf8(text[..length].to_vec()).expect("it is text")
     }
 
     /// The next message that begins with `start`, and those before it.
