@@ -288,7 +288,9 @@ mod tests {
 
     /// Header lines that no page needs to read: those that browsers read themselves, and safelisted
     /// ones (Fetch standard, "CORS-safelisted response-header").
-    const UNEXPOSED: [&str; 12] = [
+    const UNEXPOSED: [&str; 13] = [
+        // For proxies.
+        "X-Accel-Buffering",
         // For senders of CloudEvents.
         "WebHook-Allowed-Origin",
         "WebHook-Allowed-Rate",

@@ -97,7 +97,7 @@ fn table() -> String {
          (`cargo test --lib -- --ignored writes_the_table`), and another test checks it. `minihttp` also has no\n\
          timeouts and no limit on connections, headers and buffered responses, sends no `100 Continue`, sends\n\
          a refusal by the header after the body (of which more than 16 KiB are not kept), has no client\n\
-         addresses, and answers an export with 501.\n\n\
+         addresses, and answers an export or a tail with 501.\n\n\
          | request | guarded | minihttp |\n|---|---|---|\n{}",
         rows.concat()
     )

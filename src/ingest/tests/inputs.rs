@@ -128,7 +128,7 @@ fn mapping_without_names_takes_the_usual_ones() {
     mapped(query, LINES, r#"{"log":"l","message":"m"}"#).check(202, &[("s", "m", Some(r#"{"log":"l"}"#))]);
     mapped("extra=metadata", LINES, r#"{"service":"own","log":"l"}"#).check(202, &[("own", "l", None)]);
     mapped("extra=metadata", LINES, r#"{"service":{"name":"ecs"},"log":"l"}"#)
-        .check(202, &[(r#"{"name":"ecs"}"#, "l", None)]);
+        .check(202, &[("ecs", "l", Some(r#"{"service":{"name":"ecs"}}"#))]);
     // A record without a message is one message.
     mapped(query, LINES, r#"{"cpu":1.5}"#).check(202, &[("s", r#"{"cpu":1.5}"#, Some(r#"{"cpu":1.5}"#))]);
     mapped(query, LINES, r#"{"log":{"a":1}}"#).check(202, &[("s", r#"{"a":1}"#, None)]);
