@@ -2,18 +2,15 @@
 //! is also valid alone and in an array, the counts add up, and the response is JSON.
 #![no_main]
 
-use std::time::Duration;
+mod decoder;
 
-use aurore_events::clock::Clock;
-use aurore_events::event::id_generator::IdGenerator;
 use aurore_events::event::row;
-use aurore_events::event::{METADATA_DEPTH_MAX, Timestamp};
+use aurore_events::event::METADATA_DEPTH_MAX;
 use aurore_events::http::ContentCoding;
 use aurore_events::http::Response;
-use aurore_events::ingest::{BodyFormat, IngestDecoder, IngestHeaders, IngestLimits};
+use aurore_events::ingest::{BodyFormat, IngestDecoder, IngestHeaders};
+use decoder::NOW;
 use serde_json::Value;
-
-const NOW_MS: i64 = 1_790_000_000_000;
 
 #[derive(Debug, PartialEq)]
 struct Outcome {
@@ -30,7 +27,7 @@ fn decode(ingest: &mut IngestDecoder, format: BodyFormat, body: &[u8]) -> Outcom
         services: None,
         keeps_ids: false,
     };
-    let decoded = ingest.decode(headers, body, Timestamp::from_millis(NOW_MS));
+    let decoded = ingest.decode(headers, body, NOW);
     let (mut bytes, mut ids) = (0, Vec::new());
     for (block, count) in decoded.blocks() {
         bytes += block.len();
@@ -54,7 +51,7 @@ fn decode(ingest: &mut IngestDecoder, format: BodyFormat, body: &[u8]) -> Outcom
     // Slicing does not change the outcome, except for the random ids.
     let budget = 1 + body.first().map_or(0, |byte| usize::from(*byte) * 4);
     ingest.begin(None);
-    while !ingest.decode_slice(headers, body, Timestamp::from_millis(NOW_MS), budget) {}
+    while !ingest.decode_slice(headers, body, NOW, budget) {}
     let sliced = ingest.decoded();
     assert_eq!((sliced.ids().len(), sliced.bytes(), sliced.rejected()), (ids, bytes, outcome.rejected));
     if outcome.accepted == 0 {
@@ -98,14 +95,7 @@ fn check_number(text: &str) {
 }
 
 libfuzzer_sys::fuzz_target!(|body: &[u8]| {
-    let limits = IngestLimits {
-        clock_skew: Duration::from_secs(300),
-        retention: Duration::from_secs(30 * 86_400),
-        rows_per_block_max: 3,
-        decompressed_bytes_max: 1 << 20,
-    };
-    let rng = Clock::manual(Timestamp::from_millis(NOW_MS), 1).rng();
-    let mut ingest = IngestDecoder::new(limits, IdGenerator::new(rng));
+    let mut ingest = decoder::decoder();
     decode(&mut ingest, BodyFormat::Json, body);
     let lines = decode(&mut ingest, BodyFormat::Ndjson, body);
     let mut sum = Outcome { accepted: 0, rejected: 0 };

@@ -2,17 +2,13 @@
 //! counts add up, and slicing changes no outcome. The first byte selects the format.
 #![no_main]
 
-use std::time::Duration;
+mod decoder;
 
-use aurore_events::clock::Clock;
-use aurore_events::event::id_generator::IdGenerator;
 use aurore_events::event::row;
-use aurore_events::event::Timestamp;
 use aurore_events::http::{Headers, Response};
-use aurore_events::ingest::{IngestDecoder, IngestLimits, InputPath, parse_request};
+use aurore_events::ingest::{InputPath, parse_request};
+use decoder::NOW;
 use serde_json::Value;
-
-const NOW_MS: i64 = 1_790_000_000_000;
 
 /// The paths with a query and a content type.
 const REQUESTS: [(InputPath, &str, &str); 7] = [
@@ -34,19 +30,12 @@ libfuzzer_sys::fuzz_target!(|bytes: &[u8]| {
             headers.push(httparse::Header { name, value: value.as_bytes() });
         }
     }
-    let limits = IngestLimits {
-        clock_skew: Duration::from_secs(300),
-        retention: Duration::from_secs(30 * 86_400),
-        rows_per_block_max: 3,
-        decompressed_bytes_max: 1 << 20,
-    };
-    let rng = Clock::manual(Timestamp::from_millis(NOW_MS), 1).rng();
-    let mut ingest = IngestDecoder::new(limits, IdGenerator::new(rng));
+    let mut ingest = decoder::decoder();
     let mut decode = |budget: usize| {
         let parsed = parse_request(path, Headers(&headers), query);
         let (parsed, input) = parsed.expect("the headers of each request are valid");
         ingest.begin(input);
-        while !ingest.decode_slice(parsed, body, Timestamp::from_millis(NOW_MS), budget) {}
+        while !ingest.decode_slice(parsed, body, NOW, budget) {}
         let decoded = ingest.decoded();
         let (mut bytes, mut rows) = (0, 0);
         for (block, _) in decoded.blocks() {

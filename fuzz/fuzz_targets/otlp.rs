@@ -2,16 +2,14 @@
 //! the counts add up, and slicing does not change the outcome.
 #![no_main]
 
-use std::time::Duration;
+mod decoder;
 
-use aurore_events::clock::Clock;
-use aurore_events::event::id_generator::IdGenerator;
-use aurore_events::event::{METADATA_DEPTH_MAX, Timestamp, row};
+use aurore_events::event::{METADATA_DEPTH_MAX, row};
 use aurore_events::http::{Headers, Response};
-use aurore_events::ingest::{IngestDecoder, IngestLimits, InputPath, parse_request};
+use aurore_events::ingest::{IngestDecoder, InputPath, parse_request};
+use decoder::NOW;
 use serde_json::Value;
 
-const NOW_MS: i64 = 1_790_000_000_000;
 const PROTOBUF: &[u8] = b"application/x-protobuf";
 const JSON: &[u8] = b"application/json";
 
@@ -22,7 +20,7 @@ fn decode(ingest: &mut IngestDecoder, path: InputPath, content_type: &[u8], body
     let headers = [httparse::Header { name: "Content-Type", value: content_type }];
     let (headers, input) = parse_request(path, Headers(&headers), "").expect("the type is supported");
     ingest.begin(input);
-    while !ingest.decode_slice(headers, body, Timestamp::from_millis(NOW_MS), budget) {}
+    while !ingest.decode_slice(headers, body, NOW, budget) {}
     let decoded = ingest.decoded();
     let mut rows = Vec::new();
     for (block, count) in decoded.blocks() {
@@ -56,14 +54,7 @@ fn check(value: &Value, depth: u32) {
 }
 
 libfuzzer_sys::fuzz_target!(|body: &[u8]| {
-    let limits = IngestLimits {
-        clock_skew: Duration::from_secs(300),
-        retention: Duration::from_secs(30 * 86_400),
-        rows_per_block_max: 3,
-        decompressed_bytes_max: 1 << 20,
-    };
-    let rng = Clock::manual(Timestamp::from_millis(NOW_MS), 1).rng();
-    let mut ingest = IngestDecoder::new(limits, IdGenerator::new(rng));
+    let mut ingest = decoder::decoder();
     let budget = 1 + body.first().map_or(0, |byte| usize::from(*byte) * 4);
     for (path, content_type) in [
         (InputPath::OtlpLogs, PROTOBUF),

@@ -11,13 +11,11 @@ use serde::Serialize;
 use crate::clock::Clock;
 use crate::event::Timestamp;
 use crate::event::timestamp::parse_rfc3339;
-use crate::failover::{Restored, read_batches, restore};
+use crate::failover::{BATCH_ROWS_MAX, Restored, read_batches, restore};
 use crate::journal::filesystem::Filesystem;
 use crate::journal::inspect::{SegmentFile, segment_files};
 use crate::journal::reader::SegmentDamage;
 use crate::storage::{EventRepository, StoreError};
-
-const BATCH_ROWS_MAX: usize = 5_000;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum JournalCommand {

@@ -52,7 +52,7 @@ pub enum SendError {
     Output(std::io::Error),
 }
 
-/// How many lines the server has accepted and rejected.
+/// Lines that the server has accepted and rejected.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 struct SendCounts {
     accepted: u64,

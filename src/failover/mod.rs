@@ -15,11 +15,10 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use crossbeam::channel::{Receiver, RecvTimeoutError};
+use crossbeam::channel::Receiver;
 use crossbeam::sync::Parker;
 
-use read::BATCH_ROWS_MAX;
-pub use read::read_batches;
+pub use read::{BATCH_ROWS_MAX, read_batches};
 pub use restore::{Restored, restore};
 
 use crate::clock::{Clock, Moment};
@@ -39,8 +38,6 @@ use crate::storage::{CommitPosition, EventPage, EventRepository, Filter, SortOrd
 const FIRST_BATCH_ROWS: usize = 500;
 /// Pause after an error of the database.
 const RETRY_DELAY: Duration = Duration::from_secs(1);
-/// How often an idle thread looks whether the server stops.
-const POLL_INTERVAL: Duration = Duration::from_millis(100);
 const ERROR_LOG_INTERVAL: Duration = Duration::from_secs(30);
 
 #[derive(Debug)]
@@ -76,7 +73,7 @@ impl From<io::Error> for ReplayError {
     }
 }
 
-/// What the replay of segments has found.
+/// The result of replaying segments.
 #[derive(Debug, Default)]
 struct Replayed {
     all: Restored,
@@ -105,7 +102,7 @@ impl Replayed {
 
 /// A failover whose segments are being replayed.
 #[derive(Debug)]
-pub struct CurrentFailover {
+struct CurrentFailover {
     from: WalPosition,
     to: WalPosition,
     started: Moment,
@@ -127,14 +124,13 @@ impl FailoverReplay {
         Self { journal, disk, repository, metrics, lifecycle, clock, current: None }
     }
 
-    /// Runs until the server stops.
+    /// Runs until an event arrives after the server has begun to stop.
     pub fn run(&mut self, events: &Receiver<FailoverEvent>) {
-        while !self.must_stop() {
-            match events.recv_timeout(POLL_INTERVAL) {
-                Ok(event) => self.on_event(event),
-                Err(RecvTimeoutError::Timeout) => {}
-                Err(RecvTimeoutError::Disconnected) => return,
+        while let Ok(event) = events.recv() {
+            if self.must_stop() {
+                return;
             }
+            self.on_event(event);
         }
     }
 

@@ -7,7 +7,7 @@ use crate::journal::filesystem::Filesystem;
 use crate::journal::reader::{OpenSegmentError, SegmentDamage, SegmentReader};
 
 /// Rows and bytes of one batch.
-pub(super) const BATCH_ROWS_MAX: usize = 5_000;
+pub const BATCH_ROWS_MAX: usize = 5_000;
 const BATCH_BYTES_MAX: usize = 8 << 20;
 
 /// Reads the segment in the file `name` and passes its rows on, in the order of their arrival: at most

@@ -113,31 +113,12 @@ fn each_member<E: From<ParseJsonError>>(
     scanner: &mut Scanner<'_>,
     mut each: impl FnMut(&Scanner<'_>, Cow<'_, str>, JsonValue) -> Result<(), E>,
 ) -> Result<(), E> {
-    scanner.advance();
-    if scanner.next_token() == b'}' {
-        scanner.advance();
-        return Ok(());
-    }
-    loop {
-        if scanner.next_token() != b'"' {
-            return Err(scanner.error("a key in double quotes was expected").into());
-        }
+    scanner.members("a key in double quotes was expected", |scanner, key| {
         steps::add(1);
-        let key = scanner.string()?;
         let name = unescape_string(scanner.slice(key.start, key.end));
-        scanner.expect(b':', "':' was expected")?;
-        scanner.next_token();
         let value = scanner.value()?;
-        each(scanner, name, value)?;
-        match scanner.next_token() {
-            b',' => scanner.advance(),
-            b'}' => {
-                scanner.advance();
-                return Ok(());
-            }
-            _ => return Err(scanner.error("',' or '}' was expected").into()),
-        }
-    }
+        each(scanner, name, value)
+    })
 }
 
 /// Calls `each` with the bytes of each item of a list that is known to be valid JSON.

@@ -51,14 +51,13 @@ impl StandbyProbe {
     /// Reads the primary first: what the standby replays in between is not a lag.
     pub fn tick(&mut self) {
         let is_open = self.breaker.state() == BreakerState::Open;
-        let written = if is_open { None } else { self.primary.replication_position().ok() };
-        let written = written.and_then(|position| position.log_bytes);
+        let written = if is_open { None } else { self.primary.replication_position().ok().flatten() };
         if let Some(written) = written {
             self.positions.observe(self.clock.now(), written);
         }
         match self.standby.replication_position() {
             Ok(position) => {
-                let lag = position.log_bytes.map(|replayed| StandbyLag {
+                let lag = position.map(|replayed| StandbyLag {
                     age: self.positions.age_beyond(replayed, self.clock.now()),
                     bytes: written.map(|written| written.saturating_sub(replayed)),
                 });

@@ -6,7 +6,6 @@
 use super::decode::{self, DecodeContext, EventContainer};
 use super::row_sink::RowSink;
 use super::{BodyFormat, BodyShape, IngestHeaders, IngestLimits};
-use crate::event::timestamp::TimestampBounds;
 use crate::event::{EVENT_BYTES_MAX, Timestamp};
 use crate::http::problem::FieldError;
 use crate::json::scan;
@@ -88,15 +87,7 @@ impl BodyReader {
         now: Timestamp,
         budget: usize,
     ) -> bool {
-        let timestamp_bounds = TimestampBounds::new(now, limits.retention, limits.clock_skew);
-        let context = DecodeContext {
-            timestamp_bounds,
-            now,
-            key: headers.key,
-            container: EventContainer::Body,
-            services: headers.services,
-            keeps_ids: headers.keeps_ids,
-        };
+        let context = DecodeContext::new(headers, limits, now);
         let read = if self.stage == ReadStage::CheckUtf8 && !self.check_utf8(body, budget) {
             Ok(None)
         } else {
@@ -169,7 +160,7 @@ impl BodyReader {
             if self.at == 0 {
                 self.at = byte_order_mark_len(body);
             }
-            let Some(token) = self.next_token(body, &mut left) else { return Ok(None) };
+            let Some(token) = next_token(body, &mut self.at, &mut left) else { return Ok(None) };
             let begin = self.at;
             match token {
                 b'{' if body.len() - begin > EVENT_BYTES_MAX => return Err(ReadBodyError::TooLong(begin)),
@@ -203,7 +194,7 @@ impl BodyReader {
         mut left: usize,
     ) -> Result<Option<BodyShape>, ReadBodyError> {
         while left > 0 {
-            let Some(token) = self.next_token(body, &mut left) else { break };
+            let Some(token) = next_token(body, &mut self.at, &mut left) else { break };
             if self.stage == ReadStage::AfterArray {
                 let scanner = Scanner::resume(body, self.at);
                 return if scanner.is_at_end() {
@@ -228,18 +219,6 @@ impl BodyReader {
         Ok(None)
     }
 
-    /// Skips white space and returns the byte after it, 0 at the end of the body. Returns none if
-    /// the budget is used up before that byte.
-    #[inline]
-    fn next_token(&mut self, body: &[u8], left: &mut usize) -> Option<u8> {
-        let (begin, end) = (self.at, body.len().min(self.at.saturating_add(*left)));
-        let mut scanner = Scanner::resume(&body[..end], begin);
-        let token = scanner.next_token();
-        self.at = scanner.at();
-        *left = left.saturating_sub(self.at - begin);
-        (self.at < end || end == body.len()).then_some(token)
-    }
-
     fn read_lines(
         &mut self,
         sink: &mut RowSink,
@@ -249,15 +228,13 @@ impl BodyReader {
     ) -> Result<Option<BodyShape>, ReadBodyError> {
         let mut left = budget;
         while left > 0 {
-            let Some(rest) = body.get(self.at..).filter(|rest| !rest.is_empty()) else {
+            let Some(line) = scan::next_line(body, &mut self.at) else {
                 return if sink.index() == 0 {
                     Err(ReadBodyError::Empty)
                 } else {
                     Ok(Some(BodyShape::Batch))
                 };
             };
-            let line = &rest[..scan::find_line_feed(rest)];
-            self.at += line.len() + 1;
             self.line_number += 1;
             left = left.saturating_sub(line.len() + 1);
             let begin = byte_order_mark_len(line);
@@ -339,4 +316,16 @@ fn read_element(
     };
     scanner.advance();
     Ok(more)
+}
+
+/// Skips white space from `at` on and returns the byte after it, 0 at the end of the body. Returns none
+/// if the budget is used up before that byte.
+#[inline]
+pub(super) fn next_token(body: &[u8], at: &mut usize, left: &mut usize) -> Option<u8> {
+    let (begin, end) = (*at, body.len().min(at.saturating_add(*left)));
+    let mut scanner = Scanner::resume(&body[..end], begin);
+    let token = scanner.next_token();
+    *at = scanner.at();
+    *left = left.saturating_sub(*at - begin);
+    (*at < end || end == body.len()).then_some(token)
 }

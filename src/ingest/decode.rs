@@ -5,6 +5,7 @@
 use super::encode::{self, EventParts};
 use super::idempotency::{self, ContentDigest, ContentKey, HeaderKey};
 use super::row_sink::RowSink;
+use super::{IngestHeaders, IngestLimits};
 use crate::event::row;
 use crate::event::timestamp::{self, ParseTimestampError, TimestampBounds};
 use crate::event::{
@@ -13,6 +14,9 @@ use crate::event::{
 };
 use crate::http::problem::{ECHO_BYTES_MAX, FieldError};
 use crate::json::{JsonString, JsonValue, JsonViolation, ParseJsonError, Scanner, text};
+
+/// The error of a member without a name.
+pub(super) const NAME_EXPECTED: &str = "a field name in double quotes was expected";
 
 /// Maximum errors listed for one event, so that one event cannot fill the list of its batch.
 const ERRORS_OF_EVENT_MAX: u32 = 16;
@@ -55,7 +59,18 @@ pub(super) struct DecodeContext<'a> {
     pub(super) keeps_ids: bool,
 }
 
-impl DecodeContext<'_> {
+impl<'a> DecodeContext<'a> {
+    pub(super) fn new(headers: IngestHeaders<'a>, limits: IngestLimits, now: Timestamp) -> Self {
+        Self {
+            timestamp_bounds: TimestampBounds::new(now, limits.retention, limits.clock_skew),
+            now,
+            key: headers.key,
+            container: EventContainer::Body,
+            services: headers.services,
+            keeps_ids: headers.keeps_ids,
+        }
+    }
+
     /// Whether the token may write `service`.
     pub(super) fn allows(&self, service: &[u8]) -> bool {
         let sorted = self.services.unwrap_or_default();
@@ -188,11 +203,12 @@ pub(super) fn decode_event(
         return reject_non_object(scanner, context, sink);
     }
     let mut event = PartialEvent::default();
+    // Written out: by `Scanner::members` a batch takes 3 % more instructions.
     scanner.advance();
     if scanner.next_token() != b'}' {
         loop {
             if scanner.peek() != b'"' {
-                return Err(scanner.error("a field name in double quotes was expected"));
+                return Err(scanner.error(NAME_EXPECTED));
             }
             let name = scanner.string()?;
             scanner.expect(b':', "':' was expected")?;

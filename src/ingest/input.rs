@@ -22,11 +22,10 @@ use sha2::{Digest, Sha256};
 pub use refusal::RefusalFormat;
 pub use splunk::write_health as write_splunk_health;
 
-use super::decode::{DecodeContext, EventContainer};
+use super::decode::DecodeContext;
 use super::fields::RecordSink;
 use super::row_sink::RowSink;
 use super::{BodyFormat, BodyShape, DecodedRequest, IngestHeaders, IngestLimits, ParseIngestHeadersError};
-use crate::event::timestamp::TimestampBounds;
 use crate::event::{EventId, Timestamp};
 use crate::http::problem::FieldError;
 use crate::http::{ContentCoding, Headers, Response};
@@ -208,14 +207,7 @@ impl InputBody {
         let read = match prepared {
             Ok(false) => return false,
             Ok(true) => {
-                let context = DecodeContext {
-                    timestamp_bounds: TimestampBounds::new(now, limits.retention, limits.clock_skew),
-                    now,
-                    key: headers.key,
-                    container: EventContainer::Body,
-                    services: headers.services,
-                    keeps_ids: false,
-                };
+                let context = DecodeContext { keeps_ids: false, ..DecodeContext::new(headers, limits, now) };
                 let mut records = RecordSink::new(sink, &context, self.body_digest.as_ref(), body.len());
                 let read = self.reader.read_slice(body, &mut records, budget.div_ceil(INPUT_COST_FACTOR));
                 if records.has_too_many_bytes() {

@@ -91,13 +91,20 @@ pub(crate) fn find_line_feed(bytes: &[u8]) -> usize {
     at + rest.iter().position(|&byte| byte == b'\n').unwrap_or(rest.len())
 }
 
+/// The line that begins at `at`, without its line feed; none at the end. Moves `at` behind the line feed,
+/// which the last line need not have.
+#[inline]
+pub(crate) fn next_line<'a>(bytes: &'a [u8], at: &mut usize) -> Option<&'a [u8]> {
+    let rest = bytes.get(*at..).filter(|rest| !rest.is_empty())?;
+    let line = &rest[..find_line_feed(rest)];
+    *at += line.len() + 1;
+    Some(line)
+}
+
 /// The non-blank lines of `bytes`, each with its line number, from 1.
-pub(crate) fn lines(mut bytes: &[u8]) -> impl Iterator<Item = (u64, &[u8])> {
-    let all = std::iter::from_fn(move || {
-        let (line, rest) = (!bytes.is_empty()).then(|| bytes.split_at(find_line_feed(bytes)))?;
-        bytes = rest.get(1..).unwrap_or_default();
-        Some(line)
-    });
+pub(crate) fn lines(bytes: &[u8]) -> impl Iterator<Item = (u64, &[u8])> {
+    let mut at = 0;
+    let all = std::iter::from_fn(move || next_line(bytes, &mut at));
     (1..).zip(all).filter(|(_, line)| !line.trim_ascii().is_empty())
 }
 

@@ -15,7 +15,7 @@ pub mod wal;
 
 pub use breaker::{Breaker, BreakerLimits};
 pub use day::Day;
-pub use standby::{ReplicationPosition, StandbyCondition, StandbyLag, StandbyState};
+pub use standby::{StandbyCondition, StandbyLag, StandbyState};
 pub use wal::{CommitPosition, DatabaseState};
 
 use std::ops::ControlFlow;
@@ -67,8 +67,9 @@ pub trait EventRepository: Send + Sync + std::fmt::Debug {
         self.ping().map(|()| DatabaseState::default())
     }
 
-    /// Returns the position in the write-ahead log. Fails where there is none, or no table of events.
-    fn replication_position(&self) -> Result<ReplicationPosition, StoreError> {
+    /// Returns the bytes of the write-ahead log that a primary has written or a standby has replayed, none
+    /// if the database does not tell. Fails where there is no log, or no table of events.
+    fn replication_position(&self) -> Result<Option<u64>, StoreError> {
         Err(StoreError::client_side("this database has no write-ahead log"))
     }
 

@@ -9,16 +9,6 @@ use std::time::Duration;
 
 use super::StoreError;
 
-/// The position of a database in the write-ahead log.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct ReplicationPosition {
-    /// The database is a standby.
-    pub in_recovery: bool,
-    /// The log that a primary has written, or that a standby has replayed, in bytes. None: the
-    /// database does not tell.
-    pub log_bytes: Option<u64>,
-}
-
 /// How far a standby is behind its primary.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct StandbyLag {

@@ -19,7 +19,7 @@ const MAPPING: [(&str, &str, &str); 3] = [
     ("service-field", "service_field", "Field that has the service"),
 ];
 
-/// What to send, and where.
+/// The input of the command and its server.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SendCommand {
     /// Empty: the standard input.

@@ -59,7 +59,7 @@ struct ErrorItem {
     detail: String,
 }
 
-/// What to do after one attempt.
+/// The consequence of one attempt.
 enum Attempt {
     Answered(ChunkAnswer),
     /// The server, or the way to it, is not able to now.

@@ -5,7 +5,8 @@
 
 use crate::event::EVENT_BYTES_MAX;
 use crate::ingest::BodyShape;
-use crate::ingest::decode::json_type_name;
+use crate::ingest::body_reader::next_token;
+use crate::ingest::decode::{NAME_EXPECTED, json_type_name};
 use crate::ingest::encode::append_unescaped;
 use crate::ingest::fields::RecordSink;
 use crate::ingest::metadata::MetadataWriter;
@@ -241,14 +242,12 @@ impl JsonRecords {
     ) -> Result<Option<BodyShape>, InvalidBodyError> {
         let mut left = budget;
         while left > 0 {
-            let Some(rest) = body.get(self.at..).filter(|rest| !rest.is_empty()) else {
+            let Some(line) = scan::next_line(body, &mut self.at) else {
                 if records.index() == 0 {
                     return Err(InvalidBodyError("no events".into()));
                 }
                 return Ok(Some(BodyShape::Batch));
             };
-            let line = &rest[..scan::find_line_feed(rest)];
-            self.at += line.len() + 1;
             self.line_number += 1;
             left = left.saturating_sub(line.len() + 1 + RECORD_COST_BYTES);
             let line = line.strip_prefix(BYTE_ORDER_MARK).unwrap_or(line);
@@ -302,7 +301,7 @@ impl JsonRecords {
             self.at = BYTE_ORDER_MARK.len();
         }
         while left > 0 {
-            let Some(token) = self.next_token(body, &mut left) else { break };
+            let Some(token) = next_token(body, &mut self.at, &mut left) else { break };
             let is_at_end = self.at == body.len();
             match self.stage {
                 ReadStage::Start if is_at_end => return Err(InvalidBodyError("no events".into())),
@@ -395,17 +394,6 @@ impl JsonRecords {
             records.reject("event", &format_args!("must be an object, not {actual}"));
         }
     }
-
-    /// Skips white space and returns the byte after it, 0 at the end of the body. Returns none if
-    /// the budget is used up before that byte.
-    fn next_token(&mut self, body: &[u8], left: &mut usize) -> Option<u8> {
-        let (begin, end) = (self.at, body.len().min(self.at.saturating_add(*left)));
-        let mut scanner = Scanner::resume(&body[..end], begin);
-        let token = scanner.next_token();
-        self.at = scanner.at();
-        *left = left.saturating_sub(self.at - begin);
-        (self.at < end || end == body.len()).then_some(token)
-    }
 }
 
 /// Scans the object whose opening brace is the next byte, and appends its members.
@@ -413,27 +401,11 @@ pub(super) fn scan_members(
     scanner: &mut Scanner<'_>,
     members: &mut Vec<ObjectMember>,
 ) -> Result<(), ParseJsonError> {
-    scanner.advance();
-    if scanner.next_token() != b'}' {
-        loop {
-            if scanner.peek() != b'"' {
-                return Err(scanner.error("a field name in double quotes was expected"));
-            }
-            let name = scanner.string()?;
-            scanner.expect(b':', "':' was expected")?;
-            scanner.next_token();
-            let value = scanner.value()?;
-            members.push(ObjectMember { name, value });
-            match scanner.next_token() {
-                b',' => scanner.advance(),
-                b'}' => break,
-                _ => return Err(scanner.error("',' or '}' was expected")),
-            }
-            scanner.next_token();
-        }
-    }
-    scanner.advance();
-    Ok(())
+    scanner.members(NAME_EXPECTED, |scanner, name| {
+        let value = scanner.value()?;
+        members.push(ObjectMember { name, value });
+        Ok(())
+    })
 }
 
 pub(super) fn not_json(error: &ParseJsonError) -> InvalidBodyError {

@@ -414,12 +414,7 @@ fn scan_entry(scanner: &mut Scanner<'_>) -> Result<Option<EntryParts>, ParseJson
 
 /// Reads a key and its colon. Returns the key as it is written.
 fn read_key<'a>(scanner: &mut Scanner<'a>) -> Result<&'a [u8], ParseJsonError> {
-    if scanner.peek() != b'"' {
-        return Err(scanner.error("a key in double quotes was expected"));
-    }
-    let name = scanner.string()?;
-    scanner.expect(b':', "':' was expected")?;
-    scanner.next_token();
+    let name = scanner.name("a key in double quotes was expected")?;
     Ok(scanner.slice(name.start, name.end))
 }
 

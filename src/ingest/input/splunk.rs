@@ -231,14 +231,12 @@ impl SplunkRawReader {
         let mut left = budget;
         let service = self.service().into_owned();
         while left > 0 {
-            let Some(rest) = body.get(self.at..).filter(|rest| !rest.is_empty()) else {
+            let Some(line) = scan::next_line(body, &mut self.at) else {
                 if records.index() == 0 {
                     return Err(InvalidBodyError("no events".into()));
                 }
                 return Ok(Some(BodyShape::Batch));
             };
-            let line = &rest[..scan::find_line_feed(rest)];
-            self.at += line.len() + 1;
             left = left.saturating_sub(line.len() + LINE_COST_BYTES);
             let line = line.strip_suffix(b"\r").unwrap_or(line);
             if line.trim_ascii().is_empty() {

@@ -67,8 +67,8 @@ use crate::event::{EventId, Timestamp};
 use crate::storage::wal::WalPosition;
 use crate::storage::{
     Chunk, CreatePartitionLimits, CreatePartitionOutcome, DatabaseState, Day, DeadLetter, DefaultPartition,
-    EventPage, EventRepository, EventStatus, Filter, HourCount, PartitionRequest, ReplicationPosition,
-    RetentionSweep, StoreError, StorePath, Stored, SweepConditions, Totals,
+    EventPage, EventRepository, EventStatus, Filter, HourCount, PartitionRequest, RetentionSweep, StoreError,
+    StorePath, Stored, SweepConditions, Totals,
 };
 
 /// Connection and time limits, and the guarantee of COMMIT.
@@ -293,7 +293,7 @@ impl EventRepository for PostgresRepository {
         })
     }
 
-    fn replication_position(&self) -> Result<ReplicationPosition, StoreError> {
+    fn replication_position(&self) -> Result<Option<u64>, StoreError> {
         replication::position(self.read_pool(&self.ping_options))
     }
 

@@ -22,8 +22,10 @@ const STANDBYS: &str = "\
 #[derive(Debug)]
 pub(super) struct WalReader {
     pub(super) detector: FailoverDetector,
-    /// The function that returns the end of the WAL of finished commits.
-    end_of_wal: &'static str,
+    /// Selects system identifier, timeline and end of the WAL; no timeline of a standby.
+    database_sql: String,
+    /// Selects timeline and end of the WAL.
+    commit_sql: String,
     /// The database has refused to tell, which was logged.
     refused: AtomicBool,
 }
@@ -49,7 +51,16 @@ impl WalReader {
             | SynchronousCommit::On
             | SynchronousCommit::RemoteApply => "pg_current_wal_flush_lsn()",
         };
-        Self { detector: FailoverDetector::new(last), end_of_wal, refused: AtomicBool::new(false) }
+        let timeline_and_lsn = "substr(pg_walfile_name(lsn), 1, 8), (lsn - '0/0'::pg_lsn)::bigint";
+        Self {
+            detector: FailoverDetector::new(last),
+            database_sql: format!(
+                "SELECT system_identifier, {timeline_and_lsn} FROM pg_control_system(), \
+                 LATERAL (SELECT CASE WHEN NOT pg_is_in_recovery() THEN {end_of_wal} END AS lsn) AS wal"
+            ),
+            commit_sql: format!("SELECT {timeline_and_lsn} FROM (SELECT {end_of_wal} AS lsn) AS wal"),
+            refused: AtomicBool::new(false),
+        }
     }
 
     /// Records the database of a new connection, which was opened when `before` was known.
@@ -60,13 +71,7 @@ impl WalReader {
 
     /// The database's position. None if it does not tell, or is a standby. Fails if the connection does.
     pub(super) fn read(&self, client: &mut Client) -> Result<Option<WalPosition>, postgres::Error> {
-        let sql = format!(
-            "SELECT system_identifier, substr(pg_walfile_name(lsn), 1, 8), (lsn - '0/0'::pg_lsn)::bigint \
-             FROM pg_control_system(), \
-             LATERAL (SELECT CASE WHEN NOT pg_is_in_recovery() THEN {} END AS lsn) AS wal",
-            self.end_of_wal
-        );
-        match client.query_typed_one(&sql, &[]) {
+        match client.query_typed_one(&self.database_sql, &[]) {
             Ok(row) => {
                 self.refused.store(false, Ordering::Relaxed);
                 let system = row.get::<_, i64>(0).cast_unsigned();
@@ -95,12 +100,7 @@ impl WalReader {
     ) -> Option<CommitPosition> {
         let connected = database.wal?;
         let before = self.detector.known();
-        let sql = format!(
-            "SELECT substr(pg_walfile_name(lsn), 1, 8), (lsn - '0/0'::pg_lsn)::bigint \
-             FROM (SELECT {} AS lsn) AS wal",
-            self.end_of_wal
-        );
-        let row = client.query_typed_one(&sql, &[]).ok();
+        let row = client.query_typed_one(&self.commit_sql, &[]).ok();
         let wal = row.and_then(|row| wal_position(connected.system, row.get(0), row.get(1)));
         if let Some(wal) = wal {
             self.detector.observe(before, wal);
