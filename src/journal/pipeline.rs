@@ -31,6 +31,8 @@ pub(super) struct UnsyncedTail {
     pub(super) rows: u64,
     /// Totals of the spilled blocks.
     spilled: RangeTotals,
+    /// The segments of earlier processes that some of the blocks were moved from.
+    sources: Vec<u64>,
     waiters: Vec<DurabilityWaiter>,
 }
 
@@ -40,6 +42,8 @@ pub(super) struct UnsyncedTail {
 pub(super) struct Pipeline {
     open: VecDeque<OpenSegment>,
     in_flight: Option<InFlightSync>,
+    /// The sources of blocks that are written again after a failure.
+    requeued_sources: Vec<u64>,
 }
 
 #[derive(Debug)]
@@ -79,13 +83,32 @@ impl Pipeline {
         }
     }
 
-    /// Records a block that was written to the active segment.
-    pub(super) fn push_block(&mut self, block: RowBlock) {
+    /// Records a block that was written to the active segment. An earlier process may have synced it
+    /// in the segment `source`, which stays until the block is synced here.
+    pub(super) fn push_block(&mut self, block: RowBlock, source: Option<u64>) {
         let open = self.open.back_mut().expect("BUG: no segment is active");
         if block.is_spilled() {
             open.tail.spilled.add(block.rows(), block.bytes().len());
         }
         open.tail.blocks.push_back(block);
+        for source in source.iter().chain(&self.requeued_sources) {
+            if !open.tail.sources.contains(source) {
+                open.tail.sources.push(*source);
+            }
+        }
+    }
+
+    /// Every block that was written again after a failure is in a segment. Returns whether that may
+    /// have ended the need for another one.
+    pub(super) fn clear_requeued(&mut self) -> bool {
+        !std::mem::take(&mut self.requeued_sources).is_empty()
+    }
+
+    /// Whether blocks of the segment were moved to another one and are not synced there.
+    pub(super) fn is_source(&self, segment: u64) -> bool {
+        let in_flight = self.in_flight.iter().map(|in_flight| &in_flight.tail);
+        let mut tails = in_flight.chain(self.open.iter().map(|open| &open.tail));
+        self.requeued_sources.contains(&segment) || tails.any(|tail| tail.sources.contains(&segment))
     }
 
     pub(super) fn add_rows(&mut self, rows: u64) {
@@ -191,8 +214,10 @@ impl Pipeline {
             if open.segment.number == segment || !open.segment.is_dir_synced() {
                 unconfirmed.blocks.append(&mut open.tail.blocks);
                 unconfirmed.waiters.append(&mut open.tail.waiters);
+                unconfirmed.sources.append(&mut open.tail.sources);
             }
         }
+        self.requeued_sources.append(&mut unconfirmed.sources);
         self.open.retain(|open| open.segment.number != segment && open.segment.is_dir_synced());
         unconfirmed
     }
@@ -201,7 +226,9 @@ impl Pipeline {
     /// sync began. A sync in flight is not affected.
     pub(super) fn abandon_active(&mut self) -> UnsyncedTail {
         let abandoned = self.open.pop_back_if(|open| !open.sealed);
-        abandoned.map(|open| open.tail).unwrap_or_default()
+        let mut unconfirmed = abandoned.map(|open| open.tail).unwrap_or_default();
+        self.requeued_sources.append(&mut unconfirmed.sources);
+        unconfirmed
     }
 
     fn take_in_flight(&mut self, segment: u64) -> InFlightSync {

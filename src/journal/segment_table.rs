@@ -40,6 +40,8 @@ pub(super) struct SegmentTable {
     retained: RetainedSegments,
     /// Where blocks were committed that are in no segment yet.
     unassigned: Option<CommitPosition>,
+    /// The first number of this process.
+    first_number: u64,
     next_number: u64,
     /// Whether a segment may have become removable since the last removal.
     gc_pending: bool,
@@ -52,11 +54,13 @@ impl SegmentTable {
         let FoundSegments { pending, committed } = found;
         let numbers =
             pending.iter().map(|found| found.segment).chain(committed.iter().map(|found| found.segment));
+        let first_number = numbers.max().map_or(1, |last| last + 1);
         let mut table = Self {
             segments: BTreeMap::new(),
             retained: RetainedSegments::new(limits, committed, now),
             unassigned: None,
-            next_number: numbers.max().map_or(1, |last| last + 1),
+            first_number,
+            next_number: first_number,
             // Those of an earlier process may exceed the limits of this one.
             gc_pending: true,
             gc_retry_at: Moment::ZERO,
@@ -85,6 +89,10 @@ impl SegmentTable {
     /// The number of the newest segment; 0 before the first one.
     pub(super) fn last_added(&self) -> u64 {
         self.next_number - 1
+    }
+
+    pub(super) fn is_of_earlier_process(&self, segment: u64) -> bool {
+        segment < self.first_number
     }
 
     fn state(&mut self, segment: u64) -> &mut SegmentState {
@@ -220,12 +228,13 @@ impl SegmentTable {
         self.segments.get(&segment).is_none_or(|state| state.outstanding == 0)
     }
 
-    /// Removes or retains the files of the segments that no block needs, except that of `active`, and
-    /// removes retained files whose time is over. A failure is retried after [`RETRY_DELAY`].
+    /// Removes or retains the files of the segments that no block needs, unless they are needed
+    /// otherwise, and removes retained files whose time is over. A failure is retried after
+    /// [`RETRY_DELAY`].
     pub(super) fn remove_finished(
         &mut self,
         (journal, disk): (&Journal, &dyn Filesystem),
-        active: Option<u64>,
+        is_needed: impl Fn(u64) -> bool,
         now: Moment,
     ) {
         if !self.gc_pending || now < self.gc_retry_at {
@@ -233,7 +242,7 @@ impl SegmentTable {
         }
         self.gc_pending = false;
         let is_finished = |(number, state): &(&u64, &SegmentState)| {
-            state.outstanding == 0 && !state.pending_recovery && Some(**number) != active
+            state.outstanding == 0 && !state.pending_recovery && !is_needed(**number)
         };
         let states = self.segments.iter().filter(is_finished);
         let finished: Vec<_> = states.map(|(number, state)| (*number, state.damaged)).collect();
@@ -344,7 +353,7 @@ mod tests {
             let number = table.add();
             disk.create(&segment::file_name(number)).unwrap();
             table.mark_read(number, true);
-            table.remove_finished((&journal, &disk), None, Moment::ZERO);
+            table.remove_finished((&journal, &disk), |_| false, Moment::ZERO);
             assert_eq!(table.totals(), (0, 0));
         }
         let mut names = disk.list().unwrap();

@@ -185,8 +185,9 @@ impl JournalWriter {
             self.fail_waiters();
         }
         let job = self.next_sync(now, finishing);
-        let active = self.pipeline.active_number();
-        self.segments.remove_finished((&self.journal, &*self.disk), active, now);
+        let (active, pipeline) = (self.pipeline.active_number(), &self.pipeline);
+        let is_needed = |segment| Some(segment) == active || pipeline.is_source(segment);
+        self.segments.remove_finished((&self.journal, &*self.disk), is_needed, now);
         self.publish_metrics();
         job
     }
@@ -323,15 +324,17 @@ impl JournalWriter {
     }
 
     fn assign_to_segment(&mut self, segment: u64, block: RowBlock) {
-        match block.assign_segment(segment) {
+        let source = match block.assign_segment(segment) {
             SegmentAssignment::Finalized => return self.segments.adopt_finalized(segment),
-            SegmentAssignment::New => {}
+            SegmentAssignment::New => None,
             SegmentAssignment::MovedFrom(before) => {
                 self.segments.update_outstanding(before, -1);
+                // In a segment of this process it was not synced.
+                Some(before).filter(|before| self.segments.is_of_earlier_process(*before))
             }
-        }
+        };
         self.segments.update_outstanding(segment, 1);
-        self.pipeline.push_block(block);
+        self.pipeline.push_block(block, source);
     }
 
     /// Every unwritten block was written: completes the waiters for a write and queues those for a
@@ -340,6 +343,9 @@ impl JournalWriter {
         self.journal.clear_fault(NOT_WRITABLE);
         self.write_retry = RetryDelay::default();
         self.segments.clear_unassigned();
+        if self.pipeline.clear_requeued() {
+            self.segments.request_gc();
+        }
         for waiter in std::mem::take(&mut self.waiters) {
             let reached = match waiter.level {
                 Durability::Memory | Durability::Written => Some(waiter),
