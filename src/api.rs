@@ -121,7 +121,7 @@ impl ApiHandler {
         response: &mut Response,
     ) -> HandlerResult {
         match route {
-            Route::ListEvents | Route::TailEvents | Route::GetEvent(_) | Route::Stats => {
+            Route::ListEvents | Route::TailEvents | Route::GetEvent(_) | Route::Stats | Route::Dead(_) => {
                 return self.query(&route, &grant, request, (label, started), response);
             }
             Route::Gateway(page) => {
@@ -265,6 +265,9 @@ impl ApiHandler {
         };
         if *route == Route::TailEvents {
             return self.queries.tails.start(query, request.method == Method::Head, response);
+        }
+        if let Route::Dead(operation) = route {
+            return operation.handle(&self.queries.queue, query, promise, response);
         }
         if *route == Route::Stats {
             return self.queries.queue.stats(query, promise, response);

@@ -14,6 +14,7 @@ pub mod logging;
 pub mod server;
 pub mod service_manager;
 
+pub mod dead_letters;
 pub mod event;
 pub mod failover;
 pub mod json;

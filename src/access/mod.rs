@@ -45,10 +45,12 @@ pub enum RouteClass {
     Metrics,
     /// Operations that delete pushed metrics.
     Admin,
+    /// Operations on dead letters: for administrators, with the rate limit of queries.
+    AdminQuery,
 }
 
 impl RouteClass {
-    const ALL: [Self; 8] = [
+    const ALL: [Self; 9] = [
         Self::Probe,
         Self::Public,
         Self::Health,
@@ -57,6 +59,7 @@ impl RouteClass {
         Self::Query,
         Self::Metrics,
         Self::Admin,
+        Self::AdminQuery,
     ];
 
     /// The scope that a token must have, if the class needs a token.
@@ -66,7 +69,7 @@ impl RouteClass {
             Self::HealthDetails | Self::Metrics => Some(Scope::Metrics),
             Self::Ingest => Some(Scope::Ingest),
             Self::Query => Some(Scope::Query),
-            Self::Admin => Some(Scope::Admin),
+            Self::Admin | Self::AdminQuery => Some(Scope::Admin),
         }
     }
 }
@@ -91,7 +94,7 @@ impl RateLimits {
             | RouteClass::Metrics
             | RouteClass::Admin => None,
             RouteClass::Health | RouteClass::HealthDetails => self.health.map(|rate| (1, "health", rate)),
-            RouteClass::Query => self.query.map(|rate| (2, "query", rate)),
+            RouteClass::Query | RouteClass::AdminQuery => self.query.map(|rate| (2, "query", rate)),
         };
         let global = self.global.filter(|_| class != RouteClass::Probe).map(|rate| (0, "global", rate));
         global.into_iter().chain(own)

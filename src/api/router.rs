@@ -6,6 +6,7 @@ use std::sync::LazyLock;
 
 use crate::access::RouteClass;
 use crate::console::ConsolePage;
+use crate::dead_letters::routes::DeadRoute;
 use crate::gateway::handlers::GatewayRoute;
 use crate::http::percent::{decode, normalize};
 use crate::http::{Method, Refusal};
@@ -22,6 +23,8 @@ pub enum Route<'a> {
     /// With the id in the path, percent-decoded.
     GetEvent(Cow<'a, str>),
     Stats,
+    /// An operation on dead letters.
+    Dead(DeadRoute),
     Live,
     Ready,
     Health,
@@ -123,7 +126,7 @@ const SPLUNK_HEALTH: &str = "/services/collector/health";
 const ROUTES: &[RouteSpec] = {
     use GatewayRoute as Gateway;
     use Method::{Delete, Post, Put};
-    use RouteClass::{Admin, Health, HealthDetails, Ingest, Metrics, Probe, Public, Query};
+    use RouteClass::{Admin, AdminQuery, Health, HealthDetails, Ingest, Metrics, Probe, Public, Query};
     &[
         path(
             "/events",
@@ -153,6 +156,14 @@ const ROUTES: &[RouteSpec] = {
         alias("/services/collector/health/1.0", SPLUNK_HEALTH, &[get(Probe, |_| Route::SplunkHealth)]),
         path("/v1/logs", &[operation(Post, Ingest, |_| Route::Post(InputPath::OtlpLogs))]),
         path("/stats", &[get(Query, |_| Route::Stats)]),
+        path(
+            "/dead",
+            &[
+                get(AdminQuery, |_| Route::Dead(DeadRoute::List)),
+                operation(Delete, AdminQuery, |_| Route::Dead(DeadRoute::Purge)),
+            ],
+        ),
+        path("/dead/replay", &[operation(Post, AdminQuery, |_| Route::Dead(DeadRoute::Replay))]),
         path("/live", &[get(Probe, |_| Route::Live)]),
         path("/ready", &[get(Probe, |_| Route::Ready)]),
         path("/health", &[get(Health, |_| Route::Health)]),
@@ -357,6 +368,10 @@ mod tests {
         check(Get, "/events/", &Err((404, "")));
         check(Get, "/events/a/b", &Err((404, "")));
         check(Get, "/eventsx", &Err((404, "")));
+        check(Head, "/dead", &Ok(Route::Dead(DeadRoute::List)));
+        check(Delete, "/dead", &Ok(Route::Dead(DeadRoute::Purge)));
+        check(Post, "/dead/replay", &Ok(Route::Dead(DeadRoute::Replay)));
+        check(Get, "/dead/replay", &Err((405, "POST, OPTIONS")));
         check(Get, "/", &Ok(Route::Console(ConsolePage::Live)));
         check(Head, "/docs", &Ok(Route::Console(ConsolePage::Docs)));
         check(Delete, "/live", &Err((405, READ)));
@@ -425,6 +440,9 @@ mod tests {
             "GET /services/collector/health Probe",
             "POST /v1/logs Ingest",
             "GET /stats Query",
+            "GET /dead AdminQuery",
+            "DELETE /dead AdminQuery",
+            "POST /dead/replay AdminQuery",
             "GET /live Probe",
             "GET /ready Probe",
             "GET /health Health",

@@ -3,23 +3,19 @@
 //! Runs beside a running server: each replay is a transaction of its own. Must not depend on SQL.
 
 use std::io::{self, Write};
-use std::time::Duration;
 
 use clap::{Arg, ArgAction, ArgGroup, ArgMatches, Command};
 use serde::Serialize;
 
 use crate::clock::Clock;
-use crate::event::{EventId, Timestamp};
+use crate::dead_letters::{CHUNK, DAYS_MAX, died_before, replay};
+use crate::event::EventId;
 use crate::logging::is_display_control;
 use crate::storage::StoreError;
-use crate::storage::postgres::{DeadEvent, DeadFilter, PostgresRepository, ReplayOutcome};
-use crate::writer::ErrorClass;
+use crate::storage::dead::{DeadEvent, DeadFilter, DeadLetters};
 
-/// Dead letters listed or replayed in one transaction.
-const CHUNK: u32 = 500;
 const LIMIT_DEFAULT: &str = "100";
 const LIMIT_MAX: i64 = 100_000;
-const DAYS_MAX: i64 = 36_500;
 
 /// The action and the dead letters it applies to.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -40,7 +36,8 @@ enum DeadAction {
 struct DeadSelection {
     sqlstate: Option<String>,
     service: Option<String>,
-    older_than: Option<Duration>,
+    older_than_days: Option<u32>,
+    event_id: Option<EventId>,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -64,8 +61,13 @@ pub fn command() -> Command {
         Arg::new("DEAD_DAYS")
             .long("older-than-days")
             .value_name("DAYS")
-            .value_parser(clap::value_parser!(u32).range(0..=DAYS_MAX))
+            .value_parser(clap::value_parser!(u32).range(0..=i64::from(DAYS_MAX)))
             .help("Only events dead-lettered at least this many days ago"),
+        Arg::new("DEAD_EVENT_ID")
+            .long("event-id")
+            .value_name("ID")
+            .value_parser(clap::value_parser!(EventId))
+            .help("Only the event with this id"),
         Arg::new("DEAD_JSON").long("json").action(ArgAction::SetTrue).help("Print JSON, one object per line"),
     ];
     let limit = Arg::new("DEAD_LIMIT")
@@ -97,7 +99,7 @@ pub fn command() -> Command {
                 .args([all, yes])
                 .group(
                     ArgGroup::new("DEAD_WHICH")
-                        .args(["DEAD_SQLSTATE", "DEAD_SERVICE", "DEAD_DAYS", "DEAD_ALL"])
+                        .args(["DEAD_SQLSTATE", "DEAD_SERVICE", "DEAD_DAYS", "DEAD_EVENT_ID", "DEAD_ALL"])
                         .multiple(true)
                         .required(true),
                 ),
@@ -118,9 +120,8 @@ impl DeadCommand {
         let which = DeadSelection {
             sqlstate: action_matches.get_one("DEAD_SQLSTATE").cloned(),
             service: action_matches.get_one("DEAD_SERVICE").cloned(),
-            older_than: action_matches
-                .get_one::<u32>("DEAD_DAYS")
-                .map(|days| Duration::from_hours(24 * u64::from(*days))),
+            older_than_days: action_matches.get_one("DEAD_DAYS").copied(),
+            event_id: action_matches.get_one("DEAD_EVENT_ID").copied(),
         };
         Some((
             Self { action, selection: which, json: action_matches.get_flag("DEAD_JSON") },
@@ -130,21 +131,22 @@ impl DeadCommand {
 
     pub fn run(
         &self,
-        repository: &PostgresRepository,
+        repository: &dyn DeadLetters,
         clock: &Clock,
         out: &mut impl Write,
     ) -> Result<(), RunDeadError> {
         let filter = DeadFilter {
             sqlstate: self.selection.sqlstate.clone(),
             service: self.selection.service.clone(),
-            before: self.selection.older_than.map(|age| died_before(clock.wall(), age)),
+            before: self.selection.older_than_days.map(|days| died_before(clock.wall(), days)),
+            event_id: self.selection.event_id,
         };
         match self.action {
             DeadAction::List { limit } => {
                 list(repository, &filter, limit, self.json, out)?;
             }
             DeadAction::Replay => {
-                let summary = replay(repository, &filter)?;
+                let (summary, _) = replay(repository, &filter, None, u32::MAX, || true)?;
                 print(out, self.json, &summary, || {
                     format!(
                         "stored {}, duplicate {}, rejected {}, unreadable {}",
@@ -165,20 +167,6 @@ impl DeadCommand {
     }
 }
 
-fn died_before(now: Timestamp, age: Duration) -> Timestamp {
-    let micros = i64::try_from(age.as_micros()).unwrap_or(i64::MAX);
-    Timestamp::from_micros(now.micros().saturating_sub(micros))
-}
-
-/// Counts of a replay by outcome.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
-struct ReplaySummary {
-    stored: u64,
-    duplicate: u64,
-    refused: u64,
-    unreadable: u64,
-}
-
 #[derive(Serialize)]
 struct PurgeSummary {
     purged: u64,
@@ -196,7 +184,7 @@ struct DeadRow<'a> {
 
 /// Prints the latest `limit` matches, a chunk in memory at a time.
 fn list(
-    repository: &PostgresRepository,
+    repository: &dyn DeadLetters,
     filter: &DeadFilter,
     limit: u32,
     json: bool,
@@ -206,55 +194,10 @@ fn list(
     while left > 0 {
         let events = repository.list_dead(filter, after, left.min(CHUNK))?;
         let Some(last) = events.last() else { return Ok(()) };
-        after = Some((last.died_at, last.event_id));
+        after = Some(last.key());
         left = left.saturating_sub(u32::try_from(events.len()).unwrap_or(left));
         for event in &events {
             print_dead_event(event, json, out)?;
-        }
-    }
-    Ok(())
-}
-
-/// Replays every match once, in order of id; rejected events stay in `dead_events`.
-fn replay(repository: &PostgresRepository, filter: &DeadFilter) -> Result<ReplaySummary, StoreError> {
-    let mut summary = ReplaySummary::default();
-    let mut after = None;
-    loop {
-        let ids = repository.dead_ids(filter, after, CHUNK)?;
-        let Some(last) = ids.last() else { return Ok(summary) };
-        after = Some(*last);
-        replay_chunk(repository, ids, &mut summary)?;
-    }
-}
-
-/// Replays `ids`; bisects a rejected set until the rejected events are single.
-fn replay_chunk(
-    repository: &PostgresRepository,
-    ids: Vec<EventId>,
-    summary: &mut ReplaySummary,
-) -> Result<(), StoreError> {
-    let mut todo = vec![ids];
-    while let Some(mut piece) = todo.pop() {
-        match repository.replay_dead(&piece) {
-            Ok(ReplayOutcome { stored, duplicate, unreadable }) => {
-                summary.stored += stored;
-                summary.duplicate += duplicate;
-                summary.unreadable += unreadable;
-            }
-            // A replay skips ids that are stored, so a duplicate key is that of another index.
-            Err(error)
-                if matches!(ErrorClass::of(&error), ErrorClass::RowFault | ErrorClass::DuplicateKey) =>
-            {
-                if let [id] = piece[..] {
-                    summary.refused += 1;
-                    let sqlstate = error.sqlstate.unwrap_or_default();
-                    repository.update_dead_reason(id, &sqlstate, &error.message.replace('\0', "\u{fffd}"))?;
-                } else {
-                    todo.push(piece.split_off(piece.len() / 2));
-                    todo.push(piece);
-                }
-            }
-            Err(error) => return Err(error),
         }
     }
     Ok(())

@@ -63,7 +63,10 @@ impl BreakerGuard {
             match failure {
                 RunQueryError::Unavailable { .. } => self.breaker.record_failure(now),
                 // The database is reachable.
-                RunQueryError::TimedOut | RunQueryError::Statement => self.breaker.record_success(now),
+                RunQueryError::TimedOut
+                | RunQueryError::Statement
+                | RunQueryError::Denied
+                | RunQueryError::Unsupported => self.breaker.record_success(now),
             }
             if let Some(suppressed) = self.error_log.due(now) {
                 let sqlstate = error.sqlstate.as_deref().unwrap_or("none");
@@ -76,13 +79,18 @@ impl BreakerGuard {
 
 /// Why a query failed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum RunQueryError {
+pub enum RunQueryError {
     /// The database is unavailable: the same query may succeed later.
     Unavailable { retry_in: Duration },
     /// The statement timed out. Expensive queries must not trip the breaker and stop the writer.
     TimedOut,
     /// PostgreSQL rejected the statement: a server bug, since the parameters were validated.
     Statement,
+    /// The role of the server has not the permission for an operation that the server itself does not
+    /// need.
+    Denied,
+    /// The repository has no such operation.
+    Unsupported,
 }
 
 impl RunQueryError {
@@ -95,7 +103,7 @@ impl RunQueryError {
         }
     }
 
-    pub(super) fn write(self, response: &mut Response) {
+    pub fn write(self, response: &mut Response) {
         match self {
             Self::Unavailable { retry_in } => write_unavailable(response, retry_in),
             Self::TimedOut => {
@@ -104,6 +112,14 @@ impl RunQueryError {
             }
             Self::Statement => {
                 problem::write(response, ProblemKind::Internal, "the query failed; see the server log");
+            }
+            Self::Denied => {
+                let detail = "the server's role in the database lacks the permission; use the command as the \
+                              owner of the tables";
+                problem::write(response, ProblemKind::Forbidden, detail);
+            }
+            Self::Unsupported => {
+                problem::write(response, ProblemKind::NotImplemented, "the storage has no such operation");
             }
         }
     }

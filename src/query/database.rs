@@ -8,11 +8,15 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use super::breaker_guard::{BreakerGuard, RunQueryError};
-use crate::clock::Clock;
+use crate::clock::{Clock, Moment};
 use crate::event::EventId;
 use crate::logging::RateLimitedLog;
-use crate::storage::{Breaker, EventRepository, EventStatus, StandbyCondition, StandbyState, StoreError};
+use crate::storage::{
+    Breaker, DeadLetters, EventRepository, EventStatus, StandbyCondition, StandbyState, StoreError,
+};
 
+/// SQLSTATE of a missing permission.
+const INSUFFICIENT_PRIVILEGE: &str = "42501";
 /// Minimum interval between two log lines about queries that fail on the standby only.
 const ERROR_LOG_INTERVAL: Duration = Duration::from_mins(1);
 
@@ -76,6 +80,29 @@ impl QueryDatabase {
         on_primary()
     }
 
+    /// Runs an operation on the dead letters, on the primary.
+    pub fn dead_letters<T>(
+        &self,
+        what: &str,
+        run: impl FnOnce(&dyn DeadLetters) -> Result<T, StoreError>,
+    ) -> Result<T, RunQueryError> {
+        let Some(letters) = self.primary.dead_letters() else { return Err(RunQueryError::Unsupported) };
+        // A missing permission is that of these operations, not of the writer, so it is no failure of
+        // the database.
+        self.guard.call(what, || match run(letters) {
+            Ok(value) => Ok(Ok(value)),
+            Err(error) if error.sqlstate.as_deref() == Some(INSUFFICIENT_PRIVILEGE) => {
+                log::warn!(query = what; "the server's role may not change dead letters: {error}");
+                Ok(Err(RunQueryError::Denied))
+            }
+            Err(error) => Err(error),
+        })?
+    }
+
+    pub fn now(&self) -> Moment {
+        self.guard.clock.now()
+    }
+
     /// Finds an event. Only the primary decides that it is not stored, or dead: a standby that lags
     /// would deny a stored event.
     pub(super) fn find(&self, id: EventId) -> Result<Option<EventStatus>, RunQueryError> {
@@ -107,7 +134,10 @@ impl StandbyReader {
         };
         match RunQueryError::of(&error) {
             // The query is at fault: the primary is not burdened with it too.
-            failure @ (RunQueryError::TimedOut | RunQueryError::Statement) => Some(Err(failure)),
+            failure @ (RunQueryError::TimedOut
+            | RunQueryError::Statement
+            | RunQueryError::Denied
+            | RunQueryError::Unsupported) => Some(Err(failure)),
             RunQueryError::Unavailable { .. } => {
                 if is_unreachable(&error) {
                     self.state.record_unreachable(&error);

@@ -21,6 +21,7 @@ mod encode;
 mod metadata_filter;
 mod page_and_total;
 
+pub use breaker_guard::RunQueryError;
 pub use database::QueryDatabase;
 pub use encode::ExportFormat;
 pub use export::{ExportOptions, Exporters, Exports};

@@ -57,14 +57,14 @@ pub(super) fn write_page(response: &mut Response, encoded: Vec<u8>, total: Optio
     out.extend_from_slice(b"}}");
 }
 
-pub(super) fn write_id(out: &mut Vec<u8>, id: EventId) {
+pub(crate) fn write_id(out: &mut Vec<u8>, id: EventId) {
     out.extend_from_slice(b"\"event_id\":\"");
     out.extend_from_slice(&id.text());
     out.push(b'"');
 }
 
 /// Writes the members of an event that follow its id.
-pub(super) fn write_members(out: &mut Vec<u8>, event: &Event) {
+pub(crate) fn write_members(out: &mut Vec<u8>, event: &Event) {
     out.extend_from_slice(format!(",\"timestamp\":\"{}\",\"service\":", event.timestamp).as_bytes());
     quote(out, &event.service);
     out.extend_from_slice(b",\"message\":");

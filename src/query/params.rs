@@ -229,7 +229,7 @@ impl Params {
     }
 }
 
-fn parse_service(value: String) -> Result<String, String> {
+pub(crate) fn parse_service(value: String) -> Result<String, String> {
     if value.is_empty() || value.len() > SERVICE_BYTES_MAX || value.contains('\0') {
         return Err(format!("must be 1 to {SERVICE_BYTES_MAX} bytes without NUL"));
     }
@@ -291,7 +291,7 @@ fn one_of<T>(value: &str, one: (&str, T), other: (&str, T)) -> Result<T, String>
 }
 
 /// Decodes `%XX` and `+`. None if an escape is truncated or invalid, or the bytes are not UTF-8.
-fn percent_decode(value: &str) -> Option<String> {
+pub(crate) fn percent_decode(value: &str) -> Option<String> {
     let mut out = Vec::with_capacity(value.len());
     let mut bytes = value.bytes();
     while let Some(byte) = bytes.next() {

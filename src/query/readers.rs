@@ -3,6 +3,7 @@
 //!
 //! Depends on storage through `QueryDatabase`.
 
+use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
@@ -65,6 +66,16 @@ enum QueryTask {
     Count(Arc<PageAndTotal>, Filter),
     Find(Promise, EventId, Option<Services>),
     Hours(Promise, Filter),
+    Run(Promise, QueryFn),
+}
+
+/// Work of another module: reads or changes the database and writes the response.
+struct QueryFn(Box<dyn FnOnce(&QueryDatabase, &mut Response) + Send>);
+
+impl fmt::Debug for QueryFn {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("QueryFn")
+    }
 }
 
 /// Creates the queue. Each reader thread runs [`Readers::run`] on its own clone and ends when every
@@ -142,6 +153,23 @@ impl QueryQueue {
         HandlerResult::Pending
     }
 
+    /// Runs `run` on a reader thread. Calls `promise` only for a pending response.
+    pub fn submit(
+        &self,
+        run: impl FnOnce(&QueryDatabase, &mut Response) + Send + 'static,
+        promise: impl FnOnce() -> Promise,
+        response: &mut Response,
+    ) -> HandlerResult {
+        let Some(enqueued_at) = self.reserve(1, response) else { return HandlerResult::Done };
+        self.enqueue(enqueued_at, QueryTask::Run(promise(), QueryFn(Box::new(run))));
+        HandlerResult::Pending
+    }
+
+    /// Maximum bytes of a response.
+    pub fn response_bytes_max(&self) -> usize {
+        self.limits.response_bytes_max
+    }
+
     /// Jobs in the queue.
     pub fn waiting(&self) -> usize {
         self.waiting.load(Ordering::Relaxed)
@@ -193,7 +221,9 @@ impl Readers {
             QueryTask::Page(combined, _) | QueryTask::Count(combined, _) if expired => {
                 combined.fail(write_queue_full);
             }
-            QueryTask::Find(promise, ..) | QueryTask::Hours(promise, _) if expired => {
+            QueryTask::Find(promise, ..) | QueryTask::Hours(promise, _) | QueryTask::Run(promise, _)
+                if expired =>
+            {
                 fulfil(promise, write_queue_full);
             }
             QueryTask::Page(combined, _) | QueryTask::Count(combined, _) if combined.is_answered() => {}
@@ -217,6 +247,9 @@ impl Readers {
                     Ok(hours) => stats::write_stats(response, &filter, &hours, bytes_max),
                     Err(failure) => failure.write(response),
                 });
+            }
+            QueryTask::Run(promise, QueryFn(run)) => {
+                fulfil(promise, |response| run(&self.database, response));
             }
             QueryTask::Find(promise, id, services) => {
                 let found = self.find(id);

@@ -105,7 +105,7 @@ pub fn journal(settings: &Settings, clock: &Clock, command: JournalCommand) -> R
 /// `aurore-events dead`.
 pub fn dead(settings: &Settings, clock: &Clock, command: &DeadCommand) -> Result<(), RunServerError> {
     let database = CommandDatabase::open(settings, clock)?;
-    let done = command.run(&database.repository, clock, &mut std::io::stdout().lock());
+    let done = command.run(&*database.repository, clock, &mut std::io::stdout().lock());
     database.close();
     done.map_err(|error| RunServerError::Dead(Box::new(error)))
 }

@@ -7,6 +7,7 @@
 
 pub mod breaker;
 pub mod day;
+pub mod dead;
 pub mod memory;
 pub mod postgres;
 pub mod standby;
@@ -15,6 +16,7 @@ pub mod wal;
 
 pub use breaker::{Breaker, BreakerLimits};
 pub use day::Day;
+pub use dead::DeadLetters;
 pub use standby::{StandbyCondition, StandbyLag, StandbyState};
 pub use wal::{CommitPosition, DatabaseState};
 
@@ -71,6 +73,11 @@ pub trait EventRepository: Send + Sync + std::fmt::Debug {
     /// if the database does not tell. Fails where there is no log, or no table of events.
     fn replication_position(&self) -> Result<Option<u64>, StoreError> {
         Err(StoreError::client_side("this database has no write-ahead log"))
+    }
+
+    /// The dead letters, if they can be listed and replayed.
+    fn dead_letters(&self) -> Option<&dyn DeadLetters> {
+        None
     }
 
     /// Lists the days that have a partition.

@@ -461,3 +461,39 @@ fn cors_lets_pages_of_listed_origins_send_and_read() {
     }
     wait_for_drain(&server);
 }
+
+#[test]
+fn dead_letters_need_the_scope_admin_and_a_service_of_the_token() {
+    let tokens = Tokens::new();
+    let reader = tokens.create("reader", "query", &[]);
+    let shop = tokens.create("shop", "admin", &["shop"]);
+    let root = tokens.create("root", "admin", &[]);
+    let postgres = Postgres::start();
+    let settings =
+        [("AUTH_TOKENS_FILE", tokens.path()), ("DRAIN_INTERVAL", "20"), ("RATE_LIMIT_QUERY", "20")];
+    let server = Server::start_on(&postgres, &settings);
+    postgres.execute("ALTER TABLE events ADD CONSTRAINT no_poison CHECK (message <> 'poison')");
+    let mut client = server.client();
+    let batch = [event("shop", "poison"), event("bank", "poison"), event("shop", "good")].join("\n");
+    let headers = [("Content-Type", "application/x-ndjson"), ("Authorization", &*format!("Bearer {root}"))];
+    assert_eq!(client.exchange(&request("POST", "/events", &headers, batch.as_bytes())).status, 202);
+    until("two events are dead", || postgres.dead() == 2);
+    for (method, path) in
+        [("GET", "/dead"), ("POST", "/dead/replay"), ("DELETE", "/dead?all=true&confirm=true")]
+    {
+        assert_eq!(send(&mut client, "", method, path, "").status, 401, "{method}");
+        assert_eq!(send(&mut client, &reader, method, path, "").status, 403, "{method}");
+        let unnamed = send(&mut client, &shop, method, path, "");
+        assert_eq!(unnamed.status, 403, "{}", unnamed.text());
+        let other = send(&mut client, &shop, method, "/dead?service=bank", "");
+        assert_ne!(other.status, 200, "{}", other.text());
+    }
+    assert_eq!(postgres.dead(), 2);
+    let own = send(&mut client, &shop, "DELETE", "/dead?service=shop&confirm=true", "");
+    assert_eq!((own.status, own.text().as_str()), (200, r#"{"purged":1}"#));
+    let listed = send(&mut client, &root, "GET", "/dead", "").json();
+    assert_eq!(listed["dead"][0]["service"].as_str(), Some("bank"), "{listed}");
+    // The rate limit is that of queries.
+    until("the limit is reached", || send(&mut client, &root, "GET", "/dead", "").status == 429);
+    assert_eq!(send(&mut client, &root, "GET", "/stats", "").status, 429);
+}

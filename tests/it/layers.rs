@@ -10,7 +10,7 @@ const LAYERS: &[&[&str]] = &[
     &["settings"],
     &["health", "commands", "console"],
     &["gateway"],
-    &["failover"],
+    &["failover", "dead_letters"],
     &["ingest", "writer", "query", "retention", "partitions"],
     &["journal"],
     &["buffer", "access"],

@@ -52,7 +52,6 @@ use crossbeam::channel::Receiver;
 
 pub use connect::writer_connections;
 pub use counts::CountMismatch;
-pub use dead::{DeadEvent, DeadFilter, ReplayOutcome};
 pub use session::SynchronousCommit;
 pub use target::{ConnectTarget, ParseDatabaseUrlError, ParseReadUrlError};
 pub use url_text::connection_pairs;
@@ -66,9 +65,9 @@ use self::wal_position::{StandbyCount, WalReader};
 use crate::event::{EventId, Timestamp};
 use crate::storage::wal::WalPosition;
 use crate::storage::{
-    Chunk, CreatePartitionLimits, CreatePartitionOutcome, DatabaseState, Day, DeadLetter, DefaultPartition,
-    EventPage, EventRepository, EventStatus, Filter, HourCount, PartitionRequest, RetentionSweep, StoreError,
-    StorePath, Stored, SweepConditions, Totals,
+    Chunk, CreatePartitionLimits, CreatePartitionOutcome, DatabaseState, Day, DeadLetter, DeadLetters,
+    DefaultPartition, EventPage, EventRepository, EventStatus, Filter, HourCount, PartitionRequest,
+    RetentionSweep, StoreError, StorePath, Stored, SweepConditions, Totals,
 };
 
 /// Connection and time limits, and the guarantee of COMMIT.
@@ -216,6 +215,10 @@ impl PostgresRepository {
 }
 
 impl EventRepository for PostgresRepository {
+    fn dead_letters(&self) -> Option<&dyn DeadLetters> {
+        Some(self)
+    }
+
     fn prepare(&self) -> Result<(), StoreError> {
         if !self.prepared.load(Ordering::Acquire) {
             self.invalidate_if_missing((|| {

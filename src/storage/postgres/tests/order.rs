@@ -12,6 +12,7 @@ use super::*;
 use crate::event::id_generator::IdGenerator;
 use crate::event::row::Row;
 use crate::event::{Event, EventKey};
+use crate::storage::DeadLetters as _;
 use crate::storage::{DeadLetter, EventPage, EventStatus, Filter, SortOrder};
 
 /// Requests of events of few timestamps, of which some have ids of keys. Returns the rows of each
