@@ -68,6 +68,7 @@ fn main() -> ExitCode {
         CliCommand::Dead(command) => server::commands::dead(&settings, &clock, &command),
         CliCommand::GatewayCompare(command) => server::commands::compare(&command),
         CliCommand::Healthcheck(command) => server::commands::healthcheck(&settings, command),
+        CliCommand::Documentation(command) => server::commands::documentation(&command),
         CliCommand::Send(command) => server::commands::send(&command, &clock),
         CliCommand::Serve | CliCommand::CheckConfig | CliCommand::CreateToken(_) => {
             server::run(&settings, &clock)

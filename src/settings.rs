@@ -25,6 +25,7 @@ pub use gateway::{GatewaySettings, http_url};
 pub use redact::redact_password;
 pub use systemd::SystemdEnvironment;
 
+use cli::CliPurpose;
 use reader::{HOUR_MS, Setting, SettingsReader};
 
 use crate::access::{Origins, Proxies, RateLimits};
@@ -118,12 +119,10 @@ pub enum LoadSettingsError {
 impl Settings {
     /// Reads the command line, the environment and the `--env-file`.
     pub fn load(args: impl IntoIterator<Item = OsString>) -> Result<(CliCommand, Self), LoadSettingsError> {
-        // Reading without sources collects the declarations, from which clap is set up.
-        let mut declarations = SettingsReader::default();
-        Self::read(&mut declarations);
-        let declared = declarations.declared;
-
-        let matches = cli::command(&declared).try_get_matches_from(args).map_err(LoadSettingsError::Usage)?;
+        let declared = Self::declarations();
+        let matches = cli::command(&declared, CliPurpose::Parse)
+            .try_get_matches_from(args)
+            .map_err(LoadSettingsError::Usage)?;
         let (command, matches) =
             cli::parse(matches).map_err(|error| LoadSettingsError::Invalid(vec![error]))?;
         let mut reader = SettingsReader { matches: Some(&matches), ..SettingsReader::default() };
@@ -133,11 +132,23 @@ impl Settings {
         let mut settings = Self::read(&mut reader);
         settings.effective = reader.effective;
         settings.systemd = SystemdEnvironment::read();
-        if reader.errors.is_empty() {
+        if reader.errors.is_empty() || !command.reads_settings() {
             Ok((command, settings))
         } else {
             Err(LoadSettingsError::Invalid(reader.errors))
         }
+    }
+
+    /// The command line without hidden flags, from which completions and manual pages are generated.
+    pub fn documented_command_line() -> clap::Command {
+        cli::command(&Self::declarations(), CliPurpose::Document)
+    }
+
+    /// Reading without sources collects the declarations.
+    fn declarations() -> Vec<Setting> {
+        let mut declarations = SettingsReader::default();
+        Self::read(&mut declarations);
+        declarations.declared
     }
 
     pub fn address(&self) -> SocketAddr {
@@ -149,7 +160,7 @@ impl Settings {
     #[expect(clippy::too_many_lines, reason = "a table with an entry for each setting")]
     fn read(from: &mut SettingsReader<'_>) -> Self {
         let settings = Self {
-            host: from.parsed(
+            host: from.section("HTTP server").parsed(
                 "HOST",
                 "127.0.0.1",
                 "an IP address",
@@ -165,7 +176,7 @@ impl Settings {
                 0 => std::thread::available_parallelism().map_or(1, std::num::NonZero::get),
                 count => count,
             },
-            connections_max: from.number(
+            connections_max: from.section("Limits on clients").number(
                 "MAX_CONNECTIONS",
                 10_000,
                 1..=1_000_000,
@@ -184,6 +195,7 @@ impl Settings {
                 "Maximum bytes of a gzip or zstd body after decompression",
             ),
             auth_tokens_file: from
+                .section("Access")
                 .optional(Setting::optional(
                     "AUTH_TOKENS_FILE",
                     "File of tokens, one per line: name sha256:HEX scopes [services]; see `token create`. \
@@ -217,7 +229,7 @@ impl Settings {
                 "Comma-separated origins of web pages that may send POST, PUT and DELETE and read responses, \
                  such as https://app.example; * is all",
             ),
-            header_timeout: from.millis(
+            header_timeout: from.section("Limits on clients").millis(
                 "HEADER_TIMEOUT_MS",
                 10_000,
                 1..=HOUR_MS,
@@ -241,7 +253,7 @@ impl Settings {
                 1..=HOUR_MS,
                 "Milliseconds a client may leave a response unread",
             ),
-            database_url: database_url::read(from),
+            database_url: database_url::read(from.section("Database")),
             database_read_url: from.optional(
                 Setting::optional(
                     "DATABASE_READ_URL",
@@ -272,7 +284,11 @@ impl Settings {
                  database: on, off (a crash of PostgreSQL loses the events of its last moments, even \
                  those acknowledged at synced), local, remote_write or remote_apply",
             ),
-            data_dir: PathBuf::from(from.text("DATA_DIR", "data", "Directory of the server's files")),
+            data_dir: PathBuf::from(from.section("Files and durability").text(
+                "DATA_DIR",
+                "data",
+                "Directory of the server's files",
+            )),
             durability: from.one_of(
                 "DURABILITY",
                 &Durability::ALL.map(|level| (level.name(), level)),
@@ -312,7 +328,7 @@ impl Settings {
                     "Maximum bytes of committed events kept in the journal; 0 is none",
                 ),
             },
-            buffer_rows_max: from.number(
+            buffer_rows_max: from.section("Buffer and batches").number(
                 "BUFFER_MAX_SIZE",
                 50_000,
                 1..=100_000_000,
@@ -351,7 +367,7 @@ impl Settings {
                 "Maximum milliseconds an event waits for its batch to fill, also while another batch is \
                  being stored",
             ),
-            retention_days: from.number(
+            retention_days: from.section("Retention").number(
                 "RETENTION_DAYS",
                 30,
                 1..=36_500,
@@ -363,13 +379,18 @@ impl Settings {
                 "When expired events are removed, in UTC: a cron expression as in crontab(5), of 5 fields, \
                  or 6 with seconds first, or @hourly, @daily, @weekly, @monthly, @yearly",
             ),
-            clock_skew_max: from.millis(
+            clock_skew_max: from.section("Limits on clients").millis(
                 "MAX_CLOCK_SKEW_MS",
                 300_000,
                 0..=86_400_000,
                 "Milliseconds an event's timestamp may be in the future",
             ),
-            query_threads: from.number("QUERY_THREADS", 4, 1..=256, "Threads that run queries"),
+            query_threads: from.section("Queries").number(
+                "QUERY_THREADS",
+                4,
+                1..=256,
+                "Threads that run queries",
+            ),
             query_queue_max: from.number(
                 "QUERY_QUEUE_MAX",
                 128,
@@ -396,7 +417,7 @@ impl Settings {
                 1..=1000,
                 "Maximum open tails (GET /events/tail), 1 MiB each; others are answered 503",
             ),
-            breaker_failures: from.number(
+            breaker_failures: from.section("Database").number(
                 "CIRCUIT_BREAKER_FAILURE_THRESHOLD",
                 5,
                 1..=1000,
@@ -414,13 +435,13 @@ impl Settings {
                 1..=HOUR_MS,
                 "Milliseconds until an open breaker becomes half-open",
             ),
-            shutdown_timeout: from.millis(
+            shutdown_timeout: from.section("HTTP server").millis(
                 "SHUTDOWN_TIMEOUT_MS",
                 30_000,
                 0..=HOUR_MS,
                 "Milliseconds to drain the buffer at shutdown",
             ),
-            history_interval: from.millis(
+            history_interval: from.section("Log and history").millis(
                 "METRICS_HISTORY_INTERVAL_MS",
                 60_000,
                 0..=86_400_000,
@@ -444,7 +465,7 @@ impl Settings {
                 "Log format: logfmt or json",
             ),
             edge: EdgeSettings::read(from),
-            gateway: GatewaySettings::read(from),
+            gateway: GatewaySettings::read(from.section("Metrics gateway")),
             systemd: SystemdEnvironment::default(),
             effective: Vec::new(),
         };

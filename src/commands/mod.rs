@@ -2,6 +2,7 @@
 
 pub mod counts;
 pub mod dead;
+pub mod documentation;
 pub mod healthcheck;
 pub mod journal;
 pub mod send;

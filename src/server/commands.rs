@@ -12,6 +12,7 @@ use super::{JOURNAL_DIR, breaker, lock_data_dir, open_database, stages, stop};
 use crate::clock::Clock;
 use crate::commands::counts::CountsCommand;
 use crate::commands::dead::DeadCommand;
+use crate::commands::documentation::DocumentationCommand;
 use crate::commands::healthcheck::HealthcheckCommand;
 use crate::commands::journal::{JournalCommand, RunReplayError};
 use crate::commands::send::SendCommand;
@@ -202,4 +203,9 @@ pub fn healthcheck(settings: &Settings, command: HealthcheckCommand) -> Result<(
 /// `aurore-events gateway compare`.
 pub fn compare(command: &CompareCommand) -> Result<(), RunServerError> {
     Ok(command.run(&mut std::io::stdout().lock())?)
+}
+
+/// `aurore-events completions` and `aurore-events man`.
+pub fn documentation(command: &DocumentationCommand) -> Result<(), RunServerError> {
+    Ok(command.run(Settings::documented_command_line(), &mut std::io::stdout().lock())?)
 }

@@ -8,6 +8,7 @@ use std::process::ExitCode;
 use super::resolved::ResolveSettingsError;
 use crate::commands::counts::RunCountsError;
 use crate::commands::dead::RunDeadError;
+use crate::commands::documentation::DocumentationError;
 use crate::commands::healthcheck::HealthcheckError;
 use crate::commands::journal::RunReplayError;
 use crate::commands::send::SendError;
@@ -66,6 +67,8 @@ pub enum RunServerError {
     #[error("{0}")]
     Send(#[from] SendError),
     #[error("{0}")]
+    Documentation(#[from] DocumentationError),
+    #[error("{0}")]
     Healthcheck(#[from] HealthcheckError),
     #[error("{0}")]
     Dead(Box<RunDeadError>),
@@ -110,6 +113,7 @@ impl RunServerError {
             | Self::Gateway(_)
             | Self::Compare(_)
             | Self::Send(_)
+            | Self::Documentation(_)
             | Self::Healthcheck(_)
             | Self::Dead(_)
             | Self::NoCluster(_)

@@ -1,6 +1,6 @@
 //! The command line: flags of the settings, and subcommands.
 
-use std::path::PathBuf;
+mod flags;
 
 use clap::{Arg, ArgAction, ArgMatches, Command};
 
@@ -8,6 +8,7 @@ use super::reader::Setting;
 use crate::access::NewToken;
 use crate::commands::counts::{self, CountsCommand};
 use crate::commands::dead::{self, DeadCommand};
+use crate::commands::documentation::{self, DocumentationCommand};
 use crate::commands::healthcheck::{self, HealthcheckCommand};
 use crate::commands::journal::{self, JournalCommand};
 use crate::commands::send::{self, SendCommand};
@@ -27,46 +28,36 @@ pub enum CliCommand {
     Healthcheck(HealthcheckCommand),
     Send(SendCommand),
     CreateToken(NewToken),
+    Documentation(DocumentationCommand),
     RetentionRun {
         /// Report what would be deleted, without deleting.
         dry_run: bool,
     },
 }
 
-fn flag(name: &str) -> String {
-    name.to_ascii_lowercase().replace('_', "-")
+/// What a command line is declared for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum CliPurpose {
+    Parse,
+    /// Completions and manual pages. Generators of completions include hidden flags, so these are not
+    /// declared.
+    Document,
+}
+
+impl CliCommand {
+    /// Whether the settings have an effect, so that invalid ones are errors.
+    pub(super) fn reads_settings(&self) -> bool {
+        !matches!(self, Self::CreateToken(_) | Self::Documentation(_))
+    }
 }
 
 /// The command line: a flag for every setting, and the subcommands.
-pub(super) fn command(settings: &[Setting]) -> Command {
-    let args = settings.iter().map(|setting| {
-        let arg = Arg::new(setting.name)
-            .long(flag(setting.name))
-            .env(setting.name)
-            // DATABASE_URL may contain a password, which --help must not print.
-            .hide_env_values(true)
-            .value_name("VALUE")
-            .global(true)
-            .help(setting.help());
-        match &setting.default {
-            Some(default) => arg.default_value(default.clone()),
-            None => arg,
-        }
-    });
+pub(super) fn command(settings: &[Setting], purpose: CliPurpose) -> Command {
     let program = Command::new("aurore-events")
         .version(env!("CARGO_PKG_VERSION"))
         .about("Accepts events over HTTP and stores every acknowledged event in PostgreSQL exactly once")
-        .max_term_width(110)
-        .args(args)
-        .arg(
-            Arg::new("ENV_FILE")
-                .long("env-file")
-                .value_name("FILE")
-                .global(true)
-                .value_parser(clap::value_parser!(PathBuf))
-                .help("File of NAME=value lines; flags and the environment override it"),
-        );
-    add_subcommands(program)
+        .max_term_width(110);
+    flags::add_settings(add_subcommands(program), settings, purpose)
 }
 
 /// Adds the subcommands to `program`, in the order of the help text.
@@ -93,6 +84,7 @@ fn add_subcommands(program: Command) -> Command {
             ),
         )
         .subcommand(journal::command())
+        .subcommands(documentation::commands())
 }
 
 fn token_command() -> Command {
@@ -198,6 +190,10 @@ pub(super) fn parse(matches: ArgMatches) -> Result<(CliCommand, ArgMatches), Str
         "token" => {
             let inner = inner();
             (create_token(&inner)?, inner)
+        }
+        "completions" | "man" => {
+            let command = DocumentationCommand::of(command_matches).expect("BUG: clap requires the argument");
+            (CliCommand::Documentation(command), own())
         }
         "send" => (send(command_matches)?, own()),
         "retention" => {

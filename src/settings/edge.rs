@@ -36,7 +36,7 @@ pub struct TlsFiles {
 impl EdgeSettings {
     pub(super) fn read(from: &mut SettingsReader<'_>) -> Self {
         Self {
-            header_bytes_max: from.number(
+            header_bytes_max: from.section("Limits on clients").number(
                 "MAX_HEADER_BYTES",
                 32 << 10,
                 1024..=1 << 18,
@@ -112,7 +112,7 @@ impl EdgeSettings {
 }
 
 fn tls(from: &mut SettingsReader<'_>) -> Option<TlsFiles> {
-    let certificate = from.optional(Setting::optional(
+    let certificate = from.section("Access").optional(Setting::optional(
         "TLS_CERT",
         "Certificate chain (PEM file), reloaded on SIGHUP; if set, all connections use TLS",
     ));

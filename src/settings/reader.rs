@@ -24,6 +24,8 @@ pub(super) struct Setting {
     pub(super) bounds: Option<String>,
     /// The value may contain a password, which is not shown.
     secret: bool,
+    /// The heading in `--help`; that of [`SettingsReader::section`].
+    pub(super) section: &'static str,
 }
 
 impl Setting {
@@ -33,7 +35,7 @@ impl Setting {
 
     /// A setting that is unset by default.
     pub(super) fn optional(name: &'static str, help: &'static str) -> Self {
-        Self { name, default: None, help, bounds: None, secret: false }
+        Self { name, default: None, help, bounds: None, secret: false, section: "" }
     }
 
     pub(super) fn bounds(self, bounds: impl Into<String>) -> Self {
@@ -69,11 +71,20 @@ pub(super) struct SettingsReader<'a> {
     /// Every setting as `NAME=value`, without passwords.
     pub(super) effective: Vec<String>,
     pub(super) errors: Vec<String>,
+    /// The heading of the next declarations.
+    pub(super) section: &'static str,
 }
 
 impl SettingsReader<'_> {
+    /// Begins a section: the settings that are declared from now on have this heading in `--help`.
+    pub(super) fn section(&mut self, heading: &'static str) -> &mut Self {
+        self.section = heading;
+        self
+    }
+
     /// Returns the value parsed by `parse`, whose error describes the expected form.
     pub(super) fn read<T>(&mut self, setting: Setting, parse: impl Fn(&str) -> Result<T, String>) -> T {
+        let setting = Setting { section: self.section, ..setting };
         let name = setting.name;
         let default = setting.default.as_deref().unwrap_or_default();
         let text = self.given(name).unwrap_or_else(|| default.to_owned());
