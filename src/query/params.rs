@@ -10,7 +10,7 @@ use crate::event::timestamp::{self, ParseTimestampError};
 use crate::event::{EventKey, MILLIS_END, SERVICE_BYTES_MAX, Timestamp};
 use crate::http::problem::{ECHO_BYTES_MAX, FieldError, FieldErrors};
 use crate::json::text;
-use crate::storage::{EventPage, Filter, SortOrder};
+use crate::storage::{CountInterval, EventPage, Filter, SortOrder};
 
 pub const LIMIT_MAX: u16 = 1000;
 /// Maximum `limit` of an export: more events than a table holds.
@@ -43,9 +43,11 @@ impl Query {
         Params::read(query, NAMES).into_query(now)
     }
 
-    /// Parses the query string of `GET /stats`: service and time range.
-    pub fn parse_stats(query: &str, now: Timestamp) -> Result<Filter, FieldErrors> {
-        Params::read(query, STATS_NAMES).into_query(now).map(|query| query.filter)
+    /// Parses the query string of `GET /stats`: service, time range and interval.
+    pub fn parse_stats(query: &str, now: Timestamp) -> Result<StatsQuery, FieldErrors> {
+        let params = Params::read(query, STATS_NAMES);
+        let interval = params.interval.unwrap_or_default();
+        params.into_query(now).map(|query| StatsQuery { filter: query.filter, interval })
     }
 
     /// Parses the query string of an export: all events of the time range, unless a limit is given.
@@ -80,6 +82,13 @@ pub struct ExportQuery {
     pub limit: u64,
 }
 
+/// A query for counts.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StatsQuery {
+    pub filter: Filter,
+    pub interval: CountInterval,
+}
+
 /// The parameters parsed so far.
 #[derive(Default)]
 struct Params {
@@ -93,13 +102,14 @@ struct Params {
     cursor: Option<Cursor>,
     order: Option<SortOrder>,
     count: Option<Count>,
+    interval: Option<CountInterval>,
     metadata: Vec<Vec<String>>,
     text: Option<String>,
 }
 
 const NAMES: &[&str] = &["service", "from", "to", "limit", "cursor", "order", "count", "q", "metadata.KEY"];
 /// Parameters of `GET /stats`.
-const STATS_NAMES: &[&str] = &["service", "from", "to"];
+const STATS_NAMES: &[&str] = &["service", "from", "to", "interval"];
 /// Parameters of an export: all but `count`.
 const EXPORT_NAMES: &[&str] = &["service", "from", "to", "limit", "cursor", "order", "q", "metadata.KEY"];
 /// Parameters of `GET /events/tail`.
@@ -163,6 +173,10 @@ impl Params {
             "cursor" => self.cursor = Some(Cursor::decode(&value).map_err(|error| error.to_string())?),
             "order" => self.order = Some(one_of(&value, ("desc", SortOrder::Desc), ("asc", SortOrder::Asc))?),
             "q" => self.text = Some(parse_text(value)?),
+            "interval" => {
+                let values = (("hour", CountInterval::Hour), ("minute", CountInterval::Minute));
+                self.interval = Some(one_of(&value, values.0, values.1)?);
+            }
             "count" => self.count = Some(one_of(&value, ("exact", Count::Exact), ("none", Count::None))?),
             _ => unreachable!("BUG: {name} is in NAMES and has no parser"),
         }
@@ -456,8 +470,17 @@ mod tests {
     }
 
     #[test]
-    fn parse_stats_accepts_service_and_time_only() {
-        let filter = Query::parse_stats("service=a&from=0", NOW).unwrap();
+    fn parse_stats_accepts_service_time_and_interval_only() {
+        for (query, interval) in [
+            ("service=a&from=0", CountInterval::Hour),
+            ("interval=hour", CountInterval::Hour),
+            ("interval=minute", CountInterval::Minute),
+        ] {
+            assert_eq!(Query::parse_stats(query, NOW).unwrap().interval, interval, "{query}");
+        }
+        let errors = Query::parse_stats("interval=day", NOW).unwrap_err();
+        assert_eq!(errors.listed()[0].detail, "interval must be hour or minute");
+        let filter = Query::parse_stats("service=a&from=0", NOW).unwrap().filter;
         assert_eq!(
             (filter.service.as_deref(), filter.from, filter.to),
             (Some("a"), Timestamp::default(), NOW)

@@ -14,7 +14,7 @@ use super::breaker_guard::{BreakerGuard, QUEUE_RETRY_S, RunQueryError};
 use super::database::QueryDatabase;
 use super::page::PageOptions;
 use super::page_and_total::{PageAndTotal, fulfil};
-use super::params::{Count, Query};
+use super::params::{Count, Query, StatsQuery};
 use super::request::QueryRequest;
 use super::{receipt, stats};
 use crate::access::Services;
@@ -65,7 +65,7 @@ enum QueryTask {
     Page(Arc<PageAndTotal>, EventPage),
     Count(Arc<PageAndTotal>, Filter),
     Find(Promise, EventId, Option<Services>),
-    Hours(Promise, Filter),
+    Stats(Promise, StatsQuery),
     Run(Promise, QueryFn),
 }
 
@@ -144,12 +144,12 @@ impl QueryQueue {
         promise: impl FnOnce() -> Promise,
         response: &mut Response,
     ) -> HandlerResult {
-        let Some(filter) = request.parse(Query::parse_stats, |filter| filter, response) else {
+        let Some(query) = request.parse(Query::parse_stats, |query| &query.filter, response) else {
             return HandlerResult::Done;
         };
-        let filter = stats::whole_hours(filter);
+        let query = stats::whole_intervals(query);
         let Some(enqueued_at) = self.reserve(1, response) else { return HandlerResult::Done };
-        self.enqueue(enqueued_at, QueryTask::Hours(promise(), filter));
+        self.enqueue(enqueued_at, QueryTask::Stats(promise(), query));
         HandlerResult::Pending
     }
 
@@ -221,7 +221,7 @@ impl Readers {
             QueryTask::Page(combined, _) | QueryTask::Count(combined, _) if expired => {
                 combined.fail(write_queue_full);
             }
-            QueryTask::Find(promise, ..) | QueryTask::Hours(promise, _) | QueryTask::Run(promise, _)
+            QueryTask::Find(promise, ..) | QueryTask::Stats(promise, _) | QueryTask::Run(promise, _)
                 if expired =>
             {
                 fulfil(promise, write_queue_full);
@@ -239,12 +239,13 @@ impl Readers {
                     Err(failure) => combined.fail(|response| failure.write(response)),
                 }
             }
-            QueryTask::Hours(promise, filter) => {
+            QueryTask::Stats(promise, query) => {
                 // One row above the maximum detects a result that is too large.
-                let hours =
-                    self.database.read("stats", |events| events.hourly_counts(&filter, stats::ROWS_MAX + 1));
-                fulfil(promise, |response| match hours {
-                    Ok(hours) => stats::write_stats(response, &filter, &hours, bytes_max),
+                let counts = self.database.read("stats", |events| {
+                    events.interval_counts(&query.filter, query.interval, stats::ROWS_MAX + 1)
+                });
+                fulfil(promise, |response| match counts {
+                    Ok(counts) => stats::write_stats(response, &query, &counts, bytes_max),
                     Err(failure) => failure.write(response),
                 });
             }

@@ -12,9 +12,9 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use crate::event::row::{self, Row};
 use crate::event::{Event, EventId, HOUR_MICROS, Timestamp};
 use crate::storage::{
-    Chunk, CreatePartitionLimits, CreatePartitionOutcome, Day, DeadLetter, DefaultPartition, DeletedChunk,
-    EventPage, EventRepository, EventStatus, Filter, HourCount, RetentionSweep, SortOrder, StoreError,
-    StorePath, Stored, SweepConditions, Totals, trial,
+    Chunk, CountInterval, CreatePartitionLimits, CreatePartitionOutcome, Day, DeadLetter, DefaultPartition,
+    DeletedChunk, EventPage, EventRepository, EventStatus, Filter, IntervalCount, RetentionSweep, SortOrder,
+    StoreError, StorePath, Stored, SweepConditions, Totals, trial,
 };
 
 /// A recorded call of the repository.
@@ -339,15 +339,20 @@ impl EventRepository for MemoryRepository {
         self.run_call(RepositoryCall::Count, |state| Ok(state.matching(filter).count() as u64))
     }
 
-    fn hourly_counts(&self, filter: &Filter, rows_max: u32) -> Result<Vec<HourCount>, StoreError> {
+    fn interval_counts(
+        &self,
+        filter: &Filter,
+        interval: CountInterval,
+        rows_max: u32,
+    ) -> Result<Vec<IntervalCount>, StoreError> {
         self.run_call(RepositoryCall::Count, |state| {
             let mut counts = BTreeMap::<_, u64>::new();
             for event in state.matching(filter) {
-                let hour = event.timestamp.micros().div_euclid(HOUR_MICROS) * HOUR_MICROS;
-                *counts.entry((Timestamp::from_micros(hour), event.service.clone())).or_default() += 1;
+                let start = event.timestamp.micros().div_euclid(interval.micros()) * interval.micros();
+                *counts.entry((Timestamp::from_micros(start), event.service.clone())).or_default() += 1;
             }
-            let hours = counts.into_iter().take(rows_max as usize);
-            Ok(hours.map(|((hour, service), count)| HourCount { hour, service, count }).collect())
+            let first = counts.into_iter().take(rows_max as usize);
+            Ok(first.map(|((start, service), count)| IntervalCount { start, service, count }).collect())
         })
     }
 

@@ -25,7 +25,7 @@ use std::time::Duration;
 
 use crossbeam::channel::{Receiver, Sender, never};
 
-use crate::event::{Event, EventId, EventKey, Timestamp};
+use crate::event::{Event, EventId, EventKey, HOUR_MICROS, Timestamp};
 
 /// Stores encoded rows and reads events. Every call may block until a timeout of the
 /// implementation ends it, so no acceptor thread may call the repository.
@@ -50,9 +50,14 @@ pub trait EventRepository: Send + Sync + std::fmt::Debug {
     /// Counts the events that match.
     fn count(&self, filter: &Filter) -> Result<u64, StoreError>;
 
-    /// Returns at most `rows_max` counts by hour and service, ordered by both, for the hours that
-    /// begin within the filter's time range. Of the filter only time and service apply.
-    fn hourly_counts(&self, filter: &Filter, rows_max: u32) -> Result<Vec<HourCount>, StoreError>;
+    /// Returns at most `rows_max` counts by interval and service, ordered by both, for the intervals
+    /// that begin within the filter's time range. Of the filter only time and service apply.
+    fn interval_counts(
+        &self,
+        filter: &Filter,
+        interval: CountInterval,
+        rows_max: u32,
+    ) -> Result<Vec<IntervalCount>, StoreError>;
 
     /// Returns the event with this id, or the reason why it is a dead letter.
     fn find(&self, id: EventId) -> Result<Option<EventStatus>, StoreError>;
@@ -270,11 +275,29 @@ pub enum SortOrder {
     Asc,
 }
 
-/// The number of events of one service in one hour.
+/// The length of the intervals in which events are counted.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum CountInterval {
+    #[default]
+    Hour,
+    /// Kept for speed: an event stored by a server without minute counts is in no minute.
+    Minute,
+}
+
+impl CountInterval {
+    pub fn micros(self) -> i64 {
+        match self {
+            Self::Hour => HOUR_MICROS,
+            Self::Minute => HOUR_MICROS / 60,
+        }
+    }
+}
+
+/// The number of events of one service in one interval.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct HourCount {
-    /// The start of the hour.
-    pub hour: Timestamp,
+pub struct IntervalCount {
+    /// The start of the interval.
+    pub start: Timestamp,
     pub service: String,
     pub count: u64,
 }

@@ -8,9 +8,9 @@ use crate::event::{ArrivalNumber, Event, Timestamp};
 use crate::query::cursor::Cursor;
 use crate::storage::breaker::BreakerState;
 use crate::storage::{
-    Breaker, BreakerLimits, Chunk, CreatePartitionLimits, CreatePartitionOutcome, Day, DeadLetter,
-    DefaultPartition, EventRepository, HourCount, RetentionSweep, SortOrder as Direction, StoreError,
-    StorePath, Stored, SweepConditions, Totals,
+    Breaker, BreakerLimits, Chunk, CountInterval, CreatePartitionLimits, CreatePartitionOutcome, Day,
+    DeadLetter, DefaultPartition, EventRepository, IntervalCount, RetentionSweep, SortOrder as Direction,
+    StoreError, StorePath, Stored, SweepConditions, Totals,
 };
 
 const NOW: Timestamp = Timestamp::from_millis(1_795_435_200_000);
@@ -70,8 +70,13 @@ impl EventRepository for FakeRepository {
         unimplemented!("queries do not ping")
     }
 
-    fn hourly_counts(&self, _filter: &Filter, _rows_max: u32) -> Result<Vec<HourCount>, StoreError> {
-        self.ask("hours", Vec::new())
+    fn interval_counts(
+        &self,
+        _filter: &Filter,
+        _interval: CountInterval,
+        _rows_max: u32,
+    ) -> Result<Vec<IntervalCount>, StoreError> {
+        self.ask("counts", Vec::new())
     }
 
     fn partition_days(&self) -> Result<Vec<Day>, StoreError> {

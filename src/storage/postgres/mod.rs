@@ -65,9 +65,9 @@ use self::wal_position::{StandbyCount, WalReader};
 use crate::event::{EventId, Timestamp};
 use crate::storage::wal::WalPosition;
 use crate::storage::{
-    Chunk, CreatePartitionLimits, CreatePartitionOutcome, DatabaseState, Day, DeadLetter, DeadLetters,
-    DefaultPartition, EventPage, EventRepository, EventStatus, Filter, HourCount, PartitionRequest,
-    RetentionSweep, StoreError, StorePath, Stored, SweepConditions, Totals,
+    Chunk, CountInterval, CreatePartitionLimits, CreatePartitionOutcome, DatabaseState, Day, DeadLetter,
+    DeadLetters, DefaultPartition, EventPage, EventRepository, EventStatus, Filter, IntervalCount,
+    PartitionRequest, RetentionSweep, StoreError, StorePath, Stored, SweepConditions, Totals,
 };
 
 /// Connection and time limits, and the guarantee of COMMIT.
@@ -262,12 +262,14 @@ impl EventRepository for PostgresRepository {
         self.invalidate_if_missing(totals::count(self.read_pool(&self.query_options), filter))
     }
 
-    fn hourly_counts(&self, filter: &Filter, rows_max: u32) -> Result<Vec<HourCount>, StoreError> {
-        self.invalidate_if_missing(totals::hourly_counts(
-            self.read_pool(&self.query_options),
-            filter,
-            rows_max,
-        ))
+    fn interval_counts(
+        &self,
+        filter: &Filter,
+        interval: CountInterval,
+        rows_max: u32,
+    ) -> Result<Vec<IntervalCount>, StoreError> {
+        let pool = self.read_pool(&self.query_options);
+        self.invalidate_if_missing(totals::interval_counts(pool, filter, interval, rows_max))
     }
 
     fn find(&self, id: EventId) -> Result<Option<EventStatus>, StoreError> {

@@ -12,7 +12,7 @@ use super::find::{EventRange, ExtraPredicates, IN_RANGE};
 use super::read_query::ReadPool;
 use super::types::{PgTimestamp, PgUuid};
 use crate::event::{EventId, HOUR_MICROS, MINUTE_MICROS, Timestamp};
-use crate::storage::{Filter, HourCount, StoreError, Totals};
+use crate::storage::{CountInterval, Filter, IntervalCount, StoreError, Totals};
 
 const COUNT_OPERATION: &str = "counting events";
 
@@ -265,15 +265,25 @@ fn number(row: &Row, column: usize) -> u64 {
     u64::try_from(row.get::<_, i64>(column)).unwrap_or(0)
 }
 
-pub(super) fn hourly_counts(
+pub(super) fn interval_counts(
     pool: ReadPool<'_>,
     filter: &Filter,
+    interval: CountInterval,
     rows_max: u32,
-) -> Result<Vec<HourCount>, StoreError> {
-    let service = if filter.service.is_some() { "AND service = $4" } else { "" };
+) -> Result<Vec<IntervalCount>, StoreError> {
+    let (table, start) = match interval {
+        CountInterval::Hour => ("event_counts", "hour"),
+        CountInterval::Minute => ("event_minutes", "minute"),
+    };
+    // In event_minutes the empty name is the sum of all services.
+    let service = match (&filter.service, interval) {
+        (Some(_), _) => "AND service = $4",
+        (None, CountInterval::Minute) => "AND service <> ''",
+        (None, CountInterval::Hour) => "",
+    };
     let statement = format!(
-        "SELECT hour, service, count FROM event_counts WHERE hour >= $1 AND hour < $2 {service} \
-         ORDER BY hour, service LIMIT $3"
+        "SELECT {start}, service, count FROM {table} WHERE {start} >= $1 AND {start} < $2 {service} \
+         ORDER BY {start}, service LIMIT $3"
     );
     let (from, to, limit) = (PgTimestamp(filter.from), PgTimestamp(filter.to), i64::from(rows_max));
     let params: [(&(dyn ToSql + Sync), Type); 4] = [
@@ -282,8 +292,8 @@ pub(super) fn hourly_counts(
         (&limit, Type::INT8),
         (&filter.service, Type::TEXT),
     ];
-    pool.query("reading the counts", &statement, &params, |row| HourCount {
-        hour: row.get::<_, PgTimestamp>(0).0,
+    pool.query("reading the counts", &statement, &params, |row| IntervalCount {
+        start: row.get::<_, PgTimestamp>(0).0,
         service: row.get(1),
         count: number(row, 2),
     })

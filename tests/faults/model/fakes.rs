@@ -9,9 +9,9 @@ use aurore_events::event::{EventId, Timestamp};
 use aurore_events::journal::filesystem::{File, Filesystem};
 use aurore_events::storage::wal::FailoverDetector;
 use aurore_events::storage::{
-    Chunk, CommitPosition, CreatePartitionLimits, CreatePartitionOutcome, DatabaseState, Day, DeadLetter,
-    DefaultPartition, EventPage, EventRepository, EventStatus, Filter, HourCount, RetentionSweep, StoreError,
-    StorePath, Stored, SweepConditions, Totals,
+    Chunk, CommitPosition, CountInterval, CreatePartitionLimits, CreatePartitionOutcome, DatabaseState, Day,
+    DeadLetter, DefaultPartition, EventPage, EventRepository, EventStatus, Filter, IntervalCount,
+    RetentionSweep, StoreError, StorePath, Stored, SweepConditions, Totals,
 };
 
 use super::files::SimDirectory;
@@ -251,7 +251,12 @@ impl EventRepository for SimRepository {
         unreachable!("the model counts nothing")
     }
 
-    fn hourly_counts(&self, _filter: &Filter, _rows_max: u32) -> Result<Vec<HourCount>, StoreError> {
+    fn interval_counts(
+        &self,
+        _filter: &Filter,
+        _interval: CountInterval,
+        _rows_max: u32,
+    ) -> Result<Vec<IntervalCount>, StoreError> {
         unreachable!("the model counts nothing")
     }
 

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex};
 use super::*;
 use crate::event::EventKey;
 use crate::storage::postgres::{PostgresLimits, PostgresRepository, sweep};
-use crate::storage::{EventPage, Filter, RetentionSweep as _, SortOrder};
+use crate::storage::{CountInterval, EventPage, Filter, RetentionSweep as _, SortOrder};
 
 const HOUR: i64 = 3_600_000_000;
 const MINUTE: i64 = 60_000_000;
@@ -171,9 +171,13 @@ fn count_plans_scan_events_only_at_the_ends_of_the_range() {
         assert_eq!(plans.matches("plan:").count(), 1, "one statement only: {plans}");
     }
     let hours = page(None, 24, 0, SortOrder::Desc).filter;
-    let plans = fixture.plans(|repository| repository.hourly_counts(&hours, 1000).unwrap());
-    assert_eq!(partitions(&plans), [""; 0], "{plans}");
-    assert!(plans.contains("event_counts_hour_idx"), "{plans}");
+    for (interval, read) in
+        [(CountInterval::Hour, "event_counts_hour_idx"), (CountInterval::Minute, "event_minutes")]
+    {
+        let plans = fixture.plans(|repository| repository.interval_counts(&hours, interval, 1000).unwrap());
+        assert_eq!(partitions(&plans), [""; 0], "{plans}");
+        assert!(plans.contains(read), "{plans}");
+    }
     let plans = fixture.plans(|repository| repository.totals(at(24), 50).unwrap());
     assert_eq!(partitions(&plans), [""; 0], "totals read no events: {plans}");
 }

@@ -1,6 +1,6 @@
 use super::*;
 use crate::event::{Event, EventKey};
-use crate::storage::{Chunk, EventPage, EventStatus, Filter, SortOrder};
+use crate::storage::{Chunk, CountInterval, EventPage, EventStatus, Filter, SortOrder};
 
 fn filter(service: Option<&str>, from: u64, to: u64) -> Filter {
     let time = |micros| Timestamp::from_micros(i64::try_from(micros).unwrap());
@@ -328,15 +328,20 @@ fn filter_matches_metadata_and_text_literally_in_pages_and_counts() {
 }
 
 #[test]
-fn hourly_counts_are_ordered_and_limited() {
+fn interval_counts_are_ordered_and_limited() {
     let (_database, repository, _) = filled();
-    let all = repository.hourly_counts(&filter(None, 0, NOON * 2000), 1000).unwrap();
-    assert_eq!(all.iter().map(|hour| hour.count).sum::<u64>(), 120);
-    assert!(all.is_sorted_by_key(|hour| (hour.hour, hour.service.clone())));
-    assert_eq!(repository.hourly_counts(&filter(None, 0, NOON * 2000), 3).unwrap(), all[..3]);
-    let of_a =
-        repository.hourly_counts(&filter(Some("a"), NOON * 1000, NOON * 1000 + 3_600_000_000), 1000).unwrap();
-    assert!(of_a.len() == 1 && of_a[0].service == "a" && of_a[0].hour == now());
+    for interval in [CountInterval::Hour, CountInterval::Minute] {
+        let counts = |filter: &Filter, most| repository.interval_counts(filter, interval, most).unwrap();
+        let all = counts(&filter(None, 0, NOON * 2000), 1000);
+        // Without the sum of all services, which the minutes have too.
+        assert_eq!(all.iter().map(|count| count.count).sum::<u64>(), 120, "{interval:?}");
+        assert!(all.is_sorted_by_key(|count| (count.start, count.service.clone())));
+        assert!(all.iter().all(|count| count.start.micros() % interval.micros() == 0));
+        assert_eq!(counts(&filter(None, 0, NOON * 2000), 3), all[..3]);
+        let end = NOON * 1000 + u64::try_from(interval.micros()).unwrap();
+        let of_a = counts(&filter(Some("a"), NOON * 1000, end), 1000);
+        assert!(of_a.len() == 1 && of_a[0].service == "a" && of_a[0].start == now(), "{interval:?}");
+    }
 }
 
 #[test]
