@@ -380,9 +380,9 @@ pub fn allows_service(services: &[Box<str>], service: &str) -> bool {
 }
 
 /// Writes 403: the token may not read `service`, or the query names no service and the token is
-/// restricted to some.
+/// restricted to some. The member `services` lists those that it may read.
 #[cold]
-pub fn forbid_service(service: Option<&str>, response: &mut Response) {
+pub fn forbid_service(service: Option<&str>, readable: &[Box<str>], response: &mut Response) {
     let detail = match service {
         Some(service) => format!("the token may not read the service {service:?}"),
         None => "the token is restricted to services: the query must name one of them".to_owned(),
@@ -390,6 +390,7 @@ pub fn forbid_service(service: Option<&str>, response: &mut Response) {
     let mut errors = FieldErrors::default();
     errors.push(|| FieldError { index: None, field: "service".into(), detail: detail.clone() });
     problem::write_forbidden(response, &detail, &errors);
+    problem::add_list(response, "services", readable);
 }
 
 #[cfg(test)]

@@ -102,7 +102,7 @@ fn accept<T>(
     if let Some(services) = request.services
         && !service.is_some_and(|service| allows_service(services, service))
     {
-        forbid_service(service, response);
+        forbid_service(service, services, response);
         return None;
     }
     Some(params)

@@ -206,6 +206,21 @@ pub fn write_forbidden(response: &mut Response, detail: &str, errors: &FieldErro
     write_problem(response, ProblemKind::Forbidden, detail, Some(errors));
 }
 
+/// Adds a member with a list of strings to the problem that the response has.
+pub fn add_list(response: &mut Response, name: &str, values: &[Box<str>]) {
+    let out = &mut response.body;
+    let end = out.pop();
+    debug_assert_eq!(end, Some(b'}'), "BUG: the body is not a problem");
+    append_fmt(out, format_args!(",\"{name}\":["));
+    for (nth, value) in values.iter().enumerate() {
+        if nth > 0 {
+            out.push(b',');
+        }
+        text::quote(out, value);
+    }
+    out.extend_from_slice(b"]}");
+}
+
 /// Writes a 429 or 503 with `Retry-After`, at least one second.
 pub fn write_retryable(response: &mut Response, kind: ProblemKind, detail: &str, retry_after_s: u64) {
     debug_assert!(matches!(kind.status(), 429 | 503), "BUG: {kind:?} is not retryable");

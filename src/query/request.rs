@@ -37,7 +37,7 @@ impl QueryRequest<'_> {
         if let Some(services) = self.services
             && !service.is_some_and(|service| allows_service(services, service))
         {
-            forbid_service(service, response);
+            forbid_service(service, services, response);
             return None;
         }
         Some(query)
@@ -66,6 +66,11 @@ mod tests {
             let mut response = Response::default();
             let parsed = request.parse_list(&mut response);
             assert_eq!((response.status, parsed.is_some()), (status, status == 200), "{query}");
+            if status == 403 {
+                let readable = sonic_rs::to_string(services.as_deref().unwrap_or_default()).unwrap();
+                let body = String::from_utf8(response.body).unwrap();
+                assert!(body.ends_with(&format!(",\"services\":{readable}}}")), "{body}");
+            }
         }
         check("service=shop", None, 200);
         check("", None, 200);
