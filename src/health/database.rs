@@ -6,6 +6,7 @@ use std::sync::atomic::Ordering;
 use serde::Serialize;
 
 use super::{HealthInputs, HealthStatus};
+use crate::event::Timestamp;
 use crate::metrics::{FailoverMetrics, FailoverReport};
 use crate::storage::wal::WalPosition;
 use crate::storage::{StandbyCondition, StandbyState};
@@ -14,6 +15,8 @@ use crate::storage::{StandbyCondition, StandbyState};
 pub(super) struct DatabaseHealth {
     status: HealthStatus,
     connected: bool,
+    /// Start of the outage that lasts, to the second.
+    down_since: Option<String>,
     circuit_breaker: &'static str,
     /// Since the start of the process.
     failovers: u64,
@@ -67,12 +70,15 @@ struct StandbyHealth {
 impl DatabaseHealth {
     pub(super) fn new(
         inputs: &HealthInputs,
+        down_since: Option<Timestamp>,
         failover: &FailoverMetrics,
         standby: Option<&StandbyState>,
     ) -> Self {
+        let down_since = down_since.filter(|_| !inputs.database_up);
         Self {
             status: inputs.database(),
             connected: inputs.database_up,
+            down_since: down_since.map(|since| since.to_string()),
             circuit_breaker: inputs.breaker.name(),
             failovers: failover.failovers.load(Ordering::Relaxed),
             last_failover: failover.last().map(|last| failover_health(failover, last)),

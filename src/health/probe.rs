@@ -2,12 +2,13 @@
 //! server detects the start and the end of an outage, and a failover.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 use std::time::Duration;
 
 use crossbeam::channel::{Receiver, RecvTimeoutError};
 
 use crate::clock::{Clock, Moment};
+use crate::event::Timestamp;
 use crate::journal::Journal;
 use crate::storage::{Breaker, EventRepository};
 
@@ -26,12 +27,29 @@ pub struct ProbeState {
     /// Monotonic nanoseconds at which the pending ping was sent, plus one; zero if no ping is
     /// pending.
     ping_sent_at: AtomicU64,
+    /// Epoch microseconds since which the database has not been reachable; zero while it is.
+    down_since: AtomicI64,
 }
 
 impl ProbeState {
     pub fn is_up(&self, now: Moment) -> bool {
         let asked = self.ping_sent_at.load(Ordering::Acquire).checked_sub(1).map(Moment::from_nanos);
         self.up.load(Ordering::Acquire) && asked.is_none_or(|asked| now.since(asked) < PING_TIMEOUT)
+    }
+
+    /// Records whether the database was reachable at `now`, in addition to the pings: the breaker may
+    /// know it earlier.
+    pub fn record(&self, up: bool, now: Timestamp) {
+        if up {
+            self.down_since.store(0, Ordering::Relaxed);
+        } else if self.down_since.load(Ordering::Relaxed) == 0 {
+            self.down_since.store(now.micros(), Ordering::Relaxed);
+        }
+    }
+
+    /// The first record of the outage that lasts.
+    pub fn down_since(&self) -> Option<Timestamp> {
+        Some(self.down_since.load(Ordering::Relaxed)).filter(|since| *since != 0).map(Timestamp::from_micros)
     }
 
     pub fn set_up(&self, up: bool) {
@@ -102,6 +120,20 @@ impl DatabaseProbe {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_outage_begins_with_its_first_record() {
+        let (state, at) = (ProbeState::default(), Timestamp::from_millis);
+        assert_eq!(state.down_since(), None);
+        for now in [1, 2] {
+            state.record(false, at(now));
+            assert_eq!(state.down_since(), Some(at(1)));
+        }
+        state.record(true, at(3));
+        assert_eq!(state.down_since(), None);
+        state.record(false, at(4));
+        assert_eq!(state.down_since(), Some(at(4)));
+    }
 
     #[test]
     fn unanswered_ping_counts_as_down_after_the_timeout() {

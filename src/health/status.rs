@@ -225,10 +225,7 @@ impl Status {
             }
             HealthPart::StatusOnly => write_json(response, &StatusOnlyBody { status }),
             HealthPart::Buffer => write_json(response, &self.buffer_health(&inputs)),
-            HealthPart::Database => {
-                let body = DatabaseHealth::new(&inputs, &self.failover, self.standby.as_deref());
-                write_json(response, &body);
-            }
+            HealthPart::Database => write_json(response, &self.database_health(&inputs)),
             HealthPart::Detailed => {
                 let detailed = DetailedBody {
                     status,
@@ -236,7 +233,7 @@ impl Status {
                     uptime_seconds: self.clock.now().since(Moment::ZERO).as_secs(),
                     version: env!("CARGO_PKG_VERSION"),
                     buffer: self.buffer_health(&inputs),
-                    database: DatabaseHealth::new(&inputs, &self.failover, self.standby.as_deref()),
+                    database: self.database_health(&inputs),
                     journal: self.journal_health(&inputs),
                     writer: self.writer_health(),
                     ledger: self.ledger_health(),
@@ -324,6 +321,10 @@ impl Status {
         }
     }
 
+    fn database_health(&self, inputs: &HealthInputs) -> DatabaseHealth {
+        DatabaseHealth::new(inputs, self.database.down_since(), &self.failover, self.standby.as_deref())
+    }
+
     fn journal_health(&self, inputs: &HealthInputs) -> JournalHealth {
         let metrics = &self.journal.metrics;
         JournalHealth {
@@ -379,7 +380,9 @@ impl Status {
     pub fn sample(&self, process: &Process) {
         let (now, balance) = (self.clock.now(), self.ledger.balance());
         self.sampler.sample(now, balance, process);
-        self.stall.sample(now, balance, self.health_inputs().database_up);
+        let database_up = self.health_inputs().database_up;
+        self.database.record(database_up, self.clock.wall());
+        self.stall.sample(now, balance, database_up);
     }
 
     /// The current metrics as an entry of the metrics history.
