@@ -87,6 +87,19 @@ need_senders() {
   fi
 }
 
+# Installs Chromium, and the packages of tests/browser into the target directory, in the versions that
+# are pinned there. Without them the test of the page reports that it was not tried.
+need_browser() {
+  command -v chromium >/dev/null || install_packages chromium || say "cannot install chromium"
+  local browser=${CARGO_TARGET_DIR:-target}/browser
+  if command -v npm >/dev/null && { [ ! -d "$browser/node_modules/axe-core" ] ||
+    ! cmp -s tests/browser/package-lock.json "$browser/package-lock.json"; }; then
+    mkdir -p "$browser"
+    cp tests/browser/package.json tests/browser/package-lock.json "$browser/"
+    npm ci --silent --no-audit --no-fund --prefix "$browser" >&2 || say "cannot install the packages of tests/browser"
+  fi
+}
+
 # Installs docker-compose if it is missing. Checking a compose file needs no Docker engine.
 need_compose() {
   docker compose version >/dev/null 2>&1 || command -v docker-compose >/dev/null || install_packages docker-compose

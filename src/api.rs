@@ -152,6 +152,7 @@ impl ApiHandler {
             Route::Metrics => self.metrics(request, response),
             Route::MetricsPrometheus => self.status.metrics_exposition(ExpositionFormat::Text, response),
             Route::Console(page) => console::answer(page, request.headers, response),
+            Route::ConsoleAsset(path) => console::assets::answer(&path, request.headers, response),
             Route::SplunkHealth => {
                 let phase = self.status.lifecycle.phase();
                 ingest::write_splunk_health(phase, self.status.buffer.is_full(), response);

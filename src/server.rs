@@ -269,6 +269,7 @@ pub fn serve(
     let journal = Arc::new(journal);
     let breaker = breaker(settings);
     let (gateway, gateway_parts) = stages::gateway(settings, clock)?;
+    crate::console::assets::prepare();
     let status = Arc::new(Status {
         gateway: gateway.clone(),
         buffer: buffer.clone(),

@@ -36,8 +36,10 @@ pub enum Route<'a> {
     MetricsPrometheus,
     /// An operation of the metrics gateway.
     Gateway(GatewayRoute<'a>),
-    /// The live page, the API documentation, or one of their files.
+    /// The page for browsers, the API documentation, or one of its files.
     Console(ConsolePage),
+    /// A file of the page, with its path below `/console/`.
+    ConsoleAsset(Cow<'a, str>),
     /// The health of the HTTP Event Collector of Splunk.
     SplunkHealth,
     /// OPTIONS, with the value of `Allow`; answered with 204, on the paths of Splunk with 200.
@@ -50,6 +52,8 @@ enum Pattern {
     Exact(&'static str),
     /// The prefix, and one non-empty segment after it, which is the parameter.
     Segment(&'static str),
+    /// The prefix, and a non-empty rest, which is the parameter.
+    Rest(&'static str),
     /// `/metrics/job/…` or `/metrics/job@base64/…`; the parameter is the grouping key from `job`
     /// on.
     GroupingKey,
@@ -64,6 +68,7 @@ impl Pattern {
             Self::Segment(prefix) => {
                 path.strip_prefix(prefix).filter(|segment| !segment.is_empty() && !segment.contains('/'))
             }
+            Self::Rest(prefix) => path.strip_prefix(prefix).filter(|rest| !rest.is_empty()),
             Self::GroupingKey => path.strip_prefix("/metrics/").filter(|key| {
                 let job = key.strip_prefix("job/").or_else(|| key.strip_prefix("job@base64/"));
                 job.is_some_and(|job| !job.is_empty())
@@ -195,11 +200,14 @@ const ROUTES: &[RouteSpec] = {
         path("/api/v1/metrics", &[get(Metrics, |_| Route::Gateway(Gateway::Groups))]),
         path("/api/v1/status", &[get(Metrics, |_| Route::Gateway(Gateway::Status))]),
         path("/api/v1/admin/wipe", &[operation(Put, Admin, |_| Route::Gateway(Gateway::Wipe))]),
-        path("/", &[get(Public, |_| Route::Console(ConsolePage::Live))]),
+        path("/", &[get(Public, |_| Route::Console(ConsolePage::Page))]),
         path("/docs", &[get(Public, |_| Route::Console(ConsolePage::Docs))]),
         path("/openapi.json", &[get(Public, |_| Route::Console(ConsolePage::OpenApi))]),
-        asset("/console/page.css", &[get(Public, |_| Route::Console(ConsolePage::LiveStyle))]),
-        asset("/console/page.js", &[get(Public, |_| Route::Console(ConsolePage::LiveScript))]),
+        RouteSpec {
+            pattern: Pattern::Rest("/console/"),
+            label: "assets",
+            operations: &[get(Public, |path| Route::ConsoleAsset(path))],
+        },
         asset("/docs/start.js", &[get(Public, |_| Route::Console(ConsolePage::DocsStart))]),
         asset("/docs/swagger-ui.css", &[get(Public, |_| Route::Console(ConsolePage::DocsStyle))]),
         asset("/docs/swagger-ui-bundle.js", &[get(Public, |_| Route::Console(ConsolePage::DocsScript))]),
@@ -372,7 +380,9 @@ mod tests {
         check(Delete, "/dead", &Ok(Route::Dead(DeadRoute::Purge)));
         check(Post, "/dead/replay", &Ok(Route::Dead(DeadRoute::Replay)));
         check(Get, "/dead/replay", &Err((405, "POST, OPTIONS")));
-        check(Get, "/", &Ok(Route::Console(ConsolePage::Live)));
+        check(Get, "/", &Ok(Route::Console(ConsolePage::Page)));
+        check(Get, "/console/1a2b/page.js", &Ok(Route::ConsoleAsset("1a2b/page.js".into())));
+        check(Get, "/console/", &Err((404, "")));
         check(Head, "/docs", &Ok(Route::Console(ConsolePage::Docs)));
         check(Delete, "/live", &Err((405, READ)));
         check(Other, "/metrics", &Err((405, READ)));
@@ -498,10 +508,10 @@ mod tests {
         check(Method::Delete, "/metrics/pushed", "/metrics/pushed", RouteClass::Admin);
         check(Method::Put, "/api/v1/admin/wipe", "/api/v1/admin/wipe", RouteClass::Admin);
         check(Method::Get, "/docs/start.js", "assets", RouteClass::Public);
-        check(Method::Get, "/console/page.css", "assets", RouteClass::Public);
+        check(Method::Get, "/console/1a2b/page.css", "assets", RouteClass::Public);
         check(Method::Options, "*", "options", RouteClass::Public);
         assert_eq!(LABELS[OTHER], "other");
-        let (css, js) = (route(Method::Get, "/console/page.css"), route(Method::Get, "/docs/start.js"));
+        let (css, js) = (route(Method::Get, "/console/1a2b/page.css"), route(Method::Get, "/docs/start.js"));
         assert_eq!(css.unwrap().label, js.unwrap().label, "a label is counted once");
     }
 }

@@ -1,9 +1,11 @@
-//! The web console: the live page at `/`, Swagger UI at `/docs`, and the `OpenAPI` document at
-//! `/openapi.json`.
+//! The web console: the page at `/` with its files, Swagger UI at `/docs`, and the `OpenAPI`
+//! document at `/openapi.json`.
 //!
 //! All files are embedded in the binary; the pages load nothing from other servers. The pages fetch
 //! their data from the server's other routes, with the reader's token, so that access control
 //! applies to them.
+
+pub mod assets;
 
 use std::io::{Cursor, Read};
 use std::sync::OnceLock;
@@ -17,10 +19,8 @@ use crate::http::{Headers, Response, gzip};
 /// A page of the console, or a file that a page loads.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ConsolePage {
-    /// The live page for browsers; an index in plain text for other clients.
-    Live,
-    LiveStyle,
-    LiveScript,
+    /// The page for browsers; an index in plain text for other clients.
+    Page,
     Docs,
     DocsStart,
     DocsStyle,
@@ -33,7 +33,7 @@ const CSS: &str = "text/css; charset=utf-8";
 const SCRIPT: &str = "text/javascript; charset=utf-8";
 const TEXT: &str = "text/plain; charset=utf-8";
 /// Only this server's scripts and styles are loaded, whatever an event contains.
-const LIVE_POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; img-src data:; connect-src 'self'; \
+const PAGE_POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; \
                            base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
 /// Swagger UI sets inline styles.
 const DOCS_POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self' 'unsafe-inline'; \
@@ -43,10 +43,8 @@ const DOCS_POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'sel
 /// Writes the page, or 304 if the client's copy is current.
 pub fn answer(page: ConsolePage, headers: Headers<'_>, response: &mut Response) {
     let (content_type, body) = match page {
-        ConsolePage::Live if !prefers_html(headers) => (TEXT, &include_bytes!("index.txt")[..]),
-        ConsolePage::Live => (HTML, &include_bytes!("page.html")[..]),
-        ConsolePage::LiveStyle => (CSS, &include_bytes!("page.css")[..]),
-        ConsolePage::LiveScript => (SCRIPT, &include_bytes!("page.js")[..]),
+        ConsolePage::Page if !prefers_html(headers) => (TEXT, &include_bytes!("index.txt")[..]),
+        ConsolePage::Page => (HTML, assets::page()),
         ConsolePage::Docs => (HTML, &include_bytes!("docs.html")[..]),
         ConsolePage::DocsStart => (SCRIPT, &include_bytes!("docs.js")[..]),
         ConsolePage::OpenApi => ("application/json", openapi()),
@@ -55,13 +53,13 @@ pub fn answer(page: ConsolePage, headers: Headers<'_>, response: &mut Response) 
             return answer_swagger_file(SCRIPT, swagger_ui().script, headers, response);
         }
     };
-    if page == ConsolePage::Live {
+    if page == ConsolePage::Page {
         response.vary("Accept");
     }
     // Compressed by the caller; a 304 has the header too (RFC 9110, 15.4.5).
     response.vary("Accept-Encoding");
     if content_type == HTML {
-        let policy = if page == ConsolePage::Docs { DOCS_POLICY } else { LIVE_POLICY };
+        let policy = if page == ConsolePage::Docs { DOCS_POLICY } else { PAGE_POLICY };
         response.header("Content-Security-Policy", policy);
         response.header("Referrer-Policy", "no-referrer");
     }
@@ -196,11 +194,11 @@ mod tests {
     }
 
     #[test]
-    fn live_page_is_html_for_browsers_and_text_otherwise() {
-        let of = |accept| ask(ConsolePage::Live, &[("Accept", accept)]).content_type;
+    fn page_is_html_for_browsers_and_text_otherwise() {
+        let of = |accept| ask(ConsolePage::Page, &[("Accept", accept)]).content_type;
         assert_eq!(of("text/html,application/xhtml+xml,*/*;q=0.8"), HTML);
         assert_eq!([of("*/*"), of("application/json"), of("text/plain")], [TEXT; 3]);
-        assert_eq!(ask(ConsolePage::Live, &[]).content_type, TEXT);
+        assert_eq!(ask(ConsolePage::Page, &[]).content_type, TEXT);
     }
 
     #[test]
@@ -217,7 +215,7 @@ mod tests {
 
     #[test]
     fn matching_etag_gets_304() {
-        for page in [ConsolePage::Live, ConsolePage::OpenApi, ConsolePage::DocsScript] {
+        for page in [ConsolePage::Page, ConsolePage::OpenApi, ConsolePage::DocsScript] {
             let first = String::from_utf8(ask(page, &[]).headers).unwrap();
             let tag = first.lines().find_map(|line| line.strip_prefix("ETag: ")).unwrap();
             let again = ask(page, &[("If-None-Match", &format!("\"other\", {tag}"))]);
@@ -265,7 +263,7 @@ mod tests {
 
     #[test]
     fn pages_load_only_existing_routes() {
-        for page in [include_str!("page.html"), include_str!("docs.html")] {
+        for page in [str::from_utf8(assets::page()).unwrap(), include_str!("docs.html")] {
             for part in page.split(['"', '\'']).filter(|part| part.starts_with('/')) {
                 let found = router::route(Method::Get, part);
                 assert!(found.is_ok(), "{part}: {found:?}");

@@ -9,6 +9,7 @@ mod harness;
 
 mod access;
 mod backpressure;
+mod browser;
 mod command_line;
 mod compression;
 mod corpus;
