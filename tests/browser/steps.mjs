@@ -73,6 +73,8 @@ export async function open(url, size = { width: 1280, height: 800 }) {
 export async function finish() {
   await context?.close();
   rmSync(profile, { recursive: true, force: true });
+  // The test keeps the other end open until this process ends.
+  process.stdin.destroy();
   assert.deepEqual(complaints, [], "the console has no errors");
 }
 

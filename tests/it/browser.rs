@@ -5,7 +5,7 @@
 //! run.
 
 use std::fs;
-use std::io::{BufRead, BufReader, Read, Write};
+use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::thread;
@@ -98,10 +98,10 @@ fn the_page_works_in_a_browser() {
         .stderr(Stdio::piped())
         .spawn()
         .expect("setpriv (util-linux) runs");
-    let mut stderr = child.stderr.take().expect("a pipe");
+    // Printed at once, so that the step is known in which the script hangs.
+    let stderr = BufReader::new(child.stderr.take().expect("a pipe"));
     let log = thread::Builder::new().name("browser-log".into()).spawn(move || {
-        let mut text = String::new();
-        stderr.read_to_string(&mut text).map(|_| text)
+        stderr.lines().map_while(Result::ok).for_each(|line| eprintln!("{line}"));
     });
     let mut answers = child.stdin.take().expect("a pipe");
     for line in BufReader::new(child.stdout.take().expect("a pipe")).lines() {
@@ -110,7 +110,6 @@ fn the_page_works_in_a_browser() {
         writeln!(answers, "done {line}").expect("the script waits for the answer");
     }
     let status = exit_within(EXIT_MAX, "the script", &mut child);
-    let log = log.expect("a thread starts").join().expect("it does not panic").expect("text");
-    assert!(status.success(), "{log}");
-    eprintln!("{log}");
+    log.expect("a thread starts").join().expect("it does not panic");
+    assert!(status.success(), "the script fails");
 }
