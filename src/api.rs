@@ -265,7 +265,8 @@ impl ApiHandler {
             services: grant.services.as_deref(),
         };
         if *route == Route::TailEvents {
-            return self.queries.tails.start(query, request.method == Method::Head, response);
+            let options = (request.method == Method::Head, request.headers.get("Last-Event-ID"));
+            return self.queries.tails.start(query, options, &self.queries.queue, response);
         }
         if let Route::Dead(operation) = route {
             return operation.handle(&self.queries.queue, query, promise, response);

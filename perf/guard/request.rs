@@ -161,7 +161,8 @@ fn handler(status: &Arc<Status>) -> ApiHandler {
     let (queue, _readers) = query_queue(limits, database.clone());
     let (exports, _exporters) = export::exports(1, database);
     let limits = TailLimits { tails_max: 1, queued_bytes_max: 1 << 20, heartbeat: Duration::from_secs(15) };
-    let (tails, _thread) = tails(limits, status.tails.clone(), status.lifecycle.clone(), clock.clone());
+    let (tails, _thread) =
+        tails(limits, "measured:0", status.tails.clone(), status.lifecycle.clone(), clock.clone());
     let (scrapes, _scraper) = scrape::queue(status.gateway.clone(), true);
     let pages =
         GatewayHandlers::new(status.gateway.clone(), scrapes, Durability::Memory, NOW, Vec::new().into());

@@ -341,10 +341,10 @@ impl Admission {
             problem::write_journal_unavailable(response, JOURNAL_RETRY_S);
             return IntakeOutcome::Answered;
         }
-        let is_tailed = self.tap.is_open();
         let append = |block: &RowBlock| {
             journal.append(self.acceptor, block);
-            if is_tailed {
+            // After the append: a block that a new tail does not get is found in the journal.
+            if self.tap.is_open() {
                 self.tap.offer(block);
             }
         };

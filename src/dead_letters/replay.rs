@@ -52,10 +52,9 @@ fn replay_chunk(
     let mut todo = vec![ids];
     let mut tried = None;
     while let Some(mut piece) = todo.pop() {
-        match (tried, may_continue()) {
-            (Some(tried), false) => return Ok(tried),
-            // The first piece is tried in any case, so that each call makes progress.
-            (None, _) | (Some(_), true) => {}
+        // The first piece is tried in any case, so that each call makes progress.
+        if let (Some(tried), false) = (tried, may_continue()) {
+            return Ok(tried);
         }
         match letters.replay_dead(&piece) {
             Ok(ReplayOutcome { stored, duplicate, unreadable }) => {
@@ -148,7 +147,9 @@ mod tests {
                 return Err(error);
             }
             let mut dead = self.dead.lock().unwrap();
-            ids.iter().for_each(|id| assert!(dead.remove(&id.millis()), "{id} is replayed once"));
+            for id in ids {
+                assert!(dead.remove(&id.millis()), "{id} is replayed once");
+            }
             Ok(ReplayOutcome { stored: ids.len() as u64, ..ReplayOutcome::default() })
         }
 

@@ -85,6 +85,11 @@ impl ArrivalNumber {
         self.0
     }
 
+    /// The time of the arrival.
+    pub const fn time(self) -> Timestamp {
+        Timestamp::from_micros(self.0.div_euclid(NUMBERS_PER_MICROSECOND))
+    }
+
     /// The first number of a time.
     pub const fn first_at(time: Timestamp) -> Self {
         Self(time.micros().saturating_mul(NUMBERS_PER_MICROSECOND))

@@ -5,6 +5,7 @@
 //! and must not run on an acceptor.
 
 use std::io;
+use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -12,6 +13,7 @@ use crossbeam::channel::bounded;
 use memchr::memmem::Finder;
 
 use super::filesystem::{File, Filesystem};
+use super::reader::{OpenSegmentError, SegmentReader};
 use super::{Durability, Journal, segment};
 use crate::buffer::Buffer;
 use crate::event::row::{self, FIRST_FIELD_AT, ROW_BYTES_MAX, Row};
@@ -46,6 +48,23 @@ impl Lookup {
         self.flush_lanes()?;
         find_in_segments(&*self.disk, id).map_err(|error| {
             log::warn!("cannot search the journal for an event: {error}");
+            FindEventError
+        })
+    }
+
+    /// Calls `each` with the rows that the journal still has: of events that are not stored yet, or were
+    /// stored recently. An event that was acknowledged before the call and is not among them is stored
+    /// when the call returns.
+    pub fn for_each_pending(
+        &self,
+        each: &mut dyn FnMut(&Row<'_>) -> ControlFlow<()>,
+    ) -> Result<(), FindEventError> {
+        if self.buffer.occupied().rows == 0 && self.buffer.spill().events() == 0 {
+            return Ok(());
+        }
+        self.flush_lanes()?;
+        rows_in_segments(&*self.disk, each).map_err(|error| {
+            log::warn!("cannot read the events of the journal: {error}");
             FindEventError
         })
     }
@@ -86,6 +105,37 @@ fn find_in_segments(disk: &dyn Filesystem, id: EventId) -> io::Result<Option<Eve
         }
     }
     Ok(None)
+}
+
+fn rows_in_segments(
+    disk: &dyn Filesystem,
+    each: &mut dyn FnMut(&Row<'_>) -> ControlFlow<()>,
+) -> io::Result<()> {
+    let names = disk.list()?;
+    let mut segments: Vec<_> =
+        names.iter().filter_map(|name| Some((segment::parse_file_name(name)?, name))).collect();
+    segments.sort_unstable();
+    for (number, name) in segments {
+        // All events of a segment that is removed or renamed during the search are stored.
+        let file = match disk.open(name) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+            opened => opened?,
+        };
+        let mut reader = match SegmentReader::open(file, number) {
+            Ok(reader) => reader,
+            Err(OpenSegmentError::Io(error)) => return Err(error),
+            Err(OpenSegmentError::UnsupportedVersion(error)) => {
+                log::warn!("the segment {name} cannot be read: {error}");
+                continue;
+            }
+        };
+        while let Some(record) = reader.next_record()? {
+            if row::rows(record.bytes).try_for_each(|row| each(&row)).is_break() {
+                return Ok(());
+            }
+        }
+    }
+    Ok(())
 }
 
 fn find_in_file(file: &dyn File, finder: &Finder<'_>, window: &mut Vec<u8>) -> io::Result<Option<Event>> {

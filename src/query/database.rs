@@ -80,6 +80,15 @@ impl QueryDatabase {
         on_primary()
     }
 
+    /// Runs a query whose result may not be as old as the lag of a standby.
+    pub(super) fn read_primary<T>(
+        &self,
+        what: &str,
+        query: impl FnOnce(&dyn EventRepository) -> Result<T, StoreError>,
+    ) -> Result<T, RunQueryError> {
+        self.guard.call(what, || query(&*self.primary))
+    }
+
     /// Runs an operation on the dead letters, on the primary.
     pub fn dead_letters<T>(
         &self,

@@ -63,8 +63,10 @@ impl Query {
     }
 
     /// Parses the query string of `GET /events/tail`: the filters that do not depend on time.
-    pub fn parse_tail(query: &str, now: Timestamp) -> Result<Filter, FieldErrors> {
-        Params::read(query, TAIL_NAMES).into_query(now).map(|query| query.filter)
+    pub fn parse_tail(query: &str, now: Timestamp) -> Result<TailQuery, FieldErrors> {
+        let mut params = Params::read(query, TAIL_NAMES);
+        let sample = params.sample.take().unwrap_or(1);
+        params.into_query(now).map(|query| TailQuery { filter: query.filter, sample })
     }
 
     /// The page to read: one event more than the limit, to detect a next page.
@@ -89,6 +91,15 @@ pub struct StatsQuery {
     pub interval: CountInterval,
 }
 
+/// The events that a tail shows.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TailQuery {
+    /// Its time range is without meaning.
+    pub filter: Filter,
+    /// One of this many matching events is shown.
+    pub sample: u32,
+}
+
 /// The parameters parsed so far.
 #[derive(Default)]
 struct Params {
@@ -105,6 +116,7 @@ struct Params {
     interval: Option<CountInterval>,
     metadata: Vec<Vec<String>>,
     text: Option<String>,
+    sample: Option<u32>,
 }
 
 const NAMES: &[&str] = &["service", "from", "to", "limit", "cursor", "order", "count", "q", "metadata.KEY"];
@@ -113,7 +125,9 @@ const STATS_NAMES: &[&str] = &["service", "from", "to", "interval"];
 /// Parameters of an export: all but `count`.
 const EXPORT_NAMES: &[&str] = &["service", "from", "to", "limit", "cursor", "order", "q", "metadata.KEY"];
 /// Parameters of `GET /events/tail`.
-const TAIL_NAMES: &[&str] = &["service", "q", "metadata.KEY"];
+const TAIL_NAMES: &[&str] = &["service", "q", "metadata.KEY", "sample"];
+/// Maximum of `sample`.
+const SAMPLE_MAX: u64 = 1_000_000;
 /// Prefix of a metadata filter's name; the key follows.
 const METADATA_PREFIX: &str = "metadata.";
 
@@ -172,6 +186,7 @@ impl Params {
             "limit" => self.limit = Some(parse_limit(&value, self.limit_max)?),
             "cursor" => self.cursor = Some(Cursor::decode(&value).map_err(|error| error.to_string())?),
             "order" => self.order = Some(one_of(&value, ("desc", SortOrder::Desc), ("asc", SortOrder::Asc))?),
+            "sample" => self.sample = parse_limit(&value, SAMPLE_MAX)?.try_into().ok(),
             "q" => self.text = Some(parse_text(value)?),
             "interval" => {
                 let values = (("hour", CountInterval::Hour), ("minute", CountInterval::Minute));
@@ -230,7 +245,12 @@ impl Params {
             return Err(self.errors);
         }
         Ok(Query {
-            filter: Filter { service: self.service, from, to, metadata: self.metadata, text: self.text },
+            filter: Filter {
+                service: self.service,
+                metadata: self.metadata,
+                text: self.text,
+                ..Filter::between(from, to)
+            },
             order,
             limit: self.limit.and_then(|limit| limit.try_into().ok()).unwrap_or(LIMIT_DEFAULT),
             after: self.cursor.map(|cursor| cursor.last),
@@ -492,10 +512,11 @@ mod tests {
 
     #[test]
     fn parse_tail_accepts_the_filters_without_time_only() {
-        let filter = Query::parse_tail("service=a&q=b&metadata.k=1", NOW).unwrap();
+        let TailQuery { filter, sample } = Query::parse_tail("service=a&q=b&metadata.k=1", NOW).unwrap();
+        assert_eq!((sample, Query::parse_tail("sample=10", NOW).unwrap().sample), (1, 10));
         assert_eq!((filter.service.as_deref(), filter.text.as_deref()), (Some("a"), Some("b")));
         assert_eq!(filter.metadata, [[r#"{"k":"1"}"#, r#"{"k":1}"#]]);
-        for query in ["from=0", "to=1", "limit=1", "cursor=x", "order=asc", "count=none"] {
+        for query in ["from=0", "to=1", "limit=1", "cursor=x", "order=asc", "count=none", "sample=0"] {
             assert!(Query::parse_tail(query, NOW).is_err(), "{query}");
         }
     }

@@ -67,10 +67,23 @@ enum QueryTask {
     Find(Promise, EventId, Option<Services>),
     Stats(Promise, StatsQuery),
     Run(Promise, QueryFn),
+    Detached(DetachedFn),
 }
 
+type RunFn = Box<dyn FnOnce(&QueryDatabase, &mut Response) + Send>;
+type RunDetachedFn = Box<dyn FnOnce(&QueryDatabase, Option<&Lookup>) + Send>;
+
 /// Work of another module: reads or changes the database and writes the response.
-struct QueryFn(Box<dyn FnOnce(&QueryDatabase, &mut Response) + Send>);
+struct QueryFn(RunFn);
+
+/// Work that no response waits for.
+struct DetachedFn(RunDetachedFn);
+
+impl fmt::Debug for DetachedFn {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("DetachedFn")
+    }
+}
 
 impl fmt::Debug for QueryFn {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -165,6 +178,13 @@ impl QueryQueue {
         HandlerResult::Pending
     }
 
+    /// Runs `run` on a reader thread, or drops it if the queue is full, also while the breaker is open.
+    pub(super) fn run_detached(&self, run: impl FnOnce(&QueryDatabase, Option<&Lookup>) + Send + 'static) {
+        if let Some(enqueued_at) = self.reserve_slots(1) {
+            self.enqueue(enqueued_at, QueryTask::Detached(DetachedFn(Box::new(run))));
+        }
+    }
+
     /// Maximum bytes of a response.
     pub fn response_bytes_max(&self) -> usize {
         self.limits.response_bytes_max
@@ -181,11 +201,16 @@ impl QueryQueue {
         if self.guard.reject_if_open(response) {
             return None;
         }
-        let room = |waiting: usize| Some(waiting + jobs).filter(|&total| total <= self.limits.jobs_max);
-        if self.waiting.fetch_update(Ordering::AcqRel, Ordering::Acquire, room).is_err() {
+        let enqueued_at = self.reserve_slots(jobs);
+        if enqueued_at.is_none() {
             write_queue_full(response);
-            return None;
         }
+        enqueued_at
+    }
+
+    fn reserve_slots(&self, jobs: usize) -> Option<Moment> {
+        let room = |waiting: usize| Some(waiting + jobs).filter(|&total| total <= self.limits.jobs_max);
+        self.waiting.fetch_update(Ordering::AcqRel, Ordering::Acquire, room).ok()?;
         Some(self.guard.clock.now())
     }
 
@@ -209,6 +234,14 @@ impl Readers {
     /// The body of a reader thread.
     pub fn run(&self) {
         while let Ok(job) = self.jobs.recv() {
+            self.tick(job);
+        }
+    }
+
+    /// Runs the jobs that wait.
+    #[cfg(test)]
+    pub(super) fn run_waiting(&self) {
+        while let Ok(job) = self.jobs.try_recv() {
             self.tick(job);
         }
     }
@@ -252,6 +285,9 @@ impl Readers {
             QueryTask::Run(promise, QueryFn(run)) => {
                 fulfil(promise, |response| run(&self.database, response));
             }
+            // Dropped: the other end notices it.
+            QueryTask::Detached(_) if expired => {}
+            QueryTask::Detached(DetachedFn(run)) => run(&self.database, self.lookup.as_deref()),
             QueryTask::Find(promise, id, services) => {
                 let found = self.find(id);
                 let readable = |status: &EventStatus| receipt::is_readable(status, services.as_deref());

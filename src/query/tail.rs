@@ -6,6 +6,7 @@
 //! too slowly skips events, and tells how many.
 
 mod matcher;
+mod resume;
 mod tap;
 mod thread;
 
@@ -15,15 +16,18 @@ use std::time::Duration;
 use crossbeam::channel::{Sender, bounded};
 
 use super::export::Permit;
-use super::params::Query;
+use super::params::{Query, TailQuery};
+use super::readers::QueryQueue;
 use super::request::QueryRequest;
 use crate::clock::Clock;
-use crate::http::problem::{self, ProblemKind};
+use crate::event::EventId;
+use crate::http::problem::{self, FieldError, FieldErrors, ProblemKind};
 use crate::http::{HandlerResult, Response, body_channel};
 use crate::lifecycle::Lifecycle;
 use crate::metrics::TailMetrics;
 
 use matcher::RowMatcher;
+use resume::read_backlog;
 pub use tap::EventTap;
 use thread::Tail;
 pub use thread::TailThread;
@@ -62,12 +66,15 @@ pub struct Tails {
     opened: Sender<Tail>,
     tap: EventTap,
     open_max: usize,
+    /// Names this server.
+    instance: Arc<str>,
     clock: Clock,
 }
 
 /// Creates both ends. One thread runs [`TailThread::run`].
 pub fn tails(
     limits: TailLimits,
+    instance: &str,
     metrics: Arc<TailMetrics>,
     lifecycle: Lifecycle,
     clock: Clock,
@@ -76,7 +83,8 @@ pub fn tails(
     let (opened, new_tails) = bounded(limits.tails_max);
     let tap = EventTap::new(metrics.open.clone(), limits.queued_bytes_max);
     let thread = TailThread::new(new_tails, (tap.clone(), limits), metrics, lifecycle, clock.clone());
-    (Tails { opened, tap, open_max: limits.tails_max, clock }, thread)
+    let tails = Tails { opened, tap, open_max: limits.tails_max, instance: instance.into(), clock };
+    (tails, thread)
 }
 
 impl Tails {
@@ -85,16 +93,21 @@ impl Tails {
         self.tap.clone()
     }
 
-    /// Handles `GET /events/tail?query`. The response is complete but for its body.
+    /// Handles `GET /events/tail?query`. The response is complete but for its body. With `last_event_id`
+    /// the tail begins with the events that its client has missed since, which `queue` reads.
     pub fn start(
         &self,
         request: QueryRequest<'_>,
-        head_only: bool,
+        (head_only, last_event_id): (bool, Option<&[u8]>),
+        queue: &QueryQueue,
         response: &mut Response,
     ) -> HandlerResult {
-        let Some(filter) = request.parse(Query::parse_tail, |filter| filter, response) else {
+        let Some(TailQuery { filter, sample }) =
+            request.parse(Query::parse_tail, |query| &query.filter, response)
+        else {
             return HandlerResult::Done;
         };
+        let Ok(last) = parse_last_event_id(last_event_id, response) else { return HandlerResult::Done };
         if head_only {
             write_head(response);
             return HandlerResult::Done;
@@ -105,7 +118,21 @@ impl Tails {
             return HandlerResult::Done;
         };
         let (feed, body) = body_channel();
-        let tail = Tail::new(RowMatcher::new(&filter), feed, permit, self.clock.now());
+        let matcher = RowMatcher::new(&filter);
+        let mut tail = Tail::new((matcher, sample), feed, permit, self.clock.now());
+        tail.write_hello(&self.instance, sample, last.is_some());
+        if let Some(last) = last {
+            // The tail is open, so it gets the events that are admitted from now on.
+            let (sender, backlog) = bounded(1);
+            tail.resume_with(backlog);
+            let now = request.now;
+            queue.run_detached(move |database, lookup| {
+                let read = read_backlog(database, lookup, &filter, last, now);
+                if sender.try_send(read).is_err() {
+                    log::debug!("a tail ended before its missed events were read");
+                }
+            });
+        }
         if self.opened.try_send(tail).is_err() {
             // The body is aborted: its sender is dropped.
             log::error!("BUG: the queue of new tails is full; the tail is aborted");
@@ -114,6 +141,24 @@ impl Tails {
         response.stream = Some(body);
         HandlerResult::Done
     }
+}
+
+/// Writes 400 if the header is not the id of an event. An empty one, which a browser sends before the
+/// first event, is none.
+fn parse_last_event_id(header: Option<&[u8]>, response: &mut Response) -> Result<Option<EventId>, ()> {
+    let Some(text) = header.filter(|text| !text.is_empty()) else { return Ok(None) };
+    let parsed = str::from_utf8(text).ok().and_then(|text| text.parse().ok());
+    if parsed.is_some() {
+        return Ok(parsed);
+    }
+    let mut errors = FieldErrors::default();
+    errors.push(|| FieldError {
+        index: None,
+        field: "Last-Event-ID".into(),
+        detail: "Last-Event-ID must be the id of an event".to_owned(),
+    });
+    problem::write_invalid(response, "the header Last-Event-ID is not valid", &errors);
+    Err(())
 }
 
 fn write_head(response: &mut Response) {

@@ -316,6 +316,16 @@ fn start_history(
     })
 }
 
+/// The name of this server beside others on the same database: host and port.
+fn instance_name(settings: &Settings) -> String {
+    let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+    let host = match host.trim() {
+        "" => settings.address().ip().to_string(),
+        host => host.to_owned(),
+    };
+    format!("{host}:{}", settings.address().port())
+}
+
 pub(super) fn start_readers(
     settings: &Settings,
     database: QueryDatabase,
@@ -344,8 +354,13 @@ pub(super) fn start_readers(
         queued_bytes_max: TailLimits::queued_bytes_max(settings.buffer_bytes_max),
         heartbeat: TailLimits::heartbeat(settings.edge.response_timeout),
     };
-    let (tails, thread) =
-        query::tail::tails(limits, status.tails.clone(), lifecycle.clone(), status.clock.clone());
+    let (tails, thread) = query::tail::tails(
+        limits,
+        &instance_name(settings),
+        status.tails.clone(),
+        lifecycle.clone(),
+        status.clock.clone(),
+    );
     spawn(lifecycle, "tail", move || thread.run())?;
     Ok(QueryService { queue, exports, tails })
 }

@@ -245,6 +245,7 @@ impl MemoryState {
     fn matching(&self, filter: &Filter) -> impl Iterator<Item = &Event> {
         self.events.values().filter(move |event| {
             (filter.from..filter.to).contains(&event.timestamp)
+                && filter.arrived_from.is_none_or(|from| event.arrival >= from)
                 && filter.service.as_ref().is_none_or(|service| *service == event.service)
                 && filter
                     .text

@@ -25,7 +25,7 @@ use std::time::Duration;
 
 use crossbeam::channel::{Receiver, Sender, never};
 
-use crate::event::{Event, EventId, EventKey, HOUR_MICROS, Timestamp};
+use crate::event::{ArrivalNumber, Event, EventId, EventKey, HOUR_MICROS, Timestamp};
 
 /// Stores encoded rows and reads events. Every call may block until a timeout of the
 /// implementation ends it, so no acceptor thread may call the repository.
@@ -259,6 +259,8 @@ pub struct Filter {
     pub metadata: Vec<Vec<String>>,
     /// A case-insensitive substring of the message.
     pub text: Option<String>,
+    /// Matches events that arrived with this number or later.
+    pub arrived_from: Option<ArrivalNumber>,
 }
 
 impl Filter {

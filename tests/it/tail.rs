@@ -1,7 +1,11 @@
 //! Tails: events as they are admitted, also while the database is away; a client that does not read
-//! costs nobody anything.
+//! costs nobody anything. A client that comes back misses none.
 
+use std::collections::BTreeSet;
+use std::thread;
 use std::time::Duration;
+
+use sonic_rs::JsonValueTrait;
 
 use crate::harness::client::request;
 use crate::harness::events::{id_of, ids_of};
@@ -152,4 +156,97 @@ fn more_tails_than_the_maximum_get_503_and_a_stop_ends_them_whole() {
     while first.read_piece() > 0 {}
     assert!(first.text().ends_with("\r\n0\r\n\r\n"), "{}", first.text());
     assert!(test.server.exit_within(Duration::from_secs(30)).success());
+}
+
+/// The ids of the whole events in a text, in their order.
+fn shown_ids(text: &str) -> Vec<String> {
+    let whole = text.rfind("\n\n").map_or("", |at| &text[..at]);
+    whole.lines().filter_map(|line| line.strip_prefix("id: ")).map(str::to_owned).collect()
+}
+
+#[test]
+fn a_tail_that_comes_back_gets_the_events_that_it_missed_stored_or_not() {
+    for settings in [&HELD[..], &[("DRAIN_INTERVAL", "20")]] {
+        let test = TestServer::start(settings);
+        let mut client = test.server.client();
+        let ids = ids_of(&client.post_ndjson(&["one", "two", "other", "three"].map(|m| event("s", m))));
+        let is_held = settings == &HELD[..];
+        if !is_held {
+            wait_for_drain(&test.server);
+        }
+        let mut tail = Tail::open(test.server.address(), "?q=t", &[("Last-Event-ID", &ids[0])]);
+        tail.read_until("the missed events", |text| text.contains("\"three\"") && text.contains("\"other\""));
+        id_of(&client.post_json(event("s", "next t")));
+        tail.read_until("the next event", |text| text.contains("\"next t\"") && text.ends_with("\n\n\r\n"));
+        let body = tail.text();
+        assert!(body.contains("\"resumed\":true") && !body.contains("event: gap"), "{body}");
+        assert_eq!(shown_ids(&body)[..3], ids[1..], "{body}");
+        assert!(!body.contains("\"one\""), "{body}");
+        assert_eq!(test.postgres.stored() == 0, is_held);
+    }
+    let test = TestServer::start(&[]);
+    let refused =
+        test.server.client().exchange(&request("GET", "/events/tail", &[("Last-Event-ID", "x")], b""));
+    assert_eq!((refused.status, refused.json()["errors"][0]["field"].as_str()), (400, Some("Last-Event-ID")));
+}
+
+#[test]
+fn a_tail_that_comes_back_in_an_outage_states_a_gap_and_shows_what_is_buffered() {
+    let mut test = TestServer::start(&[("CIRCUIT_BREAKER_TIMEOUT_MS", "200"), ("DRAIN_INTERVAL", "20")]);
+    let mut client = test.server.client();
+    let last = id_of(&client.post_json(event("s", "stored")));
+    wait_for_drain(&test.server);
+    test.postgres.stop_immediate();
+    until("the outage is detected", || test.server.metric("database_connection_status") == 0);
+    id_of(&client.post_json(event("s", "buffered")));
+    let mut tail = Tail::open(test.server.address(), "", &[("Last-Event-ID", &last)]);
+    tail.read_until("the buffered event", |text| text.contains("\"buffered\""));
+    let gap = "event: gap\ndata: {\"reason\":\"database-unavailable\"}";
+    assert!(tail.text().contains(gap), "{}", tail.text());
+    id_of(&client.post_json(event("s", "live")));
+    tail.read_until("the live event", |text| text.contains("\"live\""));
+    test.postgres.restart();
+    wait_for_drain(&test.server);
+}
+
+#[test]
+fn a_tail_that_comes_back_again_and_again_under_load_misses_no_event() {
+    const BATCHES: usize = 150;
+    let test = TestServer::start(&[("DRAIN_INTERVAL", "20")]);
+    let (server, address) = (&test.server, test.server.address());
+    let (mut seen, mut last, mut opened) = (BTreeSet::new(), None::<String>, 0);
+    let posted: BTreeSet<String> = thread::scope(|scope| {
+        let producer = scope.spawn(|| {
+            let mut client = server.client();
+            let batch: Vec<String> = (0..10).map(|_| event("s", "m")).collect();
+            (0..BATCHES).flat_map(|_| ids_of(&client.post_ndjson(&batch))).collect()
+        });
+        // The first tail is open when the first event comes, or gets none before it.
+        while !producer.is_finished() {
+            let header = last.iter().map(|id| ("Last-Event-ID", id.as_str())).collect::<Vec<_>>();
+            let mut tail = Tail::open(address, "", &header);
+            opened += 1;
+            if producer.is_finished() {
+                break;
+            }
+            tail.read_until("an event", |text| shown_ids(text).iter().any(|id| !seen.contains(id)));
+            let ids = shown_ids(&tail.text());
+            last = ids.last().cloned();
+            seen.extend(ids);
+        }
+        producer.join().expect("the producer does not fail")
+    });
+    // What was posted after the last tail was dropped.
+    let header = last.iter().map(|id| ("Last-Event-ID", id.as_str())).collect::<Vec<_>>();
+    let mut tail = Tail::open(address, "", &header);
+    let before_first = || posted.iter().take_while(|id| !seen.contains(*id)).count();
+    assert!(before_first() < posted.len(), "no tail saw an event");
+    let first = seen.first().cloned().unwrap_or_default();
+    let wanted: BTreeSet<String> = posted.iter().filter(|id| **id > first).cloned().collect();
+    tail.read_until("the rest", |text| {
+        let rest: BTreeSet<String> = shown_ids(text).into_iter().collect();
+        wanted.iter().all(|id| seen.contains(id) || rest.contains(id))
+    });
+    assert!(opened > 3, "{opened} tails");
+    assert!(!tail.text().contains("event: gap"), "{}", tail.text());
 }

@@ -104,7 +104,7 @@ mod tests {
     use crate::query::Query;
 
     fn matches(query: &str, service: &str, message: &str, metadata: Option<&str>) -> bool {
-        let filter = Query::parse_tail(query, Timestamp::from_millis(90_000_000)).unwrap();
+        let filter = Query::parse_tail(query, Timestamp::from_millis(90_000_000)).unwrap().filter;
         let (mut bytes, time) = (Vec::new(), Timestamp::from_millis(1));
         row::append_header(&mut bytes, EventId::floor(1), time, time, ArrivalNumber::default());
         row::append_text(&mut bytes, service.as_bytes());

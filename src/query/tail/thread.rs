@@ -1,19 +1,23 @@
 //! The tail thread: filters the rows of admitted blocks for each tail and encodes them as server-sent
 //! events. It polls, so that acceptors need not wake it, and never waits for a client.
 
+use std::collections::{HashSet, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use crossbeam::channel::{Receiver, RecvTimeoutError};
+use crossbeam::channel::{Receiver, RecvTimeoutError, TryRecvError};
 
 use super::matcher::RowMatcher;
+use super::resume::{Backlog, GapReason};
 use super::tap::EventTap;
 use super::{Permit, TailLimits};
 use crate::buffer::RowBlock;
 use crate::clock::{Clock, Moment};
-use crate::event::row::{self, Row};
+use crate::event::row;
+use crate::event::{Event, EventId};
 use crate::http::BodySender;
+use crate::json::text::quote;
 use crate::lifecycle::{Lifecycle, LifecyclePhase};
 use crate::metrics::TailMetrics;
 use crate::query::page::{write_id, write_members};
@@ -27,10 +31,21 @@ const PENDING_BYTES_MAX: usize = 256 * 1024;
 /// A tail ends at this age, so that its client shows its token again.
 const AGE_MAX: Duration = Duration::from_hours(1);
 
+/// How long the ids of missed events are kept after they were read: longer than a block may be in the
+/// queue.
+const SEEN_FOR: Duration = Duration::from_secs(10);
+
 /// An open tail.
 #[derive(Debug)]
 pub(super) struct Tail {
     matcher: RowMatcher,
+    /// One of `sample` matching events is shown.
+    sample: u32,
+    matched: u32,
+    resume: Option<Resume>,
+    /// The ids of missed events, and until when they may come again.
+    seen: HashSet<EventId>,
+    seen_until: Option<Moment>,
     feed: BodySender,
     pending: Vec<u8>,
     /// Events not examined since the client was last told.
@@ -39,6 +54,17 @@ pub(super) struct Tail {
     /// None before the first block.
     sent_at: Option<Moment>,
     permit: Permit,
+}
+
+/// A tail that has not yet sent all events that its client missed. Events that are admitted meanwhile
+/// wait behind them.
+#[derive(Debug)]
+struct Resume {
+    /// None once it was received.
+    receiver: Option<Receiver<Backlog>>,
+    missed: VecDeque<Event>,
+    waiting: Vec<Event>,
+    waiting_bytes: usize,
 }
 
 #[derive(Debug)]
@@ -95,6 +121,7 @@ impl TailThread {
         let is_ending = self.lifecycle.phase() > LifecyclePhase::Serving;
         for mut tail in std::mem::take(&mut self.tails) {
             tail.skip(rejected, &self.metrics);
+            tail.send_missed(now, &self.metrics);
             tail.flush(now, self.limits.heartbeat);
             if is_ending || now.since(tail.opened_at) >= AGE_MAX {
                 tail.finish();
@@ -106,8 +133,103 @@ impl TailThread {
 }
 
 impl Tail {
-    pub(super) fn new(matcher: RowMatcher, feed: BodySender, permit: Permit, now: Moment) -> Self {
-        Self { matcher, feed, pending: Vec::new(), skipped: 0, opened_at: now, sent_at: None, permit }
+    pub(super) fn new(
+        (matcher, sample): (RowMatcher, u32),
+        feed: BodySender,
+        permit: Permit,
+        now: Moment,
+    ) -> Self {
+        Self {
+            matcher,
+            sample,
+            matched: 0,
+            resume: None,
+            seen: HashSet::new(),
+            seen_until: None,
+            feed,
+            pending: Vec::new(),
+            skipped: 0,
+            opened_at: now,
+            sent_at: None,
+            permit,
+        }
+    }
+
+    /// Writes the first event: which server this is, since each shows its own events only, the factor of
+    /// the sample, and whether missed events follow.
+    pub(super) fn write_hello(&mut self, instance: &str, sample: u32, resumed: bool) {
+        self.pending.extend_from_slice(b"event: tail\ndata: {\"instance\":");
+        quote(&mut self.pending, instance);
+        self.pending
+            .extend_from_slice(format!(",\"sample\":{sample},\"resumed\":{resumed}}}\n\n").as_bytes());
+    }
+
+    /// Sends the events of `backlog` before those that are admitted from now on.
+    pub(super) fn resume_with(&mut self, backlog: Receiver<Backlog>) {
+        self.resume = Some(Resume {
+            receiver: Some(backlog),
+            missed: VecDeque::new(),
+            waiting: Vec::new(),
+            waiting_bytes: 0,
+        });
+    }
+
+    /// Whether an event is one of the sample.
+    fn is_sampled(&mut self) -> bool {
+        let is_sampled = self.matched == 0;
+        self.matched = (self.matched + 1) % self.sample;
+        is_sampled
+    }
+
+    /// Receives the missed events and writes as many as there is room for; then those that have waited.
+    fn send_missed(&mut self, now: Moment, metrics: &TailMetrics) {
+        if self.seen_until.is_some_and(|until| now >= until) {
+            (self.seen, self.seen_until) = (HashSet::new(), None);
+        }
+        let Some(mut resume) = self.resume.take() else { return };
+        if let Some(receiver) = &resume.receiver {
+            let backlog = match receiver.try_recv() {
+                Ok(backlog) => backlog,
+                Err(TryRecvError::Empty) => {
+                    self.resume = Some(resume);
+                    return;
+                }
+                // The queue of queries was full.
+                Err(TryRecvError::Disconnected) => {
+                    Backlog { gap: Some(GapReason::QueriesFull), ..Backlog::default() }
+                }
+            };
+            resume.receiver = None;
+            self.seen = backlog.events.iter().map(|event| event.event_id).collect();
+            self.seen_until = Some(now.plus(SEEN_FOR));
+            if let Some(gap) = backlog.gap {
+                let event = format!("event: gap\ndata: {{\"reason\":\"{}\"}}\n\n", gap.name());
+                self.pending.extend_from_slice(event.as_bytes());
+            }
+            resume.missed = backlog.events.into();
+            resume.waiting.retain(|event| !self.seen.contains(&event.event_id));
+        }
+        let mut sent = 0;
+        while self.pending.len() < PENDING_BYTES_MAX
+            && let Some(event) = resume.missed.pop_front()
+        {
+            if self.is_sampled() {
+                write_event(&mut self.pending, &event);
+                sent += 1;
+            }
+        }
+        if resume.missed.is_empty() {
+            // At most as many bytes as a tail may have pending.
+            for event in std::mem::take(&mut resume.waiting) {
+                if self.is_sampled() {
+                    write_event(&mut self.pending, &event);
+                    sent += 1;
+                }
+            }
+        } else {
+            self.resume = Some(resume);
+        }
+        metrics.sent.fetch_add(sent, Ordering::Relaxed);
     }
 
     /// Encodes the rows of the block that match. Those for which there is no room are not examined.
@@ -115,12 +237,20 @@ impl Tail {
         let mut remaining = u64::from(block.rows());
         let mut sent = 0;
         for row in row::rows(block.bytes()) {
-            if self.pending.len() >= PENDING_BYTES_MAX {
+            let waiting = self.resume.as_ref().map_or(self.pending.len(), |resume| resume.waiting_bytes);
+            if waiting >= PENDING_BYTES_MAX {
                 break;
             }
             remaining -= 1;
-            if self.matcher.matches(&row) {
-                write_event(&mut self.pending, &row);
+            if !self.matcher.matches(&row) || self.seen.contains(&row.event_id()) {
+                continue;
+            }
+            if let Some(resume) = &mut self.resume {
+                let event = row.to_event();
+                resume.waiting_bytes += event.json_bytes_max();
+                resume.waiting.push(event);
+            } else if self.is_sampled() {
+                write_event(&mut self.pending, &row.to_event());
                 sent += 1;
             }
         }
@@ -144,13 +274,10 @@ impl Tail {
             self.pending.extend_from_slice(event.as_bytes());
         }
         if self.pending.is_empty() {
-            match self.sent_at {
-                None => self.pending.extend_from_slice(b": events admitted by this server from now on\n\n"),
-                Some(sent_at) if now.since(sent_at) >= heartbeat => {
-                    self.pending.extend_from_slice(b": heartbeat\n\n");
-                }
-                Some(_) => return,
+            if self.sent_at.is_some_and(|sent_at| now.since(sent_at) < heartbeat) {
+                return;
             }
+            self.pending.extend_from_slice(b": heartbeat\n\n");
         }
         self.sent_at = Some(now);
         self.feed.send(std::mem::take(&mut self.pending));
@@ -164,14 +291,13 @@ impl Tail {
 }
 
 /// Writes an event with the members that it has in a page.
-fn write_event(out: &mut Vec<u8>, row: &Row<'_>) {
-    let event = row.to_event();
+fn write_event(out: &mut Vec<u8>, event: &Event) {
     out.extend_from_slice(b"id: ");
     out.extend_from_slice(&event.event_id.text());
     out.extend_from_slice(b"\ndata: {");
     let json_at = out.len();
     write_id(out, event.event_id);
-    write_members(out, &event);
+    write_members(out, event);
     // The metadata is as the client sent it. A line break in JSON is white space, and would end the
     // field.
     for byte in &mut out[json_at..] {

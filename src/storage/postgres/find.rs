@@ -209,22 +209,28 @@ pub(super) struct ExtraPredicates {
     pattern: Option<String>,
     /// See [`Filter::metadata`].
     metadata: Vec<Vec<String>>,
+    arrived_from: Option<i64>,
 }
 
 impl ExtraPredicates {
     pub(super) fn from_filter(filter: &Filter) -> Self {
-        Self { pattern: filter.text.as_deref().map(ilike_pattern), metadata: filter.metadata.clone() }
+        Self {
+            pattern: filter.text.as_deref().map(ilike_pattern),
+            metadata: filter.metadata.clone(),
+            arrived_from: filter.arrived_from.map(ArrivalNumber::nanos),
+        }
     }
 
     pub(super) fn is_empty(&self) -> bool {
-        self.pattern.is_none() && self.metadata.is_empty()
+        self.pattern.is_none() && self.metadata.is_empty() && self.arrived_from.is_none()
     }
 
     /// Appends the predicates, with parameters numbered from `first` on.
     pub(super) fn append_sql(&self, condition: &mut String, first: usize) {
         let of_text = self.pattern.iter().map(|_| "message ILIKE $# ESCAPE '!'");
         let of_metadata = self.metadata.iter().map(|_| "metadata @> ANY ($#::text[]::jsonb[])");
-        for (number, part) in (first..).zip(of_text.chain(of_metadata)) {
+        let of_arrival = self.arrived_from.iter().map(|_| "id >= $#");
+        for (number, part) in (first..).zip(of_text.chain(of_metadata).chain(of_arrival)) {
             condition.push_str(" AND ");
             condition.push_str(&part.replace('#', &number.to_string()));
         }
@@ -233,6 +239,7 @@ impl ExtraPredicates {
     pub(super) fn append_params<'a>(&'a self, params: &mut Vec<(&'a (dyn ToSql + Sync), Type)>) {
         params.extend(self.pattern.iter().map(|pattern| (pattern as &(dyn ToSql + Sync), Type::TEXT)));
         params.extend(self.metadata.iter().map(|objects| (objects as &(dyn ToSql + Sync), Type::TEXT_ARRAY)));
+        params.extend(self.arrived_from.iter().map(|from| (from as &(dyn ToSql + Sync), Type::INT8)));
     }
 }
 
