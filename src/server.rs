@@ -471,7 +471,7 @@ impl RunningServer<'_> {
             if now >= end {
                 return Ok(());
             }
-            if !is_over && (self.is_drained() || self.is_drain_futile(began, now)) {
+            if !is_over && (buffer.is_empty() || self.is_drain_futile(began, now)) {
                 is_over = true;
                 self.drain.set_deadline(now);
                 buffer.wake_writer();
@@ -483,11 +483,6 @@ impl RunningServer<'_> {
                 default(DRAIN_CHECK_INTERVAL) => {}
             }
         }
-    }
-
-    fn is_drained(&self) -> bool {
-        let buffer = &self.status.buffer;
-        buffer.occupied().rows == 0 && buffer.spill().events() == 0
     }
 
     /// Whether the database fails every attempt while the journal can keep the events. Without the

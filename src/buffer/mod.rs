@@ -17,12 +17,16 @@ mod handover;
 mod occupancy;
 mod spill;
 
+#[cfg(test)]
+mod accounting_tests;
+
 use std::sync::Arc;
 use std::sync::atomic::{self, AtomicU64, Ordering};
 
 use crossbeam::queue::ArrayQueue;
 use crossbeam::sync::{Parker, Unparker};
 use crossbeam::utils::CachePadded;
+use triomphe as counted;
 
 use crate::clock::Moment;
 use crate::metrics::Ledger;
@@ -279,6 +283,12 @@ impl Buffer {
 
     pub fn occupied(&self) -> Occupied {
         self.occupancy.occupied()
+    }
+
+    /// Whether every event that was admitted before the call is settled: none is in memory, in flight
+    /// or spilled.
+    pub fn is_empty(&self) -> bool {
+        self.spill.is_empty_with(&self.occupancy)
     }
 
     /// Whether the buffer would reject even a single event now.

@@ -1,9 +1,11 @@
 //! Counts reserved events and bytes in one atomic word, so that a reservation checks both bounds
 //! atomically.
-
-use std::sync::atomic::{AtomicU64, Ordering};
+//!
+//! It must not depend on anything but its atomics and its error: `tests/concurrency` compiles this
+//! file against the atomics of `loom`.
 
 use super::AdmitError;
+use super::atomic::{AtomicU64, Ordering};
 
 /// Low bits of the word that count bytes. The bits above count events, except the highest: the
 /// closed flag.
@@ -102,24 +104,4 @@ fn pack(rows: usize, bytes: usize) -> u64 {
 
 fn unpack(packed: u64) -> Occupied {
     Occupied { rows: ((packed & !CLOSED) >> BYTES_BITS) as usize, bytes: (packed & BYTES_MASK) as usize }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn occupancy_reserves_up_to_its_highest_bounds() {
-        let occupancy = Occupancy::new(ROWS_MAX, BYTES_MAX);
-        assert_eq!(occupancy.reserve(ROWS_MAX - 1, BYTES_MAX - 1), Ok(Occupied::default()));
-        assert_eq!(occupancy.reserve(2, 0), Err(AdmitError::Full));
-        assert_eq!(occupancy.reserve(0, 2), Err(AdmitError::Full));
-        assert!(occupancy.reserve(1, 1).is_ok());
-        assert_eq!(occupancy.reserve(1, 0), Err(AdmitError::Full));
-        assert_eq!(occupancy.occupied(), Occupied { rows: ROWS_MAX, bytes: BYTES_MAX });
-        occupancy.close();
-        assert_eq!(occupancy.reserve(0, 0), Err(AdmitError::Closed));
-        occupancy.release(ROWS_MAX, BYTES_MAX);
-        assert_eq!(occupancy.occupied(), Occupied::default());
-    }
 }

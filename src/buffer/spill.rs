@@ -2,11 +2,12 @@
 //! a refill reads them back. During a database outage the disk fills before a producer is rejected.
 //!
 //! It only counts; `journal` writes and reads the events. It must not depend on files.
+//! `tests/concurrency` compiles this file against the atomics of `loom`.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use super::AdmitError;
+use super::atomic::{AtomicBool, AtomicU64, Ordering};
 use super::block::Reservation;
 use super::occupancy::{Occupancy, Occupied, ROWS_MAX};
 
@@ -87,6 +88,13 @@ impl Spill {
         self.in_flight.close();
     }
 
+    /// Whether neither the spill nor `buffer` has an event. A refill reserves in the buffer before it
+    /// releases here, so the spill is read first: an event that moves meanwhile is seen there or in the
+    /// buffer.
+    pub(super) fn is_empty_with(&self, buffer: &Occupancy) -> bool {
+        self.events() == 0 && buffer.occupied().rows == 0
+    }
+
     /// Whether new events are spilled even if the buffer has capacity, to keep them behind the
     /// spilled ones.
     #[inline]
@@ -161,53 +169,5 @@ impl Spill {
     /// Total events spilled since the start.
     pub fn events_total(&self) -> u64 {
         self.events_total.load(Ordering::Relaxed)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn spill_bounds_are_exact_and_a_failed_reservation_changes_nothing() {
-        let spill = Spill::new(100);
-        assert_eq!(spill.reserve(1, 60), Ok(()));
-        assert!(spill.is_engaged());
-        assert_eq!(spill.reserve(1, 41), Err(AdmitError::Full));
-        assert_eq!((spill.in_flight().bytes, spill.bytes(), spill.events()), (60, 60, 1));
-        assert_eq!(spill.reserve(2, 40), Ok(()));
-        assert_eq!((spill.events(), spill.bytes(), spill.events_total()), (3, 100, 3));
-        spill.release(1, 60);
-        assert_eq!((spill.events(), spill.bytes(), spill.events_total()), (2, 40, 3));
-        // The backlog of a previous process counts as well.
-        spill.set_backlog(31);
-        assert_eq!((spill.reserve(1, 30), spill.reserve(1, 29)), (Err(AdmitError::Full), Ok(())));
-        spill.close();
-        assert_eq!(spill.reserve(1, 1), Err(AdmitError::Closed));
-    }
-
-    #[test]
-    fn in_flight_bytes_are_bounded_except_for_a_sole_block() {
-        let spill = Spill::new(1 << 40);
-        assert_eq!(spill.reserve(1, IN_FLIGHT_BYTES_MAX + 1), Ok(()));
-        assert_eq!(spill.reserve(1, 1), Err(AdmitError::Full));
-        assert!(spill.is_disk_behind() && !spill.has_capacity() && spill.sync_urgent());
-        let spill = Spill::new(1 << 40);
-        spill.reserve(1, IN_FLIGHT_BYTES_HIGH - 1).unwrap();
-        assert!(!spill.sync_urgent());
-        spill.set_refill_starved(true);
-        assert!(spill.sync_urgent());
-        spill.reserve(1, IN_FLIGHT_BYTES_MAX - IN_FLIGHT_BYTES_HIGH + 1).unwrap();
-        assert_eq!(spill.reserve(1, 1), Err(AdmitError::Full));
-    }
-
-    #[test]
-    fn spill_of_zero_bytes_rejects_everything() {
-        let spill = Spill::new(0);
-        assert_eq!(spill.reserve(1, 1), Err(AdmitError::Full));
-        assert_eq!(
-            (spill.is_engaged(), spill.has_capacity(), spill.utilization_percent()),
-            (false, false, None)
-        );
     }
 }

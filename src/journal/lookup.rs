@@ -42,7 +42,7 @@ impl Lookup {
     /// stored recently. An event that was acknowledged before the call and is not found is stored
     /// when the call returns.
     pub fn find(&self, id: EventId) -> Result<Option<Event>, FindEventError> {
-        if self.buffer.occupied().rows == 0 && self.buffer.spill().events() == 0 {
+        if self.buffer.is_empty() {
             return Ok(None);
         }
         self.flush_lanes()?;

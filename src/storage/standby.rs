@@ -30,6 +30,10 @@ pub enum StandbyCondition {
     Current = 2,
 }
 
+/// The condition before the first attempt counts as unreachable, and differs from it, so that a standby
+/// that never answers is reported once.
+const NEVER_ASKED: u8 = 3;
+
 /// The value of a lag that is not known.
 const UNKNOWN: u64 = u64::MAX;
 
@@ -50,7 +54,7 @@ impl StandbyState {
     pub fn new(lag_max: Duration) -> Self {
         Self {
             lag_max,
-            condition: AtomicU8::new(StandbyCondition::Unreachable as u8),
+            condition: AtomicU8::new(NEVER_ASKED),
             lag_micros: AtomicU64::new(UNKNOWN),
             lag_bytes: AtomicU64::new(UNKNOWN),
             queries: AtomicU64::new(0),
@@ -60,9 +64,9 @@ impl StandbyState {
 
     pub fn condition(&self) -> StandbyCondition {
         match self.condition.load(Ordering::Acquire) {
-            0 => StandbyCondition::Unreachable,
             1 => StandbyCondition::Lagging,
-            _ => StandbyCondition::Current,
+            2 => StandbyCondition::Current,
+            _ => StandbyCondition::Unreachable,
         }
     }
 
@@ -116,6 +120,8 @@ mod tests {
     fn standby_is_current_up_to_its_maximum_lag() {
         let state = StandbyState::new(Duration::from_secs(10));
         assert_eq!((state.condition(), state.lag()), (StandbyCondition::Unreachable, None));
+        assert!(state.set(StandbyCondition::Unreachable), "the first failure is reported");
+        assert!(!state.set(StandbyCondition::Unreachable), "it is reported once");
         let answer = |micros| {
             let age = Duration::from_micros(micros);
             state.record_answer(Some(StandbyLag { age, bytes: Some(7) }));

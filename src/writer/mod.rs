@@ -170,7 +170,7 @@ impl Writer {
         let idle_since = self.link.is_idle().then_some(self.idle_since);
         match (self.batch.due(idle_since), deadline) {
             (_, Some(deadline)) if now >= deadline => WriterStep::Stop,
-            (None, Some(_)) if self.is_drained() => WriterStep::Stop,
+            (None, Some(_)) if self.deps.buffer.is_empty() => WriterStep::Stop,
             // A batch is in flight, a reservation has not been pushed yet, or spilled events are
             // being refilled.
             (None, Some(_)) => WriterStep::SleepUntil(now.plus(Duration::from_millis(1))),
@@ -187,12 +187,6 @@ impl Writer {
                 Err(DeadlinePassed) => WriterStep::Stop,
             },
         }
-    }
-
-    /// Whether buffer and spill are empty. Events in flight count as buffered.
-    fn is_drained(&self) -> bool {
-        let buffer = &self.deps.buffer;
-        buffer.occupied().rows == 0 && buffer.spill().events() == 0
     }
 
     /// A carried block means that the batch cannot grow any further.

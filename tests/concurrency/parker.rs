@@ -8,8 +8,13 @@ const PREEMPTIONS_MAX: usize = 3;
 
 /// Runs `body` in every interleaving.
 pub(crate) fn explore(body: impl Fn() + Send + Sync + 'static) {
+    explore_with(PREEMPTIONS_MAX, body);
+}
+
+/// Runs `body` in every interleaving with at most so many preemptions.
+pub(crate) fn explore_with(preemptions_max: usize, body: impl Fn() + Send + Sync + 'static) {
     let mut builder = loom::model::Builder::new();
-    builder.preemption_bound = Some(PREEMPTIONS_MAX);
+    builder.preemption_bound = Some(preemptions_max);
     builder.check(body);
 }
 

@@ -9,7 +9,7 @@ use crate::harness::checker::{CheckResult, wait_for_drain_within};
 use crate::harness::events::{id_of, list};
 use crate::harness::producer::{LoadProfile, ProducerRecord};
 use crate::harness::server::wait_for_partitions;
-use crate::harness::{Producer, ReplicatedPostgres, Server, event, until};
+use crate::harness::{Postgres, Producer, Proxy, ReplicatedPostgres, Server, event, until};
 use aurore_events::clock::Clock;
 
 /// A switchover takes less than 5 s on an idle machine. Tests run beside others.
@@ -114,24 +114,34 @@ fn f35_stores_resume_soon_after_a_switchover_that_opened_the_breaker() {
     row.passed();
 }
 
-/// The standby of a server that reads from it.
+/// The standby of a server that reads from it through a proxy. Fields drop in order.
 struct StandbyFixture {
     server: Server,
+    reads: Proxy,
     pair: ReplicatedPostgres,
 }
 
 impl StandbyFixture {
     fn start(settings: &[(&str, &str)]) -> Self {
+        let fixture = Self::start_with(settings, |_| ());
+        fixture.wait_for_standby("serves_queries", true);
+        fixture
+    }
+
+    /// Starts the server after `prepare` has set up the proxy in front of the standby.
+    fn start_with(settings: &[(&str, &str)], prepare: impl FnOnce(&Proxy)) -> Self {
         let pair = ReplicatedPostgres::start();
-        let (url, read_url) = (pair.primary.url(), pair.standby.url());
+        let reads = Proxy::to(pair.standby.port());
+        prepare(&reads);
+        let url = pair.primary.url();
+        // A silent host costs this time, not the default of 5 s.
+        let read_url = format!("{}&connect_timeout=1", Postgres::url_through(reads.port(), "secret"));
         let mut all = vec![("DATABASE_URL", url.as_str()), ("DATABASE_READ_URL", read_url.as_str())];
         all.extend(SETTINGS);
         all.extend(settings);
         let server = Server::start(&all);
         wait_for_partitions(&pair.primary);
-        let fixture = Self { server, pair };
-        fixture.wait_for_standby("serves_queries", true);
-        fixture
+        Self { server, reads, pair }
     }
 
     #[track_caller]
@@ -218,6 +228,71 @@ fn f38_queries_read_from_the_primary_while_the_standby_is_away() {
     fixture.pair.standby.restart();
     fixture.wait_for_standby("serves_queries", true);
     row.passed_after(1, 1);
+}
+
+/// Its host accepts connections and never answers: no error ends a wait, only a timeout does.
+#[test]
+fn f38_a_standby_that_was_never_heard_delays_neither_start_nor_queries_nor_stop() {
+    let mut row = ReportRow::new("38 the standby that serves queries is silent from the start");
+    let mut fixture = StandbyFixture::start_with(&[], Proxy::stall);
+    let id = fixture.post("first");
+    fixture.wait_for_stored(&id);
+    assert_eq!(fixture.listed(), 1, "the primary answers");
+    let server = &fixture.server;
+    until("the attempt is given up", || server.log().contains("the standby is not reachable"));
+    let health = server.client().get_json("/health/database");
+    assert_eq!(health["standby"]["connected"].as_bool(), Some(false), "{health}");
+    assert_eq!(health["standby"]["status"].as_str(), Some("degraded"), "{health}");
+    assert_eq!(health["status"].as_str(), Some("healthy"), "the primary answers");
+    assert_eq!(server.metric("database_standby_queries_total"), 0);
+    assert!(server.metric("database_standby_fallbacks_total") > 0);
+    assert_eq!(server.metric("circuit_breaker_transitions_total"), 0);
+    fixture.reads.repair();
+    fixture.wait_for_standby("serves_queries", true);
+    assert_eq!(fixture.listed(), 1);
+
+    fixture.reads.stall();
+    fixture.wait_for_standby("connected", false);
+    // The probe waits for an answer now.
+    fixture.server.stop();
+    row.passed_after(1, 1);
+}
+
+#[test]
+fn f38_queries_are_answered_when_the_standby_falls_silent() {
+    let mut row = ReportRow::new("38 the standby that serves queries falls silent");
+    let mut fixture = StandbyFixture::start(&[]);
+    let id = fixture.post("first");
+    fixture.wait_for_stored(&id);
+    fixture.pair.wait_until_caught_up();
+    assert_eq!(fixture.listed(), 1);
+    fixture.reads.stall();
+    // Also the queries that are waiting for the standby are answered.
+    let address = fixture.server.address();
+    let waiting: Vec<_> = (0..4)
+        .map(|_| {
+            std::thread::spawn(move || {
+                let page = crate::harness::client::Client::connect(address).get_json("/events?service=s");
+                list(&page["events"]).len()
+            })
+        })
+        .collect();
+    for query in waiting {
+        assert_eq!(query.join().expect("a response came"), 1);
+    }
+    fixture.wait_for_standby("connected", false);
+    let second = fixture.post("second");
+    fixture.wait_for_stored(&second);
+    assert_eq!(fixture.listed(), 2);
+    let server = &fixture.server;
+    assert!(server.metric("database_standby_fallbacks_total") >= 5);
+    assert_eq!(server.metric("circuit_breaker_transitions_total"), 0, "the writer is not concerned");
+    assert_eq!(server.log().matches("the standby is not reachable").count(), 1, "it is said once");
+    fixture.reads.repair();
+    fixture.wait_for_standby("serves_queries", true);
+    assert_eq!(fixture.listed(), 2);
+    fixture.server.stop();
+    row.passed_after(1, 2);
 }
 
 #[test]
