@@ -49,12 +49,13 @@ fn main() -> ExitCode {
         return check_config(&settings);
     }
     let clock = Clock::system();
-    if let CliCommand::CreateToken(new) = &command {
-        let (token, line) = new.generate(&mut clock.rng());
-        #[expect(clippy::print_stdout, reason = "the output of the command")]
-        {
-            println!("{token}\n{line}");
-        }
+    if let CliCommand::CreateToken { token, json } = &command {
+        let (token, line) = token.generate(&mut clock.rng());
+        print(&if *json {
+            format!("{}\n", sonic_rs::json!({"token": token, "line": line}))
+        } else {
+            format!("{token}\n{line}\n")
+        });
         return ExitCode::SUCCESS;
     }
     let to_journal = logging::is_journal(settings.systemd.journal_stream.as_deref());
@@ -62,7 +63,7 @@ fn main() -> ExitCode {
     let result = match command {
         CliCommand::Migrate => server::commands::migrate(&settings, &clock),
         CliCommand::RetentionRun { dry_run } => server::commands::retention(&settings, &clock, dry_run),
-        CliCommand::History => server::commands::history(&settings).map(|table| print(&table)),
+        CliCommand::History { json } => server::commands::history(&settings, json).map(|table| print(&table)),
         CliCommand::Journal(command) => server::commands::journal(&settings, &clock, command),
         CliCommand::Counts(command) => server::commands::counts(&settings, &clock, command),
         CliCommand::Dead(command) => server::commands::dead(&settings, &clock, &command),
@@ -70,7 +71,7 @@ fn main() -> ExitCode {
         CliCommand::Healthcheck(command) => server::commands::healthcheck(&settings, command),
         CliCommand::Documentation(command) => server::commands::documentation(&command),
         CliCommand::Send(command) => server::commands::send(&command, &clock),
-        CliCommand::Serve | CliCommand::CheckConfig | CliCommand::CreateToken(_) => {
+        CliCommand::Serve | CliCommand::CheckConfig | CliCommand::CreateToken { .. } => {
             server::run(&settings, &clock)
         }
     };

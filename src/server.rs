@@ -3,6 +3,7 @@
 
 pub mod commands;
 mod error;
+mod listeners;
 mod notifier;
 mod resolved;
 mod stages;
@@ -20,6 +21,8 @@ use signal_hook::consts::{SIGHUP, SIGTERM, SIGUSR1, SIGUSR2};
 pub use error::RunServerError;
 pub use resolved::ResolvedSettings;
 pub use stages::policy;
+
+use listeners::PassedListeners;
 
 use crate::access::{Gate, Policy};
 use crate::api::ApiHandler;
@@ -79,15 +82,18 @@ pub fn run(settings: &Settings, clock: &Clock) -> Result<(), RunServerError> {
     for warning in resolved.warnings() {
         log::warn!("{warning}");
     }
+    let listen_failed = |error| RunServerError::Listen { address: settings.address(), error };
+    let passed = PassedListeners::take(settings)?;
+    let settings = &passed.settings(settings).map_err(listen_failed)?;
     let policy = stages::policy(settings, resolved.tokens, &lifecycle);
     let identity = resolved.identity.map(|identity| stages::reload_identity(identity, &lifecycle));
     let _lock = lock_data_dir(&settings.data_dir)?;
-    // Bind before the cluster starts, so that a second server fails without side effects.
-    let address = settings.address();
-    let listeners = listener::bind(address, settings.acceptors)
-        .map_err(|error| RunServerError::Listen { address, error })?;
     let service_manager = ServiceManager::connect(settings.systemd.notify_socket.as_deref())
         .map_err(RunServerError::NotifySocket)?;
+    // Bind before the cluster starts, so that a second server fails without side effects.
+    let sockets = passed.open(settings, &service_manager)?;
+    let listeners = listener::share(&sockets, settings.acceptors).map_err(listen_failed)?;
+    drop(sockets);
     install_signal_handlers(&lifecycle, &service_manager)?;
     let journal = open_journal(&settings.data_dir)?;
     let (repository, cluster) = open_database(settings, resolved.target, journal.1.last_position(), clock)?;
@@ -214,8 +220,8 @@ fn breaker(settings: &Settings) -> Arc<Breaker> {
 /// External resources of the server: sockets, files and the database.
 #[derive(Debug)]
 pub struct ServerInputs {
-    /// One bound listener per acceptor.
-    pub listeners: Vec<TcpListener>,
+    /// The listeners of each acceptor, at least one.
+    pub listeners: Vec<Vec<TcpListener>>,
     /// Tokens, rate limits, proxies and CORS origins.
     pub policy: Arc<Policy>,
     /// The TLS certificate, if TLS is on.
@@ -353,7 +359,7 @@ pub fn serve(
     }
     let queries = stages::start_readers(settings, database, lookup, &status)?;
 
-    let address = listeners[0]
+    let address = listeners[0][0]
         .local_addr()
         .map_err(|error| RunServerError::Listen { address: settings.address(), error })?;
     let limits = stages::ingest_limits(settings);

@@ -1,7 +1,9 @@
 //! The protocol of `sd_notify(3)`: reports the state of the server to the service manager (systemd),
-//! and decides whether its watchdog is fed.
+//! and decides whether its watchdog is fed. `sockets` takes the sockets that it passes.
 //!
 //! It must not read the environment, which `settings` does, and must not know the stages.
+
+mod sockets;
 
 use std::ffi::OsStr;
 use std::io;
@@ -10,6 +12,8 @@ use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::net::{SocketAddr, UnixDatagram};
 use std::sync::Arc;
 use std::time::Duration;
+
+pub use sockets::{PassedSocket, TakeSocketError, take_listeners};
 
 use crate::clock;
 

@@ -143,7 +143,10 @@ impl DeadCommand {
         };
         match self.action {
             DeadAction::List { limit } => {
-                list(repository, &filter, limit, self.json, out)?;
+                // Not on standard output, which contains events only.
+                if list(repository, &filter, limit, self.json, out)? == 0 {
+                    eprintln!("no dead events match");
+                }
             }
             DeadAction::Replay => {
                 let (summary, _) = replay(repository, &filter, None, u32::MAX, || true)?;
@@ -182,25 +185,25 @@ struct DeadRow<'a> {
     died_at: String,
 }
 
-/// Prints the latest `limit` matches, a chunk in memory at a time.
+/// Prints the latest `limit` matches, a chunk in memory at a time, and returns their number.
 fn list(
     repository: &dyn DeadLetters,
     filter: &DeadFilter,
     limit: u32,
     json: bool,
     out: &mut impl Write,
-) -> Result<(), RunDeadError> {
+) -> Result<u32, RunDeadError> {
     let (mut left, mut after) = (limit, None);
     while left > 0 {
         let events = repository.list_dead(filter, after, left.min(CHUNK))?;
-        let Some(last) = events.last() else { return Ok(()) };
+        let Some(last) = events.last() else { break };
         after = Some(last.key());
         left = left.saturating_sub(u32::try_from(events.len()).unwrap_or(left));
         for event in &events {
             print_dead_event(event, json, out)?;
         }
     }
-    Ok(())
+    Ok(limit - left)
 }
 
 fn print_dead_event(event: &DeadEvent, json: bool, out: &mut impl Write) -> io::Result<()> {

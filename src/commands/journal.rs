@@ -19,7 +19,7 @@ use crate::storage::{EventRepository, StoreError};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum JournalCommand {
-    Inspect,
+    Inspect { json: bool },
     Replay(ReplayCommand),
 }
 
@@ -44,10 +44,16 @@ pub enum RunReplayError {
 
 /// The subcommand.
 pub fn command() -> Command {
+    let json = Arg::new("JOURNAL_JSON")
+        .long("json")
+        .action(ArgAction::SetTrue)
+        .help("Print JSON, one object per line");
     Command::new("journal")
         .about("Inspect the journal in DATA_DIR, or store its events again")
         .subcommand_required(true)
-        .subcommand(Command::new("inspect").about("Print the contents of each segment; read-only"))
+        .subcommand(
+            Command::new("inspect").about("Print the contents of each segment; read-only").arg(json.clone()),
+        )
         .subcommand(
             Command::new("replay")
                 .about(
@@ -63,12 +69,7 @@ pub fn command() -> Command {
                         })
                         .help("Only events received since this time, in RFC 3339"),
                 )
-                .arg(
-                    Arg::new("JOURNAL_JSON")
-                        .long("json")
-                        .action(ArgAction::SetTrue)
-                        .help("Print JSON, one object per line"),
-                ),
+                .arg(json),
         )
 }
 
@@ -96,7 +97,7 @@ impl JournalCommand {
                 since: action.get_one("JOURNAL_SINCE").copied(),
                 json: action.get_flag("JOURNAL_JSON"),
             }),
-            _ => Self::Inspect,
+            _ => Self::Inspect { json: action.get_flag("JOURNAL_JSON") },
         };
         Some((command, action.clone()))
     }

@@ -7,6 +7,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use crossbeam::channel::{Receiver, RecvTimeoutError};
+use serde::Serialize;
 
 use super::Gateway;
 use super::exposition::Exposition;
@@ -42,6 +43,24 @@ impl std::fmt::Display for SeriesDifference {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let value = |value: Option<f64>| value.map_or("none".to_owned(), format_float);
         write!(f, "{}  here: {}  pushgateway: {}", self.series, value(self.local), value(self.remote))
+    }
+}
+
+impl SeriesDifference {
+    /// A JSON object. Values are text, as in Prometheus' API, since JSON has no NaN.
+    fn json(&self) -> std::io::Result<String> {
+        #[derive(Serialize)]
+        struct DifferenceRow<'a> {
+            series: &'a str,
+            here: Option<String>,
+            pushgateway: Option<String>,
+        }
+        let row = DifferenceRow {
+            series: &self.series,
+            here: self.local.map(format_float),
+            pushgateway: self.remote.map(format_float),
+        };
+        sonic_rs::to_string(&row).map_err(std::io::Error::other)
     }
 }
 
@@ -179,6 +198,7 @@ pub struct CompareCommand {
     pub pushgateway: String,
     pub server: String,
     pub token: Option<String>,
+    pub json: bool,
 }
 
 impl CompareCommand {
@@ -196,10 +216,19 @@ impl CompareCommand {
             true
         })?;
         for difference in &found {
-            writeln!(out, "{}", difference.to_string().replace(is_display_control, " "))?;
+            let line = if self.json {
+                difference.json()?
+            } else {
+                difference.to_string().replace(is_display_control, " ")
+            };
+            writeln!(out, "{line}")?;
         }
         if found.is_empty() {
-            writeln!(out, "no series differs")?;
+            if self.json {
+                eprintln!("no series differs");
+            } else {
+                writeln!(out, "no series differs")?;
+            }
             return Ok(());
         }
         Err(CompareError::Mismatch(found.len()))

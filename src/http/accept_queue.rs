@@ -1,4 +1,4 @@
-//! Accepts connections from a listener and handles exhausted file descriptors. Must not depend on
+//! Accepts connections from the listeners of an acceptor and handles exhausted file descriptors. Must not depend on
 //! requests.
 
 use std::fs::File;
@@ -33,27 +33,35 @@ pub(super) enum Accepted {
 /// reopened.
 #[derive(Debug)]
 pub(super) struct AcceptQueue {
-    listener: Option<TcpListener>,
+    /// Empty once closed. All have the token of the queue.
+    listeners: Vec<TcpListener>,
+    /// The listener to accept from next, modulo their number: a busy one must not starve the others.
+    next: usize,
     /// A reserved descriptor. Closing it lets one waiting client be accepted and sent a 503.
     spare_descriptor: Option<File>,
     paused_until: Option<Moment>,
     /// Consecutive failures. The first one and the recovery are logged.
     failures: u64,
-    /// Connections may be waiting: no `WouldBlock` since the last readiness event.
+    /// Connections may be waiting: since the last readiness event, not every listener has returned
+    /// `WouldBlock`.
     pending: bool,
 }
 
 impl AcceptQueue {
     pub(super) fn new(
-        listener: std::net::TcpListener,
+        listeners: Vec<std::net::TcpListener>,
         registry: &Registry,
         token: Token,
     ) -> io::Result<Self> {
-        listener.set_nonblocking(true)?;
-        let mut listener = TcpListener::from_std(listener);
-        registry.register(&mut listener, token, Interest::READABLE)?;
+        let register = |listener: std::net::TcpListener| {
+            listener.set_nonblocking(true)?;
+            let mut listener = TcpListener::from_std(listener);
+            registry.register(&mut listener, token, Interest::READABLE)?;
+            Ok(listener)
+        };
         Ok(Self {
-            listener: Some(listener),
+            listeners: listeners.into_iter().map(register).collect::<io::Result<_>>()?,
+            next: 0,
             spare_descriptor: open_spare(),
             paused_until: None,
             failures: 0,
@@ -67,7 +75,7 @@ impl AcceptQueue {
 
     /// Whether [`AcceptQueue::accept`] may return a connection now.
     pub(super) fn is_pending(&self) -> bool {
-        self.pending && self.listener.is_some() && self.paused_until.is_none()
+        self.pending && !self.listeners.is_empty() && self.paused_until.is_none()
     }
 
     pub(super) fn paused_until(&self) -> Option<Moment> {
@@ -83,15 +91,23 @@ impl AcceptQueue {
         }
     }
 
-    pub(super) fn close(&mut self) {
-        self.listener = None;
+    /// Closes the listeners. Another process may have them open too, so that closing alone would leave
+    /// them registered with `registry`.
+    pub(super) fn close(&mut self, registry: &Registry) {
+        for mut listener in self.listeners.drain(..) {
+            if let Err(error) = registry.deregister(&mut listener) {
+                log::debug!("deregistering a listener failed: {error}");
+            }
+        }
     }
 
     pub(super) fn accept(&mut self, now: Moment) -> Accepted {
-        let Some(listener) = &self.listener else { return Accepted::WouldBlock };
-        loop {
-            match listener.accept() {
+        let mut blocked = 0;
+        while blocked < self.listeners.len() {
+            let nth = self.next % self.listeners.len();
+            match self.listeners[nth].accept() {
                 Ok((stream, peer)) => {
+                    self.next = nth + 1;
                     if self.failures > 0 {
                         log::info!("accepting connections works again after {} failures", self.failures);
                         self.failures = 0;
@@ -99,21 +115,23 @@ impl AcceptQueue {
                     return Accepted::Connection(stream, peer.ip().to_canonical());
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                    self.pending = false;
-                    return Accepted::WouldBlock;
+                    self.next = nth + 1;
+                    blocked += 1;
                 }
                 // The peer closed the connection while it was queued.
                 Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => {}
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) => {
-                    self.on_accept_error(&error, now);
+                    self.on_accept_error(nth, &error, now);
                     return Accepted::Failed;
                 }
             }
         }
+        self.pending = false;
+        Accepted::WouldBlock
     }
 
-    fn on_accept_error(&mut self, error: &io::Error, now: Moment) {
+    fn on_accept_error(&mut self, nth: usize, error: &io::Error, now: Moment) {
         if self.failures == 0 {
             log::error!(
                 "accepting connections failed, retrying every {} ms: {error}",
@@ -124,7 +142,7 @@ impl AcceptQueue {
         self.paused_until = Some(now.plus(RETRY_DELAY));
         let out = error.raw_os_error().is_some_and(|code| OUT_OF_DESCRIPTORS.contains(&code));
         if out && self.spare_descriptor.take().is_some() {
-            if let Some(Ok((stream, _))) = self.listener.as_ref().map(TcpListener::accept) {
+            if let Ok((stream, _)) = self.listeners[nth].accept() {
                 reject(stream);
             }
             self.spare_descriptor = open_spare();

@@ -100,7 +100,7 @@ impl TestAcceptor {
 
     #[expect(clippy::disallowed_methods, reason = "a thread of the test, which joins it")]
     pub(super) fn start_with(limits: HttpLimits, identity: Option<Arc<tls::TlsIdentity>>) -> Self {
-        let listener = listener::bind("127.0.0.1:0".parse().unwrap(), 1).unwrap().remove(0);
+        let listener = listener::bind("127.0.0.1:0".parse().unwrap(), 1).unwrap();
         let stats = Arc::<ConnectionStats>::default();
         let (sender, promises) = channel();
         let mut acceptor = Acceptor::new(listener, limits, Clock::system(), Arc::clone(&stats), |_| {

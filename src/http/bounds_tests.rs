@@ -84,7 +84,7 @@ struct ManualAcceptor {
 impl ManualAcceptor {
     fn new(limits: HttpLimits) -> Self {
         let clock = Clock::manual(Timestamp::from_millis(0), 1);
-        let listener = listener::bind("127.0.0.1:0".parse().unwrap(), 1).unwrap().remove(0);
+        let listener = listener::bind("127.0.0.1:0".parse().unwrap(), 1).unwrap();
         let stats = Arc::<ConnectionStats>::default();
         let acceptor =
             Acceptor::new(listener, limits, clock.clone(), Arc::clone(&stats), |_| EchoHandler::default())

@@ -1,4 +1,4 @@
-//! The acceptor: an event loop on one thread that owns a listener, its connections and their
+//! The acceptor: an event loop on one thread that owns its listeners, its connections and their
 //! timers. A connection stays on its acceptor; there is no work stealing, and only the poll for
 //! readiness blocks.
 //!
@@ -43,6 +43,9 @@ const EVENTS_MAX: usize = 1024;
 const OVER_LIMIT_MAX: usize = 64;
 /// Rounds of [`ACCEPTS_MAX`] accepts at the start of a drain, which empty the listener's backlog.
 const DRAIN_ACCEPT_ROUNDS: usize = 64;
+/// How long a connection without a request stays open during a drain, since its last use. A client
+/// under load sends its next request within that time; a stop is delayed by no more.
+const DRAIN_IDLE_TIMEOUT: Duration = Duration::from_millis(250);
 /// Connections accepted per turn.
 const ACCEPTS_MAX: usize = 64;
 /// Size of the shared read buffer. A request that arrives in one read is parsed and handled in
@@ -82,17 +85,18 @@ pub struct Acceptor<H> {
 }
 
 impl<H: Handler> Acceptor<H> {
-    /// `make` builds the handler; it receives the acceptor's handle for other threads.
+    /// Listens on at least one listener; `make` builds the handler, which receives the acceptor's handle for other threads.
     pub fn new(
-        listener: std::net::TcpListener,
+        listeners: Vec<std::net::TcpListener>,
         limits: HttpLimits,
         clock: Clock,
         stats: Arc<ConnectionStats>,
         make: impl FnOnce(&AcceptorHandle) -> H,
     ) -> io::Result<Self> {
         let poll = Poll::new()?;
-        let address = listener.local_addr()?;
-        let accept_queue = AcceptQueue::new(listener, poll.registry(), LISTENER)?;
+        let first = listeners.first().ok_or(io::ErrorKind::InvalidInput)?;
+        let address = first.local_addr()?;
+        let accept_queue = AcceptQueue::new(listeners, poll.registry(), LISTENER)?;
         let handle = AcceptorHandle::new(poll.registry(), WAKER)?;
         let now = clock.now();
         Ok(Self {
@@ -143,7 +147,7 @@ impl<H: Handler> Acceptor<H> {
         self
     }
 
-    /// The local address of the listener.
+    /// The local address of the first listener.
     pub fn local_addr(&self) -> SocketAddr {
         self.address
     }
@@ -465,7 +469,7 @@ impl<H: Handler> Acceptor<H> {
             }
             Command::Stop => {}
         }
-        self.accept_queue.close();
+        self.accept_queue.close(self.poll.registry());
         let open: Vec<usize> = self.connections.iter().map(|(token, _)| token).collect();
         for token in open {
             self.close(token);
@@ -473,16 +477,19 @@ impl<H: Handler> Acceptor<H> {
         TurnResult::Stopped
     }
 
-    /// Closes the listener and idle connections. Connections in the backlog are accepted and
-    /// served, since closing the listener would reset them; requests that have already arrived are
-    /// served too.
+    /// Closes the listeners and idle connections. Connections in the backlog are accepted and
+    /// served, since closing the listeners may reset them; requests that have already arrived are
+    /// served too. A connection that was used in the last [`DRAIN_IDLE_TIMEOUT`] may have a request on
+    /// its way, so it stays open for that long; the response closes it.
     fn drain(&mut self) {
         self.ctx.draining = true;
         self.accept_queue.mark_pending();
         for _ in 0..DRAIN_ACCEPT_ROUNDS {
             self.accept();
         }
-        self.accept_queue.close();
+        self.accept_queue.close(self.poll.registry());
+        let limits = &mut self.ctx.limits;
+        limits.idle_timeout = limits.idle_timeout.min(DRAIN_IDLE_TIMEOUT);
         let open: Vec<usize> = self.connections.iter().map(|(token, _)| token).collect();
         for token in open {
             let connection = &mut self.connections[token];
@@ -490,8 +497,12 @@ impl<H: Handler> Acceptor<H> {
                 connection.readable = true;
                 self.serve(token);
             }
-            if self.connections.get(token).is_some_and(Connection::is_idle) {
+            let Some(connection) = self.connections.get(token).filter(|one| one.is_idle()) else { continue };
+            let deadline = connection.deadline(&self.ctx.limits);
+            if deadline <= self.ctx.now || connection.transport.is_handshaking() {
                 self.close(token);
+            } else {
+                self.timers.schedule_by(token, deadline);
             }
         }
     }

@@ -1,5 +1,6 @@
 //! Listening sockets: one per acceptor on one address with `SO_REUSEPORT`, so that the kernel
-//! distributes the connections. Must not depend on protocols.
+//! distributes the connections, or those of a service manager, which acceptors may share. Must not
+//! depend on protocols.
 
 use std::io;
 use std::net::{SocketAddr, TcpListener};
@@ -28,6 +29,27 @@ pub fn bind(address: SocketAddr, count: usize) -> io::Result<Vec<TcpListener>> {
     Ok(listeners)
 }
 
+/// Distributes sockets over `count` acceptors, so that each socket has an acceptor and each acceptor has
+/// a socket of every address. Acceptors share a socket if there are fewer of its address than acceptors:
+/// one that is not busy accepts the next connection.
+pub fn share(sockets: &[TcpListener], count: usize) -> io::Result<Vec<Vec<TcpListener>>> {
+    let mut by_address: Vec<(SocketAddr, Vec<&TcpListener>)> = Vec::new();
+    for socket in sockets {
+        let address = socket.local_addr()?;
+        match by_address.iter_mut().find(|(known, _)| *known == address) {
+            Some((_, same)) => same.push(socket),
+            None => by_address.push((address, vec![socket])),
+        }
+    }
+    let mut shares: Vec<Vec<TcpListener>> = std::iter::repeat_with(Vec::new).take(count).collect();
+    for (_, same) in by_address {
+        for nth in 0..same.len().max(count) {
+            shares[nth % count].push(same[nth % same.len()].try_clone()?);
+        }
+    }
+    Ok(shares)
+}
+
 fn bind_one(address: SocketAddr) -> io::Result<TcpListener> {
     let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
     // A restart must not wait until old connections leave TIME_WAIT.
@@ -52,6 +74,44 @@ mod tests {
         let ports: Vec<u16> = listeners.iter().map(|one| one.local_addr().unwrap().port()).collect();
         assert_eq!(ports.len(), 3);
         assert!(ports[0] != 0 && ports.iter().all(|port| *port == ports[0]));
+    }
+
+    #[test]
+    fn share_gives_each_socket_an_acceptor_and_each_acceptor_a_socket_of_every_address() {
+        #[track_caller]
+        fn check(addresses: &[(&str, usize)], count: usize, shares: &[usize]) {
+            let sockets: Vec<_> = addresses
+                .iter()
+                .flat_map(|(address, sockets)| bind(address.parse().unwrap(), *sockets).unwrap())
+                .collect();
+            let shared = share(&sockets, count).unwrap();
+            assert_eq!(shared.iter().map(Vec::len).collect::<Vec<_>>(), shares);
+            let address = |socket: &TcpListener| socket.local_addr().unwrap();
+            let all: std::collections::HashSet<_> = sockets.iter().map(address).collect();
+            for share in &shared {
+                assert_eq!(share.iter().map(address).collect::<std::collections::HashSet<_>>(), all);
+            }
+            // Each socket is in a share: a connection waits in the backlog of one of them.
+            drop(sockets);
+            for target in &all {
+                for _ in 0..50 {
+                    let _client = std::net::TcpStream::connect(target).unwrap();
+                    let accepted = || {
+                        shared.iter().flatten().any(|socket| {
+                            socket.set_nonblocking(true).unwrap();
+                            socket.accept().is_ok()
+                        })
+                    };
+                    assert!((0..1000).any(|_| accepted()), "no acceptor has the connection");
+                }
+            }
+        }
+        check(&[("127.0.0.1:0", 1)], 1, &[1]);
+        check(&[("127.0.0.1:0", 1)], 3, &[1, 1, 1]);
+        check(&[("127.0.0.1:0", 2)], 2, &[1, 1]);
+        check(&[("127.0.0.1:0", 3)], 2, &[2, 1]);
+        check(&[("127.0.0.1:0", 2), ("127.0.0.2:0", 1)], 3, &[2, 2, 2]);
+        assert_eq!(share(&[], 2).unwrap().len(), 2);
     }
 
     #[test]

@@ -3,6 +3,8 @@
 
 use std::io::{self, Write};
 
+use serde::Serialize;
+
 use super::filesystem::Filesystem;
 use super::reader::{OpenSegmentError, SegmentReader};
 use super::{retained, segment};
@@ -33,58 +35,119 @@ pub fn segment_files(disk: &dyn Filesystem) -> io::Result<(Vec<SegmentFile>, Vec
     Ok((segments, others))
 }
 
-/// Writes one line for each segment and a total. Returns whether all segments are intact, apart
-/// from torn tails.
-pub fn inspect(disk: &dyn Filesystem, out: &mut dyn Write) -> io::Result<bool> {
+/// The contents of a segment.
+#[derive(Debug, Default, Serialize)]
+struct SegmentReport {
+    segment: String,
+    bytes: u64,
+    records: u64,
+    events: u64,
+    /// Its events are stored; it is retained for a failover.
+    committed: bool,
+    header_corrupt: bool,
+    corrupt_ranges: u64,
+    torn_bytes: u64,
+    preallocated_bytes: u64,
+    /// Why it cannot be read.
+    error: Option<String>,
+}
+
+/// The totals. All but the last member are of segments whose events may not be stored.
+#[derive(Debug, Default, Serialize)]
+struct JournalReport {
+    segments: u64,
+    records: u64,
+    events: u64,
+    retained_events: u64,
+}
+
+/// Writes one line for each segment and a total, as text or as JSON objects. Returns whether all
+/// segments are intact, apart from torn tails.
+pub fn inspect(disk: &dyn Filesystem, json: bool, out: &mut dyn Write) -> io::Result<bool> {
     let (files, others) = segment_files(disk)?;
-    for name in others {
+    for name in others.iter().filter(|_| !json) {
         writeln!(out, "{name}: not a segment")?;
     }
-    let (mut whole, mut segments, mut all_records, mut all_rows, mut retained) = (true, 0, 0_u64, 0_u64, 0);
-    for SegmentFile { number, name, committed } in files {
-        let file = disk.open(&name)?;
-        let bytes = file.bytes()?;
-        let mut reader = match SegmentReader::open(file, number) {
-            Ok(reader) => reader,
-            Err(OpenSegmentError::Io(error)) => return Err(error),
-            Err(OpenSegmentError::UnsupportedVersion(error)) => {
-                writeln!(out, "{name}: {bytes} bytes, {error}")?;
-                whole = false;
-                continue;
-            }
-        };
-        let (mut records, mut rows) = (0_u64, 0_u64);
-        while let Some(record) = reader.next_record()? {
-            records += 1;
-            rows += u64::from(record.rows);
+    let (mut whole, mut totals) = (true, JournalReport::default());
+    for file in files {
+        let report = read_segment(disk, file)?;
+        if json {
+            write_json(out, &report)?
+        } else {
+            report.write_text(out)?
         }
-        let damage = reader.damage();
-        write!(out, "{name}: {bytes} bytes, {records} records, {rows} events")?;
-        if damage.header_corrupt {
+        whole &= report.error.is_none() && report.corrupt_ranges == 0 && !report.header_corrupt;
+        if report.error.is_some() {
+            continue;
+        }
+        if report.committed {
+            totals.retained_events += report.events;
+        } else {
+            totals.segments += 1;
+            totals.records += report.records;
+            totals.events += report.events;
+        }
+    }
+    if json {
+        write_json(out, &totals)?;
+        return Ok(whole);
+    }
+    let JournalReport { segments, records, events, retained_events } = totals;
+    if retained_events > 0 {
+        writeln!(out, "{retained_events} events that are stored, retained for a failover of the database")?;
+    }
+    writeln!(out, "{segments} segments, {records} records, {events} events that may not be stored")?;
+    Ok(whole)
+}
+
+fn read_segment(disk: &dyn Filesystem, file: SegmentFile) -> io::Result<SegmentReport> {
+    let SegmentFile { number, name, committed } = file;
+    let file = disk.open(&name)?;
+    let mut report =
+        SegmentReport { bytes: file.bytes()?, segment: name, committed, ..SegmentReport::default() };
+    let mut reader = match SegmentReader::open(file, number) {
+        Ok(reader) => reader,
+        Err(OpenSegmentError::Io(error)) => return Err(error),
+        Err(OpenSegmentError::UnsupportedVersion(error)) => {
+            report.error = Some(error.to_string());
+            return Ok(report);
+        }
+    };
+    while let Some(record) = reader.next_record()? {
+        report.records += 1;
+        report.events += u64::from(record.rows);
+    }
+    let damage = reader.damage();
+    report.header_corrupt = damage.header_corrupt;
+    report.corrupt_ranges = damage.corrupt_ranges;
+    report.torn_bytes = damage.torn_bytes;
+    report.preallocated_bytes = reader.preallocated();
+    Ok(report)
+}
+
+impl SegmentReport {
+    fn write_text(&self, out: &mut dyn Write) -> io::Result<()> {
+        let Self { segment, bytes, records, events, .. } = self;
+        if let Some(error) = &self.error {
+            return writeln!(out, "{segment}: {bytes} bytes, {error}");
+        }
+        write!(out, "{segment}: {bytes} bytes, {records} records, {events} events")?;
+        if self.header_corrupt {
             write!(out, ", the header is corrupt")?;
         }
-        if damage.corrupt_ranges > 0 {
-            write!(out, ", {} corrupt ranges skipped", damage.corrupt_ranges)?;
+        if self.corrupt_ranges > 0 {
+            write!(out, ", {} corrupt ranges skipped", self.corrupt_ranges)?;
         }
-        if damage.torn_bytes > 0 {
-            write!(out, ", {} bytes of torn tail", damage.torn_bytes)?;
+        if self.torn_bytes > 0 {
+            write!(out, ", {} bytes of torn tail", self.torn_bytes)?;
         }
-        if reader.preallocated() > 0 {
-            write!(out, ", {} bytes preallocated", reader.preallocated())?;
+        if self.preallocated_bytes > 0 {
+            write!(out, ", {} bytes preallocated", self.preallocated_bytes)?;
         }
-        writeln!(out)?;
-        whole &= damage.corrupt_ranges == 0 && !damage.header_corrupt;
-        if committed {
-            retained += rows;
-        } else {
-            segments += 1;
-            all_records += records;
-            all_rows += rows;
-        }
+        writeln!(out)
     }
-    if retained > 0 {
-        writeln!(out, "{retained} events that are stored, retained for a failover of the database")?;
-    }
-    writeln!(out, "{segments} segments, {all_records} records, {all_rows} events that may not be stored")?;
-    Ok(whole)
+}
+
+fn write_json(out: &mut dyn Write, value: &impl Serialize) -> io::Result<()> {
+    writeln!(out, "{}", sonic_rs::to_string(value).map_err(io::Error::other)?)
 }

@@ -84,6 +84,16 @@ impl History {
     }
 }
 
+/// The output of `aurore-events history --json`: one object per line of the history.
+pub fn format_json(entries: &[HistoryEntry]) -> io::Result<String> {
+    let mut out = Vec::new();
+    for entry in entries {
+        sonic_rs::to_writer(&mut out, entry).map_err(io::Error::other)?;
+        out.push(b'\n');
+    }
+    String::from_utf8(out).map_err(io::Error::other)
+}
+
 /// The output of `aurore-events history`: a header and one row per line of the history.
 pub fn format_table(entries: &[HistoryEntry]) -> String {
     use std::fmt::Write;

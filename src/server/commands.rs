@@ -19,7 +19,7 @@ use crate::commands::send::SendCommand;
 use crate::gateway::compare::CompareCommand;
 use crate::journal::filesystem::OsDirectory;
 use crate::journal::{self, OpenJournalError};
-use crate::metrics::history::{History, format_table};
+use crate::metrics::history::{History, format_json, format_table};
 use crate::partitions::{self, MaintainPartitionsError, PartitionMaintenance};
 use crate::retention::SweepOutcome;
 use crate::settings::Settings;
@@ -69,15 +69,19 @@ fn create_partitions(
     }
 }
 
-/// `aurore-events history`: returns the table. Read-only; a server may be running.
-pub fn history(settings: &Settings) -> Result<String, RunServerError> {
+/// `aurore-events history`: returns the table, or a JSON object per line. Read-only; a server may be
+/// running.
+pub fn history(settings: &Settings, json: bool) -> Result<String, RunServerError> {
     let failed = |error| RunServerError::DataDir { path: settings.data_dir.clone(), error };
     let history = History::new(&settings.data_dir, settings.history_bytes_max);
     let (entries, unreadable) = history.read().map_err(failed)?;
     if unreadable > 0 {
         log::warn!(lines = unreadable; "some lines of the metrics history are unreadable");
     }
-    Ok(format_table(&entries))
+    if entries.is_empty() {
+        eprintln!("DATA_DIR {} contains no metrics history", settings.data_dir.display());
+    }
+    if json { format_json(&entries).map_err(failed) } else { Ok(format_table(&entries)) }
 }
 
 /// `aurore-events journal`.
@@ -87,8 +91,8 @@ pub fn journal(settings: &Settings, clock: &Clock, command: JournalCommand) -> R
     let disk = OsDirectory::open_existing(path.clone()).map_err(failed)?;
     let mut out = std::io::stdout().lock();
     match command {
-        JournalCommand::Inspect => {
-            let whole = journal::inspect::inspect(&disk, &mut out).map_err(failed)?;
+        JournalCommand::Inspect { json } => {
+            let whole = journal::inspect::inspect(&disk, json, &mut out).map_err(failed)?;
             if whole { Ok(()) } else { Err(RunServerError::JournalCorrupt) }
         }
         JournalCommand::Replay(replay) => {

@@ -17,6 +17,7 @@ use crate::gateway::recovery;
 use crate::journal::OpenJournalError;
 use crate::partitions::MaintainPartitionsError;
 use crate::retention::SweepError;
+use crate::service_manager::TakeSocketError;
 use crate::storage::StoreError;
 use crate::storage::postgres::ParseDatabaseUrlError;
 use crate::storage::postgres::embedded::ClusterError;
@@ -30,6 +31,10 @@ pub enum RunServerError {
     DataDirInUse(PathBuf),
     #[error("cannot listen on {address}: {error}")]
     Listen { address: SocketAddr, error: io::Error },
+    #[error("{0}")]
+    PassedSocket(#[from] TakeSocketError),
+    #[error("HTTP_ENGINE=minihttp binds its own socket: it cannot use those of a socket unit")]
+    MinihttpSocket,
     #[error("cannot start a thread: {0}")]
     Thread(io::Error),
     #[error("cannot create the event loop of an acceptor: {0}")]
@@ -91,12 +96,13 @@ impl RunServerError {
         match self {
             // The exit code of invalid settings: these errors are in files or URLs given by
             // settings.
-            Self::Target(_) | Self::Settings(_) => ExitCode::from(2),
+            Self::Target(_) | Self::Settings(_) | Self::MinihttpSocket => ExitCode::from(2),
             // EX_SOFTWARE of sysexits(3).
             Self::ThreadDied(_) => ExitCode::from(70),
             Self::DataDir { .. }
             | Self::DataDirInUse(_)
             | Self::Listen { .. }
+            | Self::PassedSocket(_)
             | Self::Thread(_)
             | Self::Acceptor(_)
             | Self::NotifySocket(_)

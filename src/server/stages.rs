@@ -365,11 +365,11 @@ pub(super) fn start_readers(
     Ok(QueryService { queue, exports, tails })
 }
 
-/// Starts an acceptor per listener, each pinned to a core. The returned channel is closed when all
+/// Starts an acceptor for each entry of `listeners`, each pinned to a core. The returned channel is closed when all
 /// have ended.
 pub(super) fn start_acceptors(
     settings: &Settings,
-    listeners: Vec<TcpListener>,
+    listeners: Vec<Vec<TcpListener>>,
     stats: &Arc<ConnectionStats>,
     identity: Option<&Arc<TlsIdentity>>,
     api: &impl Fn(usize) -> ApiHandler,
@@ -378,9 +378,9 @@ pub(super) fn start_acceptors(
 ) -> Result<(Vec<AcceptorHandle>, Receiver<()>), RunServerError> {
     let (running, ended) = bounded::<()>(0);
     let mut handles = Vec::with_capacity(listeners.len());
-    for (nth, listener) in listeners.into_iter().enumerate() {
+    for (nth, listeners) in listeners.into_iter().enumerate() {
         let limits = http_limits(settings);
-        let mut acceptor = Acceptor::new(listener, limits, clock.clone(), stats.clone(), |_| api(nth))
+        let mut acceptor = Acceptor::new(listeners, limits, clock.clone(), stats.clone(), |_| api(nth))
             .map_err(RunServerError::Acceptor)?
             .with_tls(identity.cloned())
             .with_heartbeat(lifecycle.heartbeat(&format!("acceptor-{nth}")));
@@ -403,11 +403,11 @@ pub(super) fn start_acceptors(
 /// closed buffer rejects its requests.
 pub(super) fn start_minihttp(
     settings: &Settings,
-    listeners: Vec<TcpListener>,
+    listeners: Vec<Vec<TcpListener>>,
     api: impl Fn(usize) -> ApiHandler + Send + 'static,
 ) -> Result<(Vec<AcceptorHandle>, Receiver<()>), RunServerError> {
     let failed = |error| RunServerError::Listen { address: settings.address(), error };
-    let address = listeners[0].local_addr().map_err(failed)?;
+    let address = listeners[0][0].local_addr().map_err(failed)?;
     let acceptors = listeners.len();
     // The library binds its own listener.
     drop(listeners);

@@ -14,20 +14,28 @@ use crate::commands::journal::{self, JournalCommand};
 use crate::commands::send::{self, SendCommand};
 use crate::gateway::compare::CompareCommand;
 
+/// The id of `--json`.
+const JSON: &str = "JSON";
+
 /// The selected subcommand.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum CliCommand {
     Serve,
     CheckConfig,
     Migrate,
-    History,
+    History {
+        json: bool,
+    },
     Journal(JournalCommand),
     Dead(DeadCommand),
     Counts(CountsCommand),
     GatewayCompare(CompareCommand),
     Healthcheck(HealthcheckCommand),
     Send(SendCommand),
-    CreateToken(NewToken),
+    CreateToken {
+        token: NewToken,
+        json: bool,
+    },
     Documentation(DocumentationCommand),
     RetentionRun {
         /// Report what would be deleted, without deleting.
@@ -47,7 +55,7 @@ pub(super) enum CliPurpose {
 impl CliCommand {
     /// Whether the settings have an effect, so that invalid ones are errors.
     pub(super) fn reads_settings(&self) -> bool {
-        !matches!(self, Self::CreateToken(_) | Self::Documentation(_))
+        !matches!(self, Self::CreateToken { .. } | Self::Documentation(_))
     }
 }
 
@@ -68,7 +76,11 @@ fn add_subcommands(program: Command) -> Command {
         .subcommand(Command::new("migrate").about("Migrate the database schema and exit"))
         .subcommand(healthcheck::command())
         .subcommand(token_command())
-        .subcommand(Command::new("history").about("Print the metrics history of DATA_DIR as a table"))
+        .subcommand(
+            Command::new("history")
+                .about("Print the metrics history of DATA_DIR as a table")
+                .arg(json_flag("Print JSON, one object per line")),
+        )
         .subcommand(dead::command())
         .subcommand(counts::command())
         .subcommand(gateway_command())
@@ -87,6 +99,10 @@ fn add_subcommands(program: Command) -> Command {
         .subcommands(documentation::commands())
 }
 
+fn json_flag(help: &'static str) -> Arg {
+    Arg::new(JSON).long("json").action(ArgAction::SetTrue).help(help)
+}
+
 fn token_command() -> Command {
     let arg = |name: &'static str, value: &'static str, help: &'static str| {
         Arg::new(name).long(name).value_name(value).help(help)
@@ -100,7 +116,8 @@ fn token_command() -> Command {
                 "services",
                 "LIST",
                 "Services the token is restricted to, percent-encoded; default: all",
-            )),
+            ))
+            .arg(json_flag("Print a JSON object with the members token and line")),
     )
 }
 
@@ -113,7 +130,8 @@ fn gateway_command() -> Command {
             .about("Print the series that differ between a Pushgateway and this server; exit code 1 if there are any")
             .arg(arg("pushgateway", "URL", "The Pushgateway, such as http://pushgateway:9091").required(true))
             .arg(arg("server", "URL", "This server; default: http://HOST:PORT"))
-            .arg(arg("token", "TOKEN", "A token with the scope metrics, if the server requires one")),
+            .arg(arg("token", "TOKEN", "A token with the scope metrics, if the server requires one"))
+            .arg(json_flag("Print JSON, one object per line")),
     )
 }
 
@@ -147,13 +165,15 @@ fn gateway_compare(matches: &ArgMatches) -> Result<CliCommand, String> {
         pushgateway: url("pushgateway", String::new())?,
         server: url("server", own_url(matches))?,
         token: matches.get_one::<String>("token").cloned(),
+        json: matches.get_flag(JSON),
     }))
 }
 
 fn create_token(matches: &ArgMatches) -> Result<CliCommand, String> {
     let text = |name| matches.get_one::<String>(name).map(String::as_str);
     let (name, scopes) = (text("name").unwrap_or_default(), text("scopes").unwrap_or_default());
-    NewToken::new(name, scopes, text("services")).map(CliCommand::CreateToken)
+    let token = NewToken::new(name, scopes, text("services"))?;
+    Ok(CliCommand::CreateToken { token, json: matches.get_flag(JSON) })
 }
 
 /// Returns the subcommand and the matches with its flags and the settings, or the error in its
@@ -166,7 +186,7 @@ pub(super) fn parse(matches: ArgMatches) -> Result<(CliCommand, ArgMatches), Str
     Ok(match name {
         "check-config" => (CliCommand::CheckConfig, own()),
         "migrate" => (CliCommand::Migrate, own()),
-        "history" => (CliCommand::History, own()),
+        "history" => (CliCommand::History { json: command_matches.get_flag(JSON) }, own()),
         "healthcheck" => (CliCommand::Healthcheck(HealthcheckCommand::of(command_matches)), own()),
         "dead" => {
             let (command, action_matches) =

@@ -4,6 +4,13 @@
 use std::ffi::OsString;
 use std::time::Duration;
 
+use crate::service_manager::PassedSocket;
+
+/// The first descriptor that is passed, `SD_LISTEN_FDS_START`.
+const PASSED_START: i32 = 3;
+/// More descriptors than a service has sockets.
+const PASSED_MAX: i32 = 4096;
+
 /// The environment of a service of systemd; empty without systemd.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct SystemdEnvironment {
@@ -11,6 +18,8 @@ pub struct SystemdEnvironment {
     pub notify_socket: Option<OsString>,
     /// The timeout of the watchdog, `sd_watchdog_enabled(3)`.
     pub watchdog_timeout: Option<Duration>,
+    /// The descriptors that are passed, `sd_listen_fds(3)`.
+    pub passed_sockets: Vec<PassedSocket>,
     /// Device and inode of the journal's stream, `DEVICE:INODE`.
     pub journal_stream: Option<String>,
 }
@@ -25,6 +34,12 @@ impl SystemdEnvironment {
                 text("WATCHDOG_PID").as_deref(),
                 std::process::id(),
             ),
+            passed_sockets: passed_sockets(
+                text("LISTEN_FDS").as_deref(),
+                text("LISTEN_PID").as_deref(),
+                text("LISTEN_FDNAMES").as_deref(),
+                std::process::id(),
+            ),
             journal_stream: text("JOURNAL_STREAM"),
         }
     }
@@ -37,9 +52,50 @@ fn watchdog_timeout(usec: Option<&str>, pid: Option<&str>, own_pid: u32) -> Opti
     Some(Duration::from_micros(usec))
 }
 
+/// The descriptors are for the process `pid` only, as the watchdog is. A missing name is that of
+/// systemd for descriptors without one.
+fn passed_sockets(
+    count: Option<&str>,
+    pid: Option<&str>,
+    names: Option<&str>,
+    own_pid: u32,
+) -> Vec<PassedSocket> {
+    if pid.is_none_or(|pid| pid.parse() != Ok(own_pid)) {
+        return Vec::new();
+    }
+    let count = count.and_then(|count| count.parse::<i32>().ok()).unwrap_or(0).clamp(0, PASSED_MAX);
+    let mut names = names.unwrap_or_default().split(':');
+    (PASSED_START..PASSED_START + count)
+        .map(|descriptor| {
+            let name = names.next().filter(|name| !name.is_empty()).unwrap_or("unknown");
+            PassedSocket { descriptor, name: name.to_owned() }
+        })
+        .collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn descriptors_are_for_their_own_process_and_have_names() {
+        for (count, pid, names, sockets) in [
+            (Some("2"), Some("7"), Some("a.socket:b"), &[(3, "a.socket"), (4, "b")][..]),
+            (Some("2"), Some("7"), Some("a"), &[(3, "a"), (4, "unknown")]),
+            (Some("1"), Some("7"), None, &[(3, "unknown")]),
+            (Some("1"), Some("8"), Some("a"), &[]),
+            (Some("1"), None, Some("a"), &[]),
+            (None, Some("7"), None, &[]),
+            (Some("-1"), Some("7"), None, &[]),
+            (Some("x"), Some("7"), None, &[]),
+        ] {
+            let passed = passed_sockets(count, pid, names, 7);
+            let passed: Vec<_> =
+                passed.iter().map(|socket| (socket.descriptor, socket.name.as_str())).collect();
+            assert_eq!(passed, sockets, "{count:?} {pid:?} {names:?}");
+        }
+        assert_eq!(passed_sockets(Some("100000"), Some("7"), None, 7).len(), 4096);
+    }
 
     #[test]
     fn the_watchdog_is_for_its_own_process() {

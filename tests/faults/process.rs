@@ -184,7 +184,7 @@ fn f04_a_writer_panic_ends_the_process_and_no_202_follows() {
     let journal = open_journal(data.path()).expect("the directory is empty");
     let policy = policy(&settings, None, &lifecycle);
     let outside = ServerInputs {
-        listeners,
+        listeners: vec![listeners],
         policy,
         identity: None,
         repository: faulty,

@@ -56,6 +56,8 @@ pub(crate) struct ProducerRecord {
     pub(crate) statuses: BTreeMap<u16, u64>,
     /// Posts that got no response.
     pub(crate) unanswered: u64,
+    /// Attempts to connect that failed.
+    pub(crate) refused: u64,
     /// The longest latency of a response other than 202.
     pub(crate) slowest_refusal: Duration,
 }
@@ -72,6 +74,7 @@ impl ProducerRecord {
             *self.statuses.entry(status).or_default() += count;
         }
         self.unanswered += other.unanswered;
+        self.refused += other.refused;
         self.slowest_refusal = self.slowest_refusal.max(other.slowest_refusal);
     }
 }
@@ -156,7 +159,10 @@ fn produce(
         let Some(connection) = client.as_mut() else {
             match Client::try_connect(address) {
                 Ok(fresh) => client = Some(fresh),
-                Err(_refused) => thread::sleep(PAUSE),
+                Err(_refused) => {
+                    record.refused += 1;
+                    thread::sleep(PAUSE);
+                }
             }
             continue;
         };

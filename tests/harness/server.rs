@@ -2,7 +2,8 @@
 
 use std::fs;
 use std::io::{BufRead, BufReader, Read};
-use std::net::SocketAddr;
+use std::net::{SocketAddr, TcpListener};
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -52,6 +53,8 @@ pub(crate) fn wait_for_partitions(postgres: &Postgres) {
 /// A server with its own port and data directory, and a clean environment.
 pub(crate) struct Server {
     settings: Vec<(String, String)>,
+    /// Passed to each process, as a service manager does.
+    sockets: Vec<TcpListener>,
     process: Option<Running>,
     data: tempfile::TempDir,
 }
@@ -79,6 +82,20 @@ impl Server {
         server
     }
 
+    /// Starts a server with these settings only, to which a service manager passes `sockets`, and waits
+    /// until it listens.
+    pub(crate) fn start_with_sockets(settings: &[(&str, &str)], sockets: Vec<TcpListener>) -> Self {
+        let mut server = Self::stopped(settings);
+        server.sockets = sockets;
+        server.launch();
+        server
+    }
+
+    /// Changes the sockets that are passed, effective from the next start.
+    pub(crate) fn set_sockets(&mut self, sockets: Vec<TcpListener>) {
+        self.sockets = sockets;
+    }
+
     /// Starts a server with these settings only and waits until it listens.
     pub(crate) fn start_unready(settings: &[(&str, &str)]) -> Self {
         let mut server = Self::stopped(settings);
@@ -88,7 +105,7 @@ impl Server {
 
     fn stopped(settings: &[(&str, &str)]) -> Self {
         let settings = settings.iter().map(|&(name, value)| (name.to_owned(), value.to_owned())).collect();
-        Self { settings, process: None, data: temp_dir() }
+        Self { settings, sockets: Vec::new(), process: None, data: temp_dir() }
     }
 
     /// Starts the server again in the same data directory and waits until it is ready.
@@ -100,14 +117,18 @@ impl Server {
     /// Starts the process and waits until it listens.
     fn launch(&mut self) {
         assert!(self.process.is_none(), "BUG: the server runs already");
-        let child = command(&self.settings, self.data.path())
-            .stdout(Stdio::null())
-            .stderr(Stdio::piped())
-            .spawn()
-            .expect("setpriv (util-linux) runs");
+        let child = self.spawn();
         self.process = Some(Running::follow(child));
         let process = self.process.as_mut().expect("just set");
         until("the server listens", || process.listens());
+    }
+
+    /// Starts a process that the caller ends. Nothing reads its log.
+    pub(crate) fn spawn(&self) -> Child {
+        with_sockets(command(&self.settings, self.data.path()), &self.sockets)
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("setpriv (util-linux) runs")
     }
 
     pub(crate) fn address(&self) -> SocketAddr {
@@ -314,6 +335,29 @@ pub(crate) fn command(settings: &[(String, String)], data: &Path) -> Command {
     }
     command.envs(settings.iter().map(|(name, value)| (name, value)));
     command
+}
+
+/// The command with `sockets`, two at most, as its descriptors from 3 on, and with the variables of
+/// `sd_listen_fds(3)`. A shell moves them there from standard input and output.
+pub(crate) fn with_sockets(program: Command, sockets: &[TcpListener]) -> Command {
+    const SCRIPT: &str = "export LISTEN_PID=$$; exec \"$@\" 3<&0 4<&1 0</dev/null 1>/dev/null";
+    assert!(sockets.len() <= 2, "BUG: a shell has no third descriptor to take a socket from");
+    let socket = |nth: usize| {
+        sockets.get(nth).map_or_else(Stdio::null, |socket| {
+            OwnedFd::from(socket.try_clone().expect("a descriptor is free")).into()
+        })
+    };
+    if sockets.is_empty() {
+        let mut program = program;
+        program.stdout(Stdio::null());
+        return program;
+    }
+    let mut shell = Command::new("sh");
+    shell.args(["-c", SCRIPT, "sh"]).arg(program.get_program()).args(program.get_args());
+    shell.env_clear().env("LISTEN_FDS", sockets.len().to_string());
+    shell.envs(program.get_envs().filter_map(|(name, value)| Some((name, value?))));
+    shell.stdin(socket(0)).stdout(socket(1));
+    shell
 }
 
 /// The sum of a metric over its labels in a Prometheus page.

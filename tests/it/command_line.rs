@@ -3,8 +3,11 @@
 use std::fs;
 use std::process::{Command, Stdio};
 
+use sonic_rs::JsonValueTrait;
+
 use crate::harness::server::run;
 use crate::harness::temp::temp_dir;
+use crate::harness::{TestServer, event, until, wait_for_drain};
 
 /// Runs a command that must succeed without a word on standard error, and returns its output.
 #[track_caller]
@@ -128,4 +131,37 @@ fn each_command_has_a_manual_page_without_formatter_warnings() {
     let failed = run(&[], &["man", "--out", file.to_str().unwrap()]);
     assert_eq!(failed.code, Some(1), "{}", failed.stderr);
     assert!(failed.stderr.contains(file.to_str().unwrap()), "{}", failed.stderr);
+}
+
+#[test]
+fn commands_print_json_and_say_when_there_is_nothing() {
+    let parse = |line: &str| sonic_rs::from_str::<sonic_rs::Value>(line).expect("it is JSON");
+    let token = parse(&output(&["token", "create", "--name", "a", "--scopes", "ingest", "--json"]));
+    assert!(token["token"].as_str().is_some_and(|token| token.starts_with("aev_")), "{token}");
+    assert!(token["line"].as_str().is_some_and(|line| line.starts_with("a sha256:")), "{token}");
+
+    let nothing = run(&[], &["history", "--json"]);
+    assert_eq!((nothing.code, nothing.stdout.as_str()), (Some(0), ""), "{}", nothing.stderr);
+    assert!(nothing.stderr.contains("contains no metrics history"), "{}", nothing.stderr);
+
+    let mut test = TestServer::start(&[("METRICS_HISTORY_INTERVAL_MS", "20"), ("JOURNAL_RETAIN_MS", "0")]);
+    test.server.client().post_json(event("s", "m"));
+    wait_for_drain(&test.server);
+    let data = test.server.data_dir().to_str().unwrap().to_owned();
+    let url = test.postgres.url();
+    let settings = [("DATA_DIR", data.as_str()), ("DATABASE_URL", url.as_str())];
+    until("the history has a line with the event", || {
+        let history = run(&settings, &["history", "--json"]);
+        history.stdout.lines().any(|line| parse(line)["received"].as_u64() == Some(1))
+    });
+    for arguments in [&["dead", "list"][..], &["dead", "list", "--json"]] {
+        let nothing = run(&settings, arguments);
+        assert_eq!((nothing.code, nothing.stdout.as_str()), (Some(0), ""), "{}", nothing.stderr);
+        assert!(nothing.stderr.contains("no dead events match"), "{}", nothing.stderr);
+    }
+    test.server.stop();
+    let inspected = run(&settings, &["journal", "inspect", "--json"]);
+    assert_eq!(inspected.code, Some(0), "{}", inspected.stderr);
+    let total = parse(inspected.stdout.lines().last().unwrap());
+    assert_eq!((total["segments"].as_u64(), total["events"].as_u64()), (Some(0), Some(0)), "{total}");
 }

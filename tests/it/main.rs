@@ -44,6 +44,7 @@ mod queries;
 mod request_head;
 mod response_bounds;
 mod responses;
+mod restart;
 mod retention;
 mod send;
 mod senders;

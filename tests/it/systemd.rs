@@ -209,6 +209,8 @@ fn the_unit_and_its_drop_ins_are_valid_and_little_exposed() {
     let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("deploy/systemd");
     let directory = temp_dir();
     let unit = directory.path().join("aurore-events.service");
+    let socket = directory.path().join("aurore-events.socket");
+    fs::copy(source.join("aurore-events.socket"), &socket).unwrap();
     let drop_ins = directory.path().join("aurore-events.service.d");
     fs::create_dir(&drop_ins).unwrap();
     for name in ["tokens.conf", "tls.conf"] {
@@ -218,16 +220,20 @@ fn the_unit_and_its_drop_ins_are_valid_and_little_exposed() {
     // The program must exist.
     fs::write(&unit, text.replace("/usr/bin/aurore-events", PROGRAM)).unwrap();
     let security = format!("--threshold={EXPOSURE_TENTHS_MAX}");
-    for arguments in [&["verify", "--man=no"][..], &["security", "--offline=true", "--no-pager", &security]] {
+    for (arguments, unit) in [
+        (&["verify", "--man=no"][..], &unit),
+        (&["verify", "--man=no"], &socket),
+        (&["security", "--offline=true", "--no-pager", &security], &unit),
+    ] {
         let output = Command::new("systemd-analyze")
             .args(arguments)
-            .arg(&unit)
+            .arg(unit)
             .env("SYSTEMD_LOG_LEVEL", "warning")
             .output()
             .unwrap();
         let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
         let (stdout, stderr) = (text(&output.stdout), text(&output.stderr));
         assert!(output.status.success(), "{arguments:?}: {stdout}{stderr}");
-        assert!(!stderr.contains("aurore-events.service"), "{arguments:?}: {stderr}");
+        assert!(!stderr.contains("aurore-events."), "{arguments:?}: {stderr}");
     }
 }
