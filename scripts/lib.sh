@@ -62,8 +62,8 @@ need_push_clients() {
 }
 
 # Installs the senders of tests/senders into the target directory, in the versions that are pinned
-# there, and syslog-ng with its HTTP destination. Without network the tests report what they did not
-# try.
+# there, and syslog-ng with its HTTP destination. The tests of what could not be installed fail in
+# scripts/test.
 need_senders() {
   local senders=${CARGO_TARGET_DIR:-target}/senders
   if ! cmp -s tests/senders/requirements.txt "$senders/requirements.txt"; then
@@ -75,6 +75,7 @@ need_senders() {
       say "cannot install the Python senders"
     fi
   fi
+  command -v npm >/dev/null || install_packages nodejs npm || say "cannot install npm"
   if command -v npm >/dev/null && { [ ! -d "$senders/node/node_modules/cloudevents" ] ||
     ! cmp -s tests/senders/package-lock.json "$senders/node/package-lock.json"; }; then
     mkdir -p "$senders/node"

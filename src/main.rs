@@ -71,6 +71,8 @@ fn main() -> ExitCode {
         CliCommand::Healthcheck(command) => server::commands::healthcheck(&settings, command),
         CliCommand::Documentation(command) => server::commands::documentation(&command),
         CliCommand::Send(command) => server::commands::send(&command, &clock),
+        CliCommand::Tail(command) => server::commands::tail(&command, &clock),
+        CliCommand::Top(command) => server::commands::top(&command, &clock),
         CliCommand::Serve | CliCommand::CheckConfig | CliCommand::CreateToken { .. } => {
             server::run(&settings, &clock)
         }

@@ -6,3 +6,9 @@ pub mod documentation;
 pub mod healthcheck;
 pub mod journal;
 pub mod send;
+mod stop_signal;
+pub mod tail;
+mod terminal;
+pub mod top;
+
+pub use stop_signal::stop_signal;

@@ -3,7 +3,8 @@
 //! A reader divides the input into chunks of whole lines, several connections post them, and the
 //! collector reports how far the input is acknowledged. A chunk is sent again until it is answered,
 //! with a key made of its file, position and content, so that the server stores it once. With a
-//! resume file an interrupted run continues after the last acknowledged chunk.
+//! resume file an interrupted run continues after the last acknowledged chunk. A signal ends the run
+//! with its counts, once the requests that are under way are answered.
 //!
 //! It must not depend on the server's stages: it is a client.
 
@@ -15,10 +16,11 @@ mod resume;
 use std::collections::BTreeMap;
 use std::io::Write;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use crossbeam::channel::{Receiver, Sender, bounded};
+use crossbeam::channel::{Receiver, Sender, bounded, never, select};
 use indicatif::{ProgressBar, ProgressStyle};
 
 pub use args::{SendCommand, SendFormat, command};
@@ -48,6 +50,10 @@ pub enum SendError {
     Refused { url: String, reason: String },
     #[error("{0} lines were rejected")]
     Rejected(u64),
+    #[error("interrupted: {0}")]
+    Interrupted(String),
+    #[error("cannot start a thread: {0}")]
+    Thread(std::io::Error),
     #[error("cannot write the output: {0}")]
     Output(std::io::Error),
 }
@@ -62,12 +68,12 @@ struct SendCounts {
 }
 
 impl SendCommand {
-    /// Sends everything and prints the counts.
-    pub fn run(&self, clock: &Clock, out: &mut impl Write) -> Result<(), SendError> {
+    /// Sends everything, or what is sent before `stop` is disconnected, and prints the counts.
+    pub fn run(&self, clock: &Clock, stop: &Receiver<()>, out: &mut impl Write) -> Result<(), SendError> {
         let started = clock.now();
         let resume = ResumeState::open(self, clock)?;
         let bar = self.progress_bar();
-        let (counts, result) = self.send_all(clock, resume, &bar);
+        let (counts, result) = self.send_all(clock, stop, resume, &bar);
         bar.finish_and_clear();
         let seconds = clock.now().since(started).as_secs_f64();
         let SendCounts { accepted, rejected, retries } = counts;
@@ -100,6 +106,7 @@ impl SendCommand {
     fn send_all(
         &self,
         clock: &Clock,
+        stop: &Receiver<()>,
         resume: ResumeState,
         bar: &ProgressBar,
     ) -> (SendCounts, Result<(), SendError>) {
@@ -107,38 +114,62 @@ impl SendCommand {
         let (outcome_sender, outcome_receiver) = bounded(self.connections * CHUNKS_AHEAD);
         // Dropping the sender wakes the connections that wait before they send again.
         let (stop_sender, stop_receiver) = bounded::<()>(0);
-        let stopped = AtomicBool::new(false);
+        let stopped = Arc::new(AtomicBool::new(false));
         let reader = ChunkReader::new(self, &resume);
+        // Not scoped: a read of the standard input may last forever.
+        let (read_clock, read_stopped) = (clock.clone(), Arc::clone(&stopped));
+        let read = std::thread::Builder::new()
+            .name("reader".to_owned())
+            .spawn(move || read_chunks(reader, &chunk_sender, &read_clock, &read_stopped));
+        let read = match read {
+            Ok(read) => read,
+            Err(error) => return (SendCounts::default(), Err(SendError::Thread(error))),
+        };
+        let mut collector = Collector {
+            command: self,
+            counts: SendCounts::default(),
+            resume,
+            bar,
+            ahead: BTreeMap::new(),
+            next: 0,
+            resume_written: clock.now(),
+            error: None,
+            is_interrupted: false,
+            errors_logged: 0,
+        };
         std::thread::scope(|scope| {
-            let stopped = &stopped;
-            let read = scope.spawn(move || read_chunks(reader, &chunk_sender, clock, stopped));
             for _ in 0..self.connections {
                 let poster = Poster::new(self, clock, stop_receiver.clone());
                 let (chunks, outcomes) = (chunk_receiver.clone(), outcome_sender.clone());
-                scope.spawn(move || post_chunks(poster, &chunks, &outcomes));
+                let stopped = &*stopped;
+                scope.spawn(move || post_chunks(poster, &chunks, &outcomes, stopped));
             }
             drop((chunk_receiver, outcome_sender));
-            let mut collector = Collector {
-                counts: SendCounts::default(),
-                resume,
-                bar,
-                ahead: BTreeMap::new(),
-                next: 0,
-                resume_written: clock.now(),
-                error: None,
-                errors_logged: 0,
-            };
-            let mut stop_sender = Some(stop_sender);
-            for outcome in outcome_receiver {
-                if let Err(error) = collector.add(outcome, clock) {
-                    collector.error.get_or_insert(error);
-                    stopped.store(true, Ordering::Relaxed);
-                    stop_sender.take();
+            let (mut stop_sender, mut stop) = (Some(stop_sender), stop.clone());
+            loop {
+                select! {
+                    recv(outcome_receiver) -> outcome => match outcome {
+                        Ok(outcome) => match collector.add(outcome, clock) {
+                            Ok(()) => continue,
+                            Err(error) => _ = collector.error.get_or_insert(error),
+                        },
+                        Err(_all_connections_ended) => break,
+                    },
+                    recv(stop) -> _signalled => {
+                        stop = never();
+                        collector.is_interrupted = collector.error.is_none();
+                    }
                 }
+                stopped.store(true, Ordering::Relaxed);
+                stop_sender.take();
             }
-            let read = read.join().expect("BUG: the reader does not panic");
-            collector.finish(read)
-        })
+        });
+        let read = if stopped.load(Ordering::Relaxed) {
+            Ok(())
+        } else {
+            read.join().expect("BUG: the reader does not panic")
+        };
+        collector.finish(read)
     }
 }
 
@@ -158,8 +189,16 @@ fn read_chunks(
     Ok(())
 }
 
-fn post_chunks(mut poster: Poster<'_>, chunks: &Receiver<Chunk>, outcomes: &Sender<ChunkOutcome>) {
+fn post_chunks(
+    mut poster: Poster<'_>,
+    chunks: &Receiver<Chunk>,
+    outcomes: &Sender<ChunkOutcome>,
+    stopped: &AtomicBool,
+) {
     for chunk in chunks {
+        if stopped.load(Ordering::Relaxed) {
+            return;
+        }
         let outcome = poster.post(&chunk);
         let failed = outcome.result.is_err();
         if outcomes.send(outcome).is_err() || failed {
@@ -170,6 +209,7 @@ fn post_chunks(mut poster: Poster<'_>, chunks: &Receiver<Chunk>, outcomes: &Send
 
 /// Adds up the outcomes and knows up to where all chunks are acknowledged.
 struct Collector<'a> {
+    command: &'a SendCommand,
     counts: SendCounts,
     resume: ResumeState,
     bar: &'a ProgressBar,
@@ -178,6 +218,8 @@ struct Collector<'a> {
     next: u64,
     resume_written: crate::clock::Moment,
     error: Option<SendError>,
+    /// By a signal, before any error.
+    is_interrupted: bool,
     errors_logged: u64,
 }
 
@@ -208,7 +250,13 @@ impl Collector<'_> {
 
     /// Keeps the resume file of an incomplete run, and removes that of a complete one.
     fn finish(self, read: Result<(), SendError>) -> (SendCounts, Result<(), SendError>) {
-        let Self { counts, resume, error, .. } = self;
+        let Self { command, counts, resume, error, is_interrupted, .. } = self;
+        // Errors after the signal are those of requests that were not sent again.
+        let error = if is_interrupted {
+            Some(SendError::Interrupted(command.how_to_continue(resume.position())))
+        } else {
+            error
+        };
         let result = match (error, read) {
             (Some(error), _) | (None, Err(error)) => resume.write().and(Err(error)),
             (None, Ok(())) => resume.remove(),

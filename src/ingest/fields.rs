@@ -64,7 +64,7 @@ pub(super) enum EventIdentity<'a> {
 pub(super) struct RecordSink<'a> {
     sink: &'a mut RowSink,
     context: &'a DecodeContext<'a>,
-    /// The SHA-256 of the body, if it is the key of the request.
+    /// The BLAKE3 hash of the body, if it is the key of the request.
     body_digest: Option<&'a [u8; 32]>,
     row_bytes_max: usize,
 }

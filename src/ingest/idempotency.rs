@@ -15,7 +15,7 @@
 //! |---|---|
 //! | domain | `aurore-events/id/2` and a zero byte, 19 in all |
 //! | kind | one byte: `e` for the key of an event, `r` for the key of a request, `b` for the body of a request, `c` for a record's content |
-//! | key | its length as 32 bits, big-endian, then its bytes, unescaped; for a body its SHA-256 |
+//! | key | its length as 32 bits, big-endian, then its bytes, unescaped; for a body its BLAKE3 hash, of 32 bytes |
 //! | timestamp | microseconds since 2000 as 64 bits, big-endian, as in the row |
 //! | service | its length as 32 bits, big-endian, then its UTF-8 bytes, unescaped |
 //! | message | the same; not for the key of an event |
@@ -105,7 +105,7 @@ pub fn event_key_id(timestamp: Timestamp, service: &[u8], key: &[u8]) -> EventId
     keyed_id(timestamp, &hash.finalize().into())
 }
 
-/// The id of the event at `index` of a request whose body has this SHA-256: the digest's first 10
+/// The id of the event at `index` of a request whose body has this BLAKE3 hash: the digest's first 10
 /// bytes, to the last 6 of which the index is added. No two events of a request have the same id, and
 /// those of other requests have others, since the digests differ.
 pub fn position_id(timestamp: Timestamp, body_digest: &[u8; 32], index: u32) -> EventId {
@@ -123,7 +123,7 @@ pub fn position_id(timestamp: Timestamp, body_digest: &[u8; 32], index: u32) -> 
 pub enum ContentKey<'a> {
     /// The header `Idempotency-Key` of the request.
     Request(HeaderKey<'a>),
-    /// The SHA-256 of the request's body.
+    /// The BLAKE3 hash of the request's body.
     Body(&'a [u8; 32]),
     /// What a record of another format has beyond the event's content. May be empty.
     Record(&'a [u8]),

@@ -17,8 +17,6 @@ mod splunk;
 
 use std::borrow::Cow;
 
-use sha2::{Digest, Sha256};
-
 pub use refusal::RefusalFormat;
 pub use splunk::write_health as write_splunk_health;
 
@@ -65,7 +63,7 @@ pub struct InputBody {
     /// Bytes before this are done in the current stage.
     at: usize,
     /// If equal bodies are one request.
-    hash: Option<Sha256>,
+    hash: Option<Box<blake3::Hasher>>,
     body_digest: Option<[u8; 32]>,
 }
 
@@ -175,12 +173,12 @@ fn parse_other_request<'a>(
     let headers = IngestHeaders::parse_as(BodyFormat::Records(reader.kind()), implied, headers)?;
     // Exporters of OTLP retry with the same body and send no key.
     let dedups = parameters.dedups_by_body(path == InputPath::OtlpLogs)?;
-    let hash = dedups.then(Sha256::new);
+    let hash = dedups.then(|| Box::new(blake3::Hasher::new()));
     Ok((headers, Some(Box::new(InputBody::new(reader, hash)))))
 }
 
 impl InputBody {
-    fn new(reader: InputReader, hash: Option<Sha256>) -> Self {
+    fn new(reader: InputReader, hash: Option<Box<blake3::Hasher>>) -> Self {
         let stage = if reader.needs_utf8() { InputStage::CheckUtf8 } else { InputStage::Hash };
         Self { reader, stage, at: 0, hash, body_digest: None }
     }
@@ -261,7 +259,7 @@ impl InputBody {
             if self.at == body.len() {
                 (self.stage, self.at) = (next, 0);
                 if next == InputStage::Records {
-                    self.body_digest = self.hash.take().map(|hash| hash.finalize().into());
+                    self.body_digest = self.hash.take().map(|hash| *hash.finalize().as_bytes());
                 }
             }
             if !is_short {

@@ -5,7 +5,7 @@ use std::fs::File;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crossbeam::channel::bounded;
+use crossbeam::channel::{Receiver, bounded};
 
 use super::error::RunServerError;
 use super::{JOURNAL_DIR, breaker, lock_data_dir, open_database, stages, stop};
@@ -16,6 +16,9 @@ use crate::commands::documentation::DocumentationCommand;
 use crate::commands::healthcheck::HealthcheckCommand;
 use crate::commands::journal::{JournalCommand, RunReplayError};
 use crate::commands::send::SendCommand;
+use crate::commands::stop_signal;
+use crate::commands::tail::TailCommand;
+use crate::commands::top::TopCommand;
 use crate::gateway::compare::CompareCommand;
 use crate::journal::filesystem::OsDirectory;
 use crate::journal::{self, OpenJournalError};
@@ -196,7 +199,22 @@ impl CommandDatabase {
 
 /// `aurore-events send`.
 pub fn send(command: &SendCommand, clock: &Clock) -> Result<(), RunServerError> {
-    Ok(command.run(clock, &mut std::io::stdout().lock())?)
+    Ok(command.run(clock, &stop_of_command()?, &mut std::io::stdout().lock())?)
+}
+
+/// `aurore-events tail`.
+pub fn tail(command: &TailCommand, clock: &Clock) -> Result<(), RunServerError> {
+    Ok(command.run(clock, &stop_of_command()?)?)
+}
+
+/// `aurore-events top`.
+pub fn top(command: &TopCommand, clock: &Clock) -> Result<(), RunServerError> {
+    Ok(command.run(clock, &stop_of_command()?)?)
+}
+
+/// Disconnected by SIGINT or SIGTERM.
+fn stop_of_command() -> Result<Receiver<()>, RunServerError> {
+    stop_signal().map_err(|error| RunServerError::Signals(error.to_string()))
 }
 
 /// `aurore-events healthcheck`.

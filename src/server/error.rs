@@ -12,6 +12,8 @@ use crate::commands::documentation::DocumentationError;
 use crate::commands::healthcheck::HealthcheckError;
 use crate::commands::journal::RunReplayError;
 use crate::commands::send::SendError;
+use crate::commands::tail::TailError;
+use crate::commands::top::TopError;
 use crate::gateway::compare::CompareError;
 use crate::gateway::recovery;
 use crate::journal::OpenJournalError;
@@ -74,6 +76,10 @@ pub enum RunServerError {
     #[error("{0}")]
     Documentation(#[from] DocumentationError),
     #[error("{0}")]
+    Tail(#[from] TailError),
+    #[error("{0}")]
+    Top(#[from] TopError),
+    #[error("{0}")]
     Healthcheck(#[from] HealthcheckError),
     #[error("{0}")]
     Dead(Box<RunDeadError>),
@@ -120,6 +126,8 @@ impl RunServerError {
             | Self::Compare(_)
             | Self::Send(_)
             | Self::Documentation(_)
+            | Self::Tail(_)
+            | Self::Top(_)
             | Self::Healthcheck(_)
             | Self::Dead(_)
             | Self::NoCluster(_)

@@ -12,6 +12,8 @@ use crate::commands::documentation::{self, DocumentationCommand};
 use crate::commands::healthcheck::{self, HealthcheckCommand};
 use crate::commands::journal::{self, JournalCommand};
 use crate::commands::send::{self, SendCommand};
+use crate::commands::tail::{self, TailCommand};
+use crate::commands::top::{self, TopCommand};
 use crate::gateway::compare::CompareCommand;
 
 /// The id of `--json`.
@@ -32,6 +34,8 @@ pub enum CliCommand {
     GatewayCompare(CompareCommand),
     Healthcheck(HealthcheckCommand),
     Send(SendCommand),
+    Tail(TailCommand),
+    Top(TopCommand),
     CreateToken {
         token: NewToken,
         json: bool,
@@ -85,6 +89,8 @@ fn add_subcommands(program: Command) -> Command {
         .subcommand(counts::command())
         .subcommand(gateway_command())
         .subcommand(send::command())
+        .subcommand(tail::command())
+        .subcommand(top::command())
         .subcommand(
             Command::new("retention").about("Remove expired events").subcommand_required(true).subcommand(
                 Command::new("run").about("Remove events older than RETENTION_DAYS now, and exit").arg(
@@ -149,12 +155,12 @@ fn option_url(name: &str, given: &str) -> Result<String, String> {
         .ok_or_else(|| format!("--{name} {given:?} is not a URL such as http://localhost:9091"))
 }
 
-fn send(matches: &ArgMatches) -> Result<CliCommand, String> {
-    let server = |given: Option<&str>| match given {
+/// The URL of the option `server`; by default that of the server that these settings describe.
+fn server_url(matches: &ArgMatches, given: Option<&str>) -> Result<String, String> {
+    match given {
         Some(given) => option_url("server", given),
         None => Ok(own_url(matches)),
-    };
-    SendCommand::of(matches, server).map(CliCommand::Send)
+    }
 }
 
 fn gateway_compare(matches: &ArgMatches) -> Result<CliCommand, String> {
@@ -215,7 +221,18 @@ pub(super) fn parse(matches: ArgMatches) -> Result<(CliCommand, ArgMatches), Str
             let command = DocumentationCommand::of(command_matches).expect("BUG: clap requires the argument");
             (CliCommand::Documentation(command), own())
         }
-        "send" => (send(command_matches)?, own()),
+        "send" => {
+            let command = SendCommand::of(command_matches, |given| server_url(command_matches, given))?;
+            (CliCommand::Send(command), own())
+        }
+        "tail" => {
+            let command = TailCommand::of(command_matches, |given| server_url(command_matches, given))?;
+            (CliCommand::Tail(command), own())
+        }
+        "top" => {
+            let command = TopCommand::of(command_matches, |given| server_url(command_matches, given))?;
+            (CliCommand::Top(command), own())
+        }
         "retention" => {
             let run_matches = inner();
             (CliCommand::RetentionRun { dry_run: run_matches.get_flag("DRY_RUN") }, run_matches)

@@ -59,7 +59,7 @@ impl InProcessServer {
         let (lifecycle, notices) = Lifecycle::new();
         let clock = Clock::manual(start, 7);
         let outside = ServerInputs {
-            listeners,
+            listeners: vec![listeners],
             policy: policy(&settings, None, &lifecycle),
             identity: None,
             repository,

@@ -10,6 +10,7 @@ pub(crate) mod events;
 pub(crate) mod postgres;
 pub(crate) mod process;
 pub(crate) mod producer;
+pub(crate) mod program;
 pub(crate) mod proxy;
 pub(crate) mod server;
 pub(crate) mod standby;

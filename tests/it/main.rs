@@ -54,4 +54,5 @@ mod spill;
 mod startup;
 mod systemd;
 mod tail;
+mod tail_command;
 mod validation;

@@ -10,6 +10,8 @@ use opentelemetry_proto::tonic::resource::v1::Resource;
 use prost::Message as _;
 
 use crate::harness::client::request;
+use crate::harness::server::run;
+use crate::harness::temp::temp_dir;
 use crate::harness::{Client, Reply, TestServer, now, until};
 
 const PROTOBUF: &str = "application/x-protobuf";
@@ -111,7 +113,7 @@ fn bad_record_is_reported_as_partial_success_and_its_neighbours_are_stored() {
     let body = r#"{"resourceLogs":[{"scopeLogs":[{"logRecords":[{"timeUnixNano":"soon"},{"body":{"stringValue":"c"}}]}]}]}"#;
     let reply = export_to("/v1/logs", &mut client, &[("Content-Type", JSON)], body.as_bytes());
     assert_eq!(reply.status, 200);
-    let expected = r#"{"partialSuccess":{"rejectedLogRecords":"1","errorMessage":"log record 0: record has a field whose value has the wrong type"}}"#;
+    let expected = r#"{"partialSuccess":{"rejectedLogRecords":"1","errorMessage":"log record 0: record or its resource or scope has a field whose value has the wrong type"}}"#;
     assert_eq!(reply.text(), expected);
     until_stored(&test, 3);
 }
@@ -135,11 +137,79 @@ fn identical_request_is_stored_once_unless_dedup_is_none() {
     until("duplicates are counted", || test.server.metric("events_duplicate_total") == 7);
     assert_eq!(test.postgres.stored(), 5);
     let body = body.encode_to_vec();
-    for _ in 0..2 {
-        let reply = export_to("/v1/logs?dedup=none", &mut client, &[("Content-Type", PROTOBUF)], &body);
+    for query in ["otlp_dedup=none", "dedup=none"] {
+        let path = format!("/v1/logs?{query}");
+        let reply = export_to(&path, &mut client, &[("Content-Type", PROTOBUF)], &body);
         assert_eq!(reply.status, 200);
     }
     until_stored(&test, 11);
+    let reply = export_to("/v1/logs?otlp_dedup=body", &mut client, &[("Content-Type", PROTOBUF)], &body);
+    assert_eq!(reply.status, 200);
+    until("the duplicates are counted", || test.server.metric("events_duplicate_total") == 10);
+    for query in ["otlp_dedup=uid", "otlp_dedup=body&dedup=body"] {
+        let path = format!("/v1/logs?{query}");
+        let reply = export_to(&path, &mut client, &[("Content-Type", JSON)], b"{}");
+        assert!(reply.status == 400 && reply.text().contains("otlp_dedup"), "{query}: {}", reply.text());
+    }
+}
+
+/// A `google.rpc.Status` of this response, in the encoding of its request.
+#[track_caller]
+fn status_code(reply: &Reply, content_type: &str) -> i64 {
+    assert_eq!(reply.header("content-type"), Some(content_type), "{reply:?}");
+    if content_type == JSON {
+        let status: serde_json::Value = serde_json::from_slice(&reply.body).expect("JSON");
+        assert!(status["message"].as_str().is_some_and(|message| !message.is_empty()), "{status}");
+        return status["code"].as_i64().expect("a number");
+    }
+    // The fields 1, a varint, and 2, a text.
+    assert!(reply.body.len() > 4 && reply.body[0] == 0x08 && reply.body[2] == 0x12, "{reply:?}");
+    i64::from(reply.body[1])
+}
+
+#[test]
+fn refusals_of_credentials_and_of_load_are_statuses_that_say_when_to_return() {
+    let dir = temp_dir();
+    let tokens = dir.path().join("tokens");
+    let mut lines = String::new();
+    let mut token = |name: &str, scope: &str| {
+        let created = run(&[], &["token", "create", "--name", name, "--scopes", scope]);
+        let (token, line) = created.stdout.trim_end().split_once('\n').expect("two lines");
+        lines.push_str(line);
+        lines.push('\n');
+        format!("Bearer {token}")
+    };
+    let (ingest, query) = (token("sender", "ingest"), token("reader", "query"));
+    std::fs::write(&tokens, lines).expect("it can be written");
+    // Four events fill the buffer, which nothing empties.
+    let test = TestServer::start(&[
+        ("AUTH_TOKENS_FILE", tokens.to_str().expect("UTF-8")),
+        ("BUFFER_MAX_SIZE", "4"),
+        ("SPILL_MAX_BYTES", "0"),
+        ("LINGER", "600000"),
+        ("DRAIN_INTERVAL", "600000"),
+    ]);
+    let mut client = test.server.client();
+    let protobuf = logs("s", vec![record("m"); 3]).encode_to_vec();
+    let json = br#"{"resourceLogs":[{"scopeLogs":[{"logRecords":[{},{},{}]}]}]}"#;
+    let encodings = [(PROTOBUF, &protobuf[..]), (JSON, json)];
+    let mut send = |authorization: Option<&str>, (content_type, body): (&str, &[u8])| {
+        let mut headers = vec![("Content-Type", content_type)];
+        headers.extend(authorization.map(|value| ("Authorization", value)));
+        export_to("/v1/logs", &mut client, &headers, body)
+    };
+    for encoding in encodings {
+        let reply = send(None, encoding);
+        assert_eq!((reply.status, status_code(&reply, encoding.0)), (401, 16), "UNAUTHENTICATED");
+        let reply = send(Some(&query), encoding);
+        assert_eq!((reply.status, status_code(&reply, encoding.0)), (403, 7), "PERMISSION_DENIED");
+    }
+    assert_eq!(send(Some(&ingest), encodings[0]).status, 200);
+    for encoding in encodings {
+        let reply = send(Some(&ingest), encoding);
+        assert_eq!((reply.status, status_code(&reply, encoding.0)), (429, 8), "RESOURCE_EXHAUSTED");
+        assert!(reply.header("retry-after").is_some_and(|after| after.parse::<u64>().is_ok_and(|s| s >= 1)));
+    }
 }
 
 #[test]

@@ -1,10 +1,12 @@
 //! `aurore-events send`: every line is stored once, whatever happens to the server or the command.
 
 use std::fs;
+use std::io::Write;
 
 use sonic_rs::JsonValueTrait;
 
 use crate::harness::postgres::free_port;
+use crate::harness::program::RunningProgram;
 use crate::harness::server::run;
 use crate::harness::temp::temp_dir;
 use crate::harness::{TestServer, event, until, wait_for_drain};
@@ -98,4 +100,51 @@ fn rejected_lines_end_with_code_1_and_cost_no_other() {
     assert!(missing.code == Some(1) && missing.stderr.contains("/nonexistent"), "{}", missing.stderr);
     let wrong = run(&[], &["send", path, "--text"]);
     assert_eq!(wrong.code, Some(2), "{}", wrong.stderr);
+}
+
+#[test]
+fn send_that_is_interrupted_prints_its_counts_and_how_to_continue() {
+    const LINES: u64 = 100_000;
+    let test = TestServer::start(&[]);
+    let dir = temp_dir();
+    let (file, state) = (dir.path().join("events.ndjson"), dir.path().join("state"));
+    fs::write(&file, lines(usize::try_from(LINES).expect("a small number"))).expect("it can be written");
+    let url = format!("http://{}", test.server.address());
+    let (path, state) = (file.to_str().expect("UTF-8"), state.to_str().expect("UTF-8"));
+    let send = ["send", path, "--server", &url, "--lines", "10", "--json", "--resume", state];
+    let accepted = |stdout: &str| {
+        let counts: sonic_rs::Value = sonic_rs::from_str(stdout).expect("the output is JSON");
+        counts["accepted"].as_u64().expect("a number")
+    };
+    let sending = RunningProgram::start(&send, true);
+    until("some events are received", || test.server.metric("events_received_total") > 100);
+    sending.signal("INT");
+    let interrupted = sending.wait();
+    assert_eq!(interrupted.code, Some(1), "{}", interrupted.stderr);
+    let first = accepted(&interrupted.stdout);
+    assert!((100..LINES).contains(&first), "{}", interrupted.stdout);
+    assert!(interrupted.stdout.contains("\"complete\":false"), "{}", interrupted.stdout);
+    for part in ["interrupted: the same command continues at byte", path, state] {
+        assert!(interrupted.stderr.contains(part), "{part}: {}", interrupted.stderr);
+    }
+    let ended = run(&[], &send);
+    assert_eq!(ended.code, Some(0), "{}", ended.stderr);
+    assert!(accepted(&ended.stdout) + first >= LINES, "{first} {}", ended.stdout);
+    wait_for_drain(&test.server);
+    assert_eq!(test.postgres.stored(), i64::try_from(LINES).expect("a small number"));
+}
+
+#[test]
+fn send_of_a_pipe_ends_with_a_signal_while_nothing_comes() {
+    let test = TestServer::start(&[("DRAIN_INTERVAL", "50")]);
+    let url = format!("http://{}", test.server.address());
+    let mut sending = RunningProgram::start(&["send", "--server", &url], true);
+    let input = sending.child.stdin.as_mut().expect("a pipe");
+    writeln!(input, "{}", event("sent", "one")).expect("it reads");
+    until("the line is stored", || test.postgres.stored() == 1);
+    sending.signal("TERM");
+    let ended = sending.wait();
+    assert_eq!(ended.code, Some(1), "{}", ended.stderr);
+    assert!(ended.stdout.starts_with("accepted 1, rejected 0, "), "{}", ended.stdout);
+    assert!(ended.stderr.contains("interrupted: byte"), "{}", ended.stderr);
 }

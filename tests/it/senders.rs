@@ -2,7 +2,8 @@
 //! JavaScript, and syslog-ng send through a relay that loses answers, while the server is killed.
 //! Each record is stored once.
 //!
-//! `scripts/test` installs the senders; a test without them reports that it did not run.
+//! `scripts/test` installs the senders. A test without them fails there, and reports that it did not run
+//! elsewhere.
 
 use std::fs;
 use std::io::{Read, Write};
@@ -115,6 +116,13 @@ fn script(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/senders").join(name)
 }
 
+/// Reports a test that cannot run. It fails where `REQUIRE_SENDERS` is set, as in `scripts/test`.
+#[track_caller]
+fn not_tried(reason: &str) {
+    assert!(std::env::var_os("REQUIRE_SENDERS").is_none(), "{reason}");
+    eprintln!("NOT TRIED: {reason}");
+}
+
 /// A sender, the service of its events, and their number.
 struct Sender {
     service: &'static str,
@@ -163,7 +171,7 @@ fn check_stored_once(test: &TestServer, service: &str, events: usize) {
 #[test]
 fn records_of_real_senders_are_stored_once_across_lost_answers_and_a_kill() {
     if !target("python/bin/python").exists() || !target("node/node_modules/cloudevents").exists() {
-        eprintln!("NOT TRIED: the senders are not in {}; scripts/test puts them there", target("").display());
+        not_tried(&format!("the senders are not in {}; scripts/test puts them there", target("").display()));
         return;
     }
     let mut test = TestServer::start(&[("DURABILITY", "written")]);
@@ -212,7 +220,7 @@ fn messages_of_syslog_ng_are_stored_once_across_lost_answers_and_a_kill() {
         std::env::split_paths(&path).any(|directory| directory.join("syslog-ng").exists())
     });
     if !is_installed {
-        eprintln!("NOT TRIED: syslog-ng is not installed; on Debian: apt-get install syslog-ng-mod-http");
+        not_tried("syslog-ng is not installed; on Debian: apt-get install syslog-ng-core syslog-ng-mod-http");
         return;
     }
     let mut test = TestServer::start(&[("DURABILITY", "written")]);

@@ -140,6 +140,29 @@ impl SendCommand {
         }
     }
 
+    /// What an interrupted run tells about a next one. Everything before this byte of the file with this
+    /// index is acknowledged.
+    pub(super) fn how_to_continue(&self, (file, byte): (usize, u64)) -> String {
+        let Some(path) = self.files.get(file).or(self.files.last()) else {
+            return format!("byte {byte} of the standard input and what follows are not acknowledged");
+        };
+        let path = path.display();
+        match (&self.resume, &self.format) {
+            (Some(state), _) => format!(
+                "the same command continues at byte {byte} of {path}, which {} contains",
+                state.display()
+            ),
+            (None, SendFormat::Json { .. }) => format!(
+                "everything before byte {byte} of {path} is acknowledged; the same command sends all again, and \
+                 events that have a time of their own are stored once"
+            ),
+            (None, SendFormat::Text { .. }) => format!(
+                "everything before byte {byte} of {path} is acknowledged; the same command would store it again, \
+                 since it began without --resume"
+            ),
+        }
+    }
+
     /// The body of a request with these lines, which were read at `time`.
     pub(super) fn body(&self, lines: &[u8], time: Timestamp) -> Vec<u8> {
         let SendFormat::Text { service } = &self.format else { return lines.to_vec() };

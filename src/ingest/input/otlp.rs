@@ -90,7 +90,10 @@ impl OtlpInput {
                 ReadStep::End => return Ok(Some(BodyShape::Batch)),
                 ReadStep::Paused => return Ok(None),
                 ReadStep::Record(Err(RecordError::Malformed(_))) if encoding == OtlpEncoding::Json => {
-                    records.reject("record", &"has a field whose value has the wrong type");
+                    records.reject(
+                        "record",
+                        &"or its resource or scope has a field whose value has the wrong type",
+                    );
                 }
                 ReadStep::Record(Err(error)) => records.reject("record", &error),
                 ReadStep::Record(Ok(record)) => records.push(&EventFields {

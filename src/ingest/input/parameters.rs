@@ -12,6 +12,8 @@ use crate::json::text;
 const PARAMETERS_MAX: usize = 64;
 /// The parameter that says whether the body is the key of the request.
 const DEDUP: &str = "dedup";
+/// Its name that is clear beside the parameters of other systems, for OTLP only.
+const OTLP_DEDUP: &str = "otlp_dedup";
 
 /// The parameters in the order received.
 #[derive(Debug, Default)]
@@ -39,14 +41,23 @@ impl<'a> Parameters<'a> {
         }
     }
 
-    /// Whether equal bodies are one request.
-    pub(super) fn dedups_by_body(&self, default: bool) -> Result<bool, ParseIngestHeadersError> {
-        match self.get(DEDUP)? {
-            None => Ok(default),
-            Some("body") => Ok(true),
-            Some("none") => Ok(false),
+    /// Whether equal bodies are one request; by default so for OTLP.
+    pub(super) fn dedups_by_body(&self, is_otlp: bool) -> Result<bool, ParseIngestHeadersError> {
+        let own = if is_otlp { self.get_dedup(OTLP_DEDUP)? } else { None };
+        match (own, self.get_dedup(DEDUP)?) {
+            (Some(_), Some(_)) => Err(invalid(OTLP_DEDUP, format!("is present beside {DEDUP}"))),
+            (Some(dedups), None) | (None, Some(dedups)) => Ok(dedups),
+            (None, None) => Ok(is_otlp),
+        }
+    }
+
+    fn get_dedup(&self, name: &'static str) -> Result<Option<bool>, ParseIngestHeadersError> {
+        match self.get(name)? {
+            None => Ok(None),
+            Some("body") => Ok(Some(true)),
+            Some("none") => Ok(Some(false)),
             Some(value) => Err(invalid(
-                DEDUP,
+                name,
                 format!("is {:?}, and must be body or none", text::truncate(value, ECHO_BYTES_MAX)),
             )),
         }

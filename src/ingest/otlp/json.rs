@@ -3,7 +3,8 @@
 //!
 //! The mapping is that of protobuf, but for ids in hexadecimal digits. Names are in lowerCamelCase,
 //! unknown ones are ignored, and 64-bit integers may be strings. A value of the wrong type makes its
-//! log record invalid, which is then written as a message that the decoder rejects.
+//! log record, resource or scope invalid, which is then written as a message that the decoder rejects.
+//! A value in the place of records that cannot be told apart is one invalid record.
 
 use base64::Engine as _;
 use base64::alphabet;
@@ -30,7 +31,7 @@ const BASE64: [GeneralPurpose; 2] = [
     GeneralPurpose::new(&alphabet::URL_SAFE, BASE64_CONFIG),
 ];
 
-/// A body that is not JSON, or in which something other than a log record is invalid.
+/// A body that is not JSON, or not an object with an array of resources.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub(in crate::ingest) enum TranscodeError {
     #[error("not JSON: {0}")]
@@ -71,6 +72,23 @@ enum FieldType {
 }
 
 impl MessageType {
+    /// Whether the message is invalid as a whole when a value in it has the wrong type.
+    fn is_part(self) -> bool {
+        matches!(self, Self::LogRecord | Self::Resource | Self::Scope)
+    }
+
+    /// A message of this type that the decoder rejects, or in which it rejects one record. None if a
+    /// value of the wrong type in its place makes the message around it invalid.
+    fn invalid(self) -> Option<&'static [u8]> {
+        match self {
+            Self::LogRecord | Self::Resource | Self::Scope => Some(INVALID_MESSAGE),
+            // Field 2, the elements, with an invalid message.
+            Self::ScopeLogs => Some(&[0x12, 1, 0]),
+            Self::ResourceLogs => Some(&[0x12, 3, 0x12, 1, 0]),
+            Self::Request | Self::KeyValue | Self::AnyValue | Self::ArrayValue | Self::KeyValueList => None,
+        }
+    }
+
     /// The number and the type of a field.
     #[expect(clippy::match_same_arms, reason = "the fields are grouped by their message")]
     fn field(self, name: &[u8]) -> Option<(u32, FieldType)> {
@@ -149,8 +167,8 @@ pub(in crate::ingest) struct JsonTranscoder {
     open: Vec<Open>,
     expected: Expected,
     at: usize,
-    /// Whether the current log record has a value of the wrong type.
-    is_record_invalid: bool,
+    /// Whether the current log record, resource or scope has a value of the wrong type.
+    is_part_invalid: bool,
 }
 
 impl JsonTranscoder {
@@ -228,7 +246,7 @@ impl JsonTranscoder {
     fn close(&mut self) {
         self.expected = Expected::AfterValue;
         let Some(Open::Message { message, content_at }) = self.open.pop() else { return };
-        if message == MessageType::LogRecord && std::mem::take(&mut self.is_record_invalid) {
+        if message.is_part() && std::mem::take(&mut self.is_part_invalid) {
             self.out.truncate(content_at);
             self.out.extend_from_slice(INVALID_MESSAGE);
         }
@@ -260,13 +278,7 @@ impl JsonTranscoder {
             self.open(scanner, number, message);
             return Ok(());
         }
-        if message == MessageType::LogRecord {
-            scanner.value()?;
-            encode::bytes_field(&mut self.out, number, INVALID_MESSAGE);
-            self.expected = Expected::AfterValue;
-            return Ok(());
-        }
-        self.skip_wrong_type(scanner)
+        self.skip_wrong_message(scanner, number, message)
     }
 
     fn member(&mut self, scanner: &mut Scanner<'_>) -> Result<(), TranscodeError> {
@@ -295,7 +307,13 @@ impl JsonTranscoder {
                 self.expected = Expected::FirstElement;
                 Ok(())
             }
-            (FieldType::Message(_) | FieldType::Repeated(_), _) => self.skip_wrong_type(scanner),
+            (FieldType::Repeated(MessageType::ResourceLogs), _) => {
+                let value = scanner.value()?;
+                Err(TranscodeError::WrongType(value.start))
+            }
+            (FieldType::Message(message) | FieldType::Repeated(message), _) => {
+                self.skip_wrong_message(scanner, number, message)
+            }
             (_, b'"') => {
                 let text = scanner.string()?;
                 let written = self.string_field(scanner, number, field, text);
@@ -314,20 +332,31 @@ impl JsonTranscoder {
         if written.is_none() { self.refuse(at) } else { Ok(()) }
     }
 
-    /// Skips a value that does not fit its field.
-    fn skip_wrong_type(&mut self, scanner: &mut Scanner<'_>) -> Result<(), TranscodeError> {
+    /// Skips a value in the place of a message or of an array of messages.
+    fn skip_wrong_message(
+        &mut self,
+        scanner: &mut Scanner<'_>,
+        number: u32,
+        message: MessageType,
+    ) -> Result<(), TranscodeError> {
         let value = scanner.value()?;
         self.expected = Expected::AfterValue;
-        self.refuse(value.start)
+        match message.invalid() {
+            Some(invalid) => {
+                encode::bytes_field(&mut self.out, number, invalid);
+                Ok(())
+            }
+            None => self.refuse(value.start),
+        }
     }
 
-    /// Makes the log record invalid, or the request if the value is in no record.
+    /// Makes the log record, resource or scope invalid, or the request if the value is in none.
     fn refuse(&mut self, at: usize) -> Result<(), TranscodeError> {
-        let is_record = |open: &Open| matches!(open, Open::Message { message: MessageType::LogRecord, .. });
-        if !self.open.iter().any(is_record) {
+        let is_part = |open: &Open| matches!(open, Open::Message { message, .. } if message.is_part());
+        if !self.open.iter().any(is_part) {
             return Err(TranscodeError::WrongType(at));
         }
-        self.is_record_invalid = true;
+        self.is_part_invalid = true;
         Ok(())
     }
 

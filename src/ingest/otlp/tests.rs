@@ -535,6 +535,41 @@ fn json_value_of_the_wrong_type_costs_its_record_only() {
 }
 
 #[test]
+fn json_value_of_the_wrong_type_costs_its_resource_or_scope_only() {
+    // What is before and after the wrong value is in other resources.
+    let good =
+        r#"{"resource":{"attributes":[]},"scopeLogs":[{"logRecords":[{"body":{"stringValue":"good"}}]}]}"#;
+    let records = r#"[{"body":{"stringValue":"a"}},{"body":{"stringValue":"b"}}]"#;
+    for (wrong, rejected) in [
+        (r#"{"resource":5,"scopeLogs":[{"logRecords":RECORDS}]}"#, 2),
+        (r#"{"resource":{"attributes":[5]},"scopeLogs":[{"logRecords":RECORDS}]}"#, 2),
+        (r#"{"scopeLogs":[{"logRecords":RECORDS}],"resource":{"attributes":"a"}}"#, 2),
+        (r#"{"scopeLogs":[{"scope":{"name":5},"logRecords":RECORDS}]}"#, 2),
+        (r#"{"scopeLogs":[{"scope":[],"logRecords":RECORDS}]}"#, 2),
+        (r#"{"scopeLogs":[{"logRecords":{"a":RECORDS}}]}"#, 1),
+        (r#"{"scopeLogs":[RECORDS]}"#, 1),
+        (r#"{"scopeLogs":"a"}"#, 1),
+        ("5", 1),
+        ("null", 1),
+    ] {
+        let body = format!(r#"{{"resourceLogs":[{good},{},{good}]}}"#, wrong.replace("RECORDS", records));
+        for budget in [1, usize::MAX] {
+            let transcoded = transcode(body.as_bytes(), budget).unwrap();
+            let decoded = decode(&transcoded, usize::MAX).unwrap();
+            assert_eq!(decoded.len(), rejected + 2, "{wrong}");
+            assert!(decoded[0].is_ok() && decoded[rejected + 1].is_ok(), "{wrong}");
+            assert!(decoded[1..=rejected].iter().all(Result::is_err), "{wrong}");
+        }
+    }
+    // Another scope of the same resource.
+    let body = format!(
+        r#"{{"resourceLogs":[{{"scopeLogs":[{{"scope":{{"version":[]}},"logRecords":{records}}},{{"logRecords":{records}}}]}}]}}"#
+    );
+    let decoded = decode(&transcode(body.as_bytes(), usize::MAX).unwrap(), usize::MAX).unwrap();
+    assert_eq!(decoded.iter().map(Result::is_ok).collect::<Vec<_>>(), [false, false, true, true]);
+}
+
+#[test]
 fn body_that_is_not_a_request_in_json_is_refused() {
     #[track_caller]
     fn check(body: &str, part: &str) {
@@ -548,7 +583,6 @@ fn body_that_is_not_a_request_in_json_is_refused() {
     check("{", "unexpected end");
     check("{}{}", "unexpected data");
     check(r#"{"resourceLogs":{}}"#, "wrong type at byte 16");
-    check(r#"{"resourceLogs":[{"resource":{"attributes":[5]}}]}"#, "wrong type");
     check(r#"{"resourceLogs":[{}}"#, "',' or ']' was expected");
     check(r#"{"resourceLogs":[{}],}"#, "field name");
     check(r#"{"a" 1}"#, "':' was expected");

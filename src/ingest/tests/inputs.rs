@@ -458,6 +458,16 @@ fn refusals_have_the_form_of_the_path() {
         assert_eq!(refuse(InputPath::SplunkRaw, headers, kind), (status, format!("{text}{detail}")));
     }
     assert_eq!(refuse(InputPath::LokiPush, &[], BufferFull).0, 429);
+    // A `google.rpc.Status`.
+    for (content_type, kind, status, text) in [
+        ("application/x-protobuf", Unavailable, 503, "\x08\x0e\x12\x0aa \"reason\""),
+        ("application/json", Unavailable, 503, r#"{"code":14,"message":"a \"reason\""}"#),
+        ("application/x-protobuf", BufferFull, 429, "\x08\x08\x12\x0aa \"reason\""),
+        ("application/json", BufferFull, 429, r#"{"code":8,"message":"a \"reason\""}"#),
+    ] {
+        let headers = [("Content-Type", content_type)];
+        assert_eq!(refuse(InputPath::OtlpLogs, &headers, kind), (status, text.to_owned()));
+    }
 }
 
 #[test]
