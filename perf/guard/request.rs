@@ -49,7 +49,7 @@ pub(super) fn run(form: &str) -> Result<Option<Work>> {
     let listener = TcpListener::bind("127.0.0.1:0")?;
     let address = listener.local_addr()?;
     let mut acceptor =
-        Acceptor::new(listener, HttpLimits::default(), clock, status.connections.clone(), |_| handler)?;
+        Acceptor::new(vec![listener], HttpLimits::default(), clock, status.connections.clone(), |_| handler)?;
     let mut clients =
         (0..connections).map(|_| TcpStream::connect(address)).collect::<std::io::Result<Vec<_>>>()?;
     let mut events = 0;

@@ -155,7 +155,7 @@ impl SendCommand {
                         },
                         Err(_all_connections_ended) => break,
                     },
-                    recv(stop) -> _signalled => {
+                    recv(stop) -> _ => {
                         stop = never();
                         collector.is_interrupted = collector.error.is_none();
                     }

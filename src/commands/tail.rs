@@ -71,8 +71,8 @@ impl TailCommand {
         let mut events = 0;
         while self.count.is_none_or(|count| events < count) {
             let message = select! {
-                recv(messages) -> message => message.map_err(|_| RecvTimeoutError::Disconnected),
-                recv(stop) -> _signalled => break,
+                recv(messages) -> message => message.map_err(RecvTimeoutError::from),
+                recv(stop) -> _ => break,
                 default(CLOSED_CHECK_INTERVAL) => Err(RecvTimeoutError::Timeout),
             };
             match message {

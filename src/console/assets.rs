@@ -176,7 +176,7 @@ mod tests {
         let page = str::from_utf8(page()).unwrap();
         let prefix = format!("\"/console/{}/", ASSETS.hash);
         used.extend(page.split(&prefix).skip(1).map(|rest| rest.split('"').next().unwrap().to_owned()));
-        for (_, _, content) in FILES.iter().filter(|(name, ..)| name.ends_with(".js")) {
+        for (_, _, content) in FILES.iter().filter(|(_, kind, _)| *kind == SCRIPT) {
             let text = str::from_utf8(content).unwrap();
             for line in text.lines().filter(|line| line.starts_with("import ") || line.starts_with("} from "))
             {

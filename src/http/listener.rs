@@ -84,11 +84,11 @@ mod tests {
                 .iter()
                 .flat_map(|(address, sockets)| bind(address.parse().unwrap(), *sockets).unwrap())
                 .collect();
-            let shared = share(&sockets, count).unwrap();
-            assert_eq!(shared.iter().map(Vec::len).collect::<Vec<_>>(), shares);
+            let by_acceptor = share(&sockets, count).unwrap();
+            assert_eq!(by_acceptor.iter().map(Vec::len).collect::<Vec<_>>(), shares);
             let address = |socket: &TcpListener| socket.local_addr().unwrap();
             let all: std::collections::HashSet<_> = sockets.iter().map(address).collect();
-            for share in &shared {
+            for share in &by_acceptor {
                 assert_eq!(share.iter().map(address).collect::<std::collections::HashSet<_>>(), all);
             }
             // Each socket is in a share: a connection waits in the backlog of one of them.
@@ -97,7 +97,7 @@ mod tests {
                 for _ in 0..50 {
                     let _client = std::net::TcpStream::connect(target).unwrap();
                     let accepted = || {
-                        shared.iter().flatten().any(|socket| {
+                        by_acceptor.iter().flatten().any(|socket| {
                             socket.set_nonblocking(true).unwrap();
                             socket.accept().is_ok()
                         })

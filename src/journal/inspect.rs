@@ -72,9 +72,9 @@ pub fn inspect(disk: &dyn Filesystem, json: bool, out: &mut dyn Write) -> io::Re
     for file in files {
         let report = read_segment(disk, file)?;
         if json {
-            write_json(out, &report)?
+            write_json(out, &report)?;
         } else {
-            report.write_text(out)?
+            report.write_text(out)?;
         }
         whole &= report.error.is_none() && report.corrupt_ranges == 0 && !report.header_corrupt;
         if report.error.is_some() {

@@ -271,10 +271,11 @@ fn f38_queries_are_answered_when_the_standby_falls_silent() {
     let address = fixture.server.address();
     let waiting: Vec<_> = (0..4)
         .map(|_| {
-            std::thread::spawn(move || {
+            let query = move || {
                 let page = crate::harness::client::Client::connect(address).get_json("/events?service=s");
                 list(&page["events"]).len()
-            })
+            };
+            std::thread::Builder::new().spawn(query).expect("a thread starts")
         })
         .collect();
     for query in waiting {

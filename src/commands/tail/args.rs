@@ -50,7 +50,7 @@ pub fn command() -> Command {
         .arg(no_color(id("no-color")))
 }
 
-/// The flag `--no-color`, also set by a value of NO_COLOR that is not empty (<https://no-color.org>).
+/// The flag `--no-color`, also set by a value of `NO_COLOR` that is not empty (<https://no-color.org>).
 pub(in crate::commands) fn no_color(id: String) -> Arg {
     Arg::new(id)
         .long("no-color")
