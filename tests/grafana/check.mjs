@@ -24,13 +24,18 @@ const lines = [
   'type Of<Options, Custom> = Omit<Plain<schema.Panel>, "options" | "fieldConfig" | "targets"> & {',
   "  options: Some<Plain<Options>>;",
   "  fieldConfig: Field & { defaults: Defaults & { custom?: Some<Plain<Custom>> } };",
-  "  targets: Target[];",
+  "  targets: (Target | SqlTarget)[];",
   "};",
   // The package has no types for Prometheus' queries; these are the fields that the data source
   // reads.
   "interface Target {",
   "  refId: string; datasource: Plain<schema.DataSourceRef>; expr: string; legendFormat: string; instant?: boolean;",
   '  range?: boolean; interval?: string; format?: "time_series" | "table" | "heatmap"; hide?: boolean;',
+  "}",
+  // Nor has it any for PostgreSQL's.
+  "interface SqlTarget {",
+  '  refId: string; datasource: Plain<schema.DataSourceRef>; rawSql: string; format: "time_series" | "table";',
+  '  rawQuery: true; editorMode: "code";',
   "}",
 ];
 const custom = new Set(["timeseries"]);

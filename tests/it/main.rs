@@ -52,6 +52,7 @@ mod shippers;
 mod shutdown;
 mod spill;
 mod startup;
+mod stored_events_dashboard;
 mod systemd;
 mod tail;
 mod tail_command;
