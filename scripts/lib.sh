@@ -151,6 +151,25 @@ check_deploy() {
   "$checks/bin/python" tests/deploy/check.py deploy/kubernetes "$checks/sbom.json"
 }
 
+# Makes the clean Debian root in which a test installs the package, from the sources of this machine's
+# apt: DIR/debian-root.tar. It has Debian's essential packages and what the package depends on.
+need_debian_root() {
+  local tar=${CARGO_TARGET_DIR:-target}/debian-root.tar
+  if [ -f "$tar" ]; then return; fi
+  if [ "$(id -u)" -ne 0 ]; then say "not root: the package is not installed in a clean root"; return; fi
+  command -v mmdebstrap >/dev/null || install_packages mmdebstrap
+  local sources suite
+  # shellcheck disable=SC2016 # apt replaces the fields.
+  sources=$(apt-get indextargets --format '$(ORIGIN) deb $(REPO_URI) $(CODENAME) $(COMPONENT)' 'Created-By: Packages' |
+    sed -n 's/^Debian deb/deb/p' | sort -u)
+  suite=$(sed -n '1s/^deb [^ ]* \([^ ]*\) .*/\1/p' <<<"$sources")
+  mkdir -p "$(dirname "$tar")"
+  mmdebstrap --quiet --format=tar --variant=essential \
+    --include=libgcc-s1,passwd,systemd-standalone-sysusers,systemd-standalone-tmpfiles \
+    "${suite%%-*}" "$tar.new" - <<<"$sources" >&2 || { rm -f "$tar.new"; return 1; }
+  mv "$tar.new" "$tar"
+}
+
 # Installs the C compiler, which the build needs besides the Rust toolchain.
 need_compiler() {
   command -v cargo >/dev/null || die "please install Rust first: https://rustup.rs"

@@ -16,6 +16,7 @@ pub(crate) mod server;
 pub(crate) mod standby;
 pub(crate) mod tail;
 pub(crate) mod temp;
+pub(crate) mod unit;
 pub(crate) mod wait;
 
 pub(crate) use checker::{check_stored, wait_for_drain};

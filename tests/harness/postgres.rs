@@ -251,7 +251,7 @@ fn user() -> Option<&'static str> {
 
 /// Finds a program of PostgreSQL: in PATH, in the directory of `pg_config`, or in Debian's
 /// directories (the newest version).
-fn program(name: &str) -> PathBuf {
+pub(crate) fn program(name: &str) -> PathBuf {
     let mut dirs: Vec<PathBuf> =
         std::env::split_paths(&std::env::var_os("PATH").unwrap_or_default()).collect();
     if let Ok(output) = Command::new("pg_config").arg("--bindir").stderr(Stdio::null()).output() {

@@ -104,7 +104,7 @@ fn the_dashboard_has_the_specified_panels_in_its_rows() {
         count[..5],
         [("Buffer", 6), ("Batch worker", 2), ("Business", 2), ("Health", 4), ("Infrastructure", 2)]
     );
-    assert_eq!(count[5].0, "PostgreSQL");
+    assert_eq!((count[5].0, count[6]), ("PostgreSQL", ("Gateway", 4)));
     let dashboard: Value = sonic_rs::from_str(DASHBOARD).expect("the dashboard is JSON");
     assert!(dashboard["schemaVersion"].as_u64().is_some_and(|version| version >= 36));
     assert_eq!(dashboard["uid"].as_str(), Some("aurore-events"));
@@ -350,7 +350,11 @@ fn every_panel_and_rule_has_data_and_an_outage_fires_and_resolves_the_right_aler
         missing.is_empty()
     });
     // Prometheus does not listen at the address of the configuration.
-    assert_eq!(stack.query("up{job!='prometheus'} == 1").len(), 3, "OpenMetrics among them");
+    assert_eq!(
+        stack.query("up{job!='prometheus'} == 1").len(),
+        4,
+        "OpenMetrics and pushed metrics among them"
+    );
     render(&stack);
 
     postgres.stop_fast();
