@@ -20,7 +20,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use crossbeam::channel::{Receiver, Sender, bounded, never, select};
+use crossbeam::channel::{Receiver, Sender, bounded, never, select, select_biased};
 use indicatif::{ProgressBar, ProgressStyle};
 
 pub use args::{SendCommand, SendFormat, command};
@@ -141,8 +141,8 @@ impl SendCommand {
             for _ in 0..self.connections {
                 let poster = Poster::new(self, clock, stop_receiver.clone());
                 let (chunks, outcomes) = (chunk_receiver.clone(), outcome_sender.clone());
-                let stopped = &*stopped;
-                scope.spawn(move || post_chunks(poster, &chunks, &outcomes, stopped));
+                let stop = stop_receiver.clone();
+                scope.spawn(move || post_chunks(poster, &chunks, &outcomes, &stop));
             }
             drop((chunk_receiver, outcome_sender));
             let (mut stop_sender, mut stop) = (Some(stop_sender), stop.clone());
@@ -193,12 +193,17 @@ fn post_chunks(
     mut poster: Poster<'_>,
     chunks: &Receiver<Chunk>,
     outcomes: &Sender<ChunkOutcome>,
-    stopped: &AtomicBool,
+    stop: &Receiver<()>,
 ) {
-    for chunk in chunks {
-        if stopped.load(Ordering::Relaxed) {
-            return;
-        }
+    loop {
+        // A stop comes first, whatever waits to be sent.
+        let chunk = select_biased! {
+            recv(stop) -> _ => return,
+            recv(chunks) -> chunk => match chunk {
+                Ok(chunk) => chunk,
+                Err(_no_more) => return,
+            },
+        };
         let outcome = poster.post(&chunk);
         let failed = outcome.result.is_err();
         if outcomes.send(outcome).is_err() || failed {

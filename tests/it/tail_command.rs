@@ -55,7 +55,7 @@ fn tail_goes_on_after_a_restart_of_the_server_and_ends_with_a_signal() {
     let port = free_port().to_string();
     let mut test = TestServer::start(&[("PORT", port.as_str())]);
     let tail = tail(&test, &[]);
-    id_of(&test.server.client().post_json(event("shop", "before\u{1b}[2J")));
+    id_of(&test.server.client().post_json(event("shop", "before\\u001b[2J")));
     until("the event is printed", || tail.stdout().contains(" shop before"));
     assert!(!tail.stdout().contains('\u{1b}'), "no colours in a pipe, and no control characters of events");
     test.server.kill();

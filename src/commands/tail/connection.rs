@@ -35,6 +35,8 @@ pub(super) enum TailMessage {
     Event(String),
     /// Events that the server has skipped, since this client or the tail was too slow.
     Skipped(u64),
+    /// Why events before the next one may be missing, after the tail was opened again.
+    Gap(String),
     /// Following is impossible. The last message.
     Failed(TailError),
 }
@@ -150,6 +152,16 @@ impl TailConnection {
                 let Skipped { events } = sonic_rs::from_str(&data).unwrap_or_default();
                 Some(TailMessage::Skipped(events))
             }
+            "gap" => {
+                let Gap { reason } = sonic_rs::from_str(&data).unwrap_or_default();
+                Some(TailMessage::Gap(reason))
+            }
+            // Each server has a tail of its own events.
+            "tail" => {
+                let Opened { instance } = sonic_rs::from_str(&data).unwrap_or_default();
+                log::info!(instance = instance.as_str(); "the tail shows what this server admits");
+                None
+            }
             other => {
                 log::debug!("an event of the unknown type {other:?} is ignored");
                 None
@@ -162,6 +174,18 @@ impl TailConnection {
 #[derive(Debug, Default, Deserialize)]
 struct Skipped {
     events: u64,
+}
+
+/// The data of an event `gap`.
+#[derive(Debug, Default, Deserialize)]
+struct Gap {
+    reason: String,
+}
+
+/// The data of an event `tail`, the first one.
+#[derive(Debug, Default, Deserialize)]
+struct Opened {
+    instance: String,
 }
 
 /// The members of a problem document that are used.

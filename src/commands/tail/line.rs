@@ -6,6 +6,7 @@ use std::io::{self, Write};
 use serde::Deserialize;
 use sonic_rs::LazyValue;
 
+use crate::json::text;
 use crate::logging::is_display_control;
 
 /// SGR parameters of services that are told apart by colour: green, yellow, blue, magenta, cyan and
@@ -58,6 +59,17 @@ impl LineFormat {
         let Self::Text { colours } = self else { return writeln!(out, "{{\"skipped\":{events}}}") };
         let mut line = String::new();
         push(&mut line, colours, RED, &format!("... skipped {events} events ..."));
+        writeln!(out, "{line}")
+    }
+
+    pub(super) fn write_gap(self, reason: &str, out: &mut impl Write) -> io::Result<()> {
+        let Self::Text { colours } = self else {
+            let mut quoted = Vec::new();
+            text::quote(&mut quoted, reason);
+            return writeln!(out, "{{\"gap\":{}}}", String::from_utf8_lossy(&quoted));
+        };
+        let mut line = String::new();
+        push(&mut line, colours, RED, &format!("... events may be missing: {reason} ..."));
         writeln!(out, "{line}")
     }
 }
@@ -120,5 +132,10 @@ mod tests {
         LineFormat::Json.write_skipped(12, &mut out).unwrap();
         LineFormat::Text { colours: false }.write_skipped(12, &mut out).unwrap();
         assert_eq!(String::from_utf8(out).unwrap(), "{\"skipped\":12}\n... skipped 12 events ...\n");
+        let mut out = Vec::new();
+        LineFormat::Json.write_gap("too-\"many\"", &mut out).unwrap();
+        LineFormat::Text { colours: false }.write_gap("too-many", &mut out).unwrap();
+        let gaps = "{\"gap\":\"too-\\\"many\\\"\"}\n... events may be missing: too-many ...\n";
+        assert_eq!(String::from_utf8(out).unwrap(), gaps);
     }
 }

@@ -22,7 +22,9 @@ export function follow(params, on) {
   const abort = new AbortController();
   let timer = null;
   const emit = ({ type, data }) => {
-    if (type === "skipped") on.skipped(JSON.parse(data).events); else on.event(JSON.parse(data));
+    // Other types tell about the tail, not of events.
+    if (type === "skipped") on.skipped(JSON.parse(data).events);
+    else if (type === "message") on.event(JSON.parse(data));
   };
   async function run() {
     let error = null;

@@ -105,6 +105,7 @@ impl TailThread {
     /// Examines the queued blocks and sends what the streams have room for.
     pub(super) fn tick(&mut self) {
         let mut bytes = 0;
+        self.tails.extend(self.new_tails.try_iter());
         // Bounded, so that tails are served while blocks arrive faster than they are examined.
         while bytes <= self.limits.queued_bytes_max
             && let Some(block) = self.tap.pop()

@@ -37,6 +37,8 @@ const READ_BY: &[(&str, &[&str])] = &[
     ("counts", DATABASE),
     ("gateway", SERVER),
     ("send", SERVER),
+    ("tail", SERVER),
+    ("top", SERVER),
     ("retention", &["RETENTION_DAYS", "DATABASE_URL", "DATABASE_URL_FILE", "DATA_DIR", ENV_FILE]),
     ("journal", DATABASE),
 ];
