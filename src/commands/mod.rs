@@ -6,6 +6,7 @@ pub mod documentation;
 pub mod healthcheck;
 pub mod journal;
 pub mod send;
+mod server_answer;
 mod stop_signal;
 pub mod tail;
 mod terminal;

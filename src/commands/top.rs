@@ -21,7 +21,7 @@ use serde::de::DeserializeOwned;
 
 pub use args::{TopCommand, command};
 
-use super::terminal;
+use super::{server_answer, terminal};
 use crate::clock::{Clock, Moment};
 use crate::event::Timestamp;
 use crate::event::timestamp::parse_rfc3339;
@@ -149,7 +149,7 @@ impl TopCommand {
         let unreachable = |reason: String| TopError::Unreachable { url: url.clone(), reason };
         let mut request = agent.get(&url).header("Accept", "application/json");
         if let Some(token) = &self.token {
-            request = request.header("Authorization", format!("Bearer {token}"));
+            request = request.header("Authorization", server_answer::bearer(token));
         }
         let mut response = request.call().map_err(|error| unreachable(error.to_string()))?;
         let status = response.status();
@@ -158,21 +158,13 @@ impl TopCommand {
         if status == 200 {
             return sonic_rs::from_slice(&body).map_err(|error| unreachable(error.to_string()));
         }
-        let Problem { detail } = sonic_rs::from_slice(&body).unwrap_or_default();
-        let reason = format!("{}: {detail}", status.as_u16());
+        let reason = server_answer::reason(status.as_u16(), &body);
         if status.is_client_error() && status != 408 && status != 429 {
             Err(TopError::Refused { url, reason })
         } else {
             Err(unreachable(reason))
         }
     }
-}
-
-/// The members of a problem document that are used.
-#[derive(Debug, Default, Deserialize)]
-#[serde(default)]
-struct Problem {
-    detail: String,
 }
 
 impl Observation {

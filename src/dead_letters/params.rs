@@ -6,9 +6,8 @@ use base64::prelude::BASE64_URL_SAFE_NO_PAD;
 
 use super::{DAYS_MAX, died_before};
 use crate::event::{EventId, Timestamp};
-use crate::http::problem::{ECHO_BYTES_MAX, FieldError, FieldErrors};
-use crate::json::text;
-use crate::query::params::{parse_service, percent_decode};
+use crate::http::problem::FieldErrors;
+use crate::query::parameters::{ParameterReader, pairs, parse_number, parse_service};
 use crate::storage::dead::{DeadFilter, DeadKey};
 
 /// Dead letters of one request.
@@ -43,8 +42,7 @@ pub(super) struct PurgeParams {
 
 #[derive(Default)]
 struct Params {
-    errors: FieldErrors,
-    seen: Vec<&'static str>,
+    reader: ParameterReader,
     filter: DeadFilter,
     limit: Option<u32>,
     cursor: Option<String>,
@@ -58,7 +56,7 @@ impl ListParams {
         let after = params.cursor.take().and_then(|cursor| {
             let key = decode_cursor(&cursor);
             if key.is_none() {
-                params.push_error("cursor", "must be a next_cursor of an earlier page, unchanged");
+                params.reader.push_error("cursor", "must be a next_cursor of an earlier page, unchanged");
             }
             key
         });
@@ -73,7 +71,7 @@ impl ReplayParams {
         let after = params.cursor.take().and_then(|cursor| {
             let id = cursor.parse().ok();
             if id.is_none() {
-                params.push_error("cursor", "must be the next_cursor of an earlier replay, unchanged");
+                params.reader.push_error("cursor", "must be the next_cursor of an earlier replay, unchanged");
             }
             id
         });
@@ -85,8 +83,8 @@ impl ReplayParams {
 impl PurgeParams {
     pub(super) fn parse(query: &str, now: Timestamp) -> Result<Self, FieldErrors> {
         let mut params = Params::read(query, PURGE_NAMES, now);
-        if params.filter == DeadFilter::default() && !params.all && params.errors.is_empty() {
-            params.push_error("all", "must be true to delete all dead letters; or give a filter");
+        if params.filter == DeadFilter::default() && !params.all && params.reader.errors.is_empty() {
+            params.reader.push_error("all", "must be true to delete all dead letters; or give a filter");
         }
         let is_confirmed = params.confirm;
         params.finish(|filter| Self { filter, is_confirmed })
@@ -95,34 +93,11 @@ impl PurgeParams {
 
 impl Params {
     fn read(query: &str, names: &[&'static str], now: Timestamp) -> Self {
-        let mut params = Self::default();
-        for pair in query.split('&').filter(|pair| !pair.is_empty()) {
-            params.pair(pair, names, now);
+        let (mut reader, mut params) = (ParameterReader::default(), Self::default());
+        for pair in pairs(query) {
+            reader.read(pair, names, |name, value| params.set(name, value, now));
         }
-        params
-    }
-
-    fn pair(&mut self, pair: &str, names: &[&'static str], now: Timestamp) {
-        let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
-        let decoded = percent_decode(name);
-        let Some(&name) = names.iter().find(|known| decoded.as_deref() == Some(**known)) else {
-            let shown = text::truncate(decoded.as_deref().unwrap_or(name), ECHO_BYTES_MAX);
-            let detail = format!("{shown} is not a parameter; the parameters are {}", names.join(", "));
-            self.errors.push(|| FieldError { index: None, field: shown.into(), detail });
-            return;
-        };
-        if self.seen.contains(&name) {
-            self.push_error(name, "is given more than once");
-            return;
-        }
-        self.seen.push(name);
-        let Some(value) = percent_decode(value) else {
-            self.push_error(name, "is not percent-encoded UTF-8");
-            return;
-        };
-        if let Err(detail) = self.set(name, value, now) {
-            self.push_error(name, &detail);
-        }
+        Self { reader, ..params }
     }
 
     fn set(&mut self, name: &'static str, value: String, now: Timestamp) -> Result<(), String> {
@@ -133,10 +108,10 @@ impl Params {
                 self.filter.event_id = Some(value.parse().map_err(|error| format!("is {error}"))?);
             }
             "older_than_days" => {
-                let days = parse_number(&value, 0, DAYS_MAX)?;
+                let days = parse_whole(&value, 0, DAYS_MAX)?;
                 self.filter.before = Some(died_before(now, days));
             }
-            "limit" => self.limit = Some(parse_number(&value, 1, LIMIT_MAX)?),
+            "limit" => self.limit = Some(parse_whole(&value, 1, LIMIT_MAX)?),
             "cursor" => self.cursor = Some(value),
             "all" => self.all = parse_bool(&value)?,
             "confirm" => self.confirm = parse_bool(&value)?,
@@ -145,13 +120,8 @@ impl Params {
         Ok(())
     }
 
-    fn push_error(&mut self, name: &'static str, detail: &str) {
-        let detail = format!("{name} {detail}");
-        self.errors.push(|| FieldError { index: None, field: name.into(), detail });
-    }
-
     fn finish<T>(self, make: impl FnOnce(DeadFilter) -> T) -> Result<T, FieldErrors> {
-        if self.errors.is_empty() { Ok(make(self.filter)) } else { Err(self.errors) }
+        if self.reader.errors.is_empty() { Ok(make(self.filter)) } else { Err(self.reader.errors) }
     }
 }
 
@@ -160,13 +130,9 @@ fn parse_sqlstate(value: String) -> Result<String, String> {
     if is_code { Ok(value) } else { Err("must be five digits or capital letters".to_owned()) }
 }
 
-fn parse_number(value: &str, least: u32, most: u32) -> Result<u32, String> {
-    let digits = !value.is_empty() && value.bytes().all(|byte| byte.is_ascii_digit());
-    value
-        .parse()
-        .ok()
-        .filter(|number| digits && (least..=most).contains(number))
-        .ok_or_else(|| format!("must be a whole number from {least} to {most}"))
+fn parse_whole(value: &str, least: u32, most: u32) -> Result<u32, String> {
+    let number = parse_number(value, least.into(), most.into())?;
+    Ok(number.try_into().expect("BUG: it is at most `most`"))
 }
 
 fn parse_bool(value: &str) -> Result<bool, String> {

@@ -8,11 +8,9 @@ use serde::Serialize;
 use super::list::read_page;
 use super::params::{ListParams, PurgeParams, ReplayParams};
 use super::replay::{ReplaySummary, replay};
-use crate::access::{allows_service, forbid_service};
 use crate::http::problem::{self, FieldError, FieldErrors, ProblemKind};
 use crate::http::{HandlerResult, Promise, Response};
 use crate::query::{QueryDatabase, QueryQueue, QueryRequest, RunQueryError};
-use crate::storage::dead::DeadFilter;
 
 /// The time after which a replay begins no further transaction: less than `RESPONSE_TIMEOUT_MS`.
 const REPLAY_TIME_MAX: Duration = Duration::from_secs(10);
@@ -46,11 +44,11 @@ impl DeadRoute {
         promise: impl FnOnce() -> Promise,
         response: &mut Response,
     ) -> HandlerResult {
-        let (query, now) = (request.query, request.now);
         match self {
             Self::List => {
-                let parsed = ListParams::parse(query, now);
-                let Some(params) = accept(parsed, request, |params| &params.filter, response) else {
+                let Some(params) =
+                    request.parse(ListParams::parse, |params| params.filter.service.as_deref(), response)
+                else {
                     return HandlerResult::Done;
                 };
                 let bytes_max = queue.response_bytes_max();
@@ -60,8 +58,9 @@ impl DeadRoute {
                 queue.submit(job, promise, response)
             }
             Self::Replay => {
-                let parsed = ReplayParams::parse(query, now);
-                let Some(params) = accept(parsed, request, |params| &params.filter, response) else {
+                let Some(params) =
+                    request.parse(ReplayParams::parse, |params| params.filter.service.as_deref(), response)
+                else {
                     return HandlerResult::Done;
                 };
                 let job = move |database: &QueryDatabase, response: &mut Response| {
@@ -70,8 +69,9 @@ impl DeadRoute {
                 queue.submit(job, promise, response)
             }
             Self::Purge => {
-                let parsed = PurgeParams::parse(query, now);
-                let Some(params) = accept(parsed, request, |params| &params.filter, response) else {
+                let Some(params) =
+                    request.parse(PurgeParams::parse, |params| params.filter.service.as_deref(), response)
+                else {
                     return HandlerResult::Done;
                 };
                 let job = move |database: &QueryDatabase, response: &mut Response| {
@@ -81,31 +81,6 @@ impl DeadRoute {
             }
         }
     }
-}
-
-/// Writes 400 if the parameters are not valid, 403 if the token may not read the service that they
-/// select.
-fn accept<T>(
-    parsed: Result<T, FieldErrors>,
-    request: QueryRequest<'_>,
-    filter: impl FnOnce(&T) -> &DeadFilter,
-    response: &mut Response,
-) -> Option<T> {
-    let params = match parsed {
-        Ok(params) => params,
-        Err(errors) => {
-            problem::write_invalid(response, "the query is not valid", &errors);
-            return None;
-        }
-    };
-    let service = filter(&params).service.as_deref();
-    if let Some(services) = request.services
-        && !service.is_some_and(|service| allows_service(services, service))
-    {
-        forbid_service(service, services, response);
-        return None;
-    }
-    Some(params)
 }
 
 fn list(database: &QueryDatabase, params: &ListParams, bytes_max: usize, response: &mut Response) {

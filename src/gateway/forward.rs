@@ -17,7 +17,9 @@ use rand::rngs::StdRng;
 use base64::Engine;
 use base64::prelude::BASE64_URL_SAFE_NO_PAD as URL_SAFE_NO_PAD;
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
+use ureq::config::ConfigBuilder;
 use ureq::tls::{RootCerts, TlsConfig};
+use ureq::typestate::AgentScope;
 
 use super::Gateway;
 use super::exposition::render_block;
@@ -141,14 +143,16 @@ enum SendOutcome {
 
 /// The blocking HTTP client for a Pushgateway. Responses of any status are returned as `Ok`.
 pub fn http_client() -> ureq::Agent {
+    http_client_config().timeout_global(Some(REQUEST_TIMEOUT)).build().new_agent()
+}
+
+/// The configuration of every client, without timeouts.
+pub fn http_client_config() -> ConfigBuilder<AgentScope> {
     ureq::Agent::config_builder()
-        .timeout_global(Some(REQUEST_TIMEOUT))
         .http_status_as_error(false)
         .max_redirects(0)
         // The system's certificate store, so that a company's own CA is trusted.
         .tls_config(TlsConfig::builder().root_certs(RootCerts::PlatformVerifier).build())
-        .build()
-        .new_agent()
 }
 
 #[derive(Debug)]

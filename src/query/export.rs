@@ -77,7 +77,9 @@ impl Exports {
         promise: impl FnOnce() -> Promise,
         response: &mut Response,
     ) -> HandlerResult {
-        let Some(query) = request.parse(Query::parse_export, |query| &query.filter, response) else {
+        let Some(query) =
+            request.parse(Query::parse_export, |query| query.filter.service.as_deref(), response)
+        else {
             return HandlerResult::Done;
         };
         if self.guard.reject_if_open(response) {

@@ -10,6 +10,7 @@ pub mod cursor;
 mod database;
 pub mod export;
 pub mod page;
+pub(crate) mod parameters;
 pub mod params;
 pub mod readers;
 pub mod receipt;

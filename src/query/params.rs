@@ -6,8 +6,9 @@ use std::time::Duration;
 
 use super::cursor::Cursor;
 use super::metadata_filter;
+use super::parameters::{ParameterReader, pairs, parse_number, parse_service, percent_decode};
 use crate::event::timestamp::{self, ParseTimestampError};
-use crate::event::{EventKey, MILLIS_END, SERVICE_BYTES_MAX, Timestamp};
+use crate::event::{EventKey, MILLIS_END, Timestamp};
 use crate::http::problem::{ECHO_BYTES_MAX, FieldError, FieldErrors};
 use crate::json::text;
 use crate::storage::{CountInterval, EventPage, Filter, SortOrder};
@@ -103,8 +104,7 @@ pub struct TailQuery {
 /// The parameters parsed so far.
 #[derive(Default)]
 struct Params {
-    errors: FieldErrors,
-    seen: Vec<&'static str>,
+    reader: ParameterReader,
     service: Option<String>,
     from: Option<Timestamp>,
     to: Option<Timestamp>,
@@ -145,37 +145,24 @@ impl Params {
 
     fn read_up_to(query: &str, names: &[&'static str], limit_max: u64) -> Self {
         let mut params = Self { limit_max, ..Self::default() };
-        for pair in query.split('&').filter(|pair| !pair.is_empty()) {
+        for pair in pairs(query) {
             params.pair(pair, names);
         }
         params
     }
 
     fn pair(&mut self, pair: &str, names: &[&'static str]) {
-        let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
-        let decoded = percent_decode(name);
-        let key = decoded.as_deref().and_then(|name| name.strip_prefix(METADATA_PREFIX));
-        if let Some(key) = key.filter(|_| names.contains(&"metadata.KEY")) {
-            return self.metadata_filter(key, value);
+        if names.contains(&"metadata.KEY") {
+            let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
+            let decoded = percent_decode(name);
+            if let Some(key) = decoded.as_deref().and_then(|name| name.strip_prefix(METADATA_PREFIX)) {
+                return self.metadata_filter(key, value);
+            }
         }
-        let Some(&name) = names.iter().find(|known| decoded.as_deref() == Some(**known)) else {
-            let shown = text::truncate(decoded.as_deref().unwrap_or(name), ECHO_BYTES_MAX);
-            let detail = format!("{shown} is not a parameter; the parameters are {}", names.join(", "));
-            self.errors.push(|| FieldError { index: None, field: shown.into(), detail });
-            return;
-        };
-        if self.seen.contains(&name) {
-            self.push_error(name, "is given more than once");
-            return;
-        }
-        self.seen.push(name);
-        let Some(value) = percent_decode(value) else {
-            self.push_error(name, "is not percent-encoded UTF-8");
-            return;
-        };
-        if let Err(detail) = self.set(name, value) {
-            self.push_error(name, &detail);
-        }
+        // Moved out of `self`, since `set` borrows `self`.
+        let mut reader = std::mem::take(&mut self.reader);
+        reader.read(pair, names, |name, value| self.set(name, value));
+        self.reader = reader;
     }
 
     fn set(&mut self, name: &'static str, value: String) -> Result<(), String> {
@@ -183,10 +170,10 @@ impl Params {
             "service" => self.service = Some(parse_service(value)?),
             "from" => self.from = Some(parse_time(value)?),
             "to" => self.to = Some(parse_time(value)?),
-            "limit" => self.limit = Some(parse_limit(&value, self.limit_max)?),
+            "limit" => self.limit = Some(parse_number(&value, 1, self.limit_max)?),
             "cursor" => self.cursor = Some(Cursor::decode(&value).map_err(|error| error.to_string())?),
             "order" => self.order = Some(one_of(&value, ("desc", SortOrder::Desc), ("asc", SortOrder::Asc))?),
-            "sample" => self.sample = parse_limit(&value, SAMPLE_MAX)?.try_into().ok(),
+            "sample" => self.sample = parse_number(&value, 1, SAMPLE_MAX)?.try_into().ok(),
             "q" => self.text = Some(parse_text(value)?),
             "interval" => {
                 let values = (("hour", CountInterval::Hour), ("minute", CountInterval::Minute));
@@ -216,12 +203,7 @@ impl Params {
             ),
         };
         let field = format!("{METADATA_PREFIX}{}", text::truncate(key, ECHO_BYTES_MAX));
-        self.errors.push(|| FieldError { index: None, field: field.into(), detail });
-    }
-
-    fn push_error(&mut self, name: &'static str, detail: &str) {
-        let detail = format!("{name} {detail}");
-        self.errors.push(|| FieldError { index: None, field: name.into(), detail });
+        self.reader.errors.push(|| FieldError { index: None, field: field.into(), detail });
     }
 
     fn into_query(mut self, now: Timestamp) -> Result<Query, FieldErrors> {
@@ -229,20 +211,20 @@ impl Params {
         let to = self.to.unwrap_or(now);
         // The day before `to`, which defaults to now.
         let from = self.from.unwrap_or_else(|| Timestamp::from_micros((to.micros() - span).max(0)));
-        if from >= to && !["from", "to"].iter().any(|name| self.has_error(name)) {
-            self.push_error("from", &format!("must be before to, which is {to}"));
+        if from >= to && !["from", "to"].iter().any(|name| self.reader.has_error(name)) {
+            self.reader.push_error("from", &format!("must be before to, which is {to}"));
         }
         let order = match (self.order, self.cursor) {
             (Some(order), Some(cursor)) if order != cursor.order => {
-                self.push_error("cursor", "belongs to a query in the other order");
+                self.reader.push_error("cursor", "belongs to a query in the other order");
                 order
             }
             (Some(order), _) => order,
             (None, Some(cursor)) => cursor.order,
             (None, None) => SortOrder::Desc,
         };
-        if !self.errors.is_empty() {
-            return Err(self.errors);
+        if !self.reader.errors.is_empty() {
+            return Err(self.reader.errors);
         }
         Ok(Query {
             filter: Filter {
@@ -257,17 +239,6 @@ impl Params {
             count: self.count.unwrap_or(Count::Exact),
         })
     }
-
-    fn has_error(&self, name: &str) -> bool {
-        self.errors.listed().iter().any(|error| error.field == name)
-    }
-}
-
-pub(crate) fn parse_service(value: String) -> Result<String, String> {
-    if value.is_empty() || value.len() > SERVICE_BYTES_MAX || value.contains('\0') {
-        return Err(format!("must be 1 to {SERVICE_BYTES_MAX} bytes without NUL"));
-    }
-    Ok(value)
 }
 
 fn parse_text(value: String) -> Result<String, String> {
@@ -305,15 +276,6 @@ fn parse_time(value: String) -> Result<Timestamp, String> {
     }
 }
 
-fn parse_limit(value: &str, most: u64) -> Result<u64, String> {
-    let digits = !value.is_empty() && value.bytes().all(|byte| byte.is_ascii_digit());
-    value
-        .parse()
-        .ok()
-        .filter(|limit| digits && (1..=most).contains(limit))
-        .ok_or_else(|| format!("must be a whole number from 1 to {most}"))
-}
-
 fn one_of<T>(value: &str, one: (&str, T), other: (&str, T)) -> Result<T, String> {
     if value == one.0 {
         Ok(one.1)
@@ -322,24 +284,6 @@ fn one_of<T>(value: &str, one: (&str, T), other: (&str, T)) -> Result<T, String>
     } else {
         Err(format!("must be {} or {}", one.0, other.0))
     }
-}
-
-/// Decodes `%XX` and `+`. None if an escape is truncated or invalid, or the bytes are not UTF-8.
-pub(crate) fn percent_decode(value: &str) -> Option<String> {
-    let mut out = Vec::with_capacity(value.len());
-    let mut bytes = value.bytes();
-    while let Some(byte) = bytes.next() {
-        out.push(match byte {
-            b'+' => b' ',
-            b'%' => {
-                let high = char::from(bytes.next()?).to_digit(16)?;
-                let low = char::from(bytes.next()?).to_digit(16)?;
-                u8::try_from(high << 4 | low).ok()?
-            }
-            _ => byte,
-        });
-    }
-    String::from_utf8(out).ok()
 }
 
 #[cfg(test)]

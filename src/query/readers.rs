@@ -157,7 +157,9 @@ impl QueryQueue {
         promise: impl FnOnce() -> Promise,
         response: &mut Response,
     ) -> HandlerResult {
-        let Some(query) = request.parse(Query::parse_stats, |query| &query.filter, response) else {
+        let Some(query) =
+            request.parse(Query::parse_stats, |query| query.filter.service.as_deref(), response)
+        else {
             return HandlerResult::Done;
         };
         let query = stats::whole_intervals(query);

@@ -5,7 +5,6 @@ use crate::access::{allows_service, forbid_service};
 use crate::event::Timestamp;
 use crate::http::Response;
 use crate::http::problem::{self, FieldErrors};
-use crate::storage::Filter;
 
 /// A request for stored events.
 #[derive(Clone, Copy, Debug)]
@@ -20,10 +19,10 @@ pub struct QueryRequest<'a> {
 impl QueryRequest<'_> {
     /// Parses the query string with `parse`. Writes 400 if it is not valid, 403 if the token may not
     /// read the service that it selects, and returns None in both cases.
-    pub(super) fn parse<T>(
+    pub(crate) fn parse<T>(
         self,
         parse: impl FnOnce(&str, Timestamp) -> Result<T, FieldErrors>,
-        filter: impl FnOnce(&T) -> &Filter,
+        service: impl FnOnce(&T) -> Option<&str>,
         response: &mut Response,
     ) -> Option<T> {
         let query = match parse(self.query, self.now) {
@@ -33,7 +32,7 @@ impl QueryRequest<'_> {
                 return None;
             }
         };
-        let service = filter(&query).service.as_deref();
+        let service = service(&query);
         if let Some(services) = self.services
             && !service.is_some_and(|service| allows_service(services, service))
         {
@@ -44,7 +43,7 @@ impl QueryRequest<'_> {
     }
 
     pub(super) fn parse_list(self, response: &mut Response) -> Option<Query> {
-        self.parse(Query::parse, |query| &query.filter, response)
+        self.parse(Query::parse, |query| query.filter.service.as_deref(), response)
     }
 }
 

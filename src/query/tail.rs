@@ -103,7 +103,7 @@ impl Tails {
         response: &mut Response,
     ) -> HandlerResult {
         let Some(TailQuery { filter, sample }) =
-            request.parse(Query::parse_tail, |query| &query.filter, response)
+            request.parse(Query::parse_tail, |query| query.filter.service.as_deref(), response)
         else {
             return HandlerResult::Done;
         };

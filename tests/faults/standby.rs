@@ -122,6 +122,11 @@ struct StandbyFixture {
 }
 
 impl StandbyFixture {
+    /// How often the server has said that the standby is gone.
+    fn losses_logged(&self) -> usize {
+        self.server.log().matches("the standby is not reachable").count()
+    }
+
     fn start(settings: &[(&str, &str)]) -> Self {
         let fixture = Self::start_with(settings, |_| ());
         fixture.wait_for_standby("serves_queries", true);
@@ -214,8 +219,7 @@ fn f38_queries_read_from_the_primary_while_the_standby_is_away() {
     let mut fixture = StandbyFixture::start(&[]);
     let id = fixture.post("first");
     fixture.wait_for_stored(&id);
-    let logged = |server: &Server| server.log().matches("the standby is not reachable").count();
-    let before = logged(&fixture.server);
+    let before = fixture.losses_logged();
     fixture.pair.standby.stop_immediate();
     // Also the first query after the loss is answered.
     for _ in 0..20 {
@@ -225,7 +229,7 @@ fn f38_queries_read_from_the_primary_while_the_standby_is_away() {
     fixture.wait_for_standby("connected", false);
     let server = &fixture.server;
     assert_eq!(server.metric("circuit_breaker_transitions_total"), 0, "the writer is not concerned");
-    assert_eq!(logged(server), before + 1, "it is said once");
+    assert_eq!(fixture.losses_logged(), before + 1, "it is said once");
     fixture.pair.standby.restart();
     fixture.wait_for_standby("serves_queries", true);
     row.passed_after(1, 1);
@@ -267,8 +271,7 @@ fn f38_queries_are_answered_when_the_standby_falls_silent() {
     fixture.wait_for_stored(&id);
     fixture.pair.wait_until_caught_up();
     assert_eq!(fixture.listed(), 1);
-    let logged = |server: &Server| server.log().matches("the standby is not reachable").count();
-    let before = logged(&fixture.server);
+    let before = fixture.losses_logged();
     fixture.reads.stall();
     // Also the queries that are waiting for the standby are answered.
     let address = fixture.server.address();
@@ -291,7 +294,7 @@ fn f38_queries_are_answered_when_the_standby_falls_silent() {
     let server = &fixture.server;
     assert!(server.metric("database_standby_fallbacks_total") >= 5);
     assert_eq!(server.metric("circuit_breaker_transitions_total"), 0, "the writer is not concerned");
-    assert_eq!(logged(server), before + 1, "it is said once");
+    assert_eq!(fixture.losses_logged(), before + 1, "it is said once");
     fixture.reads.repair();
     fixture.wait_for_standby("serves_queries", true);
     assert_eq!(fixture.listed(), 2);

@@ -16,6 +16,7 @@ pub(crate) mod server;
 pub(crate) mod standby;
 pub(crate) mod tail;
 pub(crate) mod temp;
+pub(crate) mod tokens;
 pub(crate) mod unit;
 pub(crate) mod wait;
 
@@ -27,4 +28,5 @@ pub(crate) use producer::Producer;
 pub(crate) use proxy::Proxy;
 pub(crate) use server::{Server, TestServer};
 pub(crate) use standby::ReplicatedPostgres;
+pub(crate) use tokens::create_token;
 pub(crate) use wait::until;

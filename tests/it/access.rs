@@ -10,7 +10,7 @@ use crate::harness::events::{id_of, ids_of};
 use crate::harness::server::run;
 use crate::harness::tail::Tail;
 use crate::harness::temp::temp_dir;
-use crate::harness::{Client, Postgres, Reply, Server, event, until, wait_for_drain};
+use crate::harness::{Client, Postgres, Reply, Server, create_token, event, until, wait_for_drain};
 
 /// Tokens and the file that lists them.
 struct Tokens {
@@ -28,19 +28,11 @@ impl Tokens {
 
     /// Creates a token with the command, and adds its line to the file.
     fn create(&self, name: &str, scopes: &str, services: &[&str]) -> String {
-        let services = services.join(",");
-        let mut arguments = vec!["token", "create", "--name", name, "--scopes", scopes];
-        if !services.is_empty() {
-            arguments.extend(["--services", &services]);
-        }
-        let ended = run(&[], &arguments);
-        assert_eq!(ended.code, Some(0), "{}", ended.stderr);
-        let lines: Vec<&str> = ended.stdout.lines().collect();
-        let [token, line] = lines[..] else { panic!("not a token and a line: {lines:?}") };
+        let (token, line) = create_token(name, scopes, services);
         assert!(!line.contains(token.trim_start_matches("aev_")), "the file gets the hash alone");
         let before = fs::read_to_string(&self.path).expect("it was written");
         fs::write(&self.path, format!("{before}{line}\n")).expect("it can be written again");
-        token.to_owned()
+        token
     }
 
     fn path(&self) -> &str {

@@ -12,9 +12,8 @@ use std::thread;
 use std::time::Duration;
 
 use crate::harness::process::{exit_within, pdeathsig_command};
-use crate::harness::server::run;
 use crate::harness::temp::temp_dir;
-use crate::harness::{Server, TestServer, until};
+use crate::harness::{Server, TestServer, create_token, until};
 
 const EXIT_MAX: Duration = Duration::from_secs(10);
 const CHROMIUM: &str = "/usr/bin/chromium";
@@ -23,18 +22,6 @@ const CHROMIUM: &str = "/usr/bin/chromium";
 fn target(path: &str) -> PathBuf {
     let program = Path::new(env!("CARGO_BIN_EXE_aurore-events"));
     program.ancestors().nth(2).expect("a target directory").join("browser").join(path)
-}
-
-/// Creates a token and returns it with its line of the file.
-fn token(name: &str, scopes: &str, services: &[&str]) -> (String, String) {
-    let services = services.join(",");
-    let mut arguments = vec!["token", "create", "--name", name, "--scopes", scopes];
-    if !services.is_empty() {
-        arguments.extend(["--services", &services]);
-    }
-    let ended = run(&[], &arguments);
-    let mut lines = ended.stdout.lines().map(str::to_owned);
-    (lines.next().expect("a token"), lines.next().expect("its line"))
 }
 
 /// Does what the script asks for.
@@ -70,9 +57,9 @@ fn the_page_works_in_a_browser() {
     let directory = temp_dir();
     let file = directory.path().join("tokens");
     let tokens = [
-        token("metrics", "metrics", &[]),
-        token("restricted", "query", &["checkout", "shop"]),
-        token("admin", "admin", &[]),
+        create_token("metrics", "metrics", &[]),
+        create_token("restricted", "query", &["checkout", "shop"]),
+        create_token("admin", "admin", &[]),
     ];
     fs::write(&file, tokens.each_ref().map(|(_, line)| line.as_str()).join("\n")).expect("a temporary file");
     let guarded = Server::start_on(

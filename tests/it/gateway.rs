@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex};
 use std::thread;
 
 use crate::harness::client::{JSON, request};
-use crate::harness::{Client, Reply, Server, TestServer, until};
+use crate::harness::{Client, Reply, Server, TestServer, create_token, until};
 
 #[track_caller]
 fn push_with(client: &mut Client, headers: &[(&str, &str)], metrics: &str) -> Reply {
@@ -447,20 +447,11 @@ fn a_large_page_is_streamed_whole() {
 fn scopes_authorize_pushes_scrapes_and_deletes() {
     let tokens = crate::harness::temp::temp_dir();
     let file = tokens.path().join("tokens");
-    let create = |name: &str, scopes: &str, services: &[&str]| {
-        let mut arguments = vec!["token", "create", "--name", name, "--scopes", scopes];
-        if let [services] = services {
-            arguments.extend(["--services", services]);
-        }
-        let ended = crate::harness::server::run(&[], &arguments);
-        let (token, line) = ended.stdout.split_once('\n').expect("two lines");
-        (token.to_owned(), line.trim().to_owned())
-    };
     let made = [
-        create("in", "ingest", &[]),
-        create("out", "metrics", &[]),
-        create("all", "admin", &[]),
-        create("some", "ingest", &["shop"]),
+        create_token("in", "ingest", &[]),
+        create_token("out", "metrics", &[]),
+        create_token("all", "admin", &[]),
+        create_token("some", "ingest", &["shop"]),
     ];
     let lines = made.iter().map(|(_, line)| line.as_str()).collect::<Vec<_>>().join("\n") + "\n";
     std::fs::write(&file, lines).expect("a file can be written");

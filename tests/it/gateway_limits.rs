@@ -9,7 +9,7 @@ use flate2::write::GzEncoder;
 
 use crate::harness::client::{JSON, request};
 use crate::harness::temp::temp_dir;
-use crate::harness::{Client, TestServer};
+use crate::harness::{Client, TestServer, create_token};
 
 /// 3 MB of text that compresses about as well as real pages.
 fn long_text() -> Vec<u8> {
@@ -77,14 +77,9 @@ fn with_tokens(tokens: &[(&str, &str, &str)]) -> (TestServer, Vec<String>, tempf
     let file = directory.path().join("tokens");
     let (mut lines, mut created) = (String::new(), Vec::new());
     for (name, scopes, services) in tokens {
-        let mut arguments = vec!["token", "create", "--name", name, "--scopes", scopes];
-        if !services.is_empty() {
-            arguments.extend(["--services", services]);
-        }
-        let ended = crate::harness::server::run(&[], &arguments);
-        let (token, line) = ended.stdout.split_once('\n').expect("two lines");
-        created.push(token.to_owned());
-        writeln!(lines, "{}", line.trim()).expect("it fits");
+        let (token, line) = create_token(name, scopes, &[services]);
+        created.push(token);
+        writeln!(lines, "{line}").expect("it fits");
     }
     std::fs::write(&file, lines).expect("a file can be written");
     let test = TestServer::start(&[("AUTH_TOKENS_FILE", &file.display().to_string())]);

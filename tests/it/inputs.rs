@@ -6,9 +6,8 @@ use std::process::Command;
 use base64::Engine as _;
 
 use crate::harness::client::{JSON, NDJSON, request};
-use crate::harness::server::run;
 use crate::harness::temp::temp_dir;
-use crate::harness::{Client, Postgres, Reply, Server, TestServer, now, until, wait_for_drain};
+use crate::harness::{Client, Postgres, Reply, Server, TestServer, create_token, now, until, wait_for_drain};
 
 /// Requests in each format, each with the status of its success and the number of its events.
 fn requests() -> Vec<(Vec<u8>, u16, i64)> {
@@ -109,9 +108,7 @@ fn tokens_are_taken_as_splunk_bearer_and_basic_credentials() {
     let postgres = Postgres::start();
     let dir = temp_dir();
     let file = dir.path().join("tokens");
-    let ended = run(&[], &["token", "create", "--name", "sender", "--scopes", "ingest"]);
-    assert_eq!(ended.code, Some(0), "{}", ended.stderr);
-    let (token, line) = ended.stdout.trim_end().split_once('\n').expect("a token and its line");
+    let (token, line) = create_token("sender", "ingest", &[]);
     std::fs::write(&file, format!("{line}\n")).expect("a temporary file can be written");
     let server = Server::start_on(&postgres, &[("AUTH_TOKENS_FILE", file.to_str().expect("UTF-8"))]);
     let client = &mut server.client();

@@ -3,9 +3,8 @@
 
 use crate::harness::client::{JSON, NDJSON, request};
 use crate::harness::events::{id_of, ids_of};
-use crate::harness::server::run;
 use crate::harness::temp::temp_dir;
-use crate::harness::{Client, Postgres, Reply, Server, TestServer, event, wait_for_drain};
+use crate::harness::{Client, Postgres, Reply, Server, TestServer, create_token, event, wait_for_drain};
 
 /// The parts of a response that a request header may select.
 #[derive(Debug, PartialEq)]
@@ -66,8 +65,7 @@ fn every_response_that_depends_on_a_request_header_names_it_in_vary() {
     const ORIGINS: &[&str] = &["https://app.example", "https://other.example"];
     let dir = temp_dir();
     let file = dir.path().join("tokens");
-    let made = run(&[], &["token", "create", "--name", "root", "--scopes", "admin"]);
-    let (token, line) = made.stdout.trim().split_once('\n').expect("a token and its line");
+    let (token, line) = create_token("root", "admin", &[]);
     std::fs::write(&file, line).expect("a temporary file can be written");
     let bearer = format!("Bearer {token}");
     let postgres = Postgres::start();

@@ -10,9 +10,8 @@ use opentelemetry_proto::tonic::resource::v1::Resource;
 use prost::Message as _;
 
 use crate::harness::client::request;
-use crate::harness::server::run;
 use crate::harness::temp::temp_dir;
-use crate::harness::{Client, Reply, TestServer, now, until};
+use crate::harness::{Client, Reply, TestServer, create_token, now, until};
 
 const PROTOBUF: &str = "application/x-protobuf";
 const JSON: &str = "application/json";
@@ -173,9 +172,8 @@ fn refusals_of_credentials_and_of_load_are_statuses_that_say_when_to_return() {
     let tokens = dir.path().join("tokens");
     let mut lines = String::new();
     let mut token = |name: &str, scope: &str| {
-        let created = run(&[], &["token", "create", "--name", name, "--scopes", scope]);
-        let (token, line) = created.stdout.trim_end().split_once('\n').expect("two lines");
-        lines.push_str(line);
+        let (token, line) = create_token(name, scope, &[]);
+        lines.push_str(&line);
         lines.push('\n');
         format!("Bearer {token}")
     };

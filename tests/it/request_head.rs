@@ -6,9 +6,8 @@ use std::time::Duration;
 
 use crate::harness::client::{JSON, NDJSON, request};
 use crate::harness::events::id_of;
-use crate::harness::server::run;
 use crate::harness::temp::temp_dir;
-use crate::harness::{Client, Postgres, Reply, Server, TestServer, event, wait_for_drain};
+use crate::harness::{Client, Postgres, Reply, Server, TestServer, create_token, event, wait_for_drain};
 
 const BODY_BYTES: usize = 1_000_000;
 const EXPECT: (&str, &str) = ("Expect", "100-continue");
@@ -47,25 +46,19 @@ fn check_refused(
     reply
 }
 
-/// A token with these scopes and services, and its line in the file.
-fn token(name: &str, scopes: &str, services: &str) -> (String, String) {
-    let mut arguments = vec!["token", "create", "--name", name, "--scopes", scopes];
-    if !services.is_empty() {
-        arguments.extend(["--services", services]);
-    }
-    let made = run(&[], &arguments);
-    assert_eq!(made.code, Some(0), "{}", made.stderr);
-    let mut lines = made.stdout.lines().map(str::to_owned);
-    (format!("Bearer {}", lines.next().expect("a token")), lines.next().expect("its line"))
+/// The credentials of a token with these scopes and services, and its line in the file.
+fn credentials(name: &str, scopes: &str, services: &[&str]) -> (String, String) {
+    let (token, line) = create_token(name, scopes, services);
+    (format!("Bearer {token}"), line)
 }
 
 #[test]
 fn a_request_is_refused_by_its_header_before_its_body() {
     let dir = temp_dir();
     let file = dir.path().join("tokens");
-    let (writer, first) = token("writer", "ingest", "");
-    let (shop, second) = token("shop", "ingest", "shop");
-    let (scraper, third) = token("scraper", "metrics", "");
+    let (writer, first) = credentials("writer", "ingest", &[]);
+    let (shop, second) = credentials("shop", "ingest", &["shop"]);
+    let (scraper, third) = credentials("scraper", "metrics", &[]);
     fs::write(&file, format!("{first}\n{second}\n{third}\n")).expect("a temporary file can be written");
     let postgres = Postgres::start();
     let server = Server::start_on(

@@ -9,7 +9,7 @@ use crate::harness::postgres::free_port;
 use crate::harness::program::RunningProgram;
 use crate::harness::server::run;
 use crate::harness::temp::temp_dir;
-use crate::harness::{TestServer, event, until};
+use crate::harness::{TestServer, create_token, event, until};
 
 fn url_of(test: &TestServer) -> String {
     format!("http://{}", test.server.address())
@@ -94,8 +94,7 @@ fn tail_ends_when_its_output_is_closed() {
 fn tail_that_the_server_refuses_fails_with_the_reason() {
     let dir = temp_dir();
     let tokens = dir.path().join("tokens");
-    let created = run(&[], &["token", "create", "--name", "reader", "--scopes", "query,metrics"]);
-    let (token, line) = created.stdout.trim_end().split_once('\n').expect("two lines");
+    let (token, line) = create_token("reader", "query,metrics", &[]);
     std::fs::write(&tokens, format!("{line}\n")).expect("it can be written");
     let test = TestServer::start(&[("AUTH_TOKENS_FILE", tokens.to_str().expect("UTF-8"))]);
     let url = url_of(&test);
@@ -104,9 +103,9 @@ fn tail_that_the_server_refuses_fails_with_the_reason() {
         assert_eq!(refused.code, Some(1), "{}", refused.stderr);
         assert!(refused.stderr.contains("401: "), "{}", refused.stderr);
     }
-    let invalid = run(&[], &["tail", "--server", &url, "--token", token, "--service", ""]);
+    let invalid = run(&[], &["tail", "--server", &url, "--token", &token, "--service", ""]);
     assert!(invalid.code == Some(1) && invalid.stderr.contains("400: "), "{}", invalid.stderr);
-    let top = run(&[], &["top", "--server", &url, "--token", token, "--once", "--json"]);
+    let top = run(&[], &["top", "--server", &url, "--token", &token, "--once", "--json"]);
     assert_eq!(top.code, Some(0), "{}", top.stderr);
     assert_eq!(run(&[], &["tail", "--metadata", "k"]).code, Some(2));
     let gone = format!("http://127.0.0.1:{}", free_port());

@@ -13,6 +13,7 @@ use serde::Deserialize;
 use super::chunks::Chunk;
 use super::{SendCommand, SendError};
 use crate::clock::{Clock, Moment};
+use crate::commands::server_answer;
 use crate::gateway::forward::http_client;
 
 const BACKOFF_FIRST: Duration = Duration::from_millis(100);
@@ -149,15 +150,14 @@ impl<'a> Poster<'a> {
             request = request.header("Content-Encoding", "gzip");
         }
         if let Some(token) = &self.command.token {
-            request = request.header("Authorization", format!("Bearer {token}"));
+            request = request.header("Authorization", server_answer::bearer(token));
         }
         let mut response = match request.send(body) {
             Ok(response) => response,
             Err(error) => return Attempt::Retry { reason: error.to_string(), after: None },
         };
         let status = response.status().as_u16();
-        let after = response.headers().get("Retry-After").and_then(|value| value.to_str().ok()?.parse().ok());
-        let after = after.map(|seconds: u64| Duration::from_secs(seconds.min(RETRY_AFTER_S_MAX)));
+        let after = server_answer::retry_after(&response, RETRY_AFTER_S_MAX);
         match response.body_mut().with_config().limit(RESPONSE_BYTES_MAX).read_to_vec() {
             Ok(body) => interpret(status, after, &body),
             Err(error) => Attempt::Retry { reason: error.to_string(), after: None },

@@ -10,11 +10,12 @@ use crossbeam::channel::Sender;
 use rand::RngExt as _;
 use rand::rngs::StdRng;
 use serde::Deserialize;
-use ureq::tls::{RootCerts, TlsConfig};
 
 use super::event_stream::{EventStream, StreamEvent};
 use super::{TailCommand, TailError};
 use crate::clock::Clock;
+use crate::commands::server_answer;
+use crate::gateway::forward::http_client_config;
 
 /// The server sends a heartbeat every 15 s at most.
 const READ_TIMEOUT: Duration = Duration::from_mins(1);
@@ -64,13 +65,9 @@ pub(super) struct TailConnection {
 
 impl TailConnection {
     pub(super) fn new(command: TailCommand, clock: Clock, messages: Sender<TailMessage>) -> Self {
-        let agent = ureq::Agent::config_builder()
+        let agent = http_client_config()
             .timeout_connect(Some(CONNECT_TIMEOUT))
             .timeout_per_read(Some(READ_TIMEOUT))
-            .http_status_as_error(false)
-            .max_redirects(0)
-            // The system's certificate store, so that a company's own CA is trusted.
-            .tls_config(TlsConfig::builder().root_certs(RootCerts::PlatformVerifier).build())
             .build()
             .new_agent();
         let rng = clock.rng();
@@ -110,7 +107,7 @@ impl TailConnection {
     fn follow(&mut self) -> ConnectionEnd {
         let mut request = self.agent.get(&self.command.url).header("Accept", "text/event-stream");
         if let Some(token) = &self.command.token {
-            request = request.header("Authorization", format!("Bearer {token}"));
+            request = request.header("Authorization", server_answer::bearer(token));
         }
         let is_again = !self.last_id.is_empty();
         if is_again {
@@ -188,13 +185,6 @@ struct Opened {
     instance: String,
 }
 
-/// The members of a problem document that are used.
-#[derive(Debug, Default, Deserialize)]
-#[serde(default)]
-struct Problem {
-    detail: String,
-}
-
 fn lost(reason: &str) -> ConnectionEnd {
     ConnectionEnd::Lost { reason: reason.to_owned(), after: None }
 }
@@ -202,20 +192,16 @@ fn lost(reason: &str) -> ConnectionEnd {
 /// The end of a connection whose response is no tail.
 fn refusal(response: &mut ureq::http::Response<ureq::Body>) -> ConnectionEnd {
     let status = response.status().as_u16();
-    let after = response.headers().get("Retry-After").and_then(|value| value.to_str().ok()?.parse().ok());
+    let after = server_answer::retry_after(response, RETRY_AFTER_S_MAX);
     let mut body = Vec::new();
     let mut reader = response.body_mut().as_reader().take(PROBLEM_BYTES_MAX);
-    let Problem { detail } = match reader.read_to_end(&mut body) {
-        Ok(_) => sonic_rs::from_slice(&body).unwrap_or_default(),
-        Err(error) => Problem { detail: error.to_string() },
+    let reason = match reader.read_to_end(&mut body) {
+        Ok(_) => server_answer::reason(status, &body),
+        Err(error) => format!("{status}: {error}"),
     };
-    let reason = format!("{status}: {detail}");
     match status {
         // A server that cannot stream says 501.
-        408 | 429 | 500 | 502..=599 => ConnectionEnd::Lost {
-            reason,
-            after: after.map(|seconds: u64| Duration::from_secs(seconds.min(RETRY_AFTER_S_MAX))),
-        },
+        408 | 429 | 500 | 502..=599 => ConnectionEnd::Lost { reason, after },
         _ => ConnectionEnd::Refused(reason),
     }
 }
