@@ -63,7 +63,11 @@ def goals(parts):
     if samples := of("levels"):
         found = samples.ratios("synced", "memory", "events_per_second")
         yield ("`synced` against `memory`, 64 connections", ">= 0.8 x", ratio(found), found and found[0] >= 0.8)
-    yield ("OTLP protobuf batches against NDJSON batches", ">= 0.7 x", "OTLP is not built yet", None)
+    if samples := of("otlp"):
+        for form, keys in (("dedup=none", ""), ("dedup=body", " with keys")):
+            found = samples.ratios(f"OTLP, {form}", f"NDJSON{keys}", "events_per_second")
+            what = f"OTLP protobuf, {form}, against NDJSON{keys}, batches of 512: events/s"
+            yield (what, ">= 0.7 x", ratio(found), found and found[0] >= 0.7)
     if samples := of("memory"):
         idle, per_connection = samples.values("memory", "idle_mib"), samples.values("memory", "bytes_per_connection")
         share = samples.values("memory", "share_of_bound")

@@ -24,6 +24,7 @@ PARTS = {
     "edge": edge.edge,
     "single": stored.single,
     "batch": stored.batch,
+    "otlp": stored.otlp,
     "levels": stored.levels,
     "latency": latency.latency,
     "connections": stored.connections,

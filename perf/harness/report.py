@@ -115,6 +115,12 @@ SECTIONS = {
         "64 connections (1,000: 16); us of CPU per event. The bare COPY is one connection without a server.",
         STORED,
     ),
+    "otlp": (
+        "OpenTelemetry's logs, end to end",
+        "Batches of 512 over 16 connections; us of CPU per event. dedup=body gives each record a key from a hash of "
+        "its request, so it is compared with NDJSON whose events have keys. Decoding and encoding alone: `perf/otlp`.",
+        STORED,
+    ),
     "levels": ("Durability", "Single POSTs, 64 connections; us of CPU per event.", STORED),
     "latency": (
         "Latency at a fixed rate",

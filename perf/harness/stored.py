@@ -101,6 +101,29 @@ def batch(bench):
             )
 
 
+# The size of the batches of OpenTelemetry's SDKs. Without keys, as NDJSON without them is stored, and
+# with the default, a hash of the request, by which a retry is stored once.
+OTLP = {"batch": 512, "connections": 16, "format": "otlp"}
+FORMS = {
+    "NDJSON": {"batch": 512, "connections": 16},
+    "OTLP, dedup=none": {**OTLP, "path": "/v1/logs?otlp_dedup=none"},
+    "NDJSON with keys": {"batch": 512, "connections": 16, "keyed": "yes"},
+    "OTLP, dedup=body": {**OTLP, "path": "/v1/logs?otlp_dedup=body"},
+}
+
+
+def otlp(bench):
+    """Batches of OTLP in protobuf, in turn with NDJSON of the same events."""
+    cluster = bench.cluster()
+    with Server(bench.work, {"DATABASE_URL": cluster.url, **NARROW_BUFFER}) as server:
+        load(connections=64, seconds=1, batch=100, **{"pause-ms": PAUSE_MS})
+        server.wait_for_drain()
+        for _, name in there_and_back(list(FORMS), bench.rounds(4)):
+            cluster.empty()
+            options = {"seconds": bench.seconds(3), "pause-ms": PAUSE_MS, **FORMS[name]}
+            bench.sample(name, **stored_round(server, cluster, **options))
+
+
 def levels(bench):
     """The durability levels, in turn on the same server."""
     cluster = bench.cluster()

@@ -9,6 +9,7 @@ mod clock;
 mod connection;
 mod events;
 mod histogram;
+mod log_records;
 mod requests;
 mod worker;
 
@@ -17,12 +18,12 @@ use std::io::Write as _;
 use std::time::Duration;
 
 use crate::events::Size;
-use crate::requests::{RequestOptions, Times};
+use crate::requests::{Format, RequestOptions, Times};
 use crate::worker::{LoadOptions, Totals};
 
 type Result<T> = std::result::Result<T, Box<dyn Error + Send + Sync>>;
 
-const USAGE: &str = "usage: load [--address HOST:PORT] [--path PATH] [--connections N] [--threads N] \
+const USAGE: &str = "usage: load [--address HOST:PORT] [--path PATH] [--format json|otlp] [--connections N] [--threads N] \
     [--seconds S] [--warmup S] [--rate EVENTS_PER_SECOND] [--pause-ms MS] [--batch EVENTS] [--time advancing|equal|second] \
     [--size life|BYTES] [--keyed yes|no] [--durability LEVEL] [--seed N]";
 
@@ -75,6 +76,7 @@ fn parse(mut args: impl Iterator<Item = String>) -> Result<Arguments> {
     let mut requests = RequestOptions {
         path: "/events".to_owned(),
         host: String::new(),
+        format: Format::Json,
         batch: 1,
         size: Size::Life,
         times: Times::Advancing,
@@ -88,6 +90,8 @@ fn parse(mut args: impl Iterator<Item = String>) -> Result<Arguments> {
         match name.as_str() {
             "--address" => load.address = value.parse()?,
             "--path" => requests.path = value,
+            "--format" if value == "json" => requests.format = Format::Json,
+            "--format" if value == "otlp" => requests.format = Format::Otlp,
             "--connections" => load.connections = value.parse::<usize>()?.max(1),
             "--threads" => threads = value.parse()?,
             "--seconds" => load.seconds = value.parse()?,
@@ -126,7 +130,7 @@ fn print(totals: &Totals, batch: u64, cpu: f64) -> Result<()> {
         totals.statuses.iter().filter(|(status, _)| wanted(**status)).map(|(_, count)| count).sum()
     };
     let seconds = nanos_to(totals.nanos, 1e9);
-    let accepted = status(|status| status == 202) * batch;
+    let accepted = status(|status| matches!(status, 200 | 202)) * batch;
     let statuses: Vec<String> =
         totals.statuses.iter().map(|(status, count)| format!("\"{status}\": {count}")).collect();
     let mut out = std::io::stdout().lock();
@@ -135,7 +139,11 @@ fn print(totals: &Totals, batch: u64, cpu: f64) -> Result<()> {
     writeln!(out, "  \"statuses\": {{{}}},", statuses.join(", "))?;
     writeln!(out, "  \"accepted\": {accepted},")?;
     writeln!(out, "  \"refused\": {},", status(|status| status == 429 || status == 503) * batch)?;
-    writeln!(out, "  \"errors\": {},", totals.errors + status(|status| !matches!(status, 202 | 429 | 503)))?;
+    writeln!(
+        out,
+        "  \"errors\": {},",
+        totals.errors + status(|status| !matches!(status, 200 | 202 | 429 | 503))
+    )?;
     writeln!(out, "  \"unanswered\": {},", totals.unanswered)?;
     writeln!(out, "  \"seconds\": {seconds:.3},")?;
     writeln!(out, "  \"accepted_per_second\": {:.1},", as_f64(usize::try_from(accepted)?) / seconds)?;

@@ -4,8 +4,10 @@
 use std::io::Write as _;
 
 use chrono::DateTime;
+use prost::Message as _;
 
 use crate::events::{Event, EventGenerator, Size};
+use crate::log_records;
 
 /// `2026-11-27T18:32:40.123456Z`.
 const TIMESTAMP_BYTES: usize = 27;
@@ -14,6 +16,19 @@ const TRACE_BYTES: usize = 16;
 const KEY_BYTES: usize = 16;
 /// Microseconds between two events of a batch.
 const SPACING: u64 = 10;
+/// Take the places of a log record's time and trace until their offsets are known. The bytes of the
+/// first occur in no text, and the generator makes no text like the second.
+const TIME_MARK: [u8; 8] = [0xff, 0xfe, 0xff, 0xfe, 0xff, 0xfe, 0xff, 0xfe];
+const TRACE_MARK: &str = "~~~~~~~~~~~~~~~~";
+
+/// What the events are sent as.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Format {
+    /// One event is JSON, more are NDJSON.
+    Json,
+    /// An `ExportLogsServiceRequest` in protobuf.
+    Otlp,
+}
 
 /// The timestamps of the events.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -31,7 +46,8 @@ pub(crate) enum Times {
 pub(crate) struct RequestOptions {
     pub(crate) path: String,
     pub(crate) host: String,
-    /// Events per request. A request of one event is JSON, another one NDJSON.
+    pub(crate) format: Format,
+    /// Events per request.
     pub(crate) batch: usize,
     pub(crate) size: Size,
     pub(crate) times: Times,
@@ -59,6 +75,7 @@ pub(crate) struct RequestPool {
     requests: Vec<Request>,
     next: usize,
     sequence: u64,
+    format: Format,
     times: Times,
     stamp: Stamp,
     began: u64,
@@ -75,6 +92,7 @@ impl RequestPool {
             requests,
             next: 0,
             sequence: first,
+            format: options.format,
             times: options.times,
             stamp: Stamp::new(),
             began: wall_micros,
@@ -94,7 +112,11 @@ impl RequestPool {
                 Times::Second => wall_micros / 1_000_000 * 1_000_000,
             };
             age = age.saturating_sub(SPACING);
-            self.stamp.write(micros, &mut request.bytes[event.timestamp..event.timestamp + TIMESTAMP_BYTES]);
+            let time = &mut request.bytes[event.timestamp..];
+            match self.format {
+                Format::Json => self.stamp.write(micros, &mut time[..TIMESTAMP_BYTES]),
+                Format::Otlp => time[..TIME_MARK.len()].copy_from_slice(&(micros * 1000).to_le_bytes()),
+            }
             self.sequence += 1;
             if let Some(at) = event.trace {
                 write_hex(self.sequence, &mut request.bytes[at..at + TRACE_BYTES]);
@@ -108,15 +130,16 @@ impl RequestPool {
 }
 
 fn build(options: &RequestOptions, generator: &mut EventGenerator) -> Request {
-    let mut body = Vec::new();
-    let mut events = Vec::with_capacity(options.batch);
-    for _ in 0..options.batch {
-        events.push(append_event(&mut body, &generator.event(), options.keyed));
-        if options.batch > 1 {
-            body.push(b'\n');
-        }
-    }
-    let kind = if options.batch == 1 { "application/json" } else { "application/x-ndjson" };
+    let events: Vec<_> = (0..options.batch).map(|_| generator.event()).collect();
+    let (body, mut events) = match options.format {
+        Format::Json => json(&events, options.keyed),
+        Format::Otlp => otlp(&events),
+    };
+    let kind = match options.format {
+        Format::Otlp => "application/x-protobuf",
+        Format::Json if options.batch == 1 => "application/json",
+        Format::Json => "application/x-ndjson",
+    };
     let durability =
         options.durability.as_ref().map(|level| format!("Durability: {level}\r\n")).unwrap_or_default();
     let mut bytes = format!(
@@ -134,6 +157,40 @@ fn build(options: &RequestOptions, generator: &mut EventGenerator) -> Request {
     }
     bytes.extend_from_slice(&body);
     Request { bytes, events }
+}
+
+fn json(events: &[Event], keyed: bool) -> (Vec<u8>, Vec<Offsets>) {
+    let (mut body, mut offsets) = (Vec::new(), Vec::with_capacity(events.len()));
+    for event in events {
+        offsets.push(append_event(&mut body, event, keyed));
+        if events.len() > 1 {
+            body.push(b'\n');
+        }
+    }
+    (body, offsets)
+}
+
+fn otlp(events: &[Event]) -> (Vec<u8>, Vec<Offsets>) {
+    let records = events.iter().map(|event| {
+        let metadata = event.metadata.as_deref().unwrap_or_default();
+        let metadata = metadata.replace(&format!("{:016}\"}}", 0), &format!("{TRACE_MARK}\"}}"));
+        let record = log_records::record(event.message.clone(), &metadata, u64::from_le_bytes(TIME_MARK));
+        (event.service.clone(), record)
+    });
+    let body = log_records::request(records).encode_to_vec();
+    let times = offsets_of(&TIME_MARK, &body);
+    let ends = times[1..].iter().copied().chain([body.len()]);
+    let offsets = times.iter().zip(ends).map(|(&timestamp, end)| {
+        let trace = offsets_of(TRACE_MARK.as_bytes(), &body[timestamp..end]).first().map(|at| timestamp + at);
+        Offsets { timestamp, trace, key: None }
+    });
+    let offsets = offsets.collect();
+    (body, offsets)
+}
+
+fn offsets_of(mark: &[u8], bytes: &[u8]) -> Vec<usize> {
+    let marks = bytes.windows(mark.len()).enumerate().filter(|(_, window)| *window == mark);
+    marks.map(|(at, _)| at).collect()
 }
 
 fn append_event(body: &mut Vec<u8>, event: &Event, keyed: bool) -> Offsets {
@@ -199,11 +256,15 @@ impl Stamp {
 
 #[cfg(test)]
 mod tests {
+    use opentelemetry_proto::tonic::collector::logs::v1::ExportLogsServiceRequest;
+    use opentelemetry_proto::tonic::common::v1::any_value::Value;
+
     use super::*;
 
     fn options(batch: usize, times: Times, keyed: bool) -> RequestOptions {
         let (path, host) = ("/events".to_owned(), "localhost".to_owned());
-        RequestOptions { path, host, batch, size: Size::Life, times, keyed, durability: None, seed: 1 }
+        let (format, size) = (Format::Json, Size::Life);
+        RequestOptions { path, host, format, batch, size, times, keyed, durability: None, seed: 1 }
     }
 
     fn lines(request: &[u8]) -> Vec<line::Line> {
@@ -254,6 +315,30 @@ mod tests {
         );
         let mut pool = RequestPool::new(&options(10, Times::Second, false), 0, 0);
         assert_eq!(lines(pool.next(1_795_804_360_999_999))[0].timestamp, "2026-11-27T18:32:40.000000Z");
+    }
+
+    #[test]
+    fn log_records_have_the_times_and_traces_of_their_sending() {
+        let options = RequestOptions { format: Format::Otlp, ..options(512, Times::Advancing, false) };
+        let mut pool = RequestPool::new(&options, 0, 0);
+        let sent = pool.next(1_795_804_360_123_456);
+        let body = &sent[offsets_of(b"\r\n\r\n", sent)[0] + 4..];
+        let decoded = ExportLogsServiceRequest::decode(body).expect("protobuf");
+        let scopes = decoded.resource_logs.into_iter().flat_map(|resource| resource.scope_logs);
+        let records: Vec<_> = scopes.flat_map(|scope| scope.log_records).collect();
+        assert_eq!(records.len(), 512);
+        let mut traced = 0;
+        for (nth, record) in (1_u64..).zip(&records) {
+            assert_eq!(record.time_unix_nano, (1_795_804_360_123_456 - 10 * (512 - nth)) * 1000);
+            let trace = record.attributes.iter().find(|attribute| attribute.key == "trace");
+            if let Some(Value::StringValue(trace)) =
+                trace.and_then(|trace| trace.value.as_ref()?.value.as_ref())
+            {
+                assert_eq!(trace[16..], format!("{nth:016x}"));
+                traced += 1;
+            }
+        }
+        assert!((256..512).contains(&traced), "{traced}");
     }
 
     #[test]

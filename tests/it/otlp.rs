@@ -1,5 +1,7 @@
 //! `POST /v1/logs` and Loki's push in protobuf: what is stored, and the responses.
 
+use std::time::Duration;
+
 use opentelemetry_proto::tonic::collector::logs::v1::{
     ExportLogsPartialSuccess, ExportLogsServiceRequest, ExportLogsServiceResponse,
 };
@@ -10,8 +12,9 @@ use opentelemetry_proto::tonic::resource::v1::Resource;
 use prost::Message as _;
 
 use crate::harness::client::request;
+use crate::harness::server::wait_for_partitions;
 use crate::harness::temp::temp_dir;
-use crate::harness::{Client, Reply, TestServer, create_token, now, until};
+use crate::harness::{Client, Postgres, Proxy, Reply, Server, TestServer, create_token, now, until};
 
 const PROTOBUF: &str = "application/x-protobuf";
 const JSON: &str = "application/json";
@@ -208,6 +211,38 @@ fn refusals_of_credentials_and_of_load_are_statuses_that_say_when_to_return() {
         assert_eq!((reply.status, status_code(&reply, encoding.0)), (429, 8), "RESOURCE_EXHAUSTED");
         assert!(reply.header("retry-after").is_some_and(|after| after.parse::<u64>().is_ok_and(|s| s >= 1)));
     }
+}
+
+/// The server stops while a COMMIT has no answer.
+#[test]
+fn refusal_while_the_server_stops_is_a_status_of_unavailable() {
+    let postgres = Postgres::start();
+    let proxy = Proxy::to(postgres.port());
+    let url = Postgres::url_through(proxy.port(), "none");
+    let mut server = Server::start(&[("DATABASE_URL", url.as_str()), ("DRAIN_INTERVAL", "50")]);
+    wait_for_partitions(&postgres);
+    let (mut client, mut sender) = (server.client(), server.client());
+    proxy.hold_next_commit();
+    export(&mut client, &logs("s", vec![record("held")]));
+    until("it is being stored", || proxy.is_commit_held());
+    server.signal("TERM");
+    let body = logs("s", vec![record("late")]).encode_to_vec();
+    for (client, content_type, body) in
+        [(&mut client, PROTOBUF, &body[..]), (&mut sender, JSON, br#"{"resourceLogs":[]}"#)]
+    {
+        let mut last = None;
+        until("intake ends", || {
+            let reply = export_to("/v1/logs", client, &[("Content-Type", content_type)], body);
+            let is_refused = reply.status != 200;
+            last = Some(reply);
+            is_refused
+        });
+        let reply = last.expect("a response");
+        assert_eq!((reply.status, status_code(&reply, content_type)), (503, 14), "UNAVAILABLE");
+        assert!(reply.header("retry-after").is_some());
+    }
+    server.signal("TERM");
+    server.exit_within(Duration::from_secs(10));
 }
 
 #[test]
