@@ -52,3 +52,11 @@ pub(crate) fn is_root() -> bool {
     use std::os::unix::fs::MetadataExt;
     fs::metadata("/proc/self").is_ok_and(|own| own.uid() == 0)
 }
+
+/// Reports a part of a test that cannot run for want of a program. It fails where `REQUIRE_PROGRAMS` is
+/// set, as in `scripts/test`, which installs them.
+#[track_caller]
+pub(crate) fn not_tried(missing: &str) {
+    assert!(std::env::var_os("REQUIRE_PROGRAMS").is_none(), "{missing}");
+    eprintln!("NOT TRIED: {missing}");
+}

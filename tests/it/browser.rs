@@ -11,7 +11,8 @@ use std::process::Stdio;
 use std::thread;
 use std::time::Duration;
 
-use crate::harness::process::{exit_within, pdeathsig_command};
+use crate::harness::postgres::free_port;
+use crate::harness::process::{exit_within, not_tried, pdeathsig_command};
 use crate::harness::temp::temp_dir;
 use crate::harness::{Server, TestServer, create_token, until};
 
@@ -42,6 +43,10 @@ fn serve(what: &str, test: &mut TestServer) {
             until("the outage is detected", || is_down(test));
         }
         "start database" => test.postgres.restart(),
+        "restart server" => {
+            test.server.stop();
+            test.server.restart();
+        }
         other => panic!("the script says {other:?}"),
     }
 }
@@ -50,10 +55,18 @@ fn serve(what: &str, test: &mut TestServer) {
 fn the_page_works_in_a_browser() {
     let modules = target("node_modules/playwright-core/package.json");
     if !Path::new(CHROMIUM).exists() || !modules.exists() {
-        eprintln!("NOT TRIED: {CHROMIUM} or {} is missing; scripts/test installs both", modules.display());
-        return;
+        return not_tried(&format!(
+            "{CHROMIUM} or {} is missing; scripts/test installs both",
+            modules.display()
+        ));
     }
-    let mut test = TestServer::start(&[("DRAIN_INTERVAL", "20"), ("CIRCUIT_BREAKER_TIMEOUT_MS", "200")]);
+    // The page finds the server again after a restart.
+    let port = free_port().to_string();
+    let mut test = TestServer::start(&[
+        ("PORT", &port),
+        ("DRAIN_INTERVAL", "20"),
+        ("CIRCUIT_BREAKER_TIMEOUT_MS", "200"),
+    ]);
     let directory = temp_dir();
     let file = directory.path().join("tokens");
     let tokens = [

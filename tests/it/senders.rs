@@ -16,7 +16,7 @@ use std::thread;
 use std::time::Duration;
 
 use crate::harness::postgres::free_port;
-use crate::harness::process::{exit_within, pdeathsig_command, signal};
+use crate::harness::process::{exit_within, not_tried, pdeathsig_command, signal};
 use crate::harness::temp::temp_dir;
 use crate::harness::wait::until_within;
 use crate::harness::{TestServer, until};
@@ -114,13 +114,6 @@ fn target(path: &str) -> PathBuf {
 
 fn script(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/senders").join(name)
-}
-
-/// Reports a test that cannot run. It fails where `REQUIRE_SENDERS` is set, as in `scripts/test`.
-#[track_caller]
-fn not_tried(reason: &str) {
-    assert!(std::env::var_os("REQUIRE_SENDERS").is_none(), "{reason}");
-    eprintln!("NOT TRIED: {reason}");
 }
 
 /// A sender, the service of its events, and their number.

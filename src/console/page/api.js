@@ -46,8 +46,8 @@ async function toError(reply) {
 }
 
 /// Sends a request; returns the response if it is a success, or throws an ApiError.
-export async function request(path, { accept = "application/json", ...options } = {}) {
-  const headers = { Accept: accept };
+export async function request(path, { accept = "application/json", headers: more = {}, ...options } = {}) {
+  const headers = { Accept: accept, ...more };
   if (token()) headers.Authorization = `Bearer ${token()}`;
   let reply;
   try {

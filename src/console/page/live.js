@@ -15,6 +15,14 @@ const ROWS_MAX = 500;
 /// Rows that are drawn in one frame; of more, the older ones are not drawn.
 const FRAME_ROWS_MAX = 200;
 const STORED_FIRST = 50;
+/// Why missed events may be missing.
+const GAPS = {
+  "too-many": "more were missed than are sent again",
+  "database-unavailable": "the database is unavailable",
+  "journal-unavailable": "the journal cannot be read",
+  "unknown-id": "the last event shown is not stored",
+  "queries-full": "the server has too many queries",
+};
 
 export function live(root) {
   const box = searchBox();
@@ -27,11 +35,12 @@ export function live(root) {
   root.append(h("h2", { class: "visually-hidden" }, "Live"), box.element,
     h("div", { class: "bar" }, pause, clear, status, speed), notice, events);
 
-  let [tail, paused, waiting, skipped, frame, isOpen] = [null, false, [], 0, 0, false];
+  /// `server` is the name of the server whose tail is open.
+  let [tail, paused, waiting, skipped, frame, server] = [null, false, [], 0, 0, ""];
   let shownIds = new Set();
 
   function showStatus() {
-    const parts = [isOpen ? "Connected to this server" : "Connecting …"];
+    const parts = [server ? `Connected to ${server}` : "Connecting …"];
     if (paused) parts[0] = `Paused, ${plural(waiting.length, "new event")}`;
     if (skipped) parts.push(`${plural(skipped, "event")} skipped`);
     status.textContent = parts.join(" · ");
@@ -53,9 +62,8 @@ export function live(root) {
     if (paused) return;
     const batch = waiting.splice(0).slice(-FRAME_ROWS_MAX).reverse();
     if (batch.length) {
-      events.prepend(...batch.map((entry) => (entry.skipped
-        ? h("li", { class: "skipped" }, `${plural(entry.skipped, "event")} of any service skipped here: they arrived faster than this page reads`)
-        : row(entry, { onOpen: remember }))));
+      events.prepend(...batch.map((entry) => (entry.note
+        ? h("li", { class: "skipped" }, entry.note) : row(entry, { onOpen: remember }))));
       while (events.children.length > ROWS_MAX) events.lastElementChild.remove();
       settleFocus(events);
     }
@@ -82,20 +90,24 @@ export function live(root) {
     tail?.stop();
     events.replaceChildren();
     notice.replaceChildren();
-    [waiting, skipped, isOpen, shownIds] = [[], 0, false, new Set()];
+    [waiting, skipped, server, shownIds] = [[], 0, "", new Set()];
     const query = parse(box.applied());
     showStatus();
     if (query.errors.length) return;
     const params = toParams(query, state.service);
     tail = follow(params, {
-      open() { isOpen = true; notice.replaceChildren(); showStatus(); },
+      open(name) { server = name; notice.replaceChildren(); showStatus(); },
       event(event) {
         if (shownIds.size < ROWS_MAX) shownIds.add(event.event_id);
         push(event);
       },
-      skipped(n) { skipped += n; push({ skipped: n }); },
+      skipped(n) {
+        skipped += n;
+        push({ note: `${plural(n, "event")} of any service skipped here: they arrived faster than this page reads` });
+      },
+      gap(reason) { push({ note: `Events may be missing here: ${GAPS[reason] ?? reason}` }); },
       failed(error) {
-        isOpen = false;
+        server = "";
         if (error) notice.replaceChildren(explain(error));
         showStatus();
       },
