@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use crate::harness::postgres::free_port;
-use crate::harness::process::is_root;
+use crate::harness::process::{is_root, not_tried};
 use crate::harness::server::PROGRAM;
 use crate::harness::temp::temp_dir;
 use crate::harness::unit::{Unit, run_in};
@@ -68,8 +68,12 @@ fn package(version: &str, directory: &Path) -> PathBuf {
 /// A clean root, or None with the reason printed.
 fn debian_root() -> Option<tempfile::TempDir> {
     let archive = Path::new(env!("CARGO_TARGET_TMPDIR")).with_file_name("debian-root.tar");
-    if !is_root() || !archive.exists() {
-        eprintln!("not run: needs root, and {} (scripts/test makes it)", archive.display());
+    if !is_root() {
+        eprintln!("NOT TRIED: a root directory of its own needs the user root");
+        return None;
+    }
+    if !archive.exists() {
+        not_tried(&format!("{} is missing; scripts/test makes it", archive.display()));
         return None;
     }
     let root = temp_dir();

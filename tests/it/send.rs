@@ -138,7 +138,7 @@ fn send_that_is_interrupted_prints_its_counts_and_how_to_continue() {
 fn send_of_a_pipe_ends_with_a_signal_while_nothing_comes() {
     let test = TestServer::start(&[("DRAIN_INTERVAL", "50")]);
     let url = format!("http://{}", test.server.address());
-    let mut sending = RunningProgram::start(&["send", "--server", &url], true);
+    let mut sending = RunningProgram::start(&["send", "--server", &url, "-"], true);
     let input = sending.child.stdin.as_mut().expect("a pipe");
     writeln!(input, "{}", event("sent", "one")).expect("it reads");
     until("the line is stored", || test.postgres.stored() == 1);

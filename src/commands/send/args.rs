@@ -63,7 +63,7 @@ pub fn command() -> Command {
                 .value_name("FILE")
                 .num_args(0..)
                 .value_parser(clap::value_parser!(PathBuf))
-                .help("Files of NDJSON, or of text with --text; default: the standard input"),
+                .help("Files of NDJSON, or of text with --text; default, or `-`: the standard input"),
         )
         .arg(option("server", "URL", "The server; default: http://HOST:PORT"))
         .arg(option("token", "TOKEN", "A token with the scope ingest, if the server requires one"))
@@ -103,6 +103,15 @@ impl SendCommand {
         if service.is_some_and(|name| name.is_empty() || name.len() > SERVICE_BYTES_MAX) {
             return Err(format!("--service must be 1 to {SERVICE_BYTES_MAX} bytes"));
         }
+        let resume = matches.get_one::<PathBuf>(&id("resume")).cloned();
+        let mut files: Vec<_> =
+            matches.get_many::<PathBuf>(&id("files")).into_iter().flatten().cloned().collect();
+        if files.iter().any(|file| file.as_os_str() == "-") {
+            if files.len() > 1 || resume.is_some() {
+                return Err("`-`, the standard input, goes neither with files nor with --resume".to_owned());
+            }
+            files.clear();
+        }
         let mut query = Vec::new();
         for (flag, parameter, _) in MAPPING {
             query.extend(text(flag).map(|value| (parameter, value)));
@@ -119,14 +128,14 @@ impl SendCommand {
             SendFormat::Json { query: query.into_iter().map(encode).collect::<Vec<_>>().join("&") }
         };
         Ok(Self {
-            files: matches.get_many::<PathBuf>(&id("files")).into_iter().flatten().cloned().collect(),
+            files,
             server: server(text("server"))?,
             token: text("token").map(str::to_owned),
             format,
             connections: usize::try_from(number("connections")).unwrap_or(1),
             lines_max: number("lines"),
             gzip: matches.get_flag(&id("gzip")),
-            resume: matches.get_one::<PathBuf>(&id("resume")).cloned(),
+            resume,
             retry_for: Duration::from_secs(number("retry-for")),
             json: matches.get_flag(&id("json")),
         })

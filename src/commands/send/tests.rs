@@ -15,6 +15,18 @@ fn chunks(command: &SendCommand, clock: &Clock) -> Vec<Chunk> {
 }
 
 #[test]
+fn a_dash_alone_is_the_standard_input() {
+    let of = |arguments: &[&str]| {
+        let matches = args::command().try_get_matches_from(["send"].iter().chain(arguments)).unwrap();
+        SendCommand::of(&matches, |_| Ok("http://h".to_owned())).map(|command| command.files)
+    };
+    assert_eq!(of(&["-"]), Ok(Vec::new()));
+    for refused in [&["a", "-"][..], &["-", "-"], &["--resume", "state", "-"]] {
+        assert!(of(refused).unwrap_err().contains("`-`"), "{refused:?}");
+    }
+}
+
+#[test]
 fn chunks_are_whole_lines_with_stable_keys() {
     let dir = tempfile::tempdir().unwrap();
     let (one, two) = (dir.path().join("one"), dir.path().join("two"));
