@@ -1,6 +1,7 @@
 //! The program: loads the settings, starts logging, runs the requested command, and maps errors to
 //! exit codes.
 
+use std::collections::BTreeMap;
 use std::process::ExitCode;
 
 use aurore_events::clock::Clock;
@@ -16,15 +17,22 @@ fn print(text: &str) {
 }
 
 /// `aurore-events check-config`.
-#[expect(clippy::print_stdout, reason = "the output of the command")]
-fn check_config(settings: &Settings) -> ExitCode {
-    for line in &settings.effective {
-        println!("{line}");
+fn check_config(settings: &Settings, json: bool) -> ExitCode {
+    let lines: String = settings.effective.iter().flat_map(|line| [line, "\n"]).collect();
+    if !json {
+        print(&lines);
     }
     match server::ResolvedSettings::load(settings) {
         Ok(resolved) => {
+            if json {
+                let effective: BTreeMap<_, _> =
+                    settings.effective.iter().filter_map(|line| line.split_once('=')).collect();
+                let warnings: Vec<_> = resolved.warnings().collect();
+                print(&format!("{}\n", sonic_rs::json!({"settings": effective, "warnings": warnings})));
+                return ExitCode::SUCCESS;
+            }
             resolved.warnings().for_each(|warning| eprintln!("warning: {warning}"));
-            println!("ok");
+            print("ok\n");
             ExitCode::SUCCESS
         }
         Err(errors) => {
@@ -45,8 +53,8 @@ fn main() -> ExitCode {
             return ExitCode::from(EXIT_INVALID_SETTINGS);
         }
     };
-    if command == CliCommand::CheckConfig {
-        return check_config(&settings);
+    if let CliCommand::CheckConfig { json } = command {
+        return check_config(&settings, json);
     }
     let clock = Clock::system();
     if let CliCommand::CreateToken { token, json } = &command {
@@ -62,7 +70,9 @@ fn main() -> ExitCode {
     logging::init(settings.log_level, settings.log_format, to_journal, &clock);
     let result = match command {
         CliCommand::Migrate => server::commands::migrate(&settings, &clock),
-        CliCommand::RetentionRun { dry_run } => server::commands::retention(&settings, &clock, dry_run),
+        CliCommand::RetentionRun { dry_run, json } => {
+            server::commands::retention(&settings, &clock, dry_run, json)
+        }
         CliCommand::History { json } => server::commands::history(&settings, json).map(|table| print(&table)),
         CliCommand::Journal(command) => server::commands::journal(&settings, &clock, command),
         CliCommand::Counts(command) => server::commands::counts(&settings, &clock, command),
@@ -73,7 +83,7 @@ fn main() -> ExitCode {
         CliCommand::Send(command) => server::commands::send(&command, &clock),
         CliCommand::Tail(command) => server::commands::tail(&command, &clock),
         CliCommand::Top(command) => server::commands::top(&command, &clock),
-        CliCommand::Serve | CliCommand::CheckConfig | CliCommand::CreateToken { .. } => {
+        CliCommand::Serve | CliCommand::CheckConfig { .. } | CliCommand::CreateToken { .. } => {
             server::run(&settings, &clock)
         }
     };

@@ -10,6 +10,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use crossbeam::channel::{Receiver, RecvTimeoutError};
+use sonic_rs::json;
 
 use super::plan::{self, ClockDisagreementError, Plan, agreed_time};
 use super::schedule::Schedule;
@@ -376,6 +377,36 @@ fn plus(time: Timestamp, wait: Duration) -> Timestamp {
 
 fn earlier(one: Option<Timestamp>, other: Option<Timestamp>) -> Option<Timestamp> {
     [one, other].into_iter().flatten().min()
+}
+
+impl SweepPreview {
+    /// For scripts.
+    pub fn json(&self) -> String {
+        let partitions =
+            self.days.iter().map(|(day, events)| json!({"day": day.to_string(), "events": *events}));
+        let cutoff = self.cutoff.to_string();
+        json!({"cutoff": cutoff, "partitions": partitions.collect::<Vec<_>>(), "rows": self.rows}).to_string()
+    }
+}
+
+impl SweepOutcome {
+    /// For scripts.
+    pub fn json(&self) -> String {
+        let (outcome, counts) = match self {
+            Self::Completed(counts) => ("completed", counts),
+            Self::Stopped(counts) => ("stopped", counts),
+            Self::AlreadyRunning => ("already-running", &SweepCounts::default()),
+            Self::NotOwner => ("not-owner", &SweepCounts::default()),
+        };
+        json!({
+            "outcome": outcome,
+            "partitions": counts.partitions,
+            "dropped": counts.dropped,
+            "deleted": counts.deleted,
+            "dead": counts.dead,
+        })
+        .to_string()
+    }
 }
 
 impl fmt::Display for SweepPreview {

@@ -127,23 +127,30 @@ pub fn counts(settings: &Settings, clock: &Clock, command: CountsCommand) -> Res
 }
 
 /// `aurore-events retention run`.
-pub fn retention(settings: &Settings, clock: &Clock, dry_run: bool) -> Result<(), RunServerError> {
+pub fn retention(
+    settings: &Settings,
+    clock: &Clock,
+    dry_run: bool,
+    json: bool,
+) -> Result<(), RunServerError> {
     let database = CommandDatabase::open(settings, clock)?;
     database.repository.prepare()?;
     let retention =
         stages::retention(settings, database.repository.clone(), breaker(settings), Arc::default(), clock);
     let done = if dry_run {
         retention.preview().map(|preview| {
-            #[expect(clippy::print_stdout, reason = "the command output")]
-            {
-                println!("{preview}");
-            }
+            print_line(&if json { preview.json() } else { preview.to_string() });
             None
         })
     } else {
         // There is no graceful stop: a signal ends the process, and the next sweep continues.
         let (_stop, stopped) = bounded::<()>(0);
-        retention.sweep(&stopped).map(Some)
+        retention.sweep(&stopped).map(|outcome| {
+            if json {
+                print_line(&outcome.json());
+            }
+            Some(outcome)
+        })
     };
     drop(retention);
     database.close();
@@ -153,6 +160,11 @@ pub fn retention(settings: &Settings, clock: &Clock, dry_run: bool) -> Result<()
             Ok(())
         }
     }
+}
+
+#[expect(clippy::print_stdout, reason = "the output of a command")]
+fn print_line(text: &str) {
+    println!("{text}");
 }
 
 /// The database of a command. Connects to the private cluster of a running server if there is one;

@@ -23,7 +23,9 @@ const JSON: &str = "JSON";
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum CliCommand {
     Serve,
-    CheckConfig,
+    CheckConfig {
+        json: bool,
+    },
     Migrate,
     History {
         json: bool,
@@ -44,6 +46,7 @@ pub enum CliCommand {
     RetentionRun {
         /// Report what would be deleted, without deleting.
         dry_run: bool,
+        json: bool,
     },
 }
 
@@ -76,7 +79,11 @@ pub(super) fn command(settings: &[Setting], purpose: CliPurpose) -> Command {
 fn add_subcommands(program: Command) -> Command {
     program
         .subcommand(Command::new("serve").about("Run the server (the default)"))
-        .subcommand(Command::new("check-config").about("Validate and print the settings, and exit"))
+        .subcommand(
+            Command::new("check-config")
+                .about("Validate and print the settings, and exit")
+                .arg(json_flag("Print a JSON object with the members settings and warnings")),
+        )
         .subcommand(Command::new("migrate").about("Migrate the database schema and exit"))
         .subcommand(healthcheck::command())
         .subcommand(token_command())
@@ -93,12 +100,15 @@ fn add_subcommands(program: Command) -> Command {
         .subcommand(top::command())
         .subcommand(
             Command::new("retention").about("Remove expired events").subcommand_required(true).subcommand(
-                Command::new("run").about("Remove events older than RETENTION_DAYS now, and exit").arg(
-                    Arg::new("DRY_RUN")
-                        .long("dry-run")
-                        .action(ArgAction::SetTrue)
-                        .help("Print what would be removed, without removing it"),
-                ),
+                Command::new("run")
+                    .about("Remove events older than RETENTION_DAYS now, and exit")
+                    .arg(
+                        Arg::new("DRY_RUN")
+                            .long("dry-run")
+                            .action(ArgAction::SetTrue)
+                            .help("Print what would be removed, without removing it"),
+                    )
+                    .arg(json_flag("Print the outcome as a JSON object")),
             ),
         )
         .subcommand(journal::command())
@@ -190,7 +200,7 @@ pub(super) fn parse(matches: ArgMatches) -> Result<(CliCommand, ArgMatches), Str
     // For nested subcommands, the innermost matches contain the flags.
     let inner = || command_matches.subcommand().map_or_else(own, |(_, inner)| inner.clone());
     Ok(match name {
-        "check-config" => (CliCommand::CheckConfig, own()),
+        "check-config" => (CliCommand::CheckConfig { json: command_matches.get_flag(JSON) }, own()),
         "migrate" => (CliCommand::Migrate, own()),
         "history" => (CliCommand::History { json: command_matches.get_flag(JSON) }, own()),
         "healthcheck" => (CliCommand::Healthcheck(HealthcheckCommand::of(command_matches)), own()),
@@ -235,7 +245,8 @@ pub(super) fn parse(matches: ArgMatches) -> Result<(CliCommand, ArgMatches), Str
         }
         "retention" => {
             let run_matches = inner();
-            (CliCommand::RetentionRun { dry_run: run_matches.get_flag("DRY_RUN") }, run_matches)
+            let (dry_run, json) = (run_matches.get_flag("DRY_RUN"), run_matches.get_flag(JSON));
+            (CliCommand::RetentionRun { dry_run, json }, run_matches)
         }
         _ => (CliCommand::Serve, own()),
     })

@@ -59,9 +59,12 @@ fn env_file_is_overridden_by_flags_and_rejects_unknown_names() {
 fn load_parses_the_retention_schedule_and_command() {
     let (command, settings) =
         load(&["retention", "run", "--dry-run", "--retention-cron-schedule", "1 2 3 * * *"]).unwrap();
-    assert_eq!(command, CliCommand::RetentionRun { dry_run: true });
+    assert_eq!(command, CliCommand::RetentionRun { dry_run: true, json: false });
     assert_eq!(settings.retention_schedule, "1 2 3 * * *".parse().unwrap());
-    assert_eq!(load(&["retention", "run"]).unwrap().0, CliCommand::RetentionRun { dry_run: false });
+    assert_eq!(
+        load(&["retention", "run"]).unwrap().0,
+        CliCommand::RetentionRun { dry_run: false, json: false }
+    );
     assert!(matches!(load(&["retention"]), Err(LoadSettingsError::Usage(_))));
     assert!(matches!(load(&["--retention-cron-schedule", "never"]), Err(LoadSettingsError::Invalid(_))));
 }

@@ -63,6 +63,9 @@ fn a_setting_is_accepted_before_and_after_any_command() {
     for arguments in [&["--batch-size", "7", "check-config"][..], &["check-config", "--batch-size", "7"]] {
         assert!(output(arguments).contains("\nBATCH_SIZE=7\n"), "{arguments:?}");
     }
+    let json: serde_json::Value =
+        serde_json::from_str(&output(&["check-config", "--json", "--batch-size", "7"])).expect("JSON");
+    assert_eq!((&json["settings"]["BATCH_SIZE"], &json["warnings"]), (&"7".into(), &serde_json::json!([])));
     // An invalid setting is of no concern to a command that reads none.
     let ended = run(&[("BATCH_SIZE", "none")], &["token", "create", "--name", "a", "--scopes", "ingest"]);
     assert_eq!(ended.code, Some(0), "{}", ended.stderr);

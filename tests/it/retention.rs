@@ -47,9 +47,20 @@ fn retention_run_deletes_expired_events_and_a_dry_run_only_reports_them() {
         .sum();
     assert_eq!((reported, rows(&postgres)), (30, (70, 70)), "{}", ended.stdout);
 
-    let ended = run(&settings, &["retention", "run"]);
-    assert_eq!(ended.code, Some(0), "{}", ended.stderr);
+    let json = |arguments: &[&str]| {
+        let ended = run(&settings, arguments);
+        assert_eq!(ended.code, Some(0), "{}", ended.stderr);
+        serde_json::from_str::<serde_json::Value>(&ended.stdout).expect("JSON")
+    };
+    let preview = json(&["retention", "run", "--dry-run", "--json"]);
+    let days = preview["partitions"].as_array().expect("an array").iter();
+    let expired = days.map(|day| day["events"].as_i64().expect("a number")).sum::<i64>();
+    assert_eq!((expired + preview["rows"].as_i64().expect("a number"), rows(&postgres)), (30, (70, 70)));
+
+    let outcome = json(&["retention", "run", "--json"]);
     assert_eq!(rows(&postgres), (40, 40));
+    let count = |name: &str| outcome[name].as_i64().expect("a number");
+    assert_eq!((outcome["outcome"].as_str(), count("dropped") + count("deleted")), (Some("completed"), 30));
     let removed: i64 = postgres.value(
         "SELECT sum(events_dropped + events_deleted)::bigint FROM retention_runs \
          WHERE error IS NULL AND finished_at IS NOT NULL",
