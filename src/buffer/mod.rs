@@ -360,6 +360,16 @@ mod tests {
     }
 
     #[test]
+    fn ledger_counts_events_before_the_writer_can_pop_them() {
+        let buffer = buffer(4, 1);
+        let blocks = [(&[0; 8][..], 1), (&[0; 8][..], 1)].into_iter();
+        let admitted = buffer.admit(0, (2, 16), Moment::ZERO, blocks, |_| {
+            assert_eq!(buffer.ledger.balance().received, 2);
+        });
+        assert_eq!(admitted, Ok(()));
+    }
+
+    #[test]
     fn one_shard_can_use_the_whole_capacity() {
         let buffer = buffer(7, 3);
         for _ in 0..7 {

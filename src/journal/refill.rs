@@ -258,3 +258,25 @@ impl Refiller {
                 && (origin == RefillOrigin::PreviousProcess || self.buffer.spill().events() == 0))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Between two ranges that are not adjacent may be one whose read failed.
+    #[test]
+    fn queue_merges_only_adjacent_ranges_of_a_segment() {
+        let of = |segment, span| {
+            let spilled = RangeTotals { blocks: 1, rows: 2, bytes: 3 };
+            SegmentRange { segment, tag: [0; 8], span, spilled }
+        };
+        let queue = RefillQueue::default();
+        for range in [of(1, 40..50), of(1, 50..60), of(1, 70..80), of(2, 80..90)] {
+            queue.push(range);
+        }
+        let popped: Vec<_> = std::iter::from_fn(|| queue.pop())
+            .map(|range| (range.segment, range.span, range.spilled.rows))
+            .collect();
+        assert_eq!(popped, [(1, 40..60, 4), (1, 70..80, 2), (2, 80..90, 2)]);
+    }
+}

@@ -181,3 +181,11 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn late_answer_of_the_former_database_is_no_failover() {
+    let mut retained = three();
+    assert!(retained.observe(seen(commit(2, 2, 250)), at(31)).is_some());
+    assert_eq!(retained.observe(seen(commit(1, 1, 400)), at(32)), None);
+    assert_eq!(retained.observe(seen(commit(2, 2, 260)), at(33)), None);
+}

@@ -23,6 +23,7 @@ use crate::lifecycle::{Lifecycle, LifecyclePhase};
 use crate::metrics::Ledger;
 use crate::storage::Stored;
 
+mod progress;
 mod retention;
 mod threads;
 
@@ -132,6 +133,7 @@ impl File for MemoryFile {
         Ok(self.0.content(&self.1).len() as u64)
     }
     fn read(&self, at: u64, into: &mut [u8]) -> io::Result<()> {
+        self.0.check(JournalOp::Read)?;
         let at = usize::try_from(at).unwrap();
         into.copy_from_slice(&self.0.content(&self.1)[at..at + into.len()]);
         Ok(())

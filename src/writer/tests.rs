@@ -508,6 +508,18 @@ fn batches_in_flight_are_settled_in_the_order_of_their_commits() {
     assert_eq!(paths(&fixture.repository), [StorePath::Copy; 3]);
 }
 
+/// Without it, events of a batch in flight would be left to the next start.
+#[test]
+fn drain_waits_for_the_batches_in_flight() {
+    let mut fixture = WriterFixture::new(NEVER);
+    let jobs = fixture.start_two();
+    fixture.drain.set_deadline(fixture.clock.now().plus(NEVER));
+    assert_ne!(fixture.writer.tick(), WriterStep::Stop);
+    jobs.into_iter().for_each(|job| fixture.run_job(job));
+    assert_eq!(fixture.writer.tick(), WriterStep::Stop);
+    fixture.settled(200, 0, 0);
+}
+
 #[test]
 fn failure_of_one_batch_leaves_the_other_in_flight_alone() {
     for second_fails in [false, true] {

@@ -138,3 +138,37 @@ fn retained_segments_of_an_earlier_process_are_not_recovered() {
         after.disk.remove(&file_name(2)).unwrap();
     }
 }
+
+/// Without it, a steady load would delay the replay until the segment is full.
+#[test]
+fn stale_active_segment_takes_no_more_events() {
+    let mut harness = harness();
+    let (first, second) = (harness.append("1"), harness.append("2"));
+    harness.tick();
+    harness.journal.finalize(vec![first], Some(commit(1, 5)));
+    harness.journal.observe(seen(commit(2, 3)));
+    harness.tick();
+    let _new = harness.append("new");
+    harness.tick();
+    harness.journal.finalize(vec![second], Some(commit(2, 4)));
+    harness.tick_after(Duration::from_secs(5));
+    let events: Vec<_> = harness.failovers.try_iter().collect();
+    assert!(
+        matches!(&events[..], [FailoverEvent::Noticed { open: 1, .. }, FailoverEvent::Stale(_)]),
+        "{events:?}"
+    );
+}
+
+/// Without it, a failover after that commit would lose the event.
+#[test]
+fn event_written_between_its_commit_and_the_report_of_it_keeps_its_position() {
+    let mut harness = harness();
+    let block = harness.append("one");
+    assert_eq!(block.finalize(), None);
+    harness.tick();
+    let commit = Some(commit(1, 5));
+    harness.journal.push_update(SegmentUpdate::Finalized { segment: None, blocks: 1, commit });
+    finish(&mut harness);
+    let found = scan_segments(&harness.disk).unwrap().unwrap();
+    assert_eq!(found.committed[0].wal, commit.map(|commit| commit.wal));
+}
