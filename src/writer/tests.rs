@@ -515,7 +515,9 @@ fn drain_waits_for_the_batches_in_flight() {
     let jobs = fixture.start_two();
     fixture.drain.set_deadline(fixture.clock.now().plus(NEVER));
     assert_ne!(fixture.writer.tick(), WriterStep::Stop);
-    jobs.into_iter().for_each(|job| fixture.run_job(job));
+    for job in jobs {
+        fixture.run_job(job);
+    }
     assert_eq!(fixture.writer.tick(), WriterStep::Stop);
     fixture.settled(200, 0, 0);
 }
