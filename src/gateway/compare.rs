@@ -13,6 +13,7 @@ use super::Gateway;
 use super::exposition::Exposition;
 use super::forward::{DEFAULT_JOB, http_client};
 use super::metric::{Label, SeriesValue, render_labels};
+use super::names::NameEscaping;
 use super::state::{FAILURE_TIME, PUSH_TIME};
 use super::text;
 use super::validate::ParseLimits;
@@ -79,7 +80,8 @@ pub enum CompareError {
 /// Fetches a page in the text format.
 fn fetch(url: &str, token: Option<&str>) -> Result<Vec<u8>, CompareError> {
     let unreachable = |reason: String| CompareError::Unreachable { url: url.to_owned(), reason };
-    let mut request = http_client().get(url).header("Accept", "text/plain; version=0.0.4");
+    let mut request =
+        http_client().get(url).header("Accept", "text/plain; version=0.0.4; escaping=allow-utf-8");
     if let Some(token) = token {
         request = request.header("Authorization", format!("Bearer {token}"));
     }
@@ -172,8 +174,7 @@ fn diff_pages(ours: &[u8], theirs: &[u8]) -> Result<Vec<SeriesDifference>, text:
 fn with_default_job(series: &str) -> String {
     let (name, labels) = series.split_once('{').unwrap_or((series, "}"));
     let labels = labels.strip_suffix('}').unwrap_or(labels);
-    let mut all: Vec<Label<'_>> =
-        super::metric::rendered_labels(labels).map(|(name, value)| (name.into(), value)).collect();
+    let mut all: Vec<Label<'_>> = super::metric::rendered_labels(labels).collect();
     all.push(("job".into(), DEFAULT_JOB.into()));
     format!("{name}{{{}}}", render_labels(&mut all))
 }
@@ -253,7 +254,8 @@ impl Comparer {
         while !stopped(wait) {
             let compare = || {
                 let their_page = fetch(&theirs, None)?;
-                let mut exposition = Exposition::new(self.gateway.snapshot(), ExpositionFormat::Text);
+                let mut exposition =
+                    Exposition::new(self.gateway.snapshot(), ExpositionFormat::Text, NameEscaping::AllowUtf8);
                 let mut ours = String::new();
                 while exposition.write_chunk(&mut ours) {}
                 diff_pages(ours.as_bytes(), &their_page)

@@ -6,12 +6,12 @@
 
 use std::ops::Bound;
 
-use super::metric::{Block, Series, SeriesValue};
+use super::metric::{Block, SeriesValue};
+use super::names::{NameEscaping, write_label_name};
 use super::openmetrics::{self, OpenMetricsForm};
+use super::page_names::{FamilyName, PageNames};
 use super::state::{FAILURE_TIME, MetricGroup, Name, Owner, PUSH_TIME, Snapshot};
-use crate::metrics::text_format::{
-    ExpositionFormat, OPENMETRICS_EOF, write_float, write_label, write_sample,
-};
+use crate::metrics::text_format::{ExpositionFormat, OPENMETRICS_EOF, write_float, write_label_value};
 
 /// A chunk ends at the first series past this size.
 const CHUNK_BYTES: usize = 64 * 1024;
@@ -35,6 +35,7 @@ enum ExpositionPosition {
 pub struct Exposition {
     snapshot: Snapshot,
     format: ExpositionFormat,
+    names: PageNames,
     position: ExpositionPosition,
     /// The family whose header was written last.
     family: Option<CurrentFamily>,
@@ -44,6 +45,7 @@ pub struct Exposition {
 #[derive(Debug)]
 struct CurrentFamily {
     name: Name,
+    written: FamilyName,
     /// Its first block.
     first: (Name, Owner),
     /// The suffixes of the parts that are families of their own. Empty if the family is written as
@@ -61,8 +63,9 @@ impl CurrentFamily {
 }
 
 impl Exposition {
-    pub fn new(snapshot: Snapshot, format: ExpositionFormat) -> Self {
-        Self { snapshot, format, position: ExpositionPosition::Blocks(None), family: None }
+    pub fn new(snapshot: Snapshot, format: ExpositionFormat, escaping: NameEscaping) -> Self {
+        let names = PageNames::new(&snapshot, escaping);
+        Self { snapshot, format, names, position: ExpositionPosition::Blocks(None), family: None }
     }
 
     /// Appends the next chunk. Returns whether there may be more.
@@ -97,13 +100,15 @@ impl Exposition {
                 }
                 self.begin_family(out, key, block);
             }
-            let part = self.family.as_ref().and_then(CurrentFamily::part);
+            let Some(family) = &self.family else { return };
+            let part = family.part();
             for (nth, series) in block.series.iter().enumerate().skip(skip) {
                 if out.len() >= end {
                     self.position = ExpositionPosition::Blocks(Some((key.clone(), nth)));
                     return;
                 }
-                write_series(out, self.format, (name, part), series);
+                let labels = self.names.labels(&series.labels);
+                write_series(out, self.format, (&family.written, part), &labels, &series.value);
             }
             skip = 0;
         }
@@ -117,15 +122,21 @@ impl Exposition {
 
     fn begin_family(&mut self, out: &mut String, first: &(Name, Owner), block: &Block) {
         let (name, kind) = (&first.0, block.kind);
-        let mut family = CurrentFamily { name: name.clone(), first: first.clone(), parts: &[], part: 0 };
+        let mut family = CurrentFamily {
+            name: name.clone(),
+            written: self.names.family(name),
+            first: first.clone(),
+            parts: &[],
+            part: 0,
+        };
         let form = match self.format {
             ExpositionFormat::Text => None,
             ExpositionFormat::OpenMetrics => Some(openmetrics::form(&self.snapshot, first, kind)),
         };
         match form {
-            None => self.format.write_header(out, name, kind.name(), &block.help),
-            Some(OpenMetricsForm::Whole { name, kind }) => {
-                self.format.write_header(out, name, kind, &block.help);
+            None => self.format.write_header(out, &family.written.header(""), kind.name(), &block.help),
+            Some(OpenMetricsForm::Whole { removed, kind }) => {
+                self.format.write_header(out, &family.written.header(removed), kind, &block.help);
             }
             Some(OpenMetricsForm::Parts(parts)) => family.parts = parts,
         }
@@ -138,7 +149,7 @@ impl Exposition {
         let Some(family) = &self.family else { return };
         let Some(part) = family.part() else { return };
         let help = self.snapshot.blocks.get(&family.first).map_or("", |block| &block.help);
-        self.format.write_header(out, &format!("{}{part}", family.name), "unknown", help);
+        self.format.write_header(out, &family.written.part_header(part), "unknown", help);
     }
 
     fn write_times(&mut self, out: &mut String, end: usize) {
@@ -165,7 +176,7 @@ impl Exposition {
         for (key, group) in self.snapshot.groups.range((from, Bound::Unbounded)) {
             out.push_str(name);
             out.push('{');
-            write_group_labels(out, group);
+            out.push_str(&self.names.labels(&group_labels(group)));
             out.push_str("} ");
             write_float(out, of(group));
             out.push('\n');
@@ -178,8 +189,8 @@ impl Exposition {
     }
 }
 
-/// Writes the labels that all series of a group have.
-fn write_group_labels(out: &mut String, group: &MetricGroup) {
+/// The rendered labels that all series of a group have.
+fn group_labels(group: &MetricGroup) -> String {
     let labels = &group.grouping_key.labels;
     // An empty `instance` is inserted at its sorted position.
     let at = labels.partition_point(|(name, _)| name.as_str() < "instance");
@@ -187,12 +198,15 @@ fn write_group_labels(out: &mut String, group: &MetricGroup) {
     let own = labels.iter().map(|(name, value)| (name.as_str(), value.as_str()));
     let (front, back) = (own.clone().take(at), own.skip(at));
     let all = front.chain((!has).then_some(("instance", ""))).chain(back);
+    let mut out = String::with_capacity(group.grouping_key.rendered.len() + 16);
     for (nth, (name, value)) in all.enumerate() {
         if nth > 0 {
             out.push(',');
         }
-        write_label(out, name, value);
+        write_label_name(&mut out, name);
+        write_label_value(&mut out, value);
     }
+    out
 }
 
 /// Moves to the next part of a family, if it has one. Returns the family's first block.
@@ -205,16 +219,16 @@ fn next_part(family: &mut CurrentFamily) -> Option<(Name, Owner)> {
 fn write_series(
     out: &mut String,
     format: ExpositionFormat,
-    (name, part): (&str, Option<&str>),
-    series: &Series,
+    (name, part): (&FamilyName, Option<&str>),
+    labels: &str,
+    value: &SeriesValue,
 ) {
-    let labels = &*series.labels;
     let mut line = |suffix: &str, extra: Option<(&str, &str)>, value: f64| {
         if part.is_none_or(|part| part == suffix) {
-            write_sample(out, (name, suffix), labels, extra, value);
+            name.write_sample(out, suffix, labels, extra, value);
         }
     };
-    match &series.value {
+    match value {
         SeriesValue::Number(number) => line("", None, *number),
         SeriesValue::Histogram(histogram) => {
             for (bound, count) in &histogram.buckets {
@@ -241,18 +255,25 @@ fn count_to_float(count: u64) -> f64 {
     count as f64
 }
 
-/// The whole page, for small states.
+/// The whole page with unescaped names, for small states.
 pub fn render_all(snapshot: Snapshot, format: ExpositionFormat) -> String {
-    let (mut exposition, mut out) = (Exposition::new(snapshot, format), String::new());
+    render_escaped(snapshot, format, NameEscaping::AllowUtf8)
+}
+
+/// The whole page, for small states.
+pub fn render_escaped(snapshot: Snapshot, format: ExpositionFormat, escaping: NameEscaping) -> String {
+    let (mut exposition, mut out) = (Exposition::new(snapshot, format, escaping), String::new());
     while exposition.write_chunk(&mut out) {}
     out
 }
 
-/// The series of a block in the text format.
+/// The family of a block in the text format, with unescaped names.
 pub fn render_block(name: &str, block: &Block) -> String {
-    let mut out = String::new();
+    let (mut out, name) = (String::new(), FamilyName::unescaped(name));
+    let format = ExpositionFormat::Text;
+    format.write_header(&mut out, &name.header(""), block.kind.name(), &block.help);
     for series in &block.series {
-        write_series(&mut out, ExpositionFormat::Text, (name, None), series);
+        write_series(&mut out, format, (&name, None), &series.labels, &series.value);
     }
     out
 }

@@ -3,8 +3,9 @@
 
 use crate::recordlog::{self, Damage, FileFormat, FileHeader, OpenError, Scan};
 
+/// Version 2 has names in quotes among rendered labels, and native histograms. Version 1 is read.
 const FORMAT: FileFormat =
-    FileFormat { magic: *b"AURGATE\n", version: 1, has_kind: true, has_created_at: false };
+    FileFormat { magic: *b"AURGATE\n", version: 2, has_kind: true, has_created_at: false };
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum FileKind {
@@ -99,7 +100,7 @@ mod tests {
     #[test]
     fn header_and_records_have_the_documented_layout() {
         let snapshot = encode_header(FileKind::Snapshot, 7, TAG);
-        let mut wanted = b"AURGATE\n\x01\0\0\0\x01\0\0\0\x07\0\0\0\0\0\0\0tagtagta".to_vec();
+        let mut wanted = b"AURGATE\n\x02\0\0\0\x01\0\0\0\x07\0\0\0\0\0\0\0tagtagta".to_vec();
         wanted.extend_from_slice(&crc32c::crc32c(&wanted).to_le_bytes());
         assert_eq!((snapshot, HEADER_BYTES), (wanted, 36));
         let mut record = Vec::new();
@@ -144,11 +145,15 @@ mod tests {
             assert_eq!(parse_name(other), None);
         }
         assert!(is_temporary("snapshot-0000000007.tmp") && !is_temporary("x.tmp"));
-        let mut bytes = file(&[]);
-        bytes[8] = 9;
-        let crc = crc32c::crc32c(&bytes[..32]);
-        bytes[32..36].copy_from_slice(&crc.to_le_bytes());
-        let error = read(&bytes, (FileKind::Log, 7), |_| true).unwrap_err();
+        let of_version = |version| {
+            let mut bytes = file(&[b"one"]);
+            bytes[8] = version;
+            let crc = crc32c::crc32c(&bytes[..32]);
+            bytes[32..36].copy_from_slice(&crc.to_le_bytes());
+            bytes
+        };
+        assert_eq!(read_all(&of_version(1)), (vec![b"one".to_vec()], Damage::default()));
+        let error = read(&of_version(3), (FileKind::Log, 7), |_| true).unwrap_err();
         assert!(matches!(error, OpenError::UnsupportedVersion(_)), "{error}");
     }
 }

@@ -3,7 +3,6 @@
 //! bounded: when it is full the oldest pushes are dropped and counted. Requests never wait for the
 //! forwarding.
 
-use std::borrow::Cow;
 use std::collections::VecDeque;
 use std::fmt::Write as _;
 use std::sync::atomic::Ordering;
@@ -23,11 +22,11 @@ use ureq::typestate::AgentScope;
 
 use super::Gateway;
 use super::exposition::render_block;
-use super::metric::{Block, rendered_labels};
+use super::metric::{Block, Label, rendered_labels};
+use super::names::{NameEscaping, NameKind, escape_name};
 use crate::clock::Clock;
 use crate::logging::RateLimitedLog;
 use crate::metrics::gateway::ForwardMetrics;
-use crate::metrics::text_format::escape;
 
 /// Limits of the queue: pushes and their bytes.
 const QUEUE_MAX: usize = 10_000;
@@ -60,7 +59,7 @@ impl ForwardRequest {
 
     /// The current value of an aggregated series, pushed to a group of all its labels.
     pub fn from_series(name: &str, block: &Block) -> Self {
-        let labels: Vec<(&str, Cow<'_, str>)> = rendered_labels(&block.series[0].labels).collect();
+        let labels: Vec<Label<'_>> = rendered_labels(&block.series[0].labels).collect();
         let job = labels.iter().find(|(name, _)| *name == "job").map_or(DEFAULT_JOB, |(_, job)| job);
         let mut path = "/metrics".to_owned();
         write_label(&mut path, "job", job);
@@ -68,14 +67,7 @@ impl ForwardRequest {
             .iter()
             .filter(|(name, _)| *name != "job")
             .for_each(|(name, value)| write_label(&mut path, name, value));
-        let mut body = String::new();
-        if !block.help.is_empty() {
-            write!(body, "# HELP {name} ").expect("writing to a string cannot fail");
-            escape(&mut body, &block.help, false);
-            body.push('\n');
-        }
-        writeln!(body, "# TYPE {name} {}", block.kind.name()).expect("writing to a string cannot fail");
-        body.push_str(&render_block(name, block));
+        let body = render_block(name, block);
         Self { method: "POST", path, content_type: None, content_encoding: None, body: body.into_bytes() }
     }
 }
@@ -85,6 +77,7 @@ const RESERVED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'_').remove(b
 
 /// Appends a label to a path. An empty value or one with a slash needs base64.
 fn write_label(path: &mut String, name: &str, value: &str) {
+    let name = escape_name(name, NameKind::Label, NameEscaping::Values);
     if value.is_empty() || value.contains('/') {
         write!(path, "/{name}@base64/{}", base64(value.as_bytes())).expect("writing to a string cannot fail");
         return;
@@ -253,7 +246,7 @@ mod tests {
 
     #[test]
     fn forwarded_series_path_parses_to_the_same_labels() {
-        let labels = r#"a="x/y",empty="",job="j",z="ä \"q\"""#;
+        let labels = r#"a="x/y",empty="",job="j","x.y"="dots",z="ä \"q\"""#;
         let series = vec![Series { labels: labels.into(), value: SeriesValue::Number(3.0) }];
         let block = Block {
             kind: MetricKind::Counter,

@@ -7,7 +7,9 @@ use std::sync::Arc;
 use base64::alphabet;
 use base64::engine::{DecodePaddingMode, Engine, GeneralPurpose, GeneralPurposeConfig};
 
-use super::metric::{Label, is_label_name, is_reserved_label, render_labels};
+use super::metric::{Label, is_reserved_label, render_labels};
+use super::names::{NameKind, is_legacy_name, is_valid_name, unescape_name};
+use super::validate::NAME_BYTES_MAX;
 
 /// The labels that identify a group and that are added to all its series.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -62,7 +64,13 @@ impl GroupingKey {
                 };
                 let plain = name.strip_suffix(BASE64);
                 let trimmed = plain.unwrap_or(name);
-                if !is_label_name(trimmed.as_bytes()) || is_reserved_label(trimmed) {
+                // Other names have the escaped form in a path, as in Pushgateway.
+                let label = unescape_name(trimmed);
+                if !is_legacy_name(trimmed, NameKind::Label)
+                    || !is_valid_name(&label)
+                    || is_reserved_label(&label)
+                    || label.len() > NAME_BYTES_MAX
+                {
                     return Err(ParseGroupingKeyError::LabelName(trimmed.to_owned()));
                 }
                 let value = if plain.is_some() {
@@ -74,7 +82,7 @@ impl GroupingKey {
                 } else {
                     Cow::Borrowed(value.as_bytes())
                 };
-                insert_label(&mut labels, trimmed, &value)?;
+                insert_label(&mut labels, &label, &value)?;
             }
         }
         if job.is_empty() {
@@ -167,6 +175,10 @@ mod tests {
         check("job/a/x", Err(r#"odd number of components in label string "/x""#));
         check("job/a/x-y/1", Err(r#"improper label name "x-y""#));
         check("job/a/__x/1", Err(r#"improper label name "__x""#));
+        check("job/a/U__x_2e_y__z/1/U__p@base64/YQ", Ok(r#"job="a",p="a","x.y_z"="1""#));
+        for reserved in ["U__", "U_____x", "U__a_2e", "U__U____x", "x.y"] {
+            check(&format!("job/a/{reserved}/1"), Err(&format!("improper label name {reserved:?}")));
+        }
         check("job/a/x/1//", Err(r#"improper label name """#));
         check("job/a/x/", Err("the value of label x is empty: write x@base64/= for an empty value"));
         check("job/", Err("job name is required"));

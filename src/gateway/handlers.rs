@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use super::forward::ForwardRequest;
 use super::grouping_key::GroupingKey;
+use super::page_format::PageFormat;
 use super::push::{self, ParsePushError};
 use super::push_thread::PushQueue;
 use super::request_head::{GroupHead, PushHead, RequestError, write_group_refusal};
@@ -15,7 +16,6 @@ use super::validate::{FAMILIES_MAX, LABELS_MAX, ParseLimits};
 use super::{Gateway, PushMetricsError, api_v1, idempotency, protobuf, text};
 use crate::access::{Grant, allows_service};
 use crate::event::Timestamp;
-use crate::http::content_negotiation::negotiate;
 use crate::http::gzip;
 use crate::http::percent::decode;
 use crate::http::problem::{self, ProblemKind};
@@ -23,7 +23,6 @@ use crate::http::{ContentCoding, Decompressor};
 use crate::http::{HandlerResult, Headers, Method, Promise, Request, Response};
 use crate::journal::Durability;
 use crate::metrics::gateway::RefusalReason;
-use crate::metrics::text_format::ExpositionFormat;
 
 /// `Retry-After` while the queue of the push thread is full: it handles a long push in less.
 const QUEUE_RETRY_S: u64 = 1;
@@ -99,7 +98,7 @@ impl GatewayHandlers {
     pub fn scrape_request(page: &GatewayRoute<'_>, headers: Headers<'_>) -> Option<ScrapeRequest> {
         match page {
             GatewayRoute::Scrape => Some(ScrapeRequest::Exposition {
-                format: exposition_format(headers),
+                format: PageFormat::negotiated(headers),
                 gzipped: gzip::is_accepted(headers),
             }),
             GatewayRoute::Groups => Some(ScrapeRequest::Groups),
@@ -446,19 +445,4 @@ fn is_protobuf(headers: Headers<'_>) -> bool {
         })
     };
     has("encoding", "delimited") && has("proto", "io.prometheus.client.MetricFamily")
-}
-
-/// The format for a scrape: text if the client accepts it, as Prometheus does. `OpenMetrics` writes
-/// bucket bounds differently (`1.0` for `1`), so all histogram series would get other labels than
-/// with Pushgateway.
-fn exposition_format(headers: Headers<'_>) -> ExpositionFormat {
-    const OFFERS: [&str; 2] = ["text/plain", "application/openmetrics-text"];
-    let names_text =
-        |accept: &[u8]| accept.to_ascii_lowercase().windows(10).any(|part| part == b"text/plain");
-    let takes_text = headers.all("Accept").any(names_text) && negotiate(headers, &OFFERS[..1]).is_some();
-    if !takes_text && negotiate(headers, &OFFERS) == Some(1) {
-        ExpositionFormat::OpenMetrics
-    } else {
-        ExpositionFormat::Text
-    }
 }

@@ -5,8 +5,9 @@
 use std::borrow::Cow;
 use std::sync::Arc;
 
+use super::names::{NameKind, is_legacy_name, write_label_name};
 use crate::clock::Moment;
-use crate::metrics::text_format::{format_float, write_label};
+use crate::metrics::text_format::{format_float, write_label_value};
 
 /// The type of a family, as in `# TYPE`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -177,24 +178,13 @@ pub struct ParsedBody<'a> {
     pub inconsistency: Option<String>,
 }
 
-/// `[a-zA-Z_:][a-zA-Z0-9_:]*`
-pub fn is_metric_name(name: &[u8]) -> bool {
-    let good = |byte: &u8| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b':');
-    name.first().is_some_and(|first| !first.is_ascii_digit()) && name.iter().all(good)
-}
-
-/// `[a-zA-Z_][a-zA-Z0-9_]*`
-pub fn is_label_name(name: &[u8]) -> bool {
-    let good = |byte: &u8| byte.is_ascii_alphanumeric() || *byte == b'_';
-    name.first().is_some_and(|first| !first.is_ascii_digit()) && name.iter().all(good)
-}
-
 /// Label names with this prefix are reserved by Prometheus.
 pub fn is_reserved_label(name: &str) -> bool {
     name.starts_with("__")
 }
 
-/// Sorts the labels by name and renders them: `a="1",b="x\"y"`.
+/// Sorts the labels by name and renders them: `a="1",b="x\"y"`. A name that is not of the older
+/// grammar is in quotes: `"a.b"="1"`.
 pub fn render_labels(labels: &mut [Label<'_>]) -> String {
     labels.sort_unstable();
     let mut out =
@@ -203,7 +193,8 @@ pub fn render_labels(labels: &mut [Label<'_>]) -> String {
         if nth > 0 {
             out.push(',');
         }
-        write_label(&mut out, name, value);
+        write_label_name(&mut out, name);
+        write_label_value(&mut out, value);
     }
     out
 }
@@ -212,21 +203,39 @@ pub fn render_labels(labels: &mut [Label<'_>]) -> String {
 pub fn escaped_labels(labels: &str) -> impl Iterator<Item = (&str, &str)> {
     let mut rest = labels;
     std::iter::from_fn(move || {
-        let (name, after) = rest.split_once("=\"")?;
-        let bytes = after.as_bytes();
-        let mut end = 0;
-        while bytes.get(end).is_some_and(|byte| *byte != b'"') {
-            end += if bytes[end] == b'\\' { 2 } else { 1 };
-        }
-        rest = after.get(end + 1..).unwrap_or("");
-        rest = rest.strip_prefix(',').unwrap_or(rest);
-        Some((name, &after[..end.min(after.len())]))
+        let (name, after) = match rest.strip_prefix('"') {
+            None => rest.split_once("=\"")?,
+            Some(quoted) => {
+                let (name, after) = split_quoted(quoted);
+                (name, after.strip_prefix("=\"")?)
+            }
+        };
+        let (value, after) = split_quoted(after);
+        rest = after.strip_prefix(',').unwrap_or(after);
+        Some((name, value))
     })
 }
 
+/// Splits text after an opening quote at the closing one.
+fn split_quoted(text: &str) -> (&str, &str) {
+    let bytes = text.as_bytes();
+    let mut end = 0;
+    while bytes.get(end).is_some_and(|byte| *byte != b'"') {
+        end += if bytes[end] == b'\\' { 2 } else { 1 };
+    }
+    (&text[..end.min(text.len())], text.get(end + 1..).unwrap_or(""))
+}
+
 /// Parses the output of [`render_labels`].
-pub fn rendered_labels(labels: &str) -> impl Iterator<Item = (&str, Cow<'_, str>)> {
-    escaped_labels(labels).map(|(name, value)| (name, unescape(value)))
+pub fn rendered_labels(labels: &str) -> impl Iterator<Item = Label<'_>> {
+    escaped_labels(labels).map(|(name, value)| (unescape(name), unescape(value)))
+}
+
+/// Whether a rendered label has a name in quotes.
+pub fn has_quoted_name(labels: &str) -> bool {
+    // A value that ends with a comma looks like a quoted name too.
+    (labels.starts_with('"') || labels.contains(",\""))
+        && rendered_labels(labels).any(|(name, _)| !is_legacy_name(&name, NameKind::Label))
 }
 
 fn unescape(text: &str) -> Cow<'_, str> {
@@ -284,9 +293,13 @@ mod tests {
             vec![("b".into(), "x\"\\\n,=ä".into()), ("a".into(), "".into()), ("c".into(), "}".into())];
         let text = render_labels(&mut labels);
         assert_eq!(text, "a=\"\",b=\"x\\\"\\\\\\n,=ä\",c=\"}\"");
-        let back: Vec<_> =
-            rendered_labels(&text).map(|(name, value)| (name.to_owned().into(), value)).collect();
-        assert_eq!(back, labels);
+        assert_eq!(rendered_labels(&text).collect::<Vec<_>>(), labels);
+        assert!(!has_quoted_name(&text) && !has_quoted_name("a=\",\",b=\"\""));
+        labels.push(("a\"\\\n,.b=".into(), "=\"".into()));
+        let text = render_labels(&mut labels);
+        assert!(text.starts_with("a=\"\",\"a\\\"\\\\\\n,.b=\"=\"=\\\"\",b="), "{text}");
+        assert!(has_quoted_name(&text));
+        assert_eq!(rendered_labels(&text).collect::<Vec<_>>(), labels);
         assert_eq!(rendered_labels("").count(), 0);
     }
 
@@ -306,14 +319,5 @@ mod tests {
         for bad in ["", "x", "1e400", "-1e400", "0x1p3", "1_0", "+nan", "1 ", "--1"] {
             assert_eq!(parse_float(bad), None, "{bad}");
         }
-    }
-
-    #[test]
-    fn metric_and_label_names_follow_the_grammar() {
-        assert!(is_metric_name(b"a:b_9") && is_metric_name(b":") && is_label_name(b"_9"));
-        for bad in [&b""[..], b"9a", b"a-b", b"a b", "ä".as_bytes()] {
-            assert!(!is_metric_name(bad) && !is_label_name(bad));
-        }
-        assert!(!is_label_name(b"a:b"));
     }
 }

@@ -22,7 +22,10 @@ pub mod handlers;
 pub mod idempotency;
 mod log_queue;
 pub mod metric;
+pub mod names;
 pub mod openmetrics;
+mod page_format;
+mod page_names;
 pub mod protobuf;
 pub mod push;
 pub mod push_thread;
@@ -40,6 +43,8 @@ pub mod wal;
 
 #[cfg(test)]
 mod bounds_tests;
+#[cfg(test)]
+mod names_tests;
 #[cfg(test)]
 mod page_tests;
 #[cfg(test)]
@@ -397,7 +402,7 @@ impl Gateway {
         let wanted = of_name.filter_map(|((name, owner), _)| match owner {
             Owner::Aggregated(own) => {
                 let has = |(wanted, value): &(String, String)| {
-                    metric::rendered_labels(own).any(|(label, found)| label == wanted && found == *value)
+                    metric::rendered_labels(own).any(|(label, found)| label == *wanted && found == *value)
                 };
                 labels.iter().all(has).then(|| (name.clone(), own.clone()))
             }

@@ -12,17 +12,17 @@ use super::state::{FAILURE_TIME, Name, Owner, PUSH_TIME, Snapshot};
 
 /// How a family is exposed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum OpenMetricsForm<'a> {
-    /// As one family with this name and type.
-    Whole { name: &'a str, kind: &'static str },
+pub enum OpenMetricsForm {
+    /// As one family of this type; its name is without `removed` at its end.
+    Whole { removed: &'static str, kind: &'static str },
     /// As a family of type `unknown` for each of these suffixes.
     Parts(&'static [&'static str]),
 }
 
 /// The form of the family whose first block has the key `first`.
-pub fn form<'a>(snapshot: &Snapshot, first: &'a (Name, Owner), kind: MetricKind) -> OpenMetricsForm<'a> {
+pub fn form(snapshot: &Snapshot, first: &(Name, Owner), kind: MetricKind) -> OpenMetricsForm {
     let name = &*first.0;
-    let unknown = OpenMetricsForm::Whole { name, kind: "unknown" };
+    let unknown = OpenMetricsForm::Whole { removed: "", kind: "unknown" };
     let conforms = |is_valid: fn(&Series) -> bool| {
         let blocks = snapshot.blocks.range(first.clone()..).take_while(|((found, _), _)| **found == *name);
         blocks.flat_map(|(_, block)| &block.series).all(is_valid)
@@ -34,7 +34,7 @@ pub fn form<'a>(snapshot: &Snapshot, first: &'a (Name, Owner), kind: MetricKind)
             Some(base)
                 if !base.is_empty() && !is_base_in_use(snapshot, base) && conforms(is_valid_counter) =>
             {
-                OpenMetricsForm::Whole { name: base, kind: kind.name() }
+                OpenMetricsForm::Whole { removed: "_total", kind: kind.name() }
             }
             Some(_) | None => unknown,
         },
@@ -45,7 +45,7 @@ pub fn form<'a>(snapshot: &Snapshot, first: &'a (Name, Owner), kind: MetricKind)
             OpenMetricsForm::Parts(&["", "_sum", "_count"])
         }
         MetricKind::Gauge | MetricKind::Histogram | MetricKind::Summary => {
-            OpenMetricsForm::Whole { name, kind: kind.name() }
+            OpenMetricsForm::Whole { removed: "", kind: kind.name() }
         }
     }
 }

@@ -51,13 +51,15 @@ impl<'a> WireField<'a> {
         if let Self::Integer(value) = self { Ok(value) } else { Err(Invalid("a field has the wrong type")) }
     }
 
-    /// Lossy: names are validated later, help texts are informational.
+    /// Lossy: help texts are informational.
     fn text(self) -> Result<Cow<'a, str>, ParseProtobufError> {
         Ok(String::from_utf8_lossy(self.bytes()?))
     }
 
     fn strict_text(self) -> Result<Cow<'a, str>, ParseProtobufError> {
-        str::from_utf8(self.bytes()?).map(Cow::Borrowed).map_err(|_not_utf8| Invalid("a label is not UTF-8"))
+        str::from_utf8(self.bytes()?)
+            .map(Cow::Borrowed)
+            .map_err(|_not_utf8| Invalid("a name or a label is not UTF-8"))
     }
 }
 
@@ -157,7 +159,7 @@ fn parse_family<'a>(
     let mut kind = 0;
     MessageReader(bytes).fields(|number, field| {
         match number {
-            1 => family.name = field.text()?,
+            1 => family.name = field.strict_text()?,
             2 => family.help = field.text()?,
             3 => kind = field.integer()?,
             4 => {

@@ -5,10 +5,8 @@
 use std::borrow::Cow;
 
 use super::apply::{Change, SampleUpdate};
-use super::metric::{
-    Histogram, Label, MetricKind, is_label_name, is_metric_name, is_reserved_label, parse_float,
-    render_labels,
-};
+use super::metric::{Histogram, Label, MetricKind, is_reserved_label, parse_float, render_labels};
+use super::names::is_valid_name;
 use super::steps;
 use super::validate::{BUCKETS_MAX, LABELS_MAX, NAME_BYTES_MAX, VALUE_BYTES_MAX};
 use crate::http::problem::{ECHO_BYTES_MAX, FieldError, FieldErrors};
@@ -257,8 +255,8 @@ impl<'a> RawMetric<'a> {
         if let Some(name) = &self.name {
             if name.len() > NAME_BYTES_MAX {
                 errors.add("name", format!("must be at most {NAME_BYTES_MAX} bytes"));
-            } else if !is_metric_name(name.as_bytes()) {
-                errors.add("name", "must begin with a letter, _ or : and contain only these and digits");
+            } else if !is_valid_name(name) {
+                errors.add("name", "must not be empty and must not begin with U__");
             }
         }
         if self.help.as_ref().is_some_and(|help| help.len() > VALUE_BYTES_MAX) {
@@ -369,8 +367,11 @@ fn parse_labels(
         steps::add(labels.len());
         let field = || Cow::Owned(format!("labels.{}", truncate(&name, ECHO_BYTES_MAX)));
         let text = parse_string(&json[value.start..value.end]);
-        if !is_label_name(name.as_bytes()) || name.len() > NAME_BYTES_MAX {
-            errors.add(field(), "is not a valid label name: a letter or _, then letters, _ and digits");
+        if !is_valid_name(&name) || name.len() > NAME_BYTES_MAX {
+            errors.add(
+                field(),
+                format!("is not a valid label name: it must have 1 to {NAME_BYTES_MAX} bytes and must not begin with U__"),
+            );
         } else if is_reserved_label(&name) || (kind == MetricKind::Histogram && name == "le") {
             errors.add(field(), "is reserved");
         } else if labels.iter().any(|(known, _)| *known == *name) {

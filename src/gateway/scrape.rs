@@ -14,8 +14,8 @@ use flate2::write::GzEncoder;
 use super::Gateway;
 use super::api_v1;
 use super::exposition::Exposition;
+use super::page_format::PageFormat;
 use crate::http::{BodySender, Promise, Response, body_channel};
-use crate::metrics::text_format::ExpositionFormat;
 
 /// Scrapes and listings that may be queued or running.
 const RUNNING_MAX: usize = 32;
@@ -24,7 +24,7 @@ const RUNNING_MAX: usize = 32;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ScrapeRequest {
     Exposition {
-        format: ExpositionFormat,
+        format: PageFormat,
         /// The client accepts gzip.
         gzipped: bool,
     },
@@ -154,8 +154,9 @@ impl Scraper {
     }
 
     /// Responds with the first chunk if that is the whole page, else starts to stream.
-    fn start(&self, format: ExpositionFormat, gzipped: bool, promise: Promise, permit: ScrapePermit) {
-        let mut exposition = Exposition::new(self.gateway.snapshot(), format);
+    fn start(&self, format: PageFormat, gzipped: bool, promise: Promise, permit: ScrapePermit) {
+        let mut exposition =
+            Exposition::new(self.gateway.snapshot(), format.format, format.escaping.unwrap_or_default());
         let mut text = String::new();
         let mut more = exposition.write_chunk(&mut text);
         while more && !self.can_stream {

@@ -589,7 +589,13 @@ fn scrape_response(
 ) -> Response {
     let (sender, answers) = bounded(1);
     let promise = || Promise::new(move |response| sender.send(response).unwrap());
-    assert!(line.submit(scrape::ScrapeRequest::Exposition { format: form, gzipped }, promise));
+    assert!(line.submit(
+        scrape::ScrapeRequest::Exposition {
+            format: page_format::PageFormat { format: form, escaping: None },
+            gzipped
+        },
+        promise
+    ));
     scraper.run_pending();
     answers.try_recv().expect("a response was sent")
 }

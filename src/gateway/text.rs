@@ -8,6 +8,7 @@ use super::metric::{
     Histogram, Label, MetricKind, ParsedBody, ParsedFamily, ParsedSample, SeriesValue, Summary, not_a_count,
     parse_float, whole_count,
 };
+use super::names::{NameKind, is_legacy_byte};
 use super::steps;
 use super::validate::{LABELS_MAX, NAME_BYTES_MAX, ParseLimits};
 use crate::http::problem::ECHO_BYTES_MAX;
@@ -24,7 +25,7 @@ pub struct ParseTextError {
 /// A family while it is parsed. Help and kind are `None` until a line sets them.
 #[derive(Debug)]
 struct FamilyBuilder<'a> {
-    name: &'a str,
+    name: Cow<'a, str>,
     help: Option<Cow<'a, str>>,
     kind: Option<MetricKind>,
     samples: Vec<ParsedSample<'a>>,
@@ -35,7 +36,7 @@ struct Parser<'a> {
     rest: &'a [u8],
     line: usize,
     families: Vec<FamilyBuilder<'a>>,
-    by_name: HashMap<&'a str, usize>,
+    by_name: HashMap<Cow<'a, str>, usize>,
     /// The index of the sample of a histogram or summary, by family index and rendered labels
     /// without `le` or `quantile`.
     samples: HashMap<(usize, String), usize>,
@@ -72,7 +73,7 @@ pub fn parse(body: &[u8], limits: ParseLimits) -> Result<ParsedBody<'_>, ParseTe
     let (has_timestamps, inconsistency) = (parser.has_timestamps, parser.inconsistency);
     let families = parser.families.into_iter().filter(|family| !family.samples.is_empty());
     let families = families.map(|family| ParsedFamily {
-        name: family.name.into(),
+        name: family.name,
         help: family.help.unwrap_or_default(),
         kind: family.kind.unwrap_or(MetricKind::Untyped),
         samples: family.samples,
@@ -106,7 +107,7 @@ impl<'a> Parser<'a> {
             return Ok(());
         }
         self.skip_blanks();
-        let name = self.take_name(true)?;
+        let name = self.take_any_name(NameKind::Metric)?;
         match self.peek() {
             None => return Err(self.unexpected_end()),
             Some(b'\n') => {
@@ -116,7 +117,7 @@ impl<'a> Parser<'a> {
             Some(b' ' | b'\t') if !name.is_empty() => {}
             Some(_) => return Err(self.error("invalid metric name in comment")),
         }
-        let (at, _) = self.family_index(name)?;
+        let (at, _) = self.family_index(&name)?;
         self.skip_blanks();
         if self.peek() == Some(b'\n') {
             self.advance();
@@ -147,7 +148,13 @@ impl<'a> Parser<'a> {
     }
 
     fn parse_sample(&mut self) -> Result<(), ParseTextError> {
-        let name = self.take_name(true)?;
+        // With braces the name is the first item of the list of labels.
+        let is_braced = self.peek() == Some(b'{');
+        if is_braced {
+            self.advance();
+            self.skip_blanks();
+        }
+        let name = self.take_any_name(NameKind::Metric)?;
         if name.is_empty() {
             return Err(self.error("invalid metric name"));
         }
@@ -156,7 +163,7 @@ impl<'a> Parser<'a> {
             let reason = format!("more than {} series; see PUSHED_SERIES_MAX", self.limits.samples_max);
             return Err(self.error(reason));
         }
-        let (at, part) = self.family_index(name)?;
+        let (at, part) = self.family_index(&name)?;
         let kind = *self.families[at].kind.get_or_insert(MetricKind::Untyped);
         self.skip_blanks();
         // `le` or `quantile` distinguishes the lines of one sample and is not a label of it.
@@ -167,9 +174,19 @@ impl<'a> Parser<'a> {
         };
         let mut labels = Vec::new();
         let mut bound = None;
-        if self.peek() == Some(b'{') {
-            self.advance();
-            self.parse_labels(name, part_label, &mut labels, &mut bound)?;
+        if is_braced {
+            match self.peek() {
+                Some(b',') => self.advance(),
+                Some(b'}') => {}
+                None => return Err(self.unexpected_end()),
+                Some(_) => return Err(self.error(format!("unexpected end of metric name {name:?}"))),
+            }
+        }
+        if is_braced || self.peek() == Some(b'{') {
+            if !is_braced {
+                self.advance();
+            }
+            self.parse_labels(&name, part_label, &mut labels, &mut bound)?;
             self.skip_blanks();
         }
         let word = self.take_token();
@@ -233,7 +250,7 @@ impl<'a> Parser<'a> {
         });
         let bound = bound.filter(|bound| !bound.is_nan());
         if part == SamplePart::Value && bound.is_none() {
-            let (name, kind) = (family.name, kind.name());
+            let (name, kind) = (&family.name, kind.name());
             let reason = || format!("a line of the {kind} {name:?} has no number as its bucket or quantile");
             self.inconsistency.get_or_insert_with(reason);
         }
@@ -241,7 +258,7 @@ impl<'a> Parser<'a> {
             part == SamplePart::Count || (part == SamplePart::Value && kind == MetricKind::Histogram);
         let counted = whole_count(value).unwrap_or(0);
         if is_count && whole_count(value).is_none() {
-            let name = family.name;
+            let name = &family.name;
             self.inconsistency.get_or_insert_with(|| not_a_count(name, kind, value));
         }
         match &mut family.samples[nth].value {
@@ -267,9 +284,9 @@ impl<'a> Parser<'a> {
 
     /// Returns the index of the family of a name, created if needed, and the component for the
     /// suffix of the name.
-    fn family_index(&mut self, name: &'a str) -> Result<(usize, SamplePart), ParseTextError> {
+    fn family_index(&mut self, name: &Cow<'a, str>) -> Result<(usize, SamplePart), ParseTextError> {
         steps::add(1);
-        if let Some(at) = self.by_name.get(name) {
+        if let Some(at) = self.by_name.get(&**name) {
             return Ok((*at, SamplePart::Value));
         }
         for (suffix, part) in
@@ -286,8 +303,8 @@ impl<'a> Parser<'a> {
         if at == self.limits.families_max {
             return Err(self.error(format!("more than {at} metric names in one push")));
         }
-        self.families.push(FamilyBuilder { name, help: None, kind: None, samples: Vec::new() });
-        self.by_name.insert(name, at);
+        self.families.push(FamilyBuilder { name: name.clone(), help: None, kind: None, samples: Vec::new() });
+        self.by_name.insert(name.clone(), at);
         Ok((at, SamplePart::Value))
     }
 
@@ -305,7 +322,7 @@ impl<'a> Parser<'a> {
                 self.advance();
                 return Ok(());
             }
-            let name = self.take_name(false)?;
+            let name = self.take_any_name(NameKind::Label)?;
             if self.peek().is_none() {
                 return Err(self.unexpected_end());
             }
@@ -318,7 +335,7 @@ impl<'a> Parser<'a> {
             self.skip_blanks();
             self.expect(b'=', "'=' after label name")?;
             steps::add(1 + labels.len());
-            if name != part_label && labels.iter().any(|(known, _)| known == name) {
+            if name != part_label && labels.iter().any(|(known, _)| *known == name) {
                 return Err(self.error(format!("duplicate label names for metric {metric:?}")));
             }
             if labels.len() == LABELS_MAX {
@@ -326,7 +343,7 @@ impl<'a> Parser<'a> {
             }
             self.skip_blanks();
             self.expect(b'"', "'\"' at start of label value")?;
-            let value = self.parse_label_value()?;
+            let value = self.parse_quoted("label value")?;
             if name == part_label {
                 let Some(parsed) = parse_float(&value) else {
                     let reason = format!(
@@ -337,7 +354,7 @@ impl<'a> Parser<'a> {
                 };
                 *bound = Some(parsed);
             } else {
-                labels.push((name.into(), value));
+                labels.push((name.clone(), value));
             }
             self.skip_blanks();
             match self.peek() {
@@ -349,12 +366,12 @@ impl<'a> Parser<'a> {
         }
     }
 
-    /// Parses a label value up to the closing quote.
-    fn parse_label_value(&mut self) -> Result<Cow<'a, str>, ParseTextError> {
+    /// Parses a label value or a name (`what`) up to the closing quote.
+    fn parse_quoted(&mut self, what: &'static str) -> Result<Cow<'a, str>, ParseTextError> {
         let bytes = self.rest;
         let special = |byte: &u8| matches!(byte, b'"' | b'\\' | b'\n');
         let plain = bytes.iter().position(special).ok_or_else(|| self.unexpected_end())?;
-        let invalid = |parser: &Self| parser.error("invalid label value: it is not UTF-8");
+        let invalid = |parser: &Self| parser.error(format!("invalid {what}: it is not UTF-8"));
         if bytes[plain] == b'"' {
             self.rest = &bytes[plain + 1..];
             return str::from_utf8(&bytes[..plain]).map(Cow::Borrowed).map_err(|_not_utf8| invalid(self));
@@ -368,7 +385,7 @@ impl<'a> Parser<'a> {
             match byte {
                 b'"' => break,
                 b'\n' => {
-                    let reason = format!("label value {} contains unescaped new-line", echo(&value));
+                    let reason = format!("{what} {} contains unescaped new-line", echo(&value));
                     return Err(self.error(reason));
                 }
                 _ => {
@@ -385,22 +402,29 @@ impl<'a> Parser<'a> {
         String::from_utf8(value).map(Cow::Owned).map_err(|_not_utf8| invalid(self))
     }
 
-    /// Takes the bytes of a name; empty if there is none.
-    fn take_name(&mut self, colons: bool) -> Result<&'a str, ParseTextError> {
-        let good = |(at, byte): (usize, &u8)| {
-            byte.is_ascii_alphabetic()
-                || *byte == b'_'
-                || (at > 0 && byte.is_ascii_digit())
-                || (colons && *byte == b':')
+    /// Takes a name, in quotes or without; empty if there is none.
+    fn take_any_name(&mut self, kind: NameKind) -> Result<Cow<'a, str>, ParseTextError> {
+        let name = if self.peek() == Some(b'"') {
+            self.advance();
+            self.parse_quoted("name")?
+        } else {
+            Cow::Borrowed(self.take_plain_name(kind))
         };
-        let end = self.rest.iter().enumerate().position(|at| !good(at)).unwrap_or(self.rest.len());
-        let (name, rest) = self.rest.split_at(end);
         if name.len() > NAME_BYTES_MAX {
-            let start = echo(name);
+            let start = echo(name.as_bytes());
             return Err(self.error(format!("the name {start} is longer than {NAME_BYTES_MAX} bytes")));
         }
+        Ok(name)
+    }
+
+    /// Takes the bytes of a name without quotes; empty if there is none.
+    fn take_plain_name(&mut self, kind: NameKind) -> &'a str {
+        let good =
+            |(at, byte): (usize, &u8)| is_legacy_byte(*byte, kind) && (at > 0 || !byte.is_ascii_digit());
+        let end = self.rest.iter().enumerate().position(|at| !good(at)).unwrap_or(self.rest.len());
+        let (name, rest) = self.rest.split_at(end);
         self.rest = rest;
-        Ok(str::from_utf8(name).expect("names are ASCII"))
+        str::from_utf8(name).expect("names are ASCII")
     }
 
     /// Takes the bytes up to white space.

@@ -5,9 +5,10 @@ use std::sync::Arc;
 
 use super::grouping_key::GroupingKey;
 use super::metric::{
-    Block, BlockIndex, MetricKind, ParsedBody, ParsedFamily, Series, SeriesValue, is_label_name,
-    is_metric_name, is_reserved_label, render_labels,
+    Block, BlockIndex, MetricKind, ParsedBody, ParsedFamily, Series, SeriesValue, is_reserved_label,
+    render_labels,
 };
+use super::names::is_valid_name;
 use super::state::{FAILURE_TIME, PUSH_TIME};
 use crate::clock::Moment;
 use crate::http::problem::ECHO_BYTES_MAX;
@@ -109,7 +110,7 @@ fn validate_series(
     family: &ParsedFamily<'_>,
 ) -> Result<Vec<Series>, ValidatePushError> {
     let name = || truncate(&family.name, ECHO_BYTES_MAX);
-    if !is_metric_name(family.name.as_bytes()) {
+    if !is_valid_name(&family.name) {
         return Err(ValidatePushError::MetricName(name()));
     }
     if family.name.len() > NAME_BYTES_MAX {
@@ -130,7 +131,7 @@ fn validate_series(
         let rendered = render_labels(&mut labels);
         for (nth, (label, value)) in labels.iter().enumerate() {
             let echo = || truncate(label, ECHO_BYTES_MAX);
-            if !is_label_name(label.as_bytes()) || is_reserved_label(label) {
+            if !is_valid_name(label) || is_reserved_label(label) {
                 return Err(ValidatePushError::LabelName(name(), echo()));
             }
             if nth > 0 && labels[nth - 1].0 == *label {

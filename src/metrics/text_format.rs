@@ -77,6 +77,11 @@ pub(crate) fn write_sample(
 
 pub(crate) fn write_label(out: &mut String, name: &str, value: &str) {
     out.push_str(name);
+    write_label_value(out, value);
+}
+
+/// Writes what follows the name of a label.
+pub(crate) fn write_label_value(out: &mut String, value: &str) {
     out.push_str("=\"");
     escape(out, value, true);
     out.push('"');

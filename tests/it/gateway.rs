@@ -83,6 +83,61 @@ fn counters_add_up_gauges_keep_the_last_value_and_histograms_merge() {
 }
 
 #[test]
+fn utf8_names_are_scraped_as_they_are_or_escaped_and_survive_a_kill() {
+    let mut test = TestServer::start(&[("DURABILITY", "written")]);
+    let client = &mut test.server.client();
+    assert_eq!(
+        put(
+            client,
+            "a/U__team_2e_name/x",
+            "# TYPE \"disk.free\" gauge\n{\"disk.free\",\"mount point\"=\"/\"} 3\n"
+        )
+        .status,
+        200
+    );
+    let metric = r#"{"name":"http.hits","type":"counter","value":1,"labels":{"url.path":"/"}}"#;
+    assert_eq!(push(client, metric).status, 202);
+    let quoted = [
+        "# TYPE \"disk.free\" gauge",
+        "{\"disk.free\",instance=\"\",job=\"a\",\"mount point\"=\"/\",\"team.name\"=\"x\"} 3",
+        "{\"http.hits\",\"url.path\"=\"/\"} 1",
+    ];
+    let escaped = [
+        "# TYPE U__disk_2e_free gauge",
+        "U__disk_2e_free{instance=\"\",job=\"a\",U__mount_20_point=\"/\",U__team_2e_name=\"x\"} 3",
+        "U__http_2e_hits{U__url_2e_path=\"/\"} 1",
+    ];
+    let check = |client: &mut Client| {
+        for (accept, kind, lines) in [
+            (
+                "text/plain;version=1.0.0;escaping=allow-utf-8",
+                "text/plain; version=1.0.0; charset=utf-8; escaping=allow-utf-8",
+                quoted,
+            ),
+            ("text/plain;version=0.0.4", "text/plain; version=0.0.4; charset=utf-8", escaped),
+        ] {
+            let reply = client.exchange(&request("GET", "/metrics/pushed", &[("Accept", accept)], b""));
+            assert_eq!(reply.header("content-type"), Some(kind));
+            let page = reply.text();
+            assert!(lines.iter().all(|line| page.lines().any(|found| found == *line)), "{page}");
+        }
+        let listed = client.get("/api/v1/metrics").text();
+        assert!(listed.contains(r#""disk.free":{"#) && listed.contains(r#""team.name":"x""#), "{listed}");
+    };
+    check(client);
+    test.server.kill();
+    test.server.restart();
+    let client = &mut test.server.client();
+    check(client);
+    assert_eq!(
+        client.exchange(&request("DELETE", "/metrics/pushed?name=http.hits&url.path=/", &[], b"")).text(),
+        r#"{"deleted":1}"#
+    );
+    assert_eq!(client.exchange(&request("DELETE", "/metrics/job/a/U__team_2e_name/x", &[], b"")).status, 202);
+    assert_eq!(pushed_page(client), "");
+}
+
+#[test]
 fn an_invalid_metric_is_reported_and_affects_no_other() {
     let test = TestServer::start(&[("CORS_ORIGINS", "https://app.example")]);
     let client = &mut test.server.client();
@@ -90,7 +145,7 @@ fn an_invalid_metric_is_reported_and_affects_no_other() {
         client,
         r#"{"name":"good_total","type":"counter","value":1},
            {"name":"good_total","type":"gauge","value":1},
-           {"name":"9bad","type":"counter","value":-1,"colour":1},
+           {"name":"U__bad","type":"counter","value":-1,"colour":1},
            {"type":"histogram","labels":{"le":"1","__x":"y","n":3}},
            {"name":"buffer_size","type":"guage","value":1},
            {"name":"push_time_seconds","type":"gauge","value":1},7"#,
@@ -101,7 +156,7 @@ fn an_invalid_metric_is_reported_and_affects_no_other() {
     for error in [
         r#"{"index":1,"field":"type","detail":"metric good_total is already a counter and cannot be a gauge"}"#,
         r#"{"index":2,"field":"colour","detail":"is not a field of a metric"}"#,
-        r#"{"index":2,"field":"name","detail":"must begin with"#,
+        r#"{"index":2,"field":"name","detail":"must not be empty and must not begin with U__"}"#,
         r#"{"index":2,"field":"value","detail":"of a counter must not be negative"#,
         r#"{"index":3,"field":"name","detail":"is required"}"#,
         r#"{"index":3,"field":"labels.le","detail":"is reserved"}"#,
@@ -174,7 +229,7 @@ fn the_names_of_the_servers_own_metrics_can_be_pushed() {
 fn an_idempotency_key_counts_once_across_a_kill() {
     let mut test = TestServer::start(&[("DURABILITY", "written")]);
     let keyed = [("Content-Type", JSON), ("Idempotency-Key", "k1")];
-    let counter = r#"{"name":"c_total","type":"counter","value":5},{"name":"9","type":"gauge"}"#;
+    let counter = r#"{"name":"c_total","type":"counter","value":5},{"name":"","type":"gauge"}"#;
     for nth in 0..2 {
         let reply = push_with(&mut test.server.client(), &keyed, counter);
         assert_eq!((reply.status, reply.header("durability")), (202, Some("written")));

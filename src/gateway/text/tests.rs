@@ -102,3 +102,28 @@ fn parser_accepts_what_prometheus_accepts() {
     assert!(parse(b"a 1 5\n", ParseLimits::NONE).unwrap().has_timestamps);
     assert!(parse(b"# TYPE a counter\n", ParseLimits::NONE).unwrap().families.is_empty());
 }
+
+#[test]
+fn names_in_quotes_are_read_wherever_a_name_may_stand() {
+    let body = "# HELP \"a.b\" h\n# TYPE \"a.b\" counter\n# UNIT \"a.b\" s\n{\"a.b\", \"l.m\"=\"1\",n=\"2\",} 3\n\
+                { \"a.b\" } 4\n{c,x=\"1\"} 5\n\"d e\"{\"q\\\"\\\\\\n\"=\"1\"} 6\n{\"plain\"} 7\n";
+    let parsed = parse(body.as_bytes(), ParseLimits::NONE).unwrap();
+    let names: Vec<_> = parsed.families.iter().map(|family| &*family.name).collect();
+    assert_eq!(names, ["a.b", "c", "d e", "plain"]);
+    assert_eq!((&*parsed.families[0].help, parsed.families[0].kind), ("h", MetricKind::Counter));
+    assert_eq!(
+        parsed.families[0].samples,
+        [
+            sample(&[("l.m", "1"), ("n", "2")], SeriesValue::Number(3.0)),
+            sample(&[], SeriesValue::Number(4.0))
+        ]
+    );
+    assert_eq!(parsed.families[2].samples, [sample(&[("q\"\\\n", "1")], SeriesValue::Number(6.0))]);
+    refused("{} 1\n", 1, "invalid metric name");
+    refused("{\"a\"", 1, "unexpected end of input stream");
+    refused("{\"a\"=\"b\"} 1\n", 1, "unexpected end of metric name \"a\"");
+    refused("{\"a\",\"b\"} 1\n", 1, "expected '=' after label name, found '}'");
+    refused("{\"a\n\"} 1\n", 1, "name \"a\" contains unescaped new-line");
+    refused("{\"a\",\"__name__\"=\"b\"} 1\n", 1, "label name \"__name__\" is reserved");
+    assert!(parse(b"{\"\xff\"} 1\n", ParseLimits::NONE).is_err());
+}
