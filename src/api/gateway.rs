@@ -8,7 +8,7 @@ use super::intake::RESTART_S;
 use crate::access::Grant;
 use crate::clock::Moment;
 use crate::gateway::handlers::{GatewayHandlers, GatewayRoute, PushOutcome};
-use crate::gateway::responses::durability_not_reached;
+use crate::gateway::responses::{durability_not_reached, write_log_unavailable};
 use crate::http::{DecompressLimits, Decompressor, problem};
 use crate::http::{HandlerResult, Request, Response};
 use crate::lifecycle::LifecyclePhase;
@@ -90,7 +90,12 @@ impl ApiHandler {
                 self.status.ready(response);
                 if response.status == 200 {
                     response.body.clear();
-                    write_ok(response);
+                    if self.push_context.pages.gateway().is_log_available() {
+                        write_ok(response);
+                    } else {
+                        // Clients of this path only push.
+                        write_log_unavailable(response);
+                    }
                 }
                 return HandlerResult::Done;
             }

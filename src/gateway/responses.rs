@@ -48,3 +48,10 @@ pub(super) fn write_plain_text(response: &mut Response, text: &str) {
     response.body.extend_from_slice(text.as_bytes());
     response.body.push(b'\n');
 }
+
+/// The readiness for Pushgateway's clients while the log cannot be written.
+pub fn write_log_unavailable(response: &mut Response) {
+    response.status = 503;
+    response.header("Retry-After", LOG_RETRY_S);
+    write_plain_text(response, "the log cannot be written at the moment: pushes are refused");
+}

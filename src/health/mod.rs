@@ -58,6 +58,9 @@ pub struct HealthInputs {
     pub breaker: BreakerState,
     /// Whether events wait and none is stored, although the database is up.
     pub stalled: bool,
+    /// Whether the log of the metrics gateway can be written. Pushes of metrics are refused while it
+    /// cannot.
+    pub gateway_log_available: bool,
 }
 
 impl HealthInputs {
@@ -89,6 +92,20 @@ impl HealthInputs {
         reasons
     }
 
+    /// Trouble that is no reason to send traffic elsewhere. A fault of the gateway's log refuses pushed
+    /// metrics only: a server that accepts events must stay reachable for them.
+    pub fn warnings(&self) -> Vec<&'static str> {
+        if self.gateway_log_available {
+            Vec::new()
+        } else {
+            vec!["the log of the metrics gateway cannot be written: pushed metrics are refused"]
+        }
+    }
+
+    pub fn gateway(&self) -> HealthStatus {
+        if self.gateway_log_available { HealthStatus::Healthy } else { HealthStatus::Degraded }
+    }
+
     /// A full buffer is critical only if the spill capacity is full too. A stall degrades: events
     /// are accepted, and kept.
     pub fn buffer(&self) -> HealthStatus {
@@ -115,7 +132,7 @@ impl HealthInputs {
         if self.phase == LifecyclePhase::Poisoned {
             return HealthStatus::Critical;
         }
-        self.buffer().min(self.database().max(HealthStatus::Degraded)).min(self.journal())
+        self.buffer().min(self.database().max(HealthStatus::Degraded)).min(self.journal()).min(self.gateway())
     }
 
     pub fn journal(&self) -> HealthStatus {
@@ -141,6 +158,7 @@ mod tests {
         database_up: true,
         breaker: BreakerState::Closed,
         stalled: false,
+        gateway_log_available: true,
     };
 
     #[test]
@@ -188,6 +206,14 @@ mod tests {
         let unwritable = HealthInputs { journal_fault: Some(Fault::NotWritable), ..HEALTHY };
         assert_eq!((unwritable.not_ready_reasons().len(), unwritable.overall()), (1, HealthStatus::Critical));
         assert_eq!(HealthInputs { recovering: true, ..HEALTHY }.not_ready_reasons().len(), 1);
+    }
+
+    #[test]
+    fn fault_of_the_gateways_log_degrades_and_warns_and_leaves_the_server_ready() {
+        let failed = HealthInputs { gateway_log_available: false, ..HEALTHY };
+        assert_eq!((failed.gateway(), failed.overall()), (HealthStatus::Degraded, HealthStatus::Degraded));
+        assert_eq!((failed.not_ready_reasons().len(), failed.warnings().len()), (0, 1));
+        assert_eq!((HEALTHY.overall(), HEALTHY.warnings().len()), (HealthStatus::Healthy, 0));
     }
 
     #[test]

@@ -94,6 +94,12 @@ struct Checks {
     buffer: HealthStatus,
     database: HealthStatus,
     journal: HealthStatus,
+    gateway: HealthStatus,
+}
+
+#[derive(Serialize)]
+struct GatewayHealth {
+    status: HealthStatus,
 }
 
 #[derive(Serialize)]
@@ -145,6 +151,7 @@ struct DetailedBody {
     buffer: BufferHealth,
     database: DatabaseHealth,
     journal: JournalHealth,
+    gateway: GatewayHealth,
     writer: WriterHealth,
     ledger: LedgerHealth,
 }
@@ -183,6 +190,8 @@ struct EventsPerHour {
 struct ReadyBody {
     status: &'static str,
     reasons: Vec<&'static str>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    warnings: Vec<&'static str>,
 }
 
 impl Status {
@@ -194,13 +203,14 @@ impl Status {
 
     /// `GET /ready`: 200, or 503 with the reasons.
     pub fn ready(&self, response: &mut Response) {
-        let reasons = self.health_inputs().not_ready_reasons();
+        let inputs = self.health_inputs();
+        let (reasons, warnings) = (inputs.not_ready_reasons(), inputs.warnings());
         if !reasons.is_empty() {
             response.status = 503;
             response.header("Retry-After", 1);
         }
         let status = if reasons.is_empty() { "ready" } else { "not ready" };
-        write_json(response, &ReadyBody { status, reasons });
+        write_json(response, &ReadyBody { status, reasons, warnings });
     }
 
     /// `GET /health…`: 200, or 503 if the requested part is critical.
@@ -220,6 +230,7 @@ impl Status {
                     buffer: inputs.buffer(),
                     database: inputs.database(),
                     journal: inputs.journal(),
+                    gateway: inputs.gateway(),
                 };
                 write_json(response, &HealthBody { status, checks });
             }
@@ -235,6 +246,7 @@ impl Status {
                     buffer: self.buffer_health(&inputs),
                     database: self.database_health(&inputs),
                     journal: self.journal_health(&inputs),
+                    gateway: GatewayHealth { status: inputs.gateway() },
                     writer: self.writer_health(),
                     ledger: self.ledger_health(),
                 };
@@ -373,6 +385,7 @@ impl Status {
             database_up: self.database.is_up(now) && breaker != BreakerState::Open,
             breaker,
             stalled: self.stall.is_stalled(now),
+            gateway_log_available: self.gateway.is_log_available(),
         }
     }
 
