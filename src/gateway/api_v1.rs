@@ -1,5 +1,8 @@
 //! Renders the JSON of `/api/v1/metrics` and `/api/v1/status` in Pushgateway's format.
 
+use std::ops::Bound;
+use std::sync::Arc;
+
 use serde::ser::{Serialize, SerializeMap, Serializer};
 
 use super::exposition::{FAILURE_HELP, PUSH_HELP};
@@ -19,45 +22,135 @@ fn success(data: impl Serialize) -> String {
         .expect("BUG: strings and maps with string keys are serializable")
 }
 
-/// All groups with their metrics.
-pub fn metrics_json(snapshot: &Snapshot) -> String {
-    success(Groups(snapshot))
+/// A chunk ends at the first series past this size.
+const CHUNK_BYTES: usize = 64 * 1024;
+
+/// All groups with their metrics, chunk by chunk, from one snapshot. Memory for text is bounded by the
+/// chunk size, not by the number of series.
+#[derive(Debug)]
+pub struct GroupsPage {
+    snapshot: Snapshot,
+    position: GroupsPosition,
 }
 
-struct Groups<'a>(&'a Snapshot);
+/// What is rendered next.
+#[derive(Debug)]
+enum GroupsPosition {
+    Start,
+    /// The group after the one with this key.
+    Group(Arc<str>),
+    /// The family of the group after the one with this name.
+    Family(Arc<str>, Name),
+    /// The series with this index of a family of the group.
+    Series(Arc<str>, Name, usize),
+    End,
+}
 
-impl Serialize for Groups<'_> {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        let snapshot = self.0;
-        serializer.collect_seq(snapshot.groups.iter().map(|(key, group)| {
-            let owner = Owner::Group(key.clone());
-            let names = families_of(&snapshot.group_families, key);
-            let families =
-                names.map(|name| (name.clone(), &*snapshot.blocks[&(name, owner.clone())])).collect();
-            Group { group, families }
-        }))
+impl GroupsPage {
+    pub fn new(snapshot: Snapshot) -> Self {
+        Self { snapshot, position: GroupsPosition::Start }
     }
-}
 
-struct Group<'a> {
-    group: &'a MetricGroup,
-    families: Vec<(Name, &'a Block)>,
-}
-
-impl Serialize for Group<'_> {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        let group = self.group;
-        let mut map = serializer.serialize_map(None)?;
-        let labels = group.grouping_key.labels.iter().map(|(name, value)| (&**name, &**value));
-        map.serialize_entry("labels", &Pairs(labels.collect()))?;
-        map.serialize_entry("last_push_successful", &(group.last_success_s > group.last_failure_s))?;
-        for (name, block) in &self.families {
-            map.serialize_entry(&**name, &Family(block))?;
+    /// Appends the next chunk. Returns whether there may be more.
+    pub fn write_chunk(&mut self, out: &mut Vec<u8>) -> bool {
+        let end = out.len() + CHUNK_BYTES;
+        while out.len() < end {
+            let position = std::mem::replace(&mut self.position, GroupsPosition::End);
+            self.position = match position {
+                GroupsPosition::Start => {
+                    out.extend_from_slice(br#"{"status":"success","data":["#);
+                    self.begin_group(out, None)
+                }
+                GroupsPosition::Group(key) => self.begin_group(out, Some(&key)),
+                GroupsPosition::Family(key, name) => self.begin_family(out, key, &name),
+                GroupsPosition::Series(key, name, nth) => self.write_series(out, end, (key, name, nth)),
+                GroupsPosition::End => return false,
+            };
         }
-        map.serialize_entry(FAILURE_TIME, &Family(&time_block(group, FAILURE_HELP, group.last_failure_s)))?;
-        map.serialize_entry(PUSH_TIME, &Family(&time_block(group, PUSH_HELP, group.last_success_s)))?;
-        map.end()
+        true
     }
+
+    fn begin_group(&self, out: &mut Vec<u8>, after: Option<&Arc<str>>) -> GroupsPosition {
+        let from = after.cloned().map_or(Bound::Unbounded, Bound::Excluded);
+        let Some((key, group)) = self.snapshot.groups.range((from, Bound::Unbounded)).next() else {
+            out.extend_from_slice(b"]}");
+            return GroupsPosition::End;
+        };
+        if after.is_some() {
+            out.push(b',');
+        }
+        let labels = group.grouping_key.labels.iter().map(|(name, value)| (&**name, &**value));
+        out.extend_from_slice(b"{\"labels\":");
+        write_json(out, &Pairs(labels.collect()));
+        out.extend_from_slice(b",\"last_push_successful\":");
+        write_json(out, &(group.last_success_s > group.last_failure_s));
+        GroupsPosition::Family(key.clone(), "".into())
+    }
+
+    fn begin_family(&self, out: &mut Vec<u8>, key: Arc<str>, after: &Name) -> GroupsPosition {
+        let next = families_of(&self.snapshot.group_families, &key, Bound::Excluded(after)).next();
+        let Some(name) = next else {
+            let group = &self.snapshot.groups[&key];
+            for (name, help, time_s) in [
+                (FAILURE_TIME, FAILURE_HELP, group.last_failure_s),
+                (PUSH_TIME, PUSH_HELP, group.last_success_s),
+            ] {
+                let block = time_block(group, help, time_s);
+                write_family_head(out, name, &block);
+                write_json(out, &Sample(&block.series[0]));
+                out.extend_from_slice(b"]}");
+            }
+            out.push(b'}');
+            return GroupsPosition::Group(key);
+        };
+        write_family_head(out, &name, self.block(&key, &name));
+        GroupsPosition::Series(key, name, 0)
+    }
+
+    fn write_series(
+        &self,
+        out: &mut Vec<u8>,
+        end: usize,
+        (key, name, from): (Arc<str>, Name, usize),
+    ) -> GroupsPosition {
+        for (nth, series) in self.block(&key, &name).series.iter().enumerate().skip(from) {
+            if out.len() >= end {
+                return GroupsPosition::Series(key, name, nth);
+            }
+            if nth > 0 {
+                out.push(b',');
+            }
+            write_json(out, &Sample(series));
+        }
+        out.extend_from_slice(b"]}");
+        GroupsPosition::Family(key, name)
+    }
+
+    fn block(&self, key: &Arc<str>, name: &Name) -> &Block {
+        &self.snapshot.blocks[&(name.clone(), Owner::Group(key.clone()))]
+    }
+}
+
+fn write_json(out: &mut Vec<u8>, value: &(impl Serialize + ?Sized)) {
+    let json = sonic_rs::to_vec(value).expect("BUG: strings and maps with string keys are serializable");
+    out.extend_from_slice(&json);
+}
+
+/// Writes a member of a group up to the beginning of the list of series.
+fn write_family_head(out: &mut Vec<u8>, name: &str, block: &Block) {
+    #[expect(clippy::cast_possible_truncation, reason = "times of this era")]
+    let time = Timestamp::from_micros((block.last_push_wall_s * 1e6) as i64);
+    out.push(b',');
+    write_json(out, name);
+    out.extend_from_slice(b":{\"time_stamp\":");
+    write_json(out, &time.to_string());
+    out.extend_from_slice(b",\"type\":");
+    write_json(out, &block.kind.name().to_ascii_uppercase());
+    if !block.help.is_empty() {
+        out.extend_from_slice(b",\"help\":");
+        write_json(out, &*block.help);
+    }
+    out.extend_from_slice(b",\"metrics\":[");
 }
 
 /// The family of a time of `group`.
@@ -72,24 +165,6 @@ fn time_block(group: &MetricGroup, help: &str, time_s: f64) -> Block {
         last_push: group.last_push,
         last_push_wall_s: group.last_success_s.max(group.last_failure_s),
         index: BlockIndex::default(),
-    }
-}
-
-struct Family<'a>(&'a Block);
-
-impl Serialize for Family<'_> {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        let block = self.0;
-        #[expect(clippy::cast_possible_truncation, reason = "times of this era")]
-        let time = Timestamp::from_micros((block.last_push_wall_s * 1e6) as i64);
-        let mut map = serializer.serialize_map(None)?;
-        map.serialize_entry("time_stamp", &time.to_string())?;
-        map.serialize_entry("type", &block.kind.name().to_ascii_uppercase())?;
-        if !block.help.is_empty() {
-            map.serialize_entry("help", &*block.help)?;
-        }
-        map.serialize_entry("metrics", &block.series.iter().map(Sample).collect::<Vec<_>>())?;
-        map.end()
     }
 }
 
@@ -109,16 +184,22 @@ impl Serialize for Sample<'_> {
                 let pairs =
                     quantiles.map(|(quantile, value)| (format_float(*quantile), format_float(*value)));
                 map.serialize_entry("quantiles", &Pairs(pairs.collect()))?;
-                (summary.count, summary.sum)
+                (summary.count.to_string(), summary.sum)
             }
             SeriesValue::Histogram(histogram) => {
                 let buckets = histogram.buckets.iter();
                 let pairs = buckets.map(|(bound, count)| (format_float(*bound), count.to_string()));
                 map.serialize_entry("buckets", &Pairs(pairs.collect()))?;
-                (histogram.count, histogram.sum)
+                let fraction = histogram.total().fract();
+                let count = if fraction > 0.0 {
+                    format_float(histogram.total())
+                } else {
+                    histogram.count.to_string()
+                };
+                (count, histogram.sum)
             }
         };
-        map.serialize_entry("count", &count.to_string())?;
+        map.serialize_entry("count", &count)?;
         map.serialize_entry("sum", &format_float(sum))?;
         map.end()
     }

@@ -102,6 +102,7 @@ pub(super) fn apply(
                 buckets: pairs.map(|((bound, a), (_, b))| (*bound, a.saturating_add(*b))).collect(),
                 sum: finite(held.sum + with.sum)?,
                 count: held.count.saturating_add(with.count),
+                native: None,
             }))
         }
         Change::Observe { value, bounds } => {
@@ -109,6 +110,7 @@ pub(super) fn apply(
                 buckets: bounds.iter().map(|bound| (*bound, 0)).collect(),
                 sum: 0.0,
                 count: 0,
+                native: None,
             };
             let mut histogram = held.cloned().unwrap_or_else(empty);
             for (_, count) in histogram.buckets.iter_mut().filter(|(bound, _)| value <= bound) {

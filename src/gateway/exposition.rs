@@ -190,7 +190,7 @@ impl Exposition {
 }
 
 /// The rendered labels that all series of a group have.
-fn group_labels(group: &MetricGroup) -> String {
+pub(super) fn group_labels(group: &MetricGroup) -> String {
     let labels = &group.grouping_key.labels;
     // An empty `instance` is inserted at its sorted position.
     let at = labels.partition_point(|(name, _)| name.as_str() < "instance");
@@ -235,10 +235,10 @@ fn write_series(
                 line("_bucket", Some(("le", &format.format_bound(*bound))), count_to_float(*count));
             }
             if !histogram.has_infinity() {
-                line("_bucket", Some(("le", "+Inf")), count_to_float(histogram.count));
+                line("_bucket", Some(("le", "+Inf")), histogram.total());
             }
             line("_sum", None, histogram.sum);
-            line("_count", None, count_to_float(histogram.count));
+            line("_count", None, histogram.total());
         }
         SeriesValue::Summary(summary) => {
             for (quantile, value) in &summary.quantiles {

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use super::forward::ForwardRequest;
 use super::grouping_key::GroupingKey;
-use super::page_format::PageFormat;
+use super::page_format::{PageFormat, is_delimited_family};
 use super::push::{self, ParsePushError};
 use super::push_thread::PushQueue;
 use super::request_head::{GroupHead, PushHead, RequestError, write_group_refusal};
@@ -101,7 +101,7 @@ impl GatewayHandlers {
                 format: PageFormat::negotiated(headers),
                 gzipped: gzip::is_accepted(headers),
             }),
-            GatewayRoute::Groups => Some(ScrapeRequest::Groups),
+            GatewayRoute::Groups => Some(ScrapeRequest::Groups { gzipped: gzip::is_accepted(headers) }),
             GatewayRoute::Push
             | GatewayRoute::Group(_)
             | GatewayRoute::DeleteSeries
@@ -434,15 +434,5 @@ fn decompress_body<'a>(
 }
 
 fn is_protobuf(headers: Headers<'_>) -> bool {
-    let Some(Ok(value)) = headers.get("Content-Type").map(str::from_utf8) else { return false };
-    let mut parts = value.split(';').map(str::trim);
-    if !parts.next().is_some_and(|name| name.eq_ignore_ascii_case("application/vnd.google.protobuf")) {
-        return false;
-    }
-    let has = |wanted: &str, value: &str| {
-        parts.clone().filter_map(|part| part.split_once('=')).any(|(name, found)| {
-            name.trim().eq_ignore_ascii_case(wanted) && found.trim().trim_matches('"') == value
-        })
-    };
-    has("encoding", "delimited") && has("proto", "io.prometheus.client.MetricFamily")
+    headers.get("Content-Type").and_then(|kind| str::from_utf8(kind).ok()).is_some_and(is_delimited_family)
 }

@@ -6,6 +6,7 @@ use std::borrow::Cow;
 use std::sync::Arc;
 
 use super::names::{NameKind, is_legacy_name, write_label_name};
+use super::native::{NativeCounts, NativeHistogram};
 use crate::clock::Moment;
 use crate::metrics::text_format::{format_float, write_label_value};
 
@@ -50,10 +51,21 @@ impl MetricKind {
 pub struct Histogram {
     pub buckets: Vec<(f64, u64)>,
     pub sum: f64,
+    /// Without its fraction if the native part counts in fractions.
     pub count: u64,
+    pub native: Option<Box<NativeHistogram>>,
 }
 
 impl Histogram {
+    /// The count with its fraction.
+    #[expect(clippy::cast_precision_loss, reason = "counts are floats in both formats")]
+    pub fn total(&self) -> f64 {
+        match self.native.as_ref().map(|native| &native.counts) {
+            Some(NativeCounts::Float { count, .. }) => *count,
+            Some(NativeCounts::Integer { .. }) | None => self.count as f64,
+        }
+    }
+
     pub fn has_infinity(&self) -> bool {
         self.buckets.iter().any(|(bound, _)| *bound == f64::INFINITY)
     }
@@ -91,7 +103,10 @@ impl SeriesValue {
     fn heap_bytes(&self) -> usize {
         match self {
             Self::Number(_) => 0,
-            Self::Histogram(histogram) => size_of::<Histogram>() + 16 * histogram.buckets.len(),
+            Self::Histogram(histogram) => {
+                let native = histogram.native.as_ref().map_or(0, |native| native.heap_bytes());
+                size_of::<Histogram>() + 16 * histogram.buckets.len() + native
+            }
             Self::Summary(summary) => size_of::<Summary>() + 16 * summary.quantiles.len(),
         }
     }

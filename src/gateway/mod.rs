@@ -23,10 +23,14 @@ pub mod idempotency;
 mod log_queue;
 pub mod metric;
 pub mod names;
+pub mod native;
+mod native_protobuf;
 pub mod openmetrics;
 mod page_format;
 mod page_names;
 pub mod protobuf;
+pub mod protobuf_page;
+mod protobuf_writer;
 pub mod push;
 pub mod push_thread;
 pub mod record;
@@ -43,6 +47,8 @@ pub mod wal;
 
 #[cfg(test)]
 mod bounds_tests;
+#[cfg(test)]
+mod chunk_tests;
 #[cfg(test)]
 mod names_tests;
 #[cfg(test)]

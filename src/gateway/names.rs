@@ -128,7 +128,9 @@ fn unescape_values(text: &str) -> Option<String> {
 /// Writes a name in quotes.
 pub fn write_quoted(out: &mut String, parts: &[&str]) {
     out.push('"');
-    parts.iter().for_each(|part| escape(out, part, true));
+    for part in parts {
+        escape(out, part, true);
+    }
     out.push('"');
 }
 

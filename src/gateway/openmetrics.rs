@@ -97,12 +97,17 @@ fn is_valid_counter(series: &Series) -> bool {
 /// have no sum.
 fn is_valid_histogram(series: &Series) -> bool {
     let SeriesValue::Histogram(histogram) = &series.value else { return false };
-    let Histogram { buckets, sum, count } = &**histogram;
+    let Histogram { buckets, sum, count, native: _ } = &**histogram;
     let cumulative = buckets.windows(2).all(|pair| pair[0].0 < pair[1].0 && pair[0].1 <= pair[1].1);
     let agrees = buckets
         .last()
         .is_none_or(|(bound, below)| if *bound == f64::INFINITY { below == count } else { below <= count });
-    is_valid_sum(*sum) && cumulative && agrees && buckets.first().is_none_or(|(bound, _)| *bound >= 0.0)
+    let is_whole = histogram.total().fract() <= 0.0;
+    is_valid_sum(*sum)
+        && is_whole
+        && cumulative
+        && agrees
+        && buckets.first().is_none_or(|(bound, _)| *bound >= 0.0)
 }
 
 fn is_valid_summary(series: &Series) -> bool {

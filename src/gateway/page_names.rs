@@ -21,7 +21,8 @@ pub(super) struct PageNames {
 /// The name of a family on a page.
 #[derive(Debug)]
 pub(super) struct FamilyName {
-    text: String,
+    /// Without quotes.
+    pub(super) text: String,
     is_quoted: bool,
 }
 
@@ -60,7 +61,9 @@ impl PageNames {
                 out.push(',');
             }
             // The value is escaped already.
-            [&form, "=\"", value, "\""].into_iter().for_each(|part| out.push_str(part));
+            for part in [&form, "=\"", value, "\""] {
+                out.push_str(part);
+            }
         }
         Cow::Owned(out)
     }

@@ -11,6 +11,8 @@ use super::metric::{
     Histogram, MetricKind, ParsedBody, ParsedFamily, ParsedSample, SeriesValue, Summary, not_a_count,
     whole_count,
 };
+use super::native::NativeCounts;
+use super::native_protobuf::NativeFields;
 use super::steps;
 use super::validate::{BUCKETS_MAX, LABELS_MAX, ParseLimits};
 use crate::http::problem::ECHO_BYTES_MAX;
@@ -31,7 +33,7 @@ use ParseProtobufError::{Invalid, TooMany};
 const TRUNCATED: ParseProtobufError = Invalid("it is truncated within a message");
 
 /// The value of one field, by wire type.
-enum WireField<'a> {
+pub(super) enum WireField<'a> {
     Integer(u64),
     Double(f64),
     Bytes(&'a [u8]),
@@ -39,15 +41,15 @@ enum WireField<'a> {
 }
 
 impl<'a> WireField<'a> {
-    fn bytes(self) -> Result<&'a [u8], ParseProtobufError> {
+    pub(super) fn bytes(self) -> Result<&'a [u8], ParseProtobufError> {
         if let Self::Bytes(bytes) = self { Ok(bytes) } else { Err(Invalid("a field has the wrong type")) }
     }
 
-    fn double(self) -> Result<f64, ParseProtobufError> {
+    pub(super) fn double(self) -> Result<f64, ParseProtobufError> {
         if let Self::Double(value) = self { Ok(value) } else { Err(Invalid("a field has the wrong type")) }
     }
 
-    fn integer(self) -> Result<u64, ParseProtobufError> {
+    pub(super) fn integer(self) -> Result<u64, ParseProtobufError> {
         if let Self::Integer(value) = self { Ok(value) } else { Err(Invalid("a field has the wrong type")) }
     }
 
@@ -64,10 +66,18 @@ impl<'a> WireField<'a> {
 }
 
 /// Reads the fields of a message.
-struct MessageReader<'a>(&'a [u8]);
+pub(super) struct MessageReader<'a>(&'a [u8]);
 
 impl<'a> MessageReader<'a> {
-    fn varint(&mut self) -> Result<u64, ParseProtobufError> {
+    pub(super) fn new(message: &'a [u8]) -> Self {
+        Self(message)
+    }
+
+    pub(super) fn is_at_end(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    pub(super) fn varint(&mut self) -> Result<u64, ParseProtobufError> {
         let mut value = 0;
         for shift in (0..64).step_by(7) {
             let (byte, rest) = self.0.split_first().ok_or(TRUNCATED)?;
@@ -87,6 +97,11 @@ impl<'a> MessageReader<'a> {
         Ok(bytes)
     }
 
+    pub(super) fn double(&mut self) -> Result<f64, ParseProtobufError> {
+        let bytes = self.take(8)?.try_into().expect("take returns this many bytes");
+        Ok(f64::from_le_bytes(bytes))
+    }
+
     fn next(&mut self) -> Result<Option<(u64, WireField<'a>)>, ParseProtobufError> {
         steps::add(1);
         if self.0.is_empty() {
@@ -95,10 +110,7 @@ impl<'a> MessageReader<'a> {
         let tag = self.varint()?;
         let field = match tag & 7 {
             0 => WireField::Integer(self.varint()?),
-            1 => {
-                let bytes = self.take(8)?.try_into().expect("take returns this many bytes");
-                WireField::Double(f64::from_le_bytes(bytes))
-            }
+            1 => WireField::Double(self.double()?),
             2 => {
                 let length = self.varint()?;
                 WireField::Bytes(self.take(length)?)
@@ -113,7 +125,7 @@ impl<'a> MessageReader<'a> {
     }
 
     /// Calls `each` with the number and value of every field.
-    fn fields(
+    pub(super) fn fields(
         mut self,
         mut each: impl FnMut(u64, WireField<'a>) -> Result<(), ParseProtobufError>,
     ) -> Result<(), ParseProtobufError> {
@@ -283,11 +295,10 @@ fn parse_summary(bytes: &[u8]) -> Result<Summary, ParseProtobufError> {
     Ok(summary)
 }
 
-/// Classic buckets only; native histograms have no text representation.
-///
-/// The counts of a float histogram must be whole numbers: `fraction` becomes one that is not.
+/// The counts of classic buckets must be whole numbers, and so must be the count of a float histogram
+/// that is not native: `fraction` becomes one that is not.
 fn parse_histogram(bytes: &[u8], fraction: &mut Option<f64>) -> Result<Histogram, ParseProtobufError> {
-    let mut histogram = Histogram::default();
+    let (mut histogram, mut native, mut float_count) = (Histogram::default(), NativeFields::default(), None);
     let mut count = |value: f64| {
         whole_count(value).unwrap_or_else(|| {
             *fraction = Some(value);
@@ -298,8 +309,7 @@ fn parse_histogram(bytes: &[u8], fraction: &mut Option<f64>) -> Result<Histogram
         match number {
             1 => histogram.count = field.integer()?,
             2 => histogram.sum = field.double()?,
-            // The count of a float histogram.
-            4 => histogram.count = count(field.double()?),
+            4 => float_count = Some(field.double()?),
             3 if histogram.buckets.len() == BUCKETS_MAX => return Err(TooMany("bucket", BUCKETS_MAX)),
             3 => {
                 let (mut bound, mut below) = (0.0, 0);
@@ -314,10 +324,19 @@ fn parse_histogram(bytes: &[u8], fraction: &mut Option<f64>) -> Result<Histogram
                 })?;
                 histogram.buckets.push((bound, below));
             }
-            _ => {}
+            _ => native.set(number, field)?,
         }
         Ok(())
     })?;
+    let native = native.finish(float_count);
+    match (native.as_ref().map(|native| &native.counts), float_count) {
+        (Some(NativeCounts::Float { count, .. }), _) => {
+            histogram.count = whole_count(count.trunc()).unwrap_or_default();
+        }
+        (_, Some(float_count)) => histogram.count = count(float_count),
+        (Some(NativeCounts::Integer { .. }) | None, None) => {}
+    }
+    histogram.native = native.map(Box::new);
     Ok(histogram)
 }
 
@@ -325,86 +344,22 @@ fn parse_histogram(bytes: &[u8], fraction: &mut Option<f64>) -> Result<Histogram
 #[cfg(test)]
 pub(super) mod encode {
     use super::*;
-
-    fn varint(out: &mut Vec<u8>, mut value: u64) {
-        while value >= 0x80 {
-            out.push(u8::try_from(value & 0x7f).unwrap() | 0x80);
-            value >>= 7;
-        }
-        out.push(u8::try_from(value).unwrap());
-    }
-
-    fn bytes(out: &mut Vec<u8>, number: u64, value: &[u8]) {
-        varint(out, number << 3 | 2);
-        varint(out, value.len() as u64);
-        out.extend_from_slice(value);
-    }
-
-    fn double(out: &mut Vec<u8>, number: u64, value: f64) {
-        varint(out, number << 3 | 1);
-        out.extend_from_slice(&value.to_le_bytes());
-    }
-
-    fn integer(out: &mut Vec<u8>, number: u64, value: u64) {
-        varint(out, number << 3);
-        varint(out, value);
-    }
+    use crate::gateway::protobuf_writer as write;
 
     pub(in crate::gateway) fn family(out: &mut Vec<u8>, family: &ParsedFamily<'_>, timestamp: Option<u64>) {
         let mut message = Vec::new();
-        bytes(&mut message, 1, family.name.as_bytes());
-        bytes(&mut message, 2, family.help.as_bytes());
-        integer(&mut message, 3, family.kind as u64);
+        write::family_head(&mut message, &family.name, &family.help, family.kind);
         // The unit, which is ignored.
-        bytes(&mut message, 5, b"s");
+        write::bytes(&mut message, 5, b"s");
         for sample in &family.samples {
             let mut metric = Vec::new();
-            for (name, value) in &sample.labels {
-                let mut label = Vec::new();
-                bytes(&mut label, 1, name.as_bytes());
-                bytes(&mut label, 2, value.as_bytes());
-                bytes(&mut metric, 1, &label);
-            }
-            let mut inner = Vec::new();
-            let number = match &sample.value {
-                SeriesValue::Number(value) => {
-                    double(&mut inner, 1, *value);
-                    match family.kind {
-                        MetricKind::Gauge => 2,
-                        MetricKind::Counter => 3,
-                        MetricKind::Untyped | MetricKind::Summary | MetricKind::Histogram => 5,
-                    }
-                }
-                SeriesValue::Summary(summary) => {
-                    integer(&mut inner, 1, summary.count);
-                    double(&mut inner, 2, summary.sum);
-                    for (quantile, value) in &summary.quantiles {
-                        let mut pair = Vec::new();
-                        double(&mut pair, 1, *quantile);
-                        double(&mut pair, 2, *value);
-                        bytes(&mut inner, 3, &pair);
-                    }
-                    4
-                }
-                SeriesValue::Histogram(histogram) => {
-                    integer(&mut inner, 1, histogram.count);
-                    double(&mut inner, 2, histogram.sum);
-                    for (bound, count) in &histogram.buckets {
-                        let mut pair = Vec::new();
-                        integer(&mut pair, 1, *count);
-                        double(&mut pair, 2, *bound);
-                        bytes(&mut inner, 3, &pair);
-                    }
-                    7
-                }
-            };
-            bytes(&mut metric, number, &inner);
+            write::metric(&mut metric, sample.labels.iter().cloned(), family.kind, &sample.value);
             if let Some(timestamp) = timestamp {
-                integer(&mut metric, 6, timestamp);
+                write::integer(&mut metric, 6, timestamp);
             }
-            bytes(&mut message, 4, &metric);
+            write::bytes(&mut message, 4, &metric);
         }
-        varint(out, message.len() as u64);
+        write::varint(out, message.len() as u64);
         out.extend_from_slice(&message);
     }
 }
@@ -412,6 +367,13 @@ pub(super) mod encode {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::gateway::native::NativeHistogram;
+    use crate::gateway::native::tests::{float, integer};
+
+    fn native(native: NativeHistogram, count: u64) -> SeriesValue {
+        let native = Some(Box::new(native));
+        SeriesValue::Histogram(Box::new(Histogram { buckets: Vec::new(), sum: 2.5, count, native }))
+    }
 
     fn families() -> Vec<ParsedFamily<'static>> {
         let sample = |value| ParsedSample { labels: vec![("l".into(), "v".into())], value };
@@ -432,8 +394,11 @@ mod tests {
                     buckets: vec![(0.5, 2), (1.0, 3)],
                     sum: 9.0,
                     count: 4,
+                    native: None,
                 })),
             ),
+            family("ni", MetricKind::Histogram, native(integer(), 7)),
+            family("nf", MetricKind::Histogram, native(float(), 4)),
             family(
                 "s",
                 MetricKind::Summary,
@@ -492,5 +457,30 @@ mod tests {
         for bad in [&[5][..], &[2, 0xff, 0xff], &[1, 0x0b], &[2, 0x08, 1], &[0x80; 11]] {
             assert!(parse(bad, ParseLimits::NONE).is_err(), "{bad:?}");
         }
+    }
+
+    #[test]
+    fn native_fields_may_be_unpacked_and_are_bounded() {
+        use crate::gateway::protobuf_writer as write;
+        let histogram = |deltas: usize| {
+            let mut message = Vec::new();
+            write::integer(&mut message, 1, 1);
+            let mut span = Vec::new();
+            write::integer(&mut span, 2, deltas as u64);
+            write::bytes(&mut message, 12, &span);
+            for nth in 0..deltas {
+                // 1, then -1, then zeros.
+                write::integer(&mut message, 13, [2, 1].get(nth).copied().unwrap_or(0));
+            }
+            parse_histogram(&message, &mut None)
+        };
+        let native = histogram(3).unwrap().native.unwrap();
+        assert_eq!(native.check(1, 1.0), Ok(()));
+        assert_eq!(
+            native.counts,
+            NativeCounts::Integer { zero: 0, positive: vec![1, -1, 0], negative: vec![] }
+        );
+        assert!(histogram(1000).is_ok());
+        assert_eq!(histogram(1001), Err(TooMany("bucket of a native histogram", 1000)));
     }
 }

@@ -350,7 +350,7 @@ fn complete_histogram(
         errors.add("sum", "is required");
         return None;
     };
-    Some(Histogram { buckets: bounded.to_vec(), sum, count })
+    Some(Histogram { buckets: bounded.to_vec(), sum, count, native: None })
 }
 
 /// The rendered labels. An empty value equals an absent label.

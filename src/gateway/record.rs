@@ -6,7 +6,10 @@
 //! record  kind (1) | fields of the kind
 //! text    bytes (4) | UTF-8
 //! block   kind (1) | help | wall, s (8) | series (4) | series...
-//! series  labels | value kind (1) | number (8), or sum (8) | count (8) | pairs (4) | pairs of 8 + 8
+//! series  labels | value kind (1) | number (8), or sum (8) | count (8) | pairs (4) | pairs of 8 + 8 [| native]
+//! native  schema (4) | zero threshold (8) | spans | spans | float (1) | zero (8) | [count (8)] | counts | counts
+//! spans   number (4) | offset (4), length (4) of each
+//! counts  number (4) | 8 of each
 //! ```
 //! All numbers are little-endian. `file` adds framing and checksums.
 
@@ -15,6 +18,7 @@ use std::sync::Arc;
 use super::grouping_key::GroupingKey;
 use super::idempotency::{KeyHash, PushCounts};
 use super::metric::{Block, BlockIndex, Histogram, MetricKind, Series, SeriesValue, Summary};
+use super::native::{NativeCounts, NativeHistogram, Span};
 use super::state::Name;
 use crate::clock::Moment;
 
@@ -149,13 +153,16 @@ fn block(out: &mut Vec<u8>, block: &Block) {
                 out.extend_from_slice(&number.to_le_bytes());
             }
             SeriesValue::Histogram(histogram) => {
-                out.push(1);
+                out.push(if histogram.native.is_some() { NATIVE } else { 1 });
                 out.extend_from_slice(&histogram.sum.to_le_bytes());
                 out.extend_from_slice(&histogram.count.to_le_bytes());
                 count(out, histogram.buckets.len());
                 for (bound, below) in &histogram.buckets {
                     out.extend_from_slice(&bound.to_le_bytes());
                     out.extend_from_slice(&below.to_le_bytes());
+                }
+                if let Some(histogram) = &histogram.native {
+                    native(out, histogram);
                 }
             }
             SeriesValue::Summary(summary) => {
@@ -167,6 +174,40 @@ fn block(out: &mut Vec<u8>, block: &Block) {
                     out.extend_from_slice(&quantile.to_le_bytes());
                     out.extend_from_slice(&value.to_le_bytes());
                 }
+            }
+        }
+    }
+}
+
+/// The kind of a histogram with a native part.
+const NATIVE: u8 = 3;
+
+fn native(out: &mut Vec<u8>, native: &NativeHistogram) {
+    out.extend_from_slice(&native.schema.to_le_bytes());
+    out.extend_from_slice(&native.zero_threshold.to_le_bytes());
+    for spans in [&native.positive_spans, &native.negative_spans] {
+        count(out, spans.len());
+        for span in spans {
+            out.extend_from_slice(&span.offset.to_le_bytes());
+            out.extend_from_slice(&span.length.to_le_bytes());
+        }
+    }
+    match &native.counts {
+        NativeCounts::Integer { zero, positive, negative } => {
+            out.push(0);
+            out.extend_from_slice(&zero.to_le_bytes());
+            for deltas in [positive, negative] {
+                count(out, deltas.len());
+                out.extend(deltas.iter().flat_map(|delta| delta.to_le_bytes()));
+            }
+        }
+        NativeCounts::Float { count: all, zero, positive, negative } => {
+            out.push(1);
+            out.extend_from_slice(&zero.to_le_bytes());
+            out.extend_from_slice(&all.to_le_bytes());
+            for counts in [positive, negative] {
+                count(out, counts.len());
+                out.extend(counts.iter().flat_map(|count| count.to_le_bytes()));
             }
         }
     }
@@ -276,27 +317,57 @@ impl<'a> RecordReader<'a> {
             return Ok(SeriesValue::Number(first));
         }
         let all = self.long()?;
-        let mut pairs = (0..self.count()?).map(|_| Ok((self.float()?, self.long()?)));
+        let pairs = (0..self.count()?).map(|_| Ok((self.float()?, self.long()?)));
+        let pairs: Vec<(f64, u64)> = pairs.collect::<Result<_, _>>()?;
         Ok(match kind {
-            1 => {
-                let buckets = pairs.collect::<Result<_, _>>()?;
-                SeriesValue::Histogram(Box::new(Histogram { buckets, sum: first, count: all }))
+            1 | NATIVE => {
+                let native = if kind == NATIVE { Some(Box::new(self.native()?)) } else { None };
+                SeriesValue::Histogram(Box::new(Histogram { buckets: pairs, sum: first, count: all, native }))
             }
             2 => {
-                let quantiles = pairs
-                    .by_ref()
-                    .map(|pair| pair.map(|(quantile, value)| (quantile, f64::from_bits(value))))
-                    .collect::<Result<_, _>>()?;
+                let quantiles =
+                    pairs.into_iter().map(|(quantile, value)| (quantile, f64::from_bits(value))).collect();
                 SeriesValue::Summary(Box::new(Summary { quantiles, sum: first, count: all }))
             }
             _ => return Err(DecodeWalRecordError),
         })
+    }
+
+    fn native(&mut self) -> Result<NativeHistogram, DecodeWalRecordError> {
+        let schema = self.number()?.cast_signed();
+        let zero_threshold = self.float()?;
+        let [positive_spans, negative_spans] = [self.spans()?, self.spans()?];
+        let is_float = self.byte()? == 1;
+        let zero = self.long()?;
+        let counts = if is_float {
+            let (zero, count) = (f64::from_bits(zero), self.float()?);
+            NativeCounts::Float { count, zero, positive: self.floats()?, negative: self.floats()? }
+        } else {
+            let deltas = |longs: Vec<u64>| longs.into_iter().map(u64::cast_signed).collect();
+            NativeCounts::Integer { zero, positive: deltas(self.longs()?), negative: deltas(self.longs()?) }
+        };
+        Ok(NativeHistogram { schema, zero_threshold, positive_spans, negative_spans, counts })
+    }
+
+    fn spans(&mut self) -> Result<Vec<Span>, DecodeWalRecordError> {
+        let spans = (0..self.count()?)
+            .map(|_| Ok(Span { offset: self.number()?.cast_signed(), length: self.number()? }));
+        spans.collect()
+    }
+
+    fn longs(&mut self) -> Result<Vec<u64>, DecodeWalRecordError> {
+        (0..self.count()?).map(|_| self.long()).collect()
+    }
+
+    fn floats(&mut self) -> Result<Vec<f64>, DecodeWalRecordError> {
+        (0..self.count()?).map(|_| self.float()).collect()
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::gateway::native::tests::{float, integer};
 
     fn blocks() -> Vec<(String, Block)> {
         let series = |value| vec![Series { labels: "a=\"b\"".into(), value }];
@@ -308,11 +379,16 @@ mod tests {
             last_push_wall_s: 7.5,
             index: BlockIndex::default(),
         };
-        let histogram = Histogram { buckets: vec![(0.5, 1), (f64::INFINITY, 2)], sum: -1.0, count: 2 };
+        let classic =
+            Histogram { buckets: vec![(0.5, 1), (f64::INFINITY, 2)], sum: -1.0, count: 2, native: None };
+        let native = |native| Histogram { native: Some(Box::new(native)), ..classic.clone() };
+        let histogram = |histogram| block(MetricKind::Histogram, SeriesValue::Histogram(Box::new(histogram)));
         let summary = Summary { quantiles: vec![(0.9, 1.5)], sum: 3.0, count: 9 };
         vec![
             ("n".into(), block(MetricKind::Gauge, SeriesValue::Number(1.0))),
-            ("h".into(), block(MetricKind::Histogram, SeriesValue::Histogram(Box::new(histogram)))),
+            ("h".into(), histogram(classic.clone())),
+            ("ni".into(), histogram(native(integer()))),
+            ("nf".into(), histogram(native(float()))),
             ("s".into(), block(MetricKind::Summary, SeriesValue::Summary(Box::new(summary)))),
         ]
     }
@@ -354,7 +430,7 @@ mod tests {
                     for (name, block) in &blocks() {
                         encode_series(out, name, block);
                     }
-                    finish_aggregated(out, start, 3, Some(([7; 16], counts)));
+                    finish_aggregated(out, start, 5, Some(([7; 16], counts)));
                 }),
             ),
             (

@@ -12,9 +12,10 @@ use flate2::Compression;
 use flate2::write::GzEncoder;
 
 use super::Gateway;
-use super::api_v1;
+use super::api_v1::GroupsPage;
 use super::exposition::Exposition;
-use super::page_format::PageFormat;
+use super::page_format::{PageEncoding, PageFormat};
+use super::protobuf_page::ProtobufPage;
 use crate::http::{BodySender, Promise, Response, body_channel};
 
 /// Scrapes and listings that may be queued or running.
@@ -29,7 +30,7 @@ pub enum ScrapeRequest {
         gzipped: bool,
     },
     /// `/api/v1/metrics`
-    Groups,
+    Groups { gzipped: bool },
 }
 
 #[derive(Debug)]
@@ -89,10 +90,36 @@ impl ScrapeQueue {
     }
 }
 
+/// A page that is rendered chunk by chunk.
+#[derive(Debug)]
+enum Page {
+    Lines(Exposition),
+    Protobuf(ProtobufPage),
+    Groups(GroupsPage),
+}
+
+impl Page {
+    /// The next chunk, and whether there may be more.
+    fn next_chunk(&mut self) -> (Vec<u8>, bool) {
+        let mut bytes = Vec::new();
+        let more = match self {
+            Self::Lines(exposition) => {
+                let mut text = String::new();
+                let more = exposition.write_chunk(&mut text);
+                bytes = text.into_bytes();
+                more
+            }
+            Self::Protobuf(page) => page.write_chunk(&mut bytes),
+            Self::Groups(page) => page.write_chunk(&mut bytes),
+        };
+        (bytes, more)
+    }
+}
+
 /// A page between two chunks.
 #[derive(Debug)]
 struct Scrape {
-    exposition: Exposition,
+    page: Page,
     gzip: Option<GzEncoder<Vec<u8>>>,
     _permit: ScrapePermit,
 }
@@ -137,12 +164,19 @@ impl Scraper {
     fn handle(&self, job: ScrapeJob) {
         match job {
             ScrapeJob::Start(ScrapeRequest::Exposition { format, gzipped }, promise, permit) => {
-                self.start(format, gzipped, promise, permit);
+                let (snapshot, escaping) = (self.gateway.snapshot(), format.escaping.unwrap_or_default());
+                let page = match format.encoding {
+                    PageEncoding::Lines(lines) => Page::Lines(Exposition::new(snapshot, lines, escaping)),
+                    PageEncoding::Protobuf => Page::Protobuf(ProtobufPage::new(snapshot, escaping)),
+                };
+                let mut response = Response { content_type: format.content_type(), ..Response::default() };
+                response.vary("Accept");
+                self.start(page, response, gzipped, promise, permit);
             }
-            ScrapeJob::Start(ScrapeRequest::Groups, promise, permit) => {
-                let body = api_v1::metrics_json(&self.gateway.snapshot()).into_bytes();
-                drop(permit);
-                promise.fulfil(Response { content_type: "application/json", body, ..Response::default() });
+            ScrapeJob::Start(ScrapeRequest::Groups { gzipped }, promise, permit) => {
+                let page = Page::Groups(GroupsPage::new(self.gateway.snapshot()));
+                let response = Response { content_type: "application/json", ..Response::default() };
+                self.start(page, response, gzipped, promise, permit);
             }
             ScrapeJob::Resume(scrape, sender) => {
                 if !sender.is_closed() {
@@ -154,19 +188,23 @@ impl Scraper {
     }
 
     /// Responds with the first chunk if that is the whole page, else starts to stream.
-    fn start(&self, format: PageFormat, gzipped: bool, promise: Promise, permit: ScrapePermit) {
-        let mut exposition =
-            Exposition::new(self.gateway.snapshot(), format.format, format.escaping.unwrap_or_default());
-        let mut text = String::new();
-        let mut more = exposition.write_chunk(&mut text);
+    fn start(
+        &self,
+        mut page: Page,
+        mut response: Response,
+        gzipped: bool,
+        promise: Promise,
+        permit: ScrapePermit,
+    ) {
+        let (mut bytes, mut more) = page.next_chunk();
         while more && !self.can_stream {
-            more = exposition.write_chunk(&mut text);
+            let (next, is_more) = page.next_chunk();
+            bytes.extend_from_slice(&next);
+            more = is_more;
         }
-        let mut response = Response { content_type: format.content_type(), ..Response::default() };
-        response.vary("Accept");
         if !more {
-            response.body = text.into_bytes();
-            drop((exposition, permit));
+            response.body = bytes;
+            drop((page, permit));
             promise.fulfil(response);
             return;
         }
@@ -178,16 +216,15 @@ impl Scraper {
         let (sender, body) = body_channel();
         response.stream = Some(body);
         promise.fulfil(response);
-        let mut scrape = Box::new(Scrape { exposition, gzip, _permit: permit });
-        sender.send(scrape.encode(text, false));
+        let mut scrape = Box::new(Scrape { page, gzip, _permit: permit });
+        sender.send(scrape.encode(bytes, false));
         self.park(scrape, sender);
     }
 
     /// Renders the next chunk.
     fn resume(&self, mut scrape: Box<Scrape>, sender: BodySender) {
-        let mut text = String::new();
-        let more = scrape.exposition.write_chunk(&mut text);
-        sender.send(scrape.encode(text, !more));
+        let (bytes, more) = scrape.page.next_chunk();
+        sender.send(scrape.encode(bytes, !more));
         if more {
             self.park(scrape, sender);
         } else {
@@ -204,10 +241,10 @@ impl Scraper {
 }
 
 impl Scrape {
-    /// The bytes to send for `text`; all buffered ones with `last`.
-    fn encode(&mut self, text: String, last: bool) -> Vec<u8> {
-        let Some(gzip) = &mut self.gzip else { return text.into_bytes() };
-        gzip.write_all(text.as_bytes()).expect("writing to a vector cannot fail");
+    /// The bytes to send for `bytes`; all buffered ones with `last`.
+    fn encode(&mut self, bytes: Vec<u8>, last: bool) -> Vec<u8> {
+        let Some(gzip) = &mut self.gzip else { return bytes };
+        gzip.write_all(&bytes).expect("writing to a vector cannot fail");
         if last {
             gzip.try_finish().expect("writing to a vector cannot fail");
         }

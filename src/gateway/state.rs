@@ -11,6 +11,7 @@ mod checks;
 
 use std::collections::{HashMap, HashSet};
 use std::hash::BuildHasherDefault;
+use std::ops::Bound;
 use std::sync::Arc;
 
 use imbl::{OrdMap, OrdSet};
@@ -438,7 +439,7 @@ impl GatewayState {
     }
 
     fn families_of(&self, key: &Arc<str>) -> impl Iterator<Item = Name> + use<> {
-        families_of(&self.maps.group_families, key).collect::<Vec<_>>().into_iter()
+        families_of(&self.maps.group_families, key, Bound::Unbounded).collect::<Vec<_>>().into_iter()
     }
 
     /// Inserts an indexed block.
@@ -483,12 +484,20 @@ impl GatewayState {
     }
 }
 
-/// The names of the families of a group.
+/// The names of the families of a group, beginning at `from`.
 pub fn families_of<'a>(
     members: &'a OrdSet<(Arc<str>, Name)>,
     key: &Arc<str>,
+    from: Bound<&Name>,
 ) -> impl Iterator<Item = Name> + use<'a> {
     let key = key.clone();
-    let first = (key.clone(), Name::from(""));
-    members.range(first..).take_while(move |(group, _)| *group == key).map(|(_, name)| name.clone())
+    let from = match from {
+        Bound::Included(name) => Bound::Included((key.clone(), name.clone())),
+        Bound::Excluded(name) => Bound::Excluded((key.clone(), name.clone())),
+        Bound::Unbounded => Bound::Included((key.clone(), Name::from(""))),
+    };
+    members
+        .range((from, Bound::Unbounded))
+        .take_while(move |(group, _)| *group == key)
+        .map(|(_, name)| name.clone())
 }

@@ -496,7 +496,7 @@ proptest! {
         let mut state = GatewayState::new(IdempotencyKeys::new(KEYS));
         let grouping_key = Arc::new(GroupingKey::from_labels(vec![("job".into(), "j".into()), ("l".into(), label.clone())]));
         let buckets: Vec<(f64, u64)> = bounds.iter().zip(1..).map(|(bound, count)| (f64::from(*bound) / 8.0, count)).collect();
-        let histogram = Histogram { buckets, sum: value, count: 9 };
+        let histogram = Histogram { buckets, sum: value, count: 9, native: None };
         let families = names.iter().enumerate().map(|(nth, name)| {
             let (kind, value) = match nth {
                 0 => (MetricKind::Histogram, SeriesValue::Histogram(Box::new(histogram.clone()))),
@@ -554,6 +554,7 @@ proptest! {
             buckets: bounds.iter().map(|bound| (*bound, u64::from(value <= *bound))).collect(),
             sum: value,
             count: 1,
+            native: None,
         };
         for (value, observed) in &values {
             let change = if *observed {
@@ -572,7 +573,7 @@ proptest! {
         }
         let count = format!("h_count {}\n", values.len());
         prop_assert!(page.contains(&count));
-        let other = apply::Change::Merge(Histogram { buckets: vec![(2.0, 1)], sum: 1.0, count: 1 });
+        let other = apply::Change::Merge(Histogram { buckets: vec![(2.0, 1)], sum: 1.0, count: 1, native: None });
         let update = apply::SampleUpdate { name: "h".into(), kind: MetricKind::Histogram, help: String::new(), labels: "".into(), change: other };
         let refused = state.apply(&update, (Moment::ZERO, 0.0), |_, _| ());
         let is_refused = matches!(refused, Err(apply::ApplyPushError::BucketMismatch(_)));
@@ -591,7 +592,10 @@ fn scrape_response(
     let promise = || Promise::new(move |response| sender.send(response).unwrap());
     assert!(line.submit(
         scrape::ScrapeRequest::Exposition {
-            format: page_format::PageFormat { format: form, escaping: None },
+            format: page_format::PageFormat {
+                encoding: page_format::PageEncoding::Lines(form),
+                escaping: None
+            },
             gzipped
         },
         promise
@@ -655,7 +659,11 @@ fn long_page_is_streamed_from_one_snapshot() {
     );
     let waiting: Vec<Response> =
         (0..32).map(|_| scrape_response(&line, &scraper, ExpositionFormat::Text, false)).collect();
-    assert!(!line.submit(scrape::ScrapeRequest::Groups, || unreachable!("all permits are taken")));
+    assert!(
+        !line.submit(scrape::ScrapeRequest::Groups { gzipped: false }, || unreachable!(
+            "all permits are taken"
+        ))
+    );
     drop(waiting);
     scraper.run_pending();
     drop(scrape_response(&line, &scraper, ExpositionFormat::Text, false));

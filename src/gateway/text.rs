@@ -272,7 +272,7 @@ impl<'a> Parser<'a> {
                 }
             }
             SeriesValue::Histogram(histogram) => {
-                let Histogram { buckets, sum, count } = &mut **histogram;
+                let Histogram { buckets, sum, count, native: _ } = &mut **histogram;
                 match part {
                     SamplePart::Count => *count = counted,
                     SamplePart::Sum => *sum = value,
@@ -284,6 +284,7 @@ impl<'a> Parser<'a> {
 
     /// Returns the index of the family of a name, created if needed, and the component for the
     /// suffix of the name.
+    #[expect(clippy::ptr_arg, reason = "a name that is borrowed from the body is kept as such")]
     fn family_index(&mut self, name: &Cow<'a, str>) -> Result<(usize, SamplePart), ParseTextError> {
         steps::add(1);
         if let Some(at) = self.by_name.get(&**name) {

@@ -63,6 +63,8 @@ pub enum ValidatePushError {
     DuplicateBound { name: String, kind: &'static str, label: &'static str, bound: String },
     #[error("{1} {0:?} has a bucket or quantile that is not a number")]
     InvalidBound(String, &'static str),
+    #[error("native histogram {0:?}: {1}")]
+    Native(String, &'static str),
     #[error("metric {0:?}: {1} is more than {2}")]
     LimitExceeded(String, &'static str, usize),
 }
@@ -176,7 +178,15 @@ fn validate_series(
 fn sort_bounds(family: &ParsedFamily<'_>, value: &mut SeriesValue) -> Result<(), ValidatePushError> {
     match value {
         SeriesValue::Number(_) => Ok(()),
-        SeriesValue::Histogram(histogram) => sort_pairs(family, "le", &mut histogram.buckets),
+        SeriesValue::Histogram(histogram) => {
+            if let Some(native) = &histogram.native {
+                let name = || truncate(&family.name, ECHO_BYTES_MAX);
+                native
+                    .check(histogram.count, histogram.sum)
+                    .map_err(|reason| ValidatePushError::Native(name(), reason))?;
+            }
+            sort_pairs(family, "le", &mut histogram.buckets)
+        }
         SeriesValue::Summary(summary) => sort_pairs(family, "quantile", &mut summary.quantiles),
     }
 }

@@ -384,7 +384,7 @@ impl SnapshotWriter {
             return;
         };
         let owner = Owner::Group(key.clone());
-        let names: Vec<Name> = families_of(&self.state.group_families, &key).collect();
+        let names: Vec<Name> = families_of(&self.state.group_families, &key, Bound::Unbounded).collect();
         let blocks = names.iter().map(|name| {
             let block = &self.state.blocks[&(name.clone(), owner.clone())];
             (&**name, &**block)

@@ -499,6 +499,66 @@ fn a_large_page_is_streamed_whole() {
 }
 
 #[test]
+fn a_log_that_cannot_be_written_is_shown_until_it_can_be() {
+    let test = TestServer::start(&[("DURABILITY", "written")]);
+    let client = &mut test.server.client();
+    let directory = test.server.data_dir().join("gateway");
+    let away = directory.with_extension("away");
+    // The first push creates the log.
+    std::fs::rename(&directory, &away).expect("a directory can be renamed");
+    assert_eq!(put(client, "a", "x 1\n").status, 503);
+    let ready = client.get("/ready");
+    assert_eq!(ready.status, 200, "events are accepted: {}", ready.text());
+    assert!(
+        ready.text().contains("\"warnings\":[\"the log of the metrics gateway cannot be written"),
+        "{}",
+        ready.text()
+    );
+    let reply = client.get("/-/ready");
+    assert_eq!((reply.status, reply.header("retry-after")), (503, Some("5")), "{}", reply.text());
+    let health = client.get("/health").text();
+    assert!(
+        health.starts_with("{\"status\":\"degraded\"") && health.contains("\"gateway\":\"degraded\""),
+        "{health}"
+    );
+    assert!(client.get("/health/detailed").text().contains("\"gateway\":{\"status\":\"degraded\"}"));
+    std::fs::rename(&away, &directory).expect("a directory can be renamed");
+    until("pushes are taken again", || put(&mut test.server.client(), "a", "x 2\n").status == 200);
+    assert_eq!(client.get("/ready").text(), "{\"status\":\"ready\",\"reasons\":[]}");
+    assert_eq!(client.get("/-/ready").text(), "OK");
+}
+
+#[test]
+fn a_token_as_the_password_of_basic_authentication_is_accepted() {
+    use base64::Engine;
+    let tokens = crate::harness::temp::temp_dir();
+    let file = tokens.path().join("tokens");
+    let (admin, line) = create_token("all", "admin", &[]);
+    let (scraper, other) = create_token("out", "metrics", &[]);
+    std::fs::write(&file, format!("{line}\n{other}\n")).expect("a file can be written");
+    let test = TestServer::start(&[("AUTH_TOKENS_FILE", &file.display().to_string())]);
+    let mut client = test.server.client();
+    let mut ask = |user: &str, password: &str, method: &str, path: &str, body: &str| {
+        let basic = base64::prelude::BASE64_STANDARD.encode(format!("{user}:{password}"));
+        let headers = [("Authorization", &*format!("Basic {basic}")), ("Content-Type", JSON)];
+        client.exchange(&request(method, path, &headers, body.as_bytes())).status
+    };
+    let metric = r#"{"metrics":[{"name":"m","type":"gauge","value":1}]}"#;
+    for (method, path, body, status, of_scraper) in [
+        ("PUT", "/metrics/job/a", "x 1\n", 200, 403),
+        ("POST", "/metrics/job/a", "y 1\n", 200, 403),
+        ("POST", "/metrics/push", metric, 202, 403),
+        ("GET", "/metrics/pushed", "", 200, 200),
+        ("GET", "/api/v1/metrics", "", 200, 200),
+        ("DELETE", "/metrics/job/a", "", 202, 403),
+    ] {
+        assert_eq!(ask("anyone", &admin, method, path, body), status, "{method} {path}");
+        assert_eq!(ask("", &scraper, method, path, body), of_scraper, "{method} {path}");
+        assert_eq!(ask(&admin, "wrong", method, path, body), 401, "{method} {path}");
+    }
+}
+
+#[test]
 fn scopes_authorize_pushes_scrapes_and_deletes() {
     let tokens = crate::harness::temp::temp_dir();
     let file = tokens.path().join("tokens");

@@ -242,6 +242,60 @@ fn prometheus_stores_the_same_series_from_this_server_as_from_pushgateway() {
     println!("{} cases, {requests} requests, {} series: no difference", cases.len(), local.len());
 }
 
+#[test]
+fn prometheus_scrapes_native_histograms_that_were_pushed() {
+    let (mut test, directory) = (TestServer::start(&[("DURABILITY", "written")]), temp_dir());
+    // 3 observations: one in the zero bucket, and one in each of two buckets of schema 0.
+    let span = field(12, &[1 << 3, 0, 2 << 3, 2]);
+    let head = [vec![1 << 3, 3], double(2, 4.5), vec![5 << 3, 0], double(6, 0.001), vec![7 << 3, 1]].concat();
+    let histogram = [head, span, field(13, &[2, 0])].concat();
+    let body = protobuf("native_seconds", 4, &[label("a", "b"), field(7, &histogram)].concat());
+    let step = |body: Vec<u8>| Step {
+        method: "PUT".into(),
+        path: "/metrics/job/case".into(),
+        kind: Some(PROTOBUF),
+        body,
+    };
+    let mut broken = body.clone();
+    // The count.
+    let at = broken.windows(3).position(|bytes| bytes == [1 << 3, 3, 2 << 3 | 1]).expect("a count");
+    broken[at + 1] = 4;
+    let (status, reason) = send(&mut test.server.client(), &step(broken));
+    assert!(
+        status == 400 && reason.contains("its count must be the sum of its buckets"),
+        "{status} {reason}"
+    );
+    assert_eq!(send(&mut test.server.client(), &step(body)).0, 200);
+    test.server.kill();
+    test.server.restart();
+    let page = test.server.client().get("/metrics/pushed").text();
+    assert!(
+        page.contains("native_seconds_bucket{a=\"b\",instance=\"\",job=\"case\",le=\"+Inf\"} 3\n"),
+        "{page}"
+    );
+    let config = format!(
+        "global: {{scrape_interval: 500ms}}\nscrape_configs:\n  - job_name: ours\n    honor_labels: true\n    \
+         metrics_path: /metrics/pushed\n    static_configs: [{{targets: [\"{}\"]}}]\n",
+        test.server.address()
+    );
+    fs::write(directory.path().join("prometheus.yml"), config).expect("a file can be written");
+    let arguments = [
+        "--config.file=prometheus.yml",
+        "--storage.tsdb.path=prometheus",
+        "--enable-feature=native-histograms",
+    ];
+    let prometheus = Program::start("prometheus", directory.path(), &[], &arguments, "/-/ready");
+    let value = |query: &str| {
+        let result = list(&prometheus.ask(&format!("/api/v1/query?query={query}"))["data"]["result"]);
+        result.first().map(|series| text(&series["value"][1]))
+    };
+    until("the histogram is scraped", || value("histogram_count(native_seconds)").is_some());
+    assert_eq!(value("histogram_count(native_seconds)").as_deref(), Some("3"));
+    assert_eq!(value("histogram_sum(native_seconds)").as_deref(), Some("4.5"));
+    assert_eq!(value("histogram_quantile(1,native_seconds)").as_deref(), Some("2"));
+    assert_eq!(value("push_time_seconds%7Bjob%3D%22case%22%7D%3E0").is_some(), true);
+}
+
 /// The listing of a group, without times.
 fn listed(address: SocketAddr, job: &str) -> Value {
     let mut client = Client::connect(address);

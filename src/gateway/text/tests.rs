@@ -41,7 +41,8 @@ fn histogram_and_summary_lines_form_one_sample() {
                 # TYPE s summary\ns{quantile=\"0.9\"} 7\ns_sum 9\ns_count 2\n# TYPE u gauge\nu_count 1\n";
     let parsed = parse(body.as_bytes(), ParseLimits::NONE).unwrap();
     let [h, s, u] = &parsed.families[..] else { panic!("{parsed:?}") };
-    let histogram = Histogram { buckets: vec![(0.5, 2), (f64::INFINITY, 3)], sum: 1.5, count: 3 };
+    let histogram =
+        Histogram { buckets: vec![(0.5, 2), (f64::INFINITY, 3)], sum: 1.5, count: 3, native: None };
     assert_eq!(h.samples, [sample(&[("x", "1")], SeriesValue::Histogram(Box::new(histogram)))]);
     let summary = Summary { quantiles: vec![(0.9, 7.0)], sum: 9.0, count: 2 };
     assert_eq!(s.samples, [sample(&[], SeriesValue::Summary(Box::new(summary)))]);
