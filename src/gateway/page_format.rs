@@ -139,6 +139,8 @@ mod tests {
     fn format_and_form_of_names_follow_the_accept_header() {
         const PLAIN: &str = "text/plain; version=0.0.4; charset=utf-8";
         const UTF8: &str = "text/plain; version=1.0.0; charset=utf-8; escaping=allow-utf-8";
+        const FAMILIES: &str =
+            "application/vnd.google.protobuf; proto=io.prometheus.client.MetricFamily; encoding=delimited";
         check("", PLAIN);
         check("*/*", PLAIN);
         // Prometheus 2.
@@ -156,8 +158,6 @@ mod tests {
             "text/plain; version=0.0.4; charset=utf-8; escaping=underscores",
         );
         // Prometheus with native histograms, 2 and 3.
-        const FAMILIES: &str =
-            "application/vnd.google.protobuf; proto=io.prometheus.client.MetricFamily; encoding=delimited";
         check(
             "application/vnd.google.protobuf;proto=io.prometheus.client.MetricFamily;encoding=delimited,application/openmetrics-text;version=1.0.0;q=0.8,text/plain;version=0.0.4;q=0.5,*/*;q=0.1",
             FAMILIES,

@@ -293,7 +293,7 @@ fn prometheus_scrapes_native_histograms_that_were_pushed() {
     assert_eq!(value("histogram_count(native_seconds)").as_deref(), Some("3"));
     assert_eq!(value("histogram_sum(native_seconds)").as_deref(), Some("4.5"));
     assert_eq!(value("histogram_quantile(1,native_seconds)").as_deref(), Some("2"));
-    assert_eq!(value("push_time_seconds%7Bjob%3D%22case%22%7D%3E0").is_some(), true);
+    assert!(value("push_time_seconds%7Bjob%3D%22case%22%7D%3E0").is_some());
 }
 
 /// The listing of a group, without times.
