@@ -6,6 +6,7 @@
 
 mod gateway;
 mod intake;
+mod openapi;
 pub mod router;
 
 use std::sync::Arc;
@@ -152,6 +153,10 @@ impl ApiHandler {
             Route::Metrics => self.metrics(request, response),
             Route::MetricsPrometheus => self.status.metrics_exposition(ExpositionFormat::Text, response),
             Route::Console(page) => console::answer(page, request.headers, response),
+            Route::OpenApi => {
+                let document = openapi::document(self.clock.wall());
+                console::answer_openapi(document.as_bytes(), request.headers, response);
+            }
             Route::ConsoleAsset(path) => console::assets::answer(&path, request.headers, response),
             Route::SplunkHealth => {
                 let phase = self.status.lifecycle.phase();

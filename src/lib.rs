@@ -18,6 +18,7 @@ pub mod dead_letters;
 pub mod event;
 pub mod failover;
 pub mod json;
+pub mod openapi;
 mod protobuf;
 pub mod recordlog;
 

@@ -5,12 +5,18 @@ use std::borrow::Cow;
 use std::sync::LazyLock;
 
 use crate::access::RouteClass;
-use crate::console::ConsolePage;
+use crate::console::{self, ConsolePage};
+use crate::dead_letters;
 use crate::dead_letters::routes::DeadRoute;
+use crate::gateway;
 use crate::gateway::handlers::GatewayRoute;
+use crate::health;
 use crate::http::percent::{decode, normalize};
 use crate::http::{Method, Refusal};
-use crate::ingest::InputPath;
+use crate::ingest::{self, InputPath};
+use crate::metrics;
+use crate::openapi;
+use crate::query;
 
 /// An operation of this server.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -38,6 +44,8 @@ pub enum Route<'a> {
     Gateway(GatewayRoute<'a>),
     /// The page for browsers, the API documentation, or one of its files.
     Console(ConsolePage),
+    /// The `OpenAPI` document.
+    OpenApi,
     /// A file of the page, with its path below `/console/`.
     ConsoleAsset(Cow<'a, str>),
     /// The health of the HTTP Event Collector of Splunk.
@@ -81,14 +89,18 @@ impl Pattern {
 struct Operation {
     method: Method,
     class: RouteClass,
+    /// In the `OpenAPI` document; none: not in it, as the files of a page.
+    declared: Option<&'static openapi::Operation>,
     /// Makes the route of the path's parameter, percent-decoded.
-    route: for<'a> fn(Cow<'a, str>) -> Route<'a>,
+    route: MakeRoute,
 }
+
+type MakeRoute = for<'a> fn(Cow<'a, str>) -> Route<'a>;
 
 /// One path with its operations.
 struct RouteSpec {
     pattern: Pattern,
-    /// The path in `openapi.json` and the value of the label `route` in the HTTP metrics.
+    /// The path in the `OpenAPI` document and the value of the label `route` in the HTTP metrics.
     label: &'static str,
     operations: &'static [Operation],
 }
@@ -97,10 +109,10 @@ const fn path(path: &'static str, operations: &'static [Operation]) -> RouteSpec
     RouteSpec { pattern: Pattern::Exact(path), label: path, operations }
 }
 
-/// A file that a page of the console loads. All assets share a metric label, and `openapi.json`
+/// Files that a page of the console loads. All assets share a metric label, and the `OpenAPI` document
 /// omits them.
-const fn asset(path: &'static str, operations: &'static [Operation]) -> RouteSpec {
-    RouteSpec { pattern: Pattern::Exact(path), label: "assets", operations }
+const fn assets(pattern: Pattern, operations: &'static [Operation]) -> RouteSpec {
+    RouteSpec { pattern, label: "assets", operations }
 }
 
 /// Another path of the operations of `label`.
@@ -108,16 +120,21 @@ const fn alias(path: &'static str, label: &'static str, operations: &'static [Op
     RouteSpec { pattern: Pattern::Exact(path), label, operations }
 }
 
-const fn get(class: RouteClass, route: for<'a> fn(Cow<'a, str>) -> Route<'a>) -> Operation {
-    operation(Method::Get, class, route)
+const fn get(class: RouteClass, declared: &'static openapi::Operation, route: MakeRoute) -> Operation {
+    operation(Method::Get, class, declared, route)
 }
 
 const fn operation(
     method: Method,
     class: RouteClass,
-    route: for<'a> fn(Cow<'a, str>) -> Route<'a>,
+    declared: &'static openapi::Operation,
+    route: MakeRoute,
 ) -> Operation {
-    Operation { method, class, route }
+    Operation { method, class, declared: Some(declared), route }
+}
+
+const fn get_asset(route: MakeRoute) -> Operation {
+    Operation { method: Method::Get, class: RouteClass::Public, declared: None, route }
 }
 
 /// The paths of Splunk's HTTP Event Collector begin so.
@@ -135,82 +152,152 @@ const ROUTES: &[RouteSpec] = {
     &[
         path(
             "/events",
-            &[operation(Post, Ingest, |_| Route::Post(InputPath::Events)), get(Query, |_| Route::ListEvents)],
+            &[
+                operation(Post, Ingest, &ingest::openapi::POST_EVENTS, |_| Route::Post(InputPath::Events)),
+                get(Query, &query::openapi::LIST_EVENTS, |_| Route::ListEvents),
+            ],
         ),
-        path("/events/tail", &[get(Query, |_| Route::TailEvents)]),
+        path("/events/tail", &[get(Query, &query::openapi::TAIL_EVENTS, |_| Route::TailEvents)]),
         RouteSpec {
             pattern: Pattern::Segment("/events/"),
             label: "/events/{event_id}",
-            operations: &[get(Query, |id| Route::GetEvent(id))],
+            operations: &[get(Query, &query::openapi::GET_EVENT, |id| Route::GetEvent(id))],
         },
-        path("/loki/api/v1/push", &[operation(Post, Ingest, |_| Route::Post(InputPath::LokiPush))]),
-        path(SPLUNK_EVENT, &[operation(Post, Ingest, |_| Route::Post(InputPath::SplunkEvent))]),
-        alias(SPLUNK, SPLUNK_EVENT, &[operation(Post, Ingest, |_| Route::Post(InputPath::SplunkEvent))]),
+        path(
+            "/loki/api/v1/push",
+            &[operation(Post, Ingest, &ingest::openapi::LOKI_PUSH, |_| Route::Post(InputPath::LokiPush))],
+        ),
+        path(
+            SPLUNK_EVENT,
+            &[operation(Post, Ingest, &ingest::openapi::SPLUNK_EVENT, |_| {
+                Route::Post(InputPath::SplunkEvent)
+            })],
+        ),
+        alias(
+            SPLUNK,
+            SPLUNK_EVENT,
+            &[operation(Post, Ingest, &ingest::openapi::SPLUNK_EVENT, |_| {
+                Route::Post(InputPath::SplunkEvent)
+            })],
+        ),
         alias(
             "/services/collector/event/1.0",
             SPLUNK_EVENT,
-            &[operation(Post, Ingest, |_| Route::Post(InputPath::SplunkEvent))],
+            &[operation(Post, Ingest, &ingest::openapi::SPLUNK_EVENT, |_| {
+                Route::Post(InputPath::SplunkEvent)
+            })],
         ),
-        path(SPLUNK_RAW, &[operation(Post, Ingest, |_| Route::Post(InputPath::SplunkRaw))]),
+        path(
+            SPLUNK_RAW,
+            &[operation(Post, Ingest, &ingest::openapi::SPLUNK_RAW, |_| Route::Post(InputPath::SplunkRaw))],
+        ),
         alias(
             "/services/collector/raw/1.0",
             SPLUNK_RAW,
-            &[operation(Post, Ingest, |_| Route::Post(InputPath::SplunkRaw))],
+            &[operation(Post, Ingest, &ingest::openapi::SPLUNK_RAW, |_| Route::Post(InputPath::SplunkRaw))],
         ),
-        path(SPLUNK_HEALTH, &[get(Probe, |_| Route::SplunkHealth)]),
-        alias("/services/collector/health/1.0", SPLUNK_HEALTH, &[get(Probe, |_| Route::SplunkHealth)]),
-        path("/v1/logs", &[operation(Post, Ingest, |_| Route::Post(InputPath::OtlpLogs))]),
-        path("/stats", &[get(Query, |_| Route::Stats)]),
+        path(SPLUNK_HEALTH, &[get(Probe, &ingest::openapi::SPLUNK_HEALTH, |_| Route::SplunkHealth)]),
+        alias(
+            "/services/collector/health/1.0",
+            SPLUNK_HEALTH,
+            &[get(Probe, &ingest::openapi::SPLUNK_HEALTH, |_| Route::SplunkHealth)],
+        ),
+        path(
+            "/v1/logs",
+            &[operation(Post, Ingest, &ingest::openapi::OTLP_LOGS, |_| Route::Post(InputPath::OtlpLogs))],
+        ),
+        path("/stats", &[get(Query, &query::openapi::STATS_OPERATION, |_| Route::Stats)]),
         path(
             "/dead",
             &[
-                get(AdminQuery, |_| Route::Dead(DeadRoute::List)),
-                operation(Delete, AdminQuery, |_| Route::Dead(DeadRoute::Purge)),
+                get(AdminQuery, &dead_letters::openapi::LIST, |_| Route::Dead(DeadRoute::List)),
+                operation(Delete, AdminQuery, &dead_letters::openapi::PURGE, |_| {
+                    Route::Dead(DeadRoute::Purge)
+                }),
             ],
         ),
-        path("/dead/replay", &[operation(Post, AdminQuery, |_| Route::Dead(DeadRoute::Replay))]),
-        path("/live", &[get(Probe, |_| Route::Live)]),
-        path("/ready", &[get(Probe, |_| Route::Ready)]),
-        path("/health", &[get(Health, |_| Route::Health)]),
-        path("/health/buffer", &[get(HealthDetails, |_| Route::HealthBuffer)]),
-        path("/health/business", &[get(HealthDetails, |_| Route::HealthBusiness)]),
-        path("/health/database", &[get(HealthDetails, |_| Route::HealthDatabase)]),
-        path("/health/detailed", &[get(HealthDetails, |_| Route::HealthDetailed)]),
-        path("/metrics", &[get(Metrics, |_| Route::Metrics)]),
-        path("/metrics/prometheus", &[get(Metrics, |_| Route::MetricsPrometheus)]),
-        path("/metrics/push", &[operation(Post, Ingest, |_| Route::Gateway(Gateway::Push))]),
+        path(
+            "/dead/replay",
+            &[operation(Post, AdminQuery, &dead_letters::openapi::REPLAY, |_| {
+                Route::Dead(DeadRoute::Replay)
+            })],
+        ),
+        path("/live", &[get(Probe, &health::openapi::LIVE, |_| Route::Live)]),
+        path("/ready", &[get(Probe, &health::openapi::READY, |_| Route::Ready)]),
+        path("/health", &[get(Health, &health::openapi::HEALTH, |_| Route::Health)]),
+        path("/health/buffer", &[get(HealthDetails, &health::openapi::BUFFER, |_| Route::HealthBuffer)]),
+        path(
+            "/health/business",
+            &[get(HealthDetails, &health::openapi::BUSINESS, |_| Route::HealthBusiness)],
+        ),
+        path(
+            "/health/database",
+            &[get(HealthDetails, &health::openapi::DATABASE, |_| Route::HealthDatabase)],
+        ),
+        path(
+            "/health/detailed",
+            &[get(HealthDetails, &health::openapi::DETAILED_OPERATION, |_| Route::HealthDetailed)],
+        ),
+        path("/metrics", &[get(Metrics, &metrics::openapi::METRICS, |_| Route::Metrics)]),
+        path(
+            "/metrics/prometheus",
+            &[get(Metrics, &metrics::openapi::PROMETHEUS, |_| Route::MetricsPrometheus)],
+        ),
+        path(
+            "/metrics/push",
+            &[operation(Post, Ingest, &gateway::openapi::PUSH, |_| Route::Gateway(Gateway::Push))],
+        ),
         RouteSpec {
             pattern: Pattern::GroupingKey,
             label: "/metrics/job/{job}",
             operations: &[
-                operation(Put, Ingest, |key| Route::Gateway(Gateway::Group(key))),
-                operation(Post, Ingest, |key| Route::Gateway(Gateway::Group(key))),
-                operation(Delete, Ingest, |key| Route::Gateway(Gateway::Group(key))),
+                operation(Put, Ingest, &gateway::openapi::PUT_GROUP, |key| {
+                    Route::Gateway(Gateway::Group(key))
+                }),
+                operation(Post, Ingest, &gateway::openapi::POST_GROUP, |key| {
+                    Route::Gateway(Gateway::Group(key))
+                }),
+                operation(Delete, Ingest, &gateway::openapi::DELETE_GROUP, |key| {
+                    Route::Gateway(Gateway::Group(key))
+                }),
             ],
         },
         path(
             "/metrics/pushed",
             &[
-                get(Metrics, |_| Route::Gateway(Gateway::Scrape)),
-                operation(Delete, Admin, |_| Route::Gateway(Gateway::DeleteSeries)),
+                get(Metrics, &gateway::openapi::SCRAPE, |_| Route::Gateway(Gateway::Scrape)),
+                operation(Delete, Admin, &gateway::openapi::DELETE_SERIES, |_| {
+                    Route::Gateway(Gateway::DeleteSeries)
+                }),
             ],
         ),
-        path("/-/healthy", &[get(Probe, |_| Route::Gateway(Gateway::Healthy))]),
-        path("/-/ready", &[get(Probe, |_| Route::Gateway(Gateway::Ready))]),
-        path("/api/v1/metrics", &[get(Metrics, |_| Route::Gateway(Gateway::Groups))]),
-        path("/api/v1/status", &[get(Metrics, |_| Route::Gateway(Gateway::Status))]),
-        path("/api/v1/admin/wipe", &[operation(Put, Admin, |_| Route::Gateway(Gateway::Wipe))]),
-        path("/", &[get(Public, |_| Route::Console(ConsolePage::Page))]),
-        path("/docs", &[get(Public, |_| Route::Console(ConsolePage::Docs))]),
-        path("/openapi.json", &[get(Public, |_| Route::Console(ConsolePage::OpenApi))]),
-        RouteSpec {
-            pattern: Pattern::Rest("/console/"),
-            label: "assets",
-            operations: &[get(Public, |path| Route::ConsoleAsset(path))],
-        },
-        asset("/docs/start.js", &[get(Public, |_| Route::Console(ConsolePage::DocsStart))]),
-        asset("/docs/swagger-ui.css", &[get(Public, |_| Route::Console(ConsolePage::DocsStyle))]),
-        asset("/docs/swagger-ui-bundle.js", &[get(Public, |_| Route::Console(ConsolePage::DocsScript))]),
+        path("/-/healthy", &[get(Probe, &gateway::openapi::HEALTHY, |_| Route::Gateway(Gateway::Healthy))]),
+        path("/-/ready", &[get(Probe, &gateway::openapi::READY, |_| Route::Gateway(Gateway::Ready))]),
+        path(
+            "/api/v1/metrics",
+            &[get(Metrics, &gateway::openapi::GROUPS, |_| Route::Gateway(Gateway::Groups))],
+        ),
+        path(
+            "/api/v1/status",
+            &[get(Metrics, &gateway::openapi::STATUS, |_| Route::Gateway(Gateway::Status))],
+        ),
+        path(
+            "/api/v1/admin/wipe",
+            &[operation(Put, Admin, &gateway::openapi::WIPE, |_| Route::Gateway(Gateway::Wipe))],
+        ),
+        path("/", &[get(Public, &console::openapi::PAGE, |_| Route::Console(ConsolePage::Page))]),
+        path("/docs", &[get(Public, &console::openapi::DOCS, |_| Route::Console(ConsolePage::Docs))]),
+        path("/openapi.json", &[get(Public, &console::openapi::OPENAPI, |_| Route::OpenApi)]),
+        assets(Pattern::Rest("/console/"), &[get_asset(|path| Route::ConsoleAsset(path))]),
+        assets(Pattern::Exact("/docs/start.js"), &[get_asset(|_| Route::Console(ConsolePage::DocsStart))]),
+        assets(
+            Pattern::Exact("/docs/swagger-ui.css"),
+            &[get_asset(|_| Route::Console(ConsolePage::DocsStyle))],
+        ),
+        assets(
+            Pattern::Exact("/docs/swagger-ui-bundle.js"),
+            &[get_asset(|_| Route::Console(ConsolePage::DocsScript))],
+        ),
     ]
 };
 
@@ -331,11 +418,16 @@ pub fn route(method: Method, path: &str) -> Result<MatchedRoute<'_>, Refusal> {
     }
 }
 
-/// The operations that `openapi.json` describes: method and path template.
-#[cfg(test)]
-pub fn described_operations() -> impl Iterator<Item = (Method, &'static str)> {
-    let described = ROUTES.iter().filter(|spec| spec.label.starts_with('/'));
-    described.flat_map(|spec| spec.operations.iter().map(|operation| (operation.method, spec.label)))
+/// What the `OpenAPI` document describes, in the order of the table. A path that others are aliases of
+/// is described once.
+pub fn declared_operations()
+-> impl Iterator<Item = (&'static str, Method, RouteClass, &'static openapi::Operation)> {
+    let described = ROUTES.iter().enumerate().filter(|(nth, _)| LABEL_INDEX[*nth] == *nth);
+    described.flat_map(|(_, spec)| {
+        spec.operations.iter().filter_map(|operation| {
+            Some((spec.label, operation.method, operation.class, operation.declared?))
+        })
+    })
 }
 
 #[cfg(test)]

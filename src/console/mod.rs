@@ -1,11 +1,12 @@
-//! The web console: the page at `/` with its files, Swagger UI at `/docs`, and the `OpenAPI`
-//! document at `/openapi.json`.
+//! The web console: the page at `/` with its files, and Swagger UI at `/docs`, which loads the `OpenAPI`
+//! document of `api`.
 //!
 //! All files are embedded in the binary; the pages load nothing from other servers. The pages fetch
 //! their data from the server's other routes, with the reader's token, so that access control
 //! applies to them.
 
 pub mod assets;
+pub mod openapi;
 
 use std::io::{Cursor, Read};
 use std::sync::OnceLock;
@@ -25,7 +26,6 @@ pub enum ConsolePage {
     DocsStart,
     DocsStyle,
     DocsScript,
-    OpenApi,
 }
 
 const HTML: &str = "text/html; charset=utf-8";
@@ -47,7 +47,6 @@ pub fn answer(page: ConsolePage, headers: Headers<'_>, response: &mut Response) 
         ConsolePage::Page => (HTML, assets::page()),
         ConsolePage::Docs => (HTML, &include_bytes!("docs.html")[..]),
         ConsolePage::DocsStart => (SCRIPT, &include_bytes!("docs.js")[..]),
-        ConsolePage::OpenApi => ("application/json", openapi()),
         ConsolePage::DocsStyle => return answer_swagger_file(CSS, swagger_ui().style, headers, response),
         ConsolePage::DocsScript => {
             return answer_swagger_file(SCRIPT, swagger_ui().script, headers, response);
@@ -67,6 +66,14 @@ pub fn answer(page: ConsolePage, headers: Headers<'_>, response: &mut Response) 
         return;
     }
     response.body.extend_from_slice(body);
+}
+
+/// Writes the `OpenAPI` document, or 304 if the client's copy is current.
+pub fn answer_openapi(document: &[u8], headers: Headers<'_>, response: &mut Response) {
+    response.vary("Accept-Encoding");
+    if !is_not_modified("application/json", crc32c::crc32c(document), headers, response) {
+        response.body.extend_from_slice(document);
+    }
 }
 
 /// Whether `Accept` prefers HTML, as that of browsers does. `*/*` gets the index.
@@ -160,26 +167,9 @@ fn answer_swagger_file(
     }
 }
 
-/// The `OpenAPI` document without the white space between its tokens, half of its size.
-fn openapi() -> &'static [u8] {
-    static COMPACT: OnceLock<Vec<u8>> = OnceLock::new();
-    COMPACT.get_or_init(|| {
-        let (mut compact, mut in_string, mut escaped) = (Vec::new(), false, false);
-        for byte in include_bytes!("openapi.json") {
-            if in_string || !byte.is_ascii_whitespace() {
-                compact.push(*byte);
-            }
-            in_string ^= *byte == b'"' && !escaped;
-            escaped = in_string && *byte == b'\\' && !escaped;
-        }
-        compact
-    })
-}
-
 #[cfg(test)]
 mod tests {
     use flate2::read::GzDecoder;
-    use sonic_rs::{JsonContainerTrait, JsonValueTrait, Value};
 
     use super::*;
     use crate::api::router;
@@ -215,49 +205,12 @@ mod tests {
 
     #[test]
     fn matching_etag_gets_304() {
-        for page in [ConsolePage::Page, ConsolePage::OpenApi, ConsolePage::DocsScript] {
+        for page in [ConsolePage::Page, ConsolePage::Docs, ConsolePage::DocsScript] {
             let first = String::from_utf8(ask(page, &[]).headers).unwrap();
             let tag = first.lines().find_map(|line| line.strip_prefix("ETag: ")).unwrap();
             let again = ask(page, &[("If-None-Match", &format!("\"other\", {tag}"))]);
             assert_eq!((again.status, again.body.len()), (304, 0), "{page:?}");
             assert_eq!(ask(page, &[("If-None-Match", "\"other\"")]).status, 200);
-        }
-    }
-
-    /// The paths of the `OpenAPI` document with their methods.
-    fn described_paths() -> Vec<(String, Vec<String>)> {
-        let document: Value = sonic_rs::from_slice(include_bytes!("openapi.json")).unwrap();
-        assert_eq!(document["info"]["version"].as_str(), Some(env!("CARGO_PKG_VERSION")));
-        let paths = document["paths"].as_object().unwrap();
-        let methods = |path: &Value| {
-            path.as_object().unwrap().iter().map(|(method, _)| method.to_uppercase()).collect::<Vec<_>>()
-        };
-        paths.iter().map(|(path, operations)| (path.to_owned(), methods(operations))).collect()
-    }
-
-    #[test]
-    fn compact_openapi_is_the_same_document_and_small_enough_to_be_compressed() {
-        let [compact, whole]: [Value; 2] =
-            [openapi(), include_bytes!("openapi.json")].map(|text| sonic_rs::from_slice(text).unwrap());
-        assert_eq!(compact, whole);
-        assert!(openapi().len() < crate::http::gzip::ACCEPTOR_GZIP_BYTES_MAX);
-    }
-
-    #[test]
-    fn openapi_describes_every_route_and_no_other() {
-        let described = described_paths();
-        for (path, methods) in &described {
-            for method in methods {
-                let method = Method::parse(method);
-                let path = path.replace("{event_id}", "x");
-                let found = router::route(method, &path);
-                assert!(found.is_ok(), "{method:?} {path}: {found:?}");
-            }
-        }
-        for (method, path) in router::described_operations() {
-            let found = described.iter().find(|(described, _)| described == path);
-            let methods = found.map(|(_, methods)| methods.as_slice()).unwrap_or_default();
-            assert!(methods.iter().any(|name| name == method.name()), "{method:?} {path} is not described");
         }
     }
 

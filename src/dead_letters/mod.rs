@@ -5,6 +5,7 @@
 //! on SQL or sockets.
 
 mod list;
+pub mod openapi;
 mod params;
 mod replay;
 pub mod routes;

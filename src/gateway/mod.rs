@@ -25,6 +25,7 @@ pub mod metric;
 pub mod names;
 pub mod native;
 mod native_protobuf;
+pub mod openapi;
 pub mod openmetrics;
 mod page_format;
 mod page_names;

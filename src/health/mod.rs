@@ -2,6 +2,7 @@
 //! probes. Only the probes query the database.
 
 mod database;
+pub mod openapi;
 mod probe;
 mod standby_probe;
 pub mod status;

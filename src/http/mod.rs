@@ -29,6 +29,7 @@ pub mod fuzzing;
 pub mod gzip;
 pub mod limits;
 pub mod listener;
+pub mod openapi;
 mod per_address_limit;
 pub mod percent;
 pub mod problem;

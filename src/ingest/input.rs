@@ -17,6 +17,7 @@ mod splunk;
 
 use std::borrow::Cow;
 
+pub(super) use mapping::FIELD_NAME_BYTES_MAX;
 pub use refusal::RefusalFormat;
 pub use splunk::write_health as write_splunk_health;
 

@@ -13,6 +13,7 @@ mod encode;
 mod fields;
 mod input;
 mod metadata;
+pub mod openapi;
 mod otlp;
 mod recent_ids;
 mod response;

@@ -142,6 +142,7 @@
 pub mod filesystem;
 pub mod inspect;
 pub mod lookup;
+pub mod openapi;
 mod pipeline;
 pub mod reader;
 pub mod record;

@@ -12,6 +12,7 @@ mod http;
 pub mod journal;
 mod json;
 mod ledger;
+pub mod openapi;
 mod openmetrics;
 mod partitions;
 mod process;

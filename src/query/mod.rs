@@ -9,6 +9,7 @@ mod breaker_guard;
 pub mod cursor;
 mod database;
 pub mod export;
+pub mod openapi;
 pub mod page;
 pub(crate) mod parameters;
 pub mod params;

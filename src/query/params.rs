@@ -127,16 +127,16 @@ const EXPORT_NAMES: &[&str] = &["service", "from", "to", "limit", "cursor", "ord
 /// Parameters of `GET /events/tail`.
 const TAIL_NAMES: &[&str] = &["service", "q", "metadata.KEY", "sample"];
 /// Maximum of `sample`.
-const SAMPLE_MAX: u64 = 1_000_000;
+pub(super) const SAMPLE_MAX: u64 = 1_000_000;
 /// Prefix of a metadata filter's name; the key follows.
 const METADATA_PREFIX: &str = "metadata.";
 
 /// Maximum metadata filters of a query.
 const METADATA_MAX: usize = 8;
 /// Maximum bytes of a metadata filter's key, and of its value.
-const METADATA_BYTES_MAX: usize = 256;
+pub(super) const METADATA_BYTES_MAX: usize = 256;
 /// Maximum bytes of `q`, the text searched for in messages.
-const TEXT_BYTES_MAX: usize = 256;
+pub(super) const TEXT_BYTES_MAX: usize = 256;
 
 impl Params {
     fn read(query: &str, names: &[&'static str]) -> Self {

@@ -16,6 +16,7 @@ const LAYERS: &[&[&str]] = &[
     &["buffer", "access"],
     &["metrics"],
     &["http", "storage"],
+    &["openapi"],
     &["logging", "json", "protobuf", "recordlog", "service_manager"],
     &["allocator", "clock", "lifecycle"],
     &["event"],

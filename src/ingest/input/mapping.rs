@@ -25,7 +25,7 @@ const TIME_NAMES: &[&str] = &["timestamp", "@timestamp", "time", "ts", "date"];
 const MESSAGE_NAMES: &[&str] = &["message", "msg", "log"];
 const SERVICE_NAMES: &[&str] = &["service", "service.name"];
 /// Bytes and segments of a field's name.
-const FIELD_NAME_BYTES_MAX: usize = 256;
+pub(in crate::ingest) const FIELD_NAME_BYTES_MAX: usize = 256;
 const FIELD_SEGMENTS_MAX: usize = 8;
 /// Errors of one record: the others are counted.
 const UNKNOWN_FIELDS_LISTED_MAX: usize = 16;
