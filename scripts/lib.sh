@@ -88,6 +88,28 @@ need_senders() {
   fi
 }
 
+# Installs Schemathesis and the generator of clients into the target directory, in the versions that are
+# pinned in tests/openapi. The tests of what could not be installed fail in scripts/test.
+need_openapi_tools() {
+  local tools=${CARGO_TARGET_DIR:-target}/openapi
+  if ! cmp -s tests/openapi/requirements.txt "$tools/requirements.txt"; then
+    rm -rf "$tools/python"
+    python3 -m venv "$tools/python" >&2 || { install_packages python3-venv && python3 -m venv "$tools/python" >&2; }
+    if "$tools/python/bin/pip" install --quiet --disable-pip-version-check -r tests/openapi/requirements.txt >&2; then
+      cp tests/openapi/requirements.txt "$tools/"
+    else
+      say "cannot install Schemathesis"
+    fi
+  fi
+  command -v npm >/dev/null || install_packages nodejs npm || say "cannot install npm"
+  if command -v npm >/dev/null && { [ ! -d "$tools/node/node_modules/typescript" ] ||
+    ! cmp -s tests/openapi/package-lock.json "$tools/node/package-lock.json"; }; then
+    mkdir -p "$tools/node"
+    cp tests/openapi/package.json tests/openapi/package-lock.json "$tools/node/"
+    npm ci --silent --no-audit --no-fund --prefix "$tools/node" >&2 || say "cannot install the generator of clients"
+  fi
+}
+
 # Installs Chromium, and the packages of tests/browser into the target directory, in the versions that
 # are pinned there. Without them the test of the page reports that it was not tried.
 need_browser() {

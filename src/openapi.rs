@@ -20,8 +20,9 @@ pub struct Operation {
     pub(crate) summary: &'static str,
     pub(crate) description: &'static str,
     pub(crate) parameters: &'static [Parameter],
-    /// By content type; empty: none. A request must have one of them.
+    /// By content type; empty: none.
     pub(crate) body: &'static [Media],
+    pub(crate) is_body_optional: bool,
     pub(crate) responses: &'static [Response],
     /// The statuses of refusals, but for those that the class of the route and the body imply.
     pub(crate) errors: &'static [u16],
@@ -42,6 +43,7 @@ impl Operation {
             description: "",
             parameters: &[],
             body: &[],
+            is_body_optional: false,
             responses: &[],
             errors: &[],
             error_form,
@@ -61,6 +63,12 @@ impl Operation {
     #[must_use]
     pub const fn body(self, body: &'static [Media]) -> Self {
         Self { body, ..self }
+    }
+
+    /// A request may have no body.
+    #[must_use]
+    pub const fn optional_body(self, body: &'static [Media]) -> Self {
+        Self { body, is_body_optional: true, ..self }
     }
 
     #[must_use]

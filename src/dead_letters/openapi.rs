@@ -29,9 +29,12 @@ const OLDER_THAN_DAYS: Parameter = Parameter::query(
 )
 .shared("older_than_days");
 
-const CURSOR: Parameter =
-    Parameter::query("cursor", text(), "`next_cursor` of the response before, with the same filters.")
-        .shared("dead_cursor");
+const CURSOR: Parameter = Parameter::query(
+    "cursor",
+    text().not_empty(),
+    "`next_cursor` of the response before, with the same filters.",
+)
+.shared("dead_cursor");
 
 const fn limit(default: &'static str) -> Parameter {
     Parameter::query("limit", count().between(1, LIMIT_MAX as u64).default(default), "Dead letters at most.")

@@ -8,8 +8,8 @@ use crate::http::openapi::{
 use crate::ingest::openapi::IDEMPOTENCY_KEY;
 use crate::journal::openapi::{DURABILITY, DURABILITY_REACHED};
 use crate::openapi::schema::{
-    Named, Schema, array, boolean, closed_object, count, formatted, integer, map, named, number, object,
-    one_of, optional, required, text,
+    Named, Schema, array, boolean, closed_object, count, filled_array, formatted, integer, map, named,
+    number, object, one_of, optional, required, text,
 };
 use crate::openapi::{ErrorForm, Media, Operation, Parameter, Response};
 
@@ -20,7 +20,7 @@ const TEXT_OR_PROBLEM: &[Media] = &[Media::new("text/plain", text()), PROBLEM_DO
 const NEW_METRIC: Schema = named(&Named {
     name: "NewMetric",
     schema: closed_object(&[
-        required("name", text().length(1, NAME_BYTES_MAX)),
+        required("name", pattern("^[A-Za-z_:][A-Za-z0-9_:]*$").length(1, NAME_BYTES_MAX)),
         required("type", one_of(&["counter", "gauge", "histogram"])),
         optional(
             "value",
@@ -57,7 +57,7 @@ pub const PUSH: Operation = Operation::new(
 )
 .parameters(&[DURABILITY, IDEMPOTENCY_KEY, CONTENT_ENCODING])
 .body(&[
-    Media::json(object(&[required("metrics", array(&NEW_METRIC))])).json_example(
+    Media::json(object(&[required("metrics", filled_array(&NEW_METRIC))])).json_example(
         r#"{"metrics":[{"name":"clicks_total","type":"counter","value":1,"labels":{"page":"/"},"help":"Clicks."}]}"#,
     ),
     Media::new("text/plain", text().description("As application/json, for navigator.sendBeacon.")).text_example(
@@ -95,14 +95,17 @@ const GROUP_ERRORS: &ErrorForm = &[
 
 const JOB: Parameter = Parameter::path(
     "job",
-    text().length(1, super::validate::VALUE_BYTES_MAX),
+    text().not_empty(),
     "The job. Further labels may follow as /LABEL/VALUE; a name with the suffix @base64 has a base64-encoded value.",
 )
 .shared("job");
 
 const GROUP_BODY: &[Media] = &[
     Media::new("text/plain", text()).text_example("# TYPE rows_total counter\nrows_total 42\n"),
-    Media::new("application/vnd.google.protobuf", formatted("binary")),
+    Media::new(
+        "application/vnd.google.protobuf; proto=io.prometheus.client.MetricFamily; encoding=delimited",
+        formatted("binary"),
+    ),
 ];
 const GROUP_PUSHED: &[Response] = &[Response::new(200, "Accepted.", &[]).headers(DURABILITY_REACHED)];
 
@@ -110,7 +113,7 @@ const fn push_group(id: &'static str, summary: &'static str) -> Operation {
     Operation::new(GATEWAY, id, summary, GROUP_ERRORS)
         .description("Pushgateway's protocol. Errors are plain text.")
         .parameters(&[JOB, DURABILITY, CONTENT_ENCODING])
-        .body(GROUP_BODY)
+        .optional_body(GROUP_BODY)
         .responses(GROUP_PUSHED)
         .errors(&[503])
 }
@@ -138,7 +141,7 @@ pub const DELETE_SERIES: Operation =
         .parameters(&[
             Parameter::query(
                 "name",
-                text().length(1, NAME_BYTES_MAX),
+                text().not_empty(),
                 "The metric's name. Further parameters are labels that a series must have.",
             )
             .required(),

@@ -2,13 +2,13 @@
 
 use crate::event::{KEY_BYTES_MAX, MESSAGE_BYTES_MAX, SERVICE_BYTES_MAX};
 use crate::http::openapi::{
-    CONTENT_ENCODING, ERROR_LIST, FORBIDDEN, INVALID, LENGTH_REQUIRED, PROBLEMS, TOO_LARGE, TOO_MANY,
-    TOO_SLOW, UNAUTHORIZED, UNAVAILABLE, UNSUPPORTED,
+    CONTENT_ENCODING, ERROR_LIST, FORBIDDEN, INVALID, LENGTH_REQUIRED, PROBLEM_DOCUMENT, PROBLEMS, TOO_LARGE,
+    TOO_MANY, TOO_SLOW, UNAUTHORIZED, UNAVAILABLE, UNSUPPORTED,
 };
 use crate::journal::openapi::{DURABILITY, DURABILITY_REACHED};
 use crate::openapi::schema::{
-    Named, Schema, any_of, array, closed_object, constant, count, date_time, formatted, integer, named,
-    object, one_of, optional, pattern, required, text, uuid,
+    Named, Schema, any_of, array, closed_object, constant, count, date_time, filled_array, formatted,
+    integer, named, number, object, one_of, optional, pattern, required, text, uuid,
 };
 use crate::openapi::{ErrorForm, ErrorResponse, Media, Operation, Parameter, Response};
 
@@ -97,9 +97,9 @@ const CLOUD_EVENT: Schema = named(&Named {
     name: "CloudEvent",
     schema: object(&[
         required("specversion", constant("1.0")),
-        required("id", text()),
-        required("source", text()),
-        required("type", text()),
+        required("id", text().not_empty()),
+        required("source", text().not_empty()),
+        required("type", text().not_empty()),
         optional("time", date_time()),
     ]),
 });
@@ -155,7 +155,7 @@ pub const POST_EVENTS: Operation = Operation::new(EVENTS, "postEvents", "Store e
         mapping("service_field", "Mapping: the field with the service."),
         Parameter::query(
             "service",
-            text().length(1, SERVICE_BYTES_MAX),
+            text().not_empty(),
             "Mapping: the service of records without that field.",
         ),
         Parameter::query(
@@ -166,7 +166,7 @@ pub const POST_EVENTS: Operation = Operation::new(EVENTS, "postEvents", "Store e
         DEDUP,
     ])
     .body(&[
-        Media::json(any_of(&[NEW_EVENT, array(&NEW_EVENT)])).json_example(EXAMPLE),
+        Media::json(any_of(&[NEW_EVENT, filled_array(&NEW_EVENT)])).json_example(EXAMPLE),
         Media::new("text/plain", text().description("As application/json, for navigator.sendBeacon."))
             .text_example(EXAMPLE),
         Media::new("application/x-ndjson", text().description("One event per line.")).text_example(EXAMPLE),
@@ -180,7 +180,7 @@ pub const POST_EVENTS: Operation = Operation::new(EVENTS, "postEvents", "Store e
         Media::new("application/cloudevents+json", CLOUD_EVENT).json_example(
             r#"{"specversion":"1.0","id":"1","source":"/checkout","type":"payment.accepted","time":"$NOW","data":{"order":4711}}"#,
         ),
-        Media::new("application/cloudevents-batch+json", array(&CLOUD_EVENT)),
+        Media::new("application/cloudevents-batch+json", filled_array(&CLOUD_EVENT)),
     ])
     .responses(&[Response::new(202, "Accepted.", &[Media::json(any_of(&[ACCEPTED, BATCH_ACCEPTED]))])
         .headers(DURABILITY_REACHED)])
@@ -190,9 +190,14 @@ const fn binary(description: &'static str) -> Media {
     Media::new("application/x-protobuf", formatted("binary").description(description))
 }
 
+/// In the encoding of the request; a problem document if that is not known.
 const OTLP_STATUS: &[Media] = &[
     binary("google.rpc.Status"),
-    Media::json(object(&[optional("code", integer()), optional("message", text())])),
+    Media::json(named(&Named {
+        name: "Status",
+        schema: object(&[optional("code", integer()), optional("message", text())]),
+    })),
+    PROBLEM_DOCUMENT,
 ];
 
 /// Refusals by the handler are a `google.rpc.Status`.
@@ -297,8 +302,11 @@ pub const SPLUNK_EVENT: Operation =
              `/services/collector` and `/services/collector/event/1.0`.",
         )
         .parameters(&[DURABILITY, IDEMPOTENCY_KEY, CONTENT_ENCODING, DEDUP])
-        .body(&[Media::json(object(&[]))
-            .json_example(r#"{"time":$NOW_SECONDS.5,"source":"checkout","event":"order placed"}"#)])
+        .body(&[Media::json(object(&[
+            optional("time", any_of(&[number(), text()])),
+            required("event", any_of(&[text().not_empty(), object(&[])])),
+        ]))
+        .json_example(r#"{"time":$NOW_SECONDS.5,"source":"checkout","event":"order placed"}"#)])
         .responses(HEC_TAKEN)
         .errors(ERRORS);
 
@@ -324,7 +332,7 @@ pub const SPLUNK_RAW: Operation = Operation::new(SENDERS, "postSplunkRaw", "Stor
         raw_field("sourcetype"),
         raw_field("index"),
     ])
-    .body(&[Media::new("text/plain", text()).text_example("order placed\norder paid\n")])
+    .body(&[Media::new("text/plain", pattern("\\S")).text_example("order placed\norder paid\n")])
     .responses(HEC_TAKEN)
     .errors(ERRORS);
 

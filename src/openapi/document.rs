@@ -117,7 +117,7 @@ impl DescribedOperation {
             if !operation.body.is_empty() {
                 out.key("requestBody");
                 out.object(|out| {
-                    out.raw_member("required", "true");
+                    out.raw_member("required", if operation.is_body_optional { "false" } else { "true" });
                     write_content(operation.body, out, components);
                 });
             }

@@ -14,7 +14,7 @@ pub struct Schema {
 
 #[derive(Clone, Copy, Debug)]
 enum Kind {
-    Text { format: &'static str, pattern: &'static str, length: Option<(usize, usize)> },
+    Text { format: &'static str, pattern: &'static str, length: Option<(usize, Option<usize>)> },
     Integer { least: Option<u64>, most: Option<u64> },
     Number,
     Boolean,
@@ -22,7 +22,7 @@ enum Kind {
     OneOf(&'static [&'static str]),
     AnyOf(&'static [Schema]),
     AllOf(&'static [Schema]),
-    Array(&'static Schema),
+    Array { items: &'static Schema, is_filled: bool },
     Object { members: &'static [Member], is_closed: bool },
     Map { names: &'static str, values: &'static Schema },
     Named(&'static Named),
@@ -113,7 +113,12 @@ pub const fn all_of(schemas: &'static [Schema]) -> Schema {
 }
 
 pub const fn array(items: &'static Schema) -> Schema {
-    of(Kind::Array(items))
+    of(Kind::Array { items, is_filled: false })
+}
+
+/// An array of one element or more.
+pub const fn filled_array(items: &'static Schema) -> Schema {
+    of(Kind::Array { items, is_filled: true })
 }
 
 /// An object with these members, and perhaps others.
@@ -160,6 +165,15 @@ impl Schema {
     /// Text of `least` to `most` characters.
     #[must_use]
     pub const fn length(self, least: usize, most: usize) -> Self {
+        self.of_length(least, Some(most))
+    }
+
+    #[must_use]
+    pub const fn not_empty(self) -> Self {
+        self.of_length(1, None)
+    }
+
+    const fn of_length(self, least: usize, most: Option<usize>) -> Self {
         let Kind::Text { format, pattern, .. } = self.kind else {
             panic!("BUG: only text has a length");
         };
@@ -204,7 +218,9 @@ impl Schema {
                 out.text_member("pattern", pattern);
                 if let Some((least, most)) = length {
                     out.raw_member("minLength", &least.to_string());
-                    out.raw_member("maxLength", &most.to_string());
+                    if let Some(most) = most {
+                        out.raw_member("maxLength", &most.to_string());
+                    }
                 }
             }
             Kind::Integer { least, most } => {
@@ -224,8 +240,11 @@ impl Schema {
             }
             Kind::AnyOf(schemas) => write_list("anyOf", schemas, out, components),
             Kind::AllOf(schemas) => write_list("allOf", schemas, out, components),
-            Kind::Array(items) => {
+            Kind::Array { items, is_filled } => {
                 self.write_type("array", out);
+                if is_filled {
+                    out.raw_member("minItems", "1");
+                }
                 out.key("items");
                 items.write(out, components);
             }

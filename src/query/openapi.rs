@@ -20,7 +20,7 @@ pub const SERVICE: Parameter = Parameter::query(
 .shared("service");
 
 /// A time that the query parser accepts: see `params::parse_time`.
-const TIME: Schema = any_of(&[date_time(), pattern("^[1-9][0-9]{11,12}$")]);
+const TIME: Schema = any_of(&[date_time(), pattern("^[0-9]+([.][0-9]+)?$")]);
 
 const FROM: Parameter = Parameter::query(
     "from",
@@ -86,32 +86,28 @@ const RECEIPT: Schema = named(&Named {
     ]),
 });
 
-const fn counts(interval: &'static str, counts: &'static Schema) -> crate::openapi::schema::Member {
-    optional(interval, array(counts))
-}
-
 const STATS: Schema = named(&Named {
     name: "Stats",
     schema: object(&[
         required("from", date_time()),
         required("to", date_time()),
         required("total", count()),
-        counts(
+        optional(
             "hours",
-            &object(&[
+            array(&object(&[
                 required("hour", date_time()),
                 required("service", text()),
                 required("count", count()),
-            ])
+            ]))
             .description("With interval=hour."),
         ),
-        counts(
+        optional(
             "minutes",
-            &object(&[
+            array(&object(&[
                 required("minute", date_time()),
                 required("service", text()),
                 required("count", count()),
-            ])
+            ]))
             .description("With interval=minute."),
         ),
     ]),
@@ -135,7 +131,7 @@ pub const LIST_EVENTS: Operation =
                 "Maximum number of events. A page also ends at `QUERY_RESPONSE_MAX_BYTES` (8 MiB), so it may have \
                  fewer events and a `next_cursor`.",
             ),
-            Parameter::query("cursor", text(), "`next_cursor` of the previous page."),
+            Parameter::query("cursor", text().not_empty(), "`next_cursor` of the previous page."),
             Parameter::query(
                 "order",
                 one_of(&["desc", "asc"]).default("\"desc\""),

@@ -36,6 +36,7 @@ mod logs;
 mod metrics;
 mod monitoring;
 mod negotiation;
+mod openapi;
 mod order;
 mod otlp;
 mod outage;

@@ -106,7 +106,7 @@ impl LokiReader {
     pub(super) fn select(headers: Headers<'_>) -> Result<Self, ParseIngestHeadersError> {
         const PROTOBUF_TYPE: &str = "application/x-protobuf";
         const JSON_TYPE: &str = "application/json";
-        let value = headers.get("Content-Type").ok_or(ParseIngestHeadersError::MissingContentType)?;
+        let value = headers.get("Content-Type").unwrap_or_default();
         let is_protobuf = str::from_utf8(value).ok().and_then(|value| {
             let mut parts = value.split(';').map(str::trim);
             let name = parts.next()?;

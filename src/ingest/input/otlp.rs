@@ -39,7 +39,7 @@ pub(super) struct OtlpInput {
 impl OtlpEncoding {
     /// The encoding that the content type names.
     pub(super) fn from_headers(headers: Headers<'_>) -> Result<Self, ParseIngestHeadersError> {
-        let value = headers.get("Content-Type").ok_or(ParseIngestHeadersError::MissingContentType)?;
+        let value = headers.get("Content-Type").unwrap_or_default();
         let encoding = str::from_utf8(value).ok().and_then(|value| {
             let mut parts = value.split(';').map(str::trim);
             let name = parts.next()?;
