@@ -8,8 +8,8 @@ use crate::http::openapi::{
 use crate::ingest::openapi::IDEMPOTENCY_KEY;
 use crate::journal::openapi::{DURABILITY, DURABILITY_REACHED};
 use crate::openapi::schema::{
-    Named, Schema, array, boolean, closed_object, count, filled_array, formatted, integer, map, named,
-    number, object, one_of, optional, required, text,
+    Named, Schema, any, array, boolean, closed_object, count, filled_array, integer, map, named, number,
+    object, one_of, optional, pattern, required, text,
 };
 use crate::openapi::{ErrorForm, Media, Operation, Parameter, Response};
 
@@ -104,7 +104,7 @@ const GROUP_BODY: &[Media] = &[
     Media::new("text/plain", text()).text_example("# TYPE rows_total counter\nrows_total 42\n"),
     Media::new(
         "application/vnd.google.protobuf; proto=io.prometheus.client.MetricFamily; encoding=delimited",
-        formatted("binary"),
+        any().description("Delimited MetricFamily messages."),
     ),
 ];
 const GROUP_PUSHED: &[Response] = &[Response::new(200, "Accepted.", &[]).headers(DURABILITY_REACHED)];

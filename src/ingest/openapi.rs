@@ -7,8 +7,8 @@ use crate::http::openapi::{
 };
 use crate::journal::openapi::{DURABILITY, DURABILITY_REACHED};
 use crate::openapi::schema::{
-    Named, Schema, any_of, array, closed_object, constant, count, date_time, filled_array, formatted,
-    integer, named, number, object, one_of, optional, pattern, required, text, uuid,
+    Named, Schema, any, any_of, array, boolean, closed_object, constant, count, date_time, filled_array,
+    formatted, integer, named, number, object, one_of, optional, pattern, required, text, uuid,
 };
 use crate::openapi::{ErrorForm, ErrorResponse, Media, Operation, Parameter, Response};
 
@@ -117,7 +117,7 @@ const DEDUP: Parameter = Parameter::query(
     "dedup",
     one_of(&["body", "none"]),
     "`body`: a body that is sent again is stored once: each event is identified by the BLAKE3 hash of the body and its \
-     content. Not for the server's own format.",
+     content.",
 )
 .shared("dedup");
 
@@ -163,7 +163,13 @@ pub const POST_EVENTS: Operation = Operation::new(EVENTS, "postEvents", "Store e
             constant("metadata"),
             "Mapping: `metadata` keeps the other fields as metadata; without it they are refused.",
         ),
-        DEDUP,
+        Parameter::query(
+            "dedup",
+            text(),
+            "`body` with a mapping or a CloudEvent: a body that is sent again is stored once, since each event is \
+             identified by the BLAKE3 hash of the body and its content. `none`: not so. Ignored for the server's own \
+             format.",
+        ),
     ])
     .body(&[
         Media::json(any_of(&[NEW_EVENT, filled_array(&NEW_EVENT)])).json_example(EXAMPLE),
@@ -302,10 +308,10 @@ pub const SPLUNK_EVENT: Operation =
              `/services/collector` and `/services/collector/event/1.0`.",
         )
         .parameters(&[DURABILITY, IDEMPOTENCY_KEY, CONTENT_ENCODING, DEDUP])
-        .body(&[Media::json(object(&[
-            optional("time", any_of(&[number(), text()])),
-            required("event", any_of(&[text().not_empty(), object(&[])])),
-        ]))
+        .body(&[Media::json(object(&[required(
+            "event",
+            any_of(&[text().not_empty(), number(), boolean(), object(&[]), array(&any())]),
+        )]))
         .json_example(r#"{"time":$NOW_SECONDS.5,"source":"checkout","event":"order placed"}"#)])
         .responses(HEC_TAKEN)
         .errors(ERRORS);

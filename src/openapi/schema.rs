@@ -14,6 +14,7 @@ pub struct Schema {
 
 #[derive(Clone, Copy, Debug)]
 enum Kind {
+    Any,
     Text { format: &'static str, pattern: &'static str, length: Option<(usize, Option<usize>)> },
     Integer { least: Option<u64>, most: Option<u64> },
     Number,
@@ -52,6 +53,11 @@ pub const fn optional(name: &'static str, schema: Schema) -> Member {
 
 const fn of(kind: Kind) -> Schema {
     Schema { kind, description: "", default: "", is_nullable: false }
+}
+
+/// Any JSON, or any bytes.
+pub const fn any() -> Schema {
+    of(Kind::Any)
 }
 
 pub const fn text() -> Schema {
@@ -212,6 +218,7 @@ impl Schema {
 
     fn write_kind(&self, out: &mut JsonWriter, components: &mut Components) {
         match self.kind {
+            Kind::Any => {}
             Kind::Text { format, pattern, length } => {
                 self.write_type("string", out);
                 out.text_member("format", format);

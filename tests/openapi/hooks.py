@@ -62,7 +62,8 @@ def make_events_valid(case):
         for name in MAPPING:
             case.query.pop(name, None)
     if case.media_type in TEXT_OF_EVENTS or case.media_type in MAPPED:
-        case.body = event()
+        # Types that end in +json are serialized as JSON.
+        case.body = json.loads(event()) if case.media_type.endswith("+json") else event()
         if case.media_type in MAPPED:
             case.query = {"extra": "metadata"}
         return

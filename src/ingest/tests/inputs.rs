@@ -547,3 +547,11 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn a_missing_content_type_is_refused_with_the_types_of_the_path() {
+    for path in [InputPath::LokiPush, InputPath::OtlpLogs] {
+        let error = parse_request(path, crate::http::Headers(&[]), "").unwrap_err().to_string();
+        assert!(error.ends_with("must be one of application/x-protobuf, application/json"), "{error}");
+    }
+}
