@@ -47,8 +47,11 @@ def before_call(context, case, kwargs):
     if case.operation.label == "POST /events":
         make_events_valid(case)
     elif case.operation.path == "/metrics/job/{job}" and case.media_type:
-        # Text must be in Prometheus' format, and bytes in that of protobuf.
-        case.body = "# TYPE a counter\na 1\n" if case.media_type == "text/plain" else b""
+        # A body must be in Prometheus' text format; the generator cannot make protobuf.
+        case.media_type, case.body = "text/plain", "# TYPE a counter\na 1\n"
+    elif case.operation.label == "POST /services/collector/event":
+        # U+0000 is refused at any depth.
+        case.body = {"event": "valid"}
     elif case.operation.label == "POST /metrics/push":
         # The members of a metric depend on its type, and on metrics pushed before.
         metrics = {"metrics": [{"name": "schemathesis_total", "type": "counter", "value": 1}]}
@@ -62,10 +65,10 @@ def make_events_valid(case):
         for name in MAPPING:
             case.query.pop(name, None)
     if case.media_type in TEXT_OF_EVENTS or case.media_type in MAPPED:
-        # Types that end in +json are serialized as JSON.
-        case.body = json.loads(event()) if case.media_type.endswith("+json") else event()
+        case.body = event()
         if case.media_type in MAPPED:
-            case.query = {"extra": "metadata"}
+            # A stream of objects is not JSON, as the generator would write it.
+            case.media_type, case.query = "application/json-lines", {"extra": "metadata"}
         return
     name = "time" if "cloudevents" in case.media_type else "timestamp"
     case.body = copy.deepcopy(case.body)
