@@ -55,9 +55,11 @@ impl ApiHandler {
     /// Whether the server is not shutting down, or `page` changes no metrics. Writes a refusal if not.
     fn accepts_changes(&self, page: &GatewayRoute<'_>, response: &mut Response) -> bool {
         let changes = match page {
-            GatewayRoute::Push | GatewayRoute::Group(_) | GatewayRoute::DeleteSeries | GatewayRoute::Wipe => {
-                true
-            }
+            GatewayRoute::Push
+            | GatewayRoute::Group(_)
+            | GatewayRoute::DeleteSeries
+            | GatewayRoute::DeleteGroups
+            | GatewayRoute::Wipe => true,
             GatewayRoute::Healthy
             | GatewayRoute::Ready
             | GatewayRoute::Scrape
@@ -102,6 +104,7 @@ impl ApiHandler {
             GatewayRoute::Push
             | GatewayRoute::Group(_)
             | GatewayRoute::DeleteSeries
+            | GatewayRoute::DeleteGroups
             | GatewayRoute::Wipe
             | GatewayRoute::Scrape
             | GatewayRoute::Groups

@@ -282,6 +282,12 @@ const ROUTES: &[RouteSpec] = {
             &[get(Metrics, &gateway::openapi::STATUS, |_| Route::Gateway(Gateway::Status))],
         ),
         path(
+            "/api/v1/groups",
+            &[operation(Delete, Admin, &gateway::openapi::DELETE_GROUPS, |_| {
+                Route::Gateway(Gateway::DeleteGroups)
+            })],
+        ),
+        path(
             "/api/v1/admin/wipe",
             &[operation(Put, Admin, &gateway::openapi::WIPE, |_| Route::Gateway(Gateway::Wipe))],
         ),
@@ -564,6 +570,7 @@ mod tests {
             "GET /-/ready Probe",
             "GET /api/v1/metrics Metrics",
             "GET /api/v1/status Metrics",
+            "DELETE /api/v1/groups Admin",
             "PUT /api/v1/admin/wipe Admin",
             "GET / Public",
             "GET /docs Public",

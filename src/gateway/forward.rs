@@ -22,6 +22,7 @@ use ureq::typestate::AgentScope;
 
 use super::Gateway;
 use super::exposition::render_block;
+use super::grouping_key::GroupingKey;
 use super::metric::{Block, Label, rendered_labels};
 use super::names::{NameEscaping, NameKind, escape_name};
 use crate::clock::Clock;
@@ -57,19 +58,31 @@ impl ForwardRequest {
         size_of::<Self>() + self.path.len() + self.body.len()
     }
 
+    /// The deletion of a group.
+    pub fn delete_group(grouping_key: &GroupingKey) -> Self {
+        let labels = grouping_key.labels.iter().map(|(name, value)| (&**name, &**value));
+        let path = group_path(grouping_key.job(), labels);
+        Self { method: "DELETE", path, content_type: None, content_encoding: None, body: Vec::new() }
+    }
+
     /// The current value of an aggregated series, pushed to a group of all its labels.
     pub fn from_series(name: &str, block: &Block) -> Self {
         let labels: Vec<Label<'_>> = rendered_labels(&block.series[0].labels).collect();
         let job = labels.iter().find(|(name, _)| *name == "job").map_or(DEFAULT_JOB, |(_, job)| job);
-        let mut path = "/metrics".to_owned();
-        write_label(&mut path, "job", job);
-        labels
-            .iter()
-            .filter(|(name, _)| *name != "job")
-            .for_each(|(name, value)| write_label(&mut path, name, value));
+        let path = group_path(job, labels.iter().map(|(name, value)| (&**name, &**value)));
         let body = render_block(name, block);
         Self { method: "POST", path, content_type: None, content_encoding: None, body: body.into_bytes() }
     }
+}
+
+/// The path of the group with these labels; `job` may be among them.
+fn group_path<'a>(job: &str, labels: impl Iterator<Item = (&'a str, &'a str)>) -> String {
+    let mut path = "/metrics".to_owned();
+    write_label(&mut path, "job", job);
+    for (name, value) in labels.filter(|(name, _)| *name != "job") {
+        write_label(&mut path, name, value);
+    }
+    path
 }
 
 /// All but the unreserved characters of RFC 3986, section 2.3.
@@ -241,7 +254,6 @@ fn jittered(wait: Duration, rng: &mut StdRng) -> Duration {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::gateway::grouping_key::GroupingKey;
     use crate::gateway::metric::{BlockIndex, MetricKind, Series, SeriesValue};
 
     #[test]
@@ -260,6 +272,8 @@ mod tests {
         let path = crate::http::percent::decode(&forwarded.path).unwrap();
         let grouping_key = GroupingKey::parse(path.strip_prefix("/metrics/").unwrap()).unwrap();
         assert_eq!(&*grouping_key.rendered, labels);
+        let deleted = ForwardRequest::delete_group(&grouping_key);
+        assert_eq!((deleted.method, deleted.path), ("DELETE", forwarded.path));
         let body = String::from_utf8(forwarded.body).unwrap();
         assert!(body.starts_with("# HELP c_total h\n# TYPE c_total counter\nc_total{"), "{body}");
     }

@@ -43,6 +43,8 @@ pub enum GatewayRoute<'a> {
     Scrape,
     /// `DELETE /metrics/pushed`
     DeleteSeries,
+    /// `DELETE /api/v1/groups`
+    DeleteGroups,
     Healthy,
     Ready,
     /// `GET /api/v1/metrics`
@@ -105,6 +107,7 @@ impl GatewayHandlers {
             GatewayRoute::Push
             | GatewayRoute::Group(_)
             | GatewayRoute::DeleteSeries
+            | GatewayRoute::DeleteGroups
             | GatewayRoute::Healthy
             | GatewayRoute::Ready
             | GatewayRoute::Status
@@ -139,7 +142,7 @@ impl GatewayHandlers {
                     || GroupingKey::parse(path)
                         .is_ok_and(|key| self.gateway.group_series(&key) > INLINE_SERIES_MAX)
             }
-            GatewayRoute::DeleteSeries | GatewayRoute::Wipe => true,
+            GatewayRoute::DeleteSeries | GatewayRoute::DeleteGroups | GatewayRoute::Wipe => true,
             GatewayRoute::Scrape
             | GatewayRoute::Healthy
             | GatewayRoute::Ready
@@ -180,6 +183,7 @@ impl GatewayHandlers {
             GatewayRoute::Push => self.handle_push(grant, request, decompressor, response),
             GatewayRoute::Group(path) => self.handle_group(path, grant, request, decompressor, response),
             GatewayRoute::DeleteSeries => self.handle_delete_series(grant, request, response),
+            GatewayRoute::DeleteGroups => self.handle_delete_groups(grant, request, response),
             GatewayRoute::Wipe => self.handle_wipe(grant, request, response),
             GatewayRoute::Status => {
                 response.content_type = "application/json";
@@ -327,20 +331,13 @@ impl GatewayHandlers {
         request: &Request<'_>,
         response: &mut Response,
     ) -> PushOutcome {
-        let mut wanted = Vec::new();
-        for pair in request.query.split('&').filter(|pair| !pair.is_empty()) {
-            let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
-            let (Ok(name), Ok(value)) = (decode(name), decode(value)) else {
-                RequestError::Field("query", "has invalid percent-encoding".to_owned()).write_to(response);
-                return PushOutcome::Ready;
-            };
-            if wanted.len() > LABELS_MAX {
-                let detail = format!("must have at most {LABELS_MAX} labels");
-                RequestError::Field("query", detail).write_to(response);
+        let mut wanted = match query_labels(request.query) {
+            Ok(wanted) => wanted,
+            Err(error) => {
+                error.write_to(response);
                 return PushOutcome::Ready;
             }
-            wanted.push((name.into_owned(), value.into_owned()));
-        }
+        };
         let at = wanted.iter().position(|(name, value)| name == "name" && !value.is_empty());
         let Some(at) = at else {
             RequestError::Field("name", "is required: the metric whose series are deleted".to_owned())
@@ -348,21 +345,40 @@ impl GatewayHandlers {
             return PushOutcome::Ready;
         };
         let (_, name) = wanted.swap_remove(at);
-        if let Some(services) = &grant.services
-            && !wanted.iter().any(|(name, value)| name == "job" && allows_service(services, value))
-        {
+        if !may_delete(grant, &wanted) {
             refuse_service(response);
             return PushOutcome::Ready;
         }
-        self.apply(
-            request,
-            response,
-            |gateway| gateway.delete_series(&name, &wanted),
-            |removed, response| {
-                response.content_type = "application/json";
-                response.body = format!("{{\"deleted\":{removed}}}").into_bytes();
-            },
-        )
+        self.apply(request, response, |gateway| gateway.delete_series(&name, &wanted), write_deleted)
+    }
+
+    /// `DELETE /api/v1/groups?LABEL=VALUE`
+    /// A token with services may delete groups whose label `job` is one of them.
+    fn handle_delete_groups(
+        &self,
+        grant: &Grant,
+        request: &Request<'_>,
+        response: &mut Response,
+    ) -> PushOutcome {
+        let wanted = query_labels(request.query).and_then(|wanted| {
+            if wanted.iter().all(|(_, value)| value.is_empty()) {
+                let detail = "must have a label and its value; PUT /api/v1/admin/wipe deletes all groups";
+                return Err(RequestError::Field("query", detail.to_owned()));
+            }
+            Ok(wanted)
+        });
+        let wanted = match wanted {
+            Ok(wanted) => wanted,
+            Err(error) => {
+                error.write_to(response);
+                return PushOutcome::Ready;
+            }
+        };
+        if !may_delete(grant, &wanted) {
+            refuse_service(response);
+            return PushOutcome::Ready;
+        }
+        self.apply(request, response, |gateway| gateway.delete_groups(&wanted), write_deleted)
     }
 
     /// `PUT /api/v1/admin/wipe`, for tokens of all services.
@@ -412,6 +428,7 @@ impl GatewayRoute<'_> {
             Self::Group(path) => GatewayRoute::Group(Cow::Owned(path.clone().into_owned())),
             Self::Scrape => GatewayRoute::Scrape,
             Self::DeleteSeries => GatewayRoute::DeleteSeries,
+            Self::DeleteGroups => GatewayRoute::DeleteGroups,
             Self::Healthy => GatewayRoute::Healthy,
             Self::Ready => GatewayRoute::Ready,
             Self::Groups => GatewayRoute::Groups,
@@ -419,6 +436,35 @@ impl GatewayRoute<'_> {
             Self::Wipe => GatewayRoute::Wipe,
         }
     }
+}
+
+/// The names and values of a query.
+fn query_labels(query: &str) -> Result<Vec<(String, String)>, RequestError> {
+    let mut wanted = Vec::new();
+    for pair in query.split('&').filter(|pair| !pair.is_empty()) {
+        let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
+        let (Ok(name), Ok(value)) = (decode(name), decode(value)) else {
+            return Err(RequestError::Field("query", "has invalid percent-encoding".to_owned()));
+        };
+        if wanted.len() > LABELS_MAX {
+            return Err(RequestError::Field("query", format!("must have at most {LABELS_MAX} labels")));
+        }
+        wanted.push((name.into_owned(), value.into_owned()));
+    }
+    Ok(wanted)
+}
+
+/// Whether a token may delete what has these labels.
+fn may_delete(grant: &Grant, labels: &[(String, String)]) -> bool {
+    let is_allowed = |services: &[Box<str>]| {
+        labels.iter().any(|(name, value)| name == "job" && allows_service(services, value))
+    };
+    grant.services.as_deref().is_none_or(is_allowed)
+}
+
+fn write_deleted(deleted: usize, response: &mut Response) {
+    response.content_type = "application/json";
+    response.body = format!("{{\"deleted\":{deleted}}}").into_bytes();
 }
 
 /// The decompressed body.

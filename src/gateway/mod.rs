@@ -14,6 +14,7 @@
 pub mod api_v1;
 pub mod apply;
 pub mod compare;
+mod delete_groups;
 pub mod exposition;
 pub mod file;
 pub mod forward;

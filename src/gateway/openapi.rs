@@ -9,7 +9,7 @@ use crate::ingest::openapi::IDEMPOTENCY_KEY;
 use crate::journal::openapi::{DURABILITY, DURABILITY_REACHED};
 use crate::openapi::schema::{
     Named, Schema, any, array, boolean, closed_object, count, filled_array, integer, map, named, number,
-    object, one_of, optional, pattern, required, text,
+    object, one_of, optional, required, text,
 };
 use crate::openapi::{ErrorForm, Media, Operation, Parameter, Response};
 
@@ -20,7 +20,7 @@ const TEXT_OR_PROBLEM: &[Media] = &[Media::new("text/plain", text()), PROBLEM_DO
 const NEW_METRIC: Schema = named(&Named {
     name: "NewMetric",
     schema: closed_object(&[
-        required("name", pattern("^[A-Za-z_:][A-Za-z0-9_:]*$").length(1, NAME_BYTES_MAX)),
+        required("name", text().length(1, NAME_BYTES_MAX)),
         required("type", one_of(&["counter", "gauge", "histogram"])),
         optional(
             "value",
@@ -127,14 +127,23 @@ pub const DELETE_GROUP: Operation = Operation::new(GATEWAY, "deleteGroup", "Dele
     .responses(&[Response::new(202, "Accepted.", &[]).headers(DURABILITY_REACHED)])
     .errors(&[400, 503]);
 
-pub const SCRAPE: Operation =
-    Operation::new(GATEWAY, "getPushedMetrics", "All pushed metrics, for Prometheus", PROBLEMS)
-        .responses(&[Response::new(
-            200,
-            "Text format 0.0.4; OpenMetrics if `Accept` lists it and does not accept text.",
-            &[Media::new("text/plain", text()), Media::new("application/openmetrics-text", text())],
-        )])
-        .errors(&[503]);
+pub const SCRAPE: Operation = Operation::new(
+    GATEWAY,
+    "getPushedMetrics",
+    "All pushed metrics, for Prometheus",
+    PROBLEMS,
+)
+.responses(&[Response::new(
+    200,
+    "Text format 0.0.4; OpenMetrics if `Accept` lists it and does not accept text; protobuf, with native \
+             histograms, if `Accept` prefers it. `escaping` in `Accept` selects the form of UTF-8 names.",
+    &[
+        Media::new("text/plain", text()),
+        Media::new("application/openmetrics-text", text()),
+        Media::new("application/vnd.google.protobuf", any()),
+    ],
+)])
+.errors(&[503]);
 
 pub const DELETE_SERIES: Operation =
     Operation::new(GATEWAY, "deleteSeries", "Delete aggregated series", PROBLEMS)
@@ -150,6 +159,24 @@ pub const DELETE_SERIES: Operation =
         .responses(&[Response::new(
             200,
             "The number of deleted series.",
+            &[Media::json(object(&[required("deleted", count())]))],
+        )
+        .headers(DURABILITY_REACHED)])
+        .errors(&[400, 503]);
+
+pub const DELETE_GROUPS: Operation =
+    Operation::new(GATEWAY, "deleteGroups", "Delete the groups that have these labels", PROBLEMS)
+        .description(
+            "Each query parameter is a label and its value, and at least one value is not empty. Not part of \
+             Pushgateway's protocol.",
+        )
+        .parameters(&[
+            Parameter::query("job", text(), "The job. Further parameters are labels that a group must have."),
+            DURABILITY,
+        ])
+        .responses(&[Response::new(
+            200,
+            "The number of deleted groups.",
             &[Media::json(object(&[required("deleted", count())]))],
         )
         .headers(DURABILITY_REACHED)])

@@ -57,7 +57,7 @@ impl GatewayHandlers {
                 let head = self.group_head(path, grant, request);
                 head.map_err(|refusal| write_group_refusal(refusal, response)).is_ok()
             }
-            GatewayRoute::DeleteSeries | GatewayRoute::Wipe => {
+            GatewayRoute::DeleteSeries | GatewayRoute::DeleteGroups | GatewayRoute::Wipe => {
                 let level = self.requested_level(request.headers);
                 level.map_err(|error| error.write_to(response)).is_ok()
             }

@@ -18,6 +18,10 @@ const READY_BODY: &[Media] = &[Media::json(named(&Named {
     schema: object(&[
         required("status", one_of(&["ready", "not ready"])),
         required("reasons", array(&text())),
+        optional(
+            "warnings",
+            array(&text()).description("Trouble that is no reason to send events to another server."),
+        ),
     ]),
 }))];
 
@@ -31,6 +35,7 @@ const HEALTH_BODY: &[Media] = &[Media::json(named(&Named {
                 required("buffer", CONDITION),
                 required("database", CONDITION),
                 required("journal", CONDITION),
+                required("gateway", CONDITION),
             ]),
         ),
     ]),
@@ -143,6 +148,7 @@ const DETAILED: Schema = named(&Named {
                 required("average_batch_ms", number()),
             ]),
         ),
+        required("gateway", object(&[required("status", CONDITION)])),
         required("ledger", LEDGER),
     ]),
 });

@@ -119,6 +119,45 @@ fn an_idempotency_key_belongs_to_its_token() {
 }
 
 #[test]
+fn groups_are_deleted_by_a_part_of_their_labels() {
+    let (mut test, tokens, _directory) =
+        with_tokens(&[("root", "admin", ""), ("shop", "admin", "shop"), ("in", "ingest", "")]);
+    let client = &mut test.server.client();
+    let (root, shop) = (tokens[0].as_str(), tokens[1].as_str());
+    for group in
+        ["shop/instance/1", "shop/instance/2", "shop/U__a_2e_b/x/instance/1", "other/instance/1", "other"]
+    {
+        let path = format!("/metrics/job/{group}");
+        assert_eq!(
+            ask(client, root, ("PUT", &path), &[("Durability", "written")], "x 1\n").0,
+            200,
+            "{group}"
+        );
+    }
+    let mut delete = |token: &str, query: &str| {
+        ask(client, token, ("DELETE", &format!("/api/v1/groups{query}")), &[("Durability", "written")], "")
+    };
+    for query in ["", "?", "?instance=", "?instance=%zz"] {
+        assert_eq!(delete(root, query).0, 400, "{query}");
+    }
+    let many = (0..70).fold("?a=1".to_owned(), |query, nth| query + &format!("&l{nth}=1"));
+    assert_eq!(delete(root, &many).0, 400);
+    assert_eq!(delete(&tokens[2], "?instance=1").0, 403);
+    assert_eq!(delete(shop, "?instance=1").0, 403);
+    assert_eq!(delete(shop, "?job=other").0, 403);
+    assert_eq!(delete(root, "?instance=3"), (200, "{\"deleted\":0}".to_owned()));
+    assert_eq!(delete(shop, "?job=shop&a.b=x"), (200, "{\"deleted\":1}".to_owned()));
+    assert_eq!(delete(root, "?instance=1"), (200, "{\"deleted\":2}".to_owned()));
+    // An empty value stands for an absent label.
+    assert_eq!(delete(root, "?job=other&instance="), (200, "{\"deleted\":1}".to_owned()));
+    test.server.kill();
+    test.server.restart();
+    let (_, page) = ask(&mut test.server.client(), root, ("GET", "/metrics/pushed"), &[], "");
+    let left: Vec<_> = page.lines().filter(|line| line.starts_with("x{")).collect();
+    assert_eq!(left, ["x{instance=\"2\",job=\"shop\"} 1"]);
+}
+
+#[test]
 fn an_admin_token_of_one_service_deletes_only_its_series() {
     let (test, tokens, _directory) = with_tokens(&[("root", "admin", ""), ("shop", "admin", "shop")]);
     let client = &mut test.server.client();

@@ -13,6 +13,7 @@ use sonic_rs::{JsonContainerTrait, JsonValueTrait, Value};
 use crate::harness::client::request;
 use crate::harness::events::{list, text};
 use crate::harness::postgres::free_port;
+use crate::harness::process::not_tried;
 use crate::harness::temp::temp_dir;
 use crate::harness::{Client, Server, TestServer, until};
 use crate::monitoring::Program;
@@ -442,10 +443,7 @@ fn official_clients_push_to_this_server_as_to_pushgateway() {
         .join("clients/node_modules");
     let has_node = modules.join("prom-client").is_dir();
     if !has_node {
-        eprintln!(
-            "NOT TRIED: Node's prom-client is not in {}; scripts/test puts it there",
-            modules.display()
-        );
+        not_tried(&format!("Node's prom-client is not in {}; scripts/test puts it there", modules.display()));
     }
     for address in [test.server.address(), reference.address] {
         run_client("/usr/bin/python3", &[], &python, &address.to_string(), &[]);
