@@ -171,7 +171,11 @@ pub const DELETE_GROUPS: Operation =
              Pushgateway's protocol.",
         )
         .parameters(&[
-            Parameter::query("job", text(), "The job. Further parameters are labels that a group must have."),
+            Parameter::query(
+                "job",
+                text().not_empty(),
+                "The job. Further parameters are labels that a group must have.",
+            ),
             DURABILITY,
         ])
         .responses(&[Response::new(
