@@ -158,3 +158,20 @@ fn failover_beyond_the_retained_segments_names_the_window() {
         "the WAL ends before a commit"
     );
 }
+
+/// It would be removed: the journal believes that the database has its events.
+#[test]
+fn segment_that_cannot_be_read_is_not_reported_as_restored() {
+    let (_directory, disk, stale) = directory(&[vec![1, 2], vec![3], vec![4]]);
+    disk.remove(&stale[1].name).unwrap();
+    let (repository, metrics) = (Arc::new(MemoryRepository::new()), Arc::new(FailoverMetrics::default()));
+    let clock = Clock::manual(Timestamp::from_millis(1_900_000_000_000), 1);
+    let journal = Arc::new(Journal::new(1).0);
+    let lifecycle = Lifecycle::new().0;
+    let mut replay =
+        FailoverReplay::new((journal.clone(), disk), repository.clone(), metrics.clone(), lifecycle, clock);
+    let wal = |timeline, lsn| WalPosition { system: 7, timeline, lsn };
+    replay.on_event(FailoverEvent::Noticed { from: wal(1, 100), to: wal(2, 90), stale, open: 0 });
+    assert_eq!(journal.take_restored(), [1, 3]);
+    assert_eq!((repository.events().len(), metrics.pending()), (3, 0));
+}

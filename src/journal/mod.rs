@@ -367,6 +367,16 @@ impl Journal {
         self.segment_updates.push(SegmentUpdate::Restored { segment, commit });
     }
 
+    /// The segments that were reported to [`Self::restored`].
+    #[cfg(test)]
+    pub fn take_restored(&self) -> Vec<u64> {
+        let updates = std::iter::from_fn(|| self.segment_updates.pop());
+        let segments = updates.filter_map(|update| {
+            if let SegmentUpdate::Restored { segment, .. } = update { Some(segment) } else { None }
+        });
+        segments.collect()
+    }
+
     fn report_failover(&self, event: FailoverEvent) {
         // Without a failover thread, as in a test of the journal, nobody needs it.
         if let Err(unsent) = self.failovers.send(event) {
