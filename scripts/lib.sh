@@ -61,27 +61,39 @@ need_push_clients() {
   fi
 }
 
+# install_python NAME WHAT: installs the packages of tests/NAME/requirements.txt into target/NAME/python,
+# unless they are there in these versions.
+install_python() {
+  local dir=${CARGO_TARGET_DIR:-target}/$1 wanted=tests/$1/requirements.txt
+  if cmp -s "$wanted" "$dir/requirements.txt"; then return; fi
+  rm -rf "$dir/python"
+  python3 -m venv "$dir/python" >&2 || { install_packages python3-venv && python3 -m venv "$dir/python" >&2; }
+  if "$dir/python/bin/pip" install --quiet --disable-pip-version-check -r "$wanted" >&2; then
+    cp "$wanted" "$dir/"
+  else
+    say "cannot install $2"
+  fi
+}
+
+# install_node NAME DIR PACKAGE WHAT: installs the packages of tests/NAME/package-lock.json, one of them
+# PACKAGE, into target/DIR, unless they are there in these versions.
+install_node() {
+  local dir=${CARGO_TARGET_DIR:-target}/$2
+  command -v npm >/dev/null || install_packages nodejs npm || say "cannot install npm"
+  if command -v npm >/dev/null && { [ ! -d "$dir/node_modules/$3" ] ||
+    ! cmp -s "tests/$1/package-lock.json" "$dir/package-lock.json"; }; then
+    mkdir -p "$dir"
+    cp "tests/$1/package.json" "tests/$1/package-lock.json" "$dir/"
+    npm ci --silent --no-audit --no-fund --prefix "$dir" >&2 || say "cannot install $4"
+  fi
+}
+
 # Installs the senders of tests/senders into the target directory, in the versions that are pinned
 # there, and syslog-ng with its HTTP destination. The tests of what could not be installed fail in
 # scripts/test.
 need_senders() {
-  local senders=${CARGO_TARGET_DIR:-target}/senders
-  if ! cmp -s tests/senders/requirements.txt "$senders/requirements.txt"; then
-    rm -rf "$senders/python"
-    python3 -m venv "$senders/python" >&2 || { install_packages python3-venv && python3 -m venv "$senders/python" >&2; }
-    if "$senders/python/bin/pip" install --quiet --disable-pip-version-check -r tests/senders/requirements.txt >&2; then
-      cp tests/senders/requirements.txt "$senders/"
-    else
-      say "cannot install the Python senders"
-    fi
-  fi
-  command -v npm >/dev/null || install_packages nodejs npm || say "cannot install npm"
-  if command -v npm >/dev/null && { [ ! -d "$senders/node/node_modules/cloudevents" ] ||
-    ! cmp -s tests/senders/package-lock.json "$senders/node/package-lock.json"; }; then
-    mkdir -p "$senders/node"
-    cp tests/senders/package.json tests/senders/package-lock.json "$senders/node/"
-    npm ci --silent --no-audit --no-fund --prefix "$senders/node" >&2 || say "cannot install the Node senders"
-  fi
+  install_python senders "the Python senders"
+  install_node senders senders/node cloudevents "the Node senders"
   if ! command -v syslog-ng >/dev/null; then
     install_packages syslog-ng-core syslog-ng-mod-http || say "cannot install syslog-ng"
     if [ -d /run/systemd/system ] && [ "$(id -u)" -eq 0 ]; then systemctl disable --now syslog-ng >&2; fi
@@ -91,36 +103,15 @@ need_senders() {
 # Installs Schemathesis and the generator of clients into the target directory, in the versions that are
 # pinned in tests/openapi. The tests of what could not be installed fail in scripts/test.
 need_openapi_tools() {
-  local tools=${CARGO_TARGET_DIR:-target}/openapi
-  if ! cmp -s tests/openapi/requirements.txt "$tools/requirements.txt"; then
-    rm -rf "$tools/python"
-    python3 -m venv "$tools/python" >&2 || { install_packages python3-venv && python3 -m venv "$tools/python" >&2; }
-    if "$tools/python/bin/pip" install --quiet --disable-pip-version-check -r tests/openapi/requirements.txt >&2; then
-      cp tests/openapi/requirements.txt "$tools/"
-    else
-      say "cannot install Schemathesis"
-    fi
-  fi
-  command -v npm >/dev/null || install_packages nodejs npm || say "cannot install npm"
-  if command -v npm >/dev/null && { [ ! -d "$tools/node/node_modules/typescript" ] ||
-    ! cmp -s tests/openapi/package-lock.json "$tools/node/package-lock.json"; }; then
-    mkdir -p "$tools/node"
-    cp tests/openapi/package.json tests/openapi/package-lock.json "$tools/node/"
-    npm ci --silent --no-audit --no-fund --prefix "$tools/node" >&2 || say "cannot install the generator of clients"
-  fi
+  install_python openapi Schemathesis
+  install_node openapi openapi/node typescript "the generator of clients"
 }
 
 # Installs Chromium, and the packages of tests/browser into the target directory, in the versions that
-# are pinned there. Without them the test of the page reports that it was not tried.
+# are pinned there. Without them the test of the page fails in scripts/test.
 need_browser() {
   command -v chromium >/dev/null || install_packages chromium || say "cannot install chromium"
-  local browser=${CARGO_TARGET_DIR:-target}/browser
-  if command -v npm >/dev/null && { [ ! -d "$browser/node_modules/axe-core" ] ||
-    ! cmp -s tests/browser/package-lock.json "$browser/package-lock.json"; }; then
-    mkdir -p "$browser"
-    cp tests/browser/package.json tests/browser/package-lock.json "$browser/"
-    npm ci --silent --no-audit --no-fund --prefix "$browser" >&2 || say "cannot install the packages of tests/browser"
-  fi
+  install_node browser browser axe-core "the packages of tests/browser"
 }
 
 # Installs docker-compose if it is missing. Checking a compose file needs no Docker engine.
