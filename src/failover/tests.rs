@@ -104,22 +104,31 @@ fn directory(segments: &[Vec<u64>]) -> (tempfile::TempDir, Arc<dyn Filesystem>, 
     (directory, Arc::new(disk), stale)
 }
 
+fn replay(
+    journal: (Arc<Journal>, Arc<dyn Filesystem>),
+    repository: &Arc<MemoryRepository>,
+) -> (FailoverReplay, Arc<FailoverMetrics>) {
+    let metrics = Arc::new(FailoverMetrics::default());
+    let clock = Clock::manual(Timestamp::from_millis(1_900_000_000_000), 1);
+    let lifecycle = Lifecycle::new().0;
+    (FailoverReplay::new(journal, repository.clone(), metrics.clone(), lifecycle, clock), metrics)
+}
+
+/// A failover to a standby that lacks the end of the WAL.
+fn noticed(stale: Vec<StaleSegment>, open: usize) -> FailoverEvent {
+    let wal = |timeline, lsn| WalPosition { system: 7, timeline, lsn };
+    FailoverEvent::Noticed { from: wal(1, 100), to: wal(2, 90), stale, open }
+}
+
 /// The report after a failover to a database that has the events `present`.
 fn report(segments: &[Vec<u64>], open: usize, present: &[u64]) -> (u64, FailoverReport) {
     let (_directory, disk, mut stale) = directory(segments);
     let repository = Arc::new(MemoryRepository::new());
     restore_all(&repository, &encoded(present.iter().copied()), &mut 0);
-    let metrics = Arc::new(FailoverMetrics::default());
-    let clock = Clock::manual(Timestamp::from_millis(1_900_000_000_000), 1);
-    let journal = Arc::new(Journal::new(1).0);
-    let lifecycle = Lifecycle::new().0;
-    let mut replay =
-        FailoverReplay::new((journal, disk), repository.clone(), metrics.clone(), lifecycle, clock);
-    let wal = |timeline, lsn| WalPosition { system: 7, timeline, lsn };
+    let (mut replay, metrics) = replay((Arc::new(Journal::new(1).0), disk), &repository);
     let (events, received) = unbounded();
     let open = stale.split_off(stale.len() - open);
-    let noticed = FailoverEvent::Noticed { from: wal(1, 100), to: wal(2, 90), stale, open: open.len() };
-    events.send(noticed).unwrap();
+    events.send(noticed(stale, open.len())).unwrap();
     for segment in open {
         events.send(FailoverEvent::Stale(segment)).unwrap();
     }
@@ -164,14 +173,9 @@ fn failover_beyond_the_retained_segments_names_the_window() {
 fn segment_that_cannot_be_read_is_not_reported_as_restored() {
     let (_directory, disk, stale) = directory(&[vec![1, 2], vec![3], vec![4]]);
     disk.remove(&stale[1].name).unwrap();
-    let (repository, metrics) = (Arc::new(MemoryRepository::new()), Arc::new(FailoverMetrics::default()));
-    let clock = Clock::manual(Timestamp::from_millis(1_900_000_000_000), 1);
-    let journal = Arc::new(Journal::new(1).0);
-    let lifecycle = Lifecycle::new().0;
-    let mut replay =
-        FailoverReplay::new((journal.clone(), disk), repository.clone(), metrics.clone(), lifecycle, clock);
-    let wal = |timeline, lsn| WalPosition { system: 7, timeline, lsn };
-    replay.on_event(FailoverEvent::Noticed { from: wal(1, 100), to: wal(2, 90), stale, open: 0 });
+    let (repository, journal) = (Arc::new(MemoryRepository::new()), Arc::new(Journal::new(1).0));
+    let (mut replay, metrics) = replay((journal.clone(), disk), &repository);
+    replay.on_event(noticed(stale, 0));
     assert_eq!(journal.take_restored(), [1, 3]);
     assert_eq!((repository.events().len(), metrics.pending()), (3, 0));
 }

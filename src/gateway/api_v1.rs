@@ -5,9 +5,9 @@ use std::sync::Arc;
 
 use serde::ser::{Serialize, SerializeMap, Serializer};
 
-use super::exposition::{FAILURE_HELP, PUSH_HELP};
-use super::metric::{Block, BlockIndex, MetricKind, Series, SeriesValue, render_labels, rendered_labels};
-use super::state::{FAILURE_TIME, MetricGroup, Name, Owner, PUSH_TIME, Snapshot, families_of};
+use super::exposition::{CHUNK_BYTES, TIMES, group_labels};
+use super::metric::{Block, BlockIndex, MetricKind, Series, SeriesValue, rendered_labels};
+use super::state::{MetricGroup, Name, Owner, Snapshot, families_of};
 use crate::event::Timestamp;
 use crate::metrics::text_format::format_float;
 
@@ -22,9 +22,6 @@ fn success(data: impl Serialize) -> String {
         .expect("BUG: strings and maps with string keys are serializable")
 }
 
-/// A chunk ends at the first series past this size.
-const CHUNK_BYTES: usize = 64 * 1024;
-
 /// All groups with their metrics, chunk by chunk, from one snapshot. Memory for text is bounded by the
 /// chunk size, not by the number of series.
 #[derive(Debug)]
@@ -33,7 +30,7 @@ pub struct GroupsPage {
     position: GroupsPosition,
 }
 
-/// What is rendered next.
+/// The next part to render.
 #[derive(Debug)]
 enum GroupsPosition {
     Start,
@@ -91,11 +88,8 @@ impl GroupsPage {
         let next = families_of(&self.snapshot.group_families, &key, Bound::Excluded(after)).next();
         let Some(name) = next else {
             let group = &self.snapshot.groups[&key];
-            for (name, help, time_s) in [
-                (FAILURE_TIME, FAILURE_HELP, group.last_failure_s),
-                (PUSH_TIME, PUSH_HELP, group.last_success_s),
-            ] {
-                let block = time_block(group, help, time_s);
+            for (name, help, time) in TIMES {
+                let block = time_block(group, help, time(group));
                 write_family_head(out, name, &block);
                 write_json(out, &Sample(&block.series[0]));
                 out.extend_from_slice(b"]}");
@@ -155,9 +149,7 @@ fn write_family_head(out: &mut Vec<u8>, name: &str, block: &Block) {
 
 /// The family of a time of `group`.
 fn time_block(group: &MetricGroup, help: &str, time_s: f64) -> Block {
-    let mut labels = Vec::new();
-    group.grouping_key.apply_to(&mut labels);
-    let labels = render_labels(&mut labels).into();
+    let labels = group_labels(group).into();
     Block {
         kind: MetricKind::Gauge,
         help: help.into(),

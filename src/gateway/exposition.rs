@@ -13,20 +13,28 @@ use super::page_names::{FamilyName, PageNames};
 use super::state::{FAILURE_TIME, MetricGroup, Name, Owner, PUSH_TIME, Snapshot};
 use crate::metrics::text_format::{ExpositionFormat, OPENMETRICS_EOF, write_float, write_label_value};
 
-/// A chunk ends at the first series past this size.
-const CHUNK_BYTES: usize = 64 * 1024;
-pub const PUSH_HELP: &str = "Last Unix time when changing this group in the Pushgateway succeeded.";
-pub const FAILURE_HELP: &str = "Last Unix time when changing this group in the Pushgateway failed.";
+/// A chunk of any page ends at the first series past this size.
+pub(super) const CHUNK_BYTES: usize = 64 * 1024;
 
 /// One of the two times of a group.
 type Time = fn(&MetricGroup) -> f64;
 
+/// The families of the times of groups, with their help texts.
+pub(super) const TIMES: [(&str, &str, Time); 2] = [
+    (FAILURE_TIME, "Last Unix time when changing this group in the Pushgateway failed.", |group| {
+        group.last_failure_s
+    }),
+    (PUSH_TIME, "Last Unix time when changing this group in the Pushgateway succeeded.", |group| {
+        group.last_success_s
+    }),
+];
+
 /// The position of the next series to render.
 #[derive(Debug)]
-enum ExpositionPosition {
+pub(super) enum ExpositionPosition {
     /// After so many series of the block with this key; `None` is before the first block.
     Blocks(Option<((Name, Owner), usize)>),
-    /// After the group with this key, in the time family with this index.
+    /// After the group with this key, in the family of [`TIMES`] with this index.
     Times(usize, Option<std::sync::Arc<str>>),
     End,
 }
@@ -153,13 +161,9 @@ impl Exposition {
     }
 
     fn write_times(&mut self, out: &mut String, end: usize) {
-        const FAMILIES: [(&str, &str, Time); 2] = [
-            (FAILURE_TIME, FAILURE_HELP, |group| group.last_failure_s),
-            (PUSH_TIME, PUSH_HELP, |group| group.last_success_s),
-        ];
         let ExpositionPosition::Times(nth, after) = &mut self.position else { return };
         let (nth, after) = (*nth, after.take());
-        let Some((name, help, of)) = FAMILIES.get(nth).filter(|_| !self.snapshot.groups.is_empty()) else {
+        let Some((name, help, of)) = TIMES.get(nth).filter(|_| !self.snapshot.groups.is_empty()) else {
             if self.format == ExpositionFormat::OpenMetrics {
                 out.push_str(OPENMETRICS_EOF);
             }

@@ -15,6 +15,7 @@ use crate::openapi::{ErrorForm, Media, Operation, Parameter, Response};
 
 const GATEWAY: &str = "gateway";
 const TEXT: &[Media] = &[Media::new("text/plain", text())];
+const DELETED: &[Media] = &[Media::json(object(&[required("deleted", count())]))];
 const TEXT_OR_PROBLEM: &[Media] = &[Media::new("text/plain", text()), PROBLEM_DOCUMENT];
 
 const NEW_METRIC: Schema = named(&Named {
@@ -156,12 +157,9 @@ pub const DELETE_SERIES: Operation =
             .required(),
             DURABILITY,
         ])
-        .responses(&[Response::new(
-            200,
-            "The number of deleted series.",
-            &[Media::json(object(&[required("deleted", count())]))],
+        .responses(
+            &[Response::new(200, "The number of deleted series.", DELETED).headers(DURABILITY_REACHED)],
         )
-        .headers(DURABILITY_REACHED)])
         .errors(&[400, 503]);
 
 pub const DELETE_GROUPS: Operation =
@@ -178,12 +176,9 @@ pub const DELETE_GROUPS: Operation =
             ),
             DURABILITY,
         ])
-        .responses(&[Response::new(
-            200,
-            "The number of deleted groups.",
-            &[Media::json(object(&[required("deleted", count())]))],
+        .responses(
+            &[Response::new(200, "The number of deleted groups.", DELETED).headers(DURABILITY_REACHED)],
         )
-        .headers(DURABILITY_REACHED)])
         .errors(&[400, 503]);
 
 pub const HEALTHY: Operation =

@@ -3,39 +3,19 @@
 //! for their length: memory is bounded by the chunk size, not by the size of a family.
 
 use std::ops::Bound;
-use std::sync::Arc;
 
-use super::exposition::{FAILURE_HELP, PUSH_HELP, group_labels};
+use super::exposition::{CHUNK_BYTES, ExpositionPosition, TIMES, group_labels};
 use super::metric::{MetricKind, SeriesValue, rendered_labels};
 use super::names::NameEscaping;
 use super::page_names::PageNames;
 use super::protobuf_writer as write;
-use super::state::{FAILURE_TIME, MetricGroup, Name, Owner, PUSH_TIME, Snapshot};
-
-/// A chunk ends at the first series past this size.
-const CHUNK_BYTES: usize = 64 * 1024;
-
-type Time = fn(&MetricGroup) -> f64;
-const TIMES: [(&str, &str, Time); 2] = [
-    (FAILURE_TIME, FAILURE_HELP, |group| group.last_failure_s),
-    (PUSH_TIME, PUSH_HELP, |group| group.last_success_s),
-];
-
-/// What is rendered next.
-#[derive(Debug)]
-enum ProtobufPosition {
-    /// So many series of this block were rendered; `None` is before the first block.
-    Blocks(Option<((Name, Owner), usize)>),
-    /// After the group with this key, in the time family with this index.
-    Times(usize, Option<Arc<str>>),
-    End,
-}
+use super::state::{MetricGroup, Name, Owner, Snapshot};
 
 #[derive(Debug)]
 pub struct ProtobufPage {
     snapshot: Snapshot,
     names: PageNames,
-    position: ProtobufPosition,
+    position: ExpositionPosition,
     /// The family whose head was written last.
     family: Option<Name>,
 }
@@ -43,7 +23,7 @@ pub struct ProtobufPage {
 impl ProtobufPage {
     pub fn new(snapshot: Snapshot, escaping: NameEscaping) -> Self {
         let names = PageNames::new(&snapshot, escaping);
-        Self { snapshot, names, position: ProtobufPosition::Blocks(None), family: None }
+        Self { snapshot, names, position: ExpositionPosition::Blocks(None), family: None }
     }
 
     /// Appends the next chunk. Returns whether there may be more.
@@ -51,15 +31,15 @@ impl ProtobufPage {
         let end = out.len() + CHUNK_BYTES;
         while out.len() < end {
             match &mut self.position {
-                ProtobufPosition::Blocks(after) => {
+                ExpositionPosition::Blocks(after) => {
                     let after = after.take();
                     self.write_blocks(out, end, after);
                 }
-                ProtobufPosition::Times(nth, after) => {
+                ExpositionPosition::Times(nth, after) => {
                     let (nth, after) = (*nth, after.take());
                     self.write_times(out, end, nth, after);
                 }
-                ProtobufPosition::End => return false,
+                ExpositionPosition::End => return false,
             }
         }
         true
@@ -82,19 +62,19 @@ impl ProtobufPage {
             }
             for (nth, series) in block.series.iter().enumerate().skip(skip) {
                 if out.len() >= end {
-                    self.position = ProtobufPosition::Blocks(Some((key.clone(), nth)));
+                    self.position = ExpositionPosition::Blocks(Some((key.clone(), nth)));
                     return;
                 }
                 out.extend_from_slice(&self.metric_field(block.kind, &series.labels, &series.value));
             }
             skip = 0;
         }
-        self.position = ProtobufPosition::Times(0, None);
+        self.position = ExpositionPosition::Times(0, None);
     }
 
-    fn write_times(&mut self, out: &mut Vec<u8>, end: usize, nth: usize, after: Option<Arc<str>>) {
+    fn write_times(&mut self, out: &mut Vec<u8>, end: usize, nth: usize, after: Option<std::sync::Arc<str>>) {
         let Some((name, help, of)) = TIMES.get(nth).filter(|_| !self.snapshot.groups.is_empty()) else {
-            self.position = ProtobufPosition::End;
+            self.position = ExpositionPosition::End;
             return;
         };
         let field = |group: &MetricGroup| {
@@ -111,11 +91,11 @@ impl ProtobufPage {
         for (key, group) in self.snapshot.groups.range((from, Bound::Unbounded)) {
             out.extend_from_slice(&field(group));
             if out.len() >= end {
-                self.position = ProtobufPosition::Times(nth, Some(key.clone()));
+                self.position = ExpositionPosition::Times(nth, Some(key.clone()));
                 return;
             }
         }
-        self.position = ProtobufPosition::Times(nth + 1, None);
+        self.position = ExpositionPosition::Times(nth + 1, None);
     }
 
     /// A series as a field of its family.
