@@ -243,7 +243,7 @@ impl ApiHandler {
             gzip::negotiate(is_gzip_accepted, &mut response, usize::MAX);
             response.prepend_headers(headers);
             http_metrics.record(acceptor, method, label, response.status, clock.now().since(started));
-            promise.fulfil(response);
+            promise.fulfil_without_wake(response)
         })
     }
 

@@ -139,8 +139,9 @@ impl ApiHandler {
                 let policy_headers = response.headers.drain(..policy_headers_len).collect();
                 let promise = self.counted_promise(request, policy_headers, (label, started));
                 let answer = std::mem::take(response);
-                let on_durable =
-                    move |durable| promise.fulfil(if durable { answer } else { durability_not_reached() });
+                let on_durable = move |durable| {
+                    promise.fulfil_without_wake(if durable { answer } else { durability_not_reached() })
+                };
                 self.push_context.pages.gateway().on_durable(level, Box::new(on_durable));
                 self.push_context.has_waiters = true;
                 HandlerResult::Pending

@@ -215,7 +215,7 @@ impl Intake {
         let answer = std::mem::take(response);
         let on_durable = move |durable| {
             if durable {
-                return promise.fulfil(answer);
+                return promise.fulfil_without_wake(answer);
             }
             let mut response = Response::default();
             problem::write_retryable(
@@ -226,7 +226,7 @@ impl Intake {
                 JOURNAL_RETRY_S,
             );
             refusal_format.apply(&mut response);
-            promise.fulfil(response);
+            promise.fulfil_without_wake(response)
         };
         self.admission.status.journal.on_durable(self.admission.acceptor, level, Box::new(on_durable));
         self.awaited_level = Some(self.awaited_level.map_or(level, |awaited| awaited.min(level)));

@@ -6,7 +6,7 @@ use std::sync::atomic::Ordering;
 
 use super::Gateway;
 use super::state::Snapshot;
-use crate::journal::{Durability, DurabilityCallback};
+use crate::journal::{self, Durability, DurabilityCallback};
 
 /// A callback for the moment when all earlier changes have reached `level`.
 pub struct WalWaiter {
@@ -91,9 +91,7 @@ impl Gateway {
 
     /// Calls the callbacks of all waiters with whether `level` meets their level.
     pub(super) fn complete_waiters(waiters: Vec<WalWaiter>, level: Durability) {
-        for waiter in waiters {
-            (waiter.on_durable)(waiter.level <= level);
-        }
+        journal::complete_group(waiters.into_iter().map(|waiter| (waiter.on_durable, waiter.level <= level)));
     }
 
     pub(super) fn fail_waiters(&self) {

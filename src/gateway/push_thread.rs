@@ -164,7 +164,7 @@ impl PushThread {
                 gateway.on_durable(
                     level,
                     Box::new(move |durable| {
-                        promise.fulfil(if durable { response } else { durability_not_reached() });
+                        promise.fulfil_without_wake(if durable { response } else { durability_not_reached() })
                     }),
                 );
                 gateway.wake_log_thread();

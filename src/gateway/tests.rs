@@ -149,7 +149,11 @@ impl TestGateway {
     /// Registers a waiter and runs one tick. `None`: the callback was not called.
     fn wait_durable(&mut self, level: Durability) -> Option<bool> {
         let (sender, result) = bounded(1);
-        self.gateway.on_durable(level, Box::new(move |holds| sender.send(holds).unwrap()));
+        let callback = move |holds| {
+            sender.send(holds).unwrap();
+            None
+        };
+        self.gateway.on_durable(level, Box::new(callback));
         self.log.tick(false);
         result.try_recv().ok()
     }
@@ -589,7 +593,12 @@ fn scrape_response(
     gzipped: bool,
 ) -> Response {
     let (sender, answers) = bounded(1);
-    let promise = || Promise::new(move |response| sender.send(response).unwrap());
+    let promise = || {
+        Promise::new(move |response| {
+            sender.send(response).unwrap();
+            None
+        })
+    };
     assert!(line.submit(
         scrape::ScrapeRequest::Exposition {
             format: page_format::PageFormat {

@@ -6,6 +6,7 @@ use std::fmt;
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, AtomicU64, AtomicUsize, Ordering};
+use std::task::{self, Wake};
 
 use crossbeam::queue::SegQueue;
 use mio::{Registry, Token, Waker};
@@ -93,6 +94,20 @@ struct AcceptorMailbox {
     waker: Waker,
 }
 
+impl Wake for AcceptorMailbox {
+    fn wake(self: Arc<Self>) {
+        self.wake_by_ref();
+    }
+
+    fn wake_by_ref(self: &Arc<Self>) {
+        if self.wake_flag.must_wake()
+            && let Err(error) = self.waker.wake()
+        {
+            log::error!("waking an acceptor failed: {error}");
+        }
+    }
+}
+
 /// A handle to one acceptor, for any thread. After the acceptor has stopped, its methods have no
 /// effect.
 #[derive(Clone)]
@@ -119,11 +134,7 @@ impl AcceptorHandle {
     /// Wakes the acceptor for a turn: for a completion or a command, the state that it reads before it
     /// sleeps, or to see that it moves.
     pub fn wake(&self) {
-        if self.0.wake_flag.must_wake()
-            && let Err(error) = self.0.waker.wake()
-        {
-            log::error!("waking an acceptor failed: {error}");
-        }
+        self.0.wake_by_ref();
     }
 
     /// Stops accepting, closes idle connections, finishes requests that have begun, then stops.
@@ -142,10 +153,10 @@ impl AcceptorHandle {
     }
 
     pub(super) fn promise(&self, token: usize, serial: u64) -> Promise {
-        let handle = self.clone();
+        let mailbox = self.0.clone();
         Promise::new(move |response| {
-            handle.0.completions.push(Completion { token, serial, kind: CompletionKind::Response(response) });
-            handle.wake();
+            mailbox.completions.push(Completion { token, serial, kind: CompletionKind::Response(response) });
+            Some(task::Waker::from(mailbox))
         })
     }
 

@@ -208,6 +208,7 @@ impl<H: Handler> MinihttpService<H> {
                 {
                     log::debug!("a promised response was dropped: its connection is closed");
                 }
+                None
             })
         };
         let handler_request = Request {

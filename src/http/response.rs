@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::io::Write;
+use std::task::Waker;
 
 use super::streaming_body::BodyStream;
 
@@ -140,26 +141,39 @@ pub fn reason_phrase(status: u16) -> &'static str {
 /// A promise of a response from another thread. Dropping it unfulfilled sends a 500, so that no
 /// connection waits forever.
 pub struct Promise {
-    deliver: Option<Box<dyn FnOnce(Response) + Send>>,
+    deliver: Option<Deliver>,
 }
 
+/// Passes a response to the engine. Returns what wakes the thread that sends it.
+type Deliver = Box<dyn FnOnce(Response) -> Option<Waker> + Send>;
+
 impl Promise {
-    /// `deliver` passes the response to the engine; it is called once, on any thread.
-    pub fn new(deliver: impl FnOnce(Response) + Send + 'static) -> Self {
+    /// `deliver` passes the response to the engine and returns what wakes the thread that sends it;
+    /// it is called once, on any thread.
+    pub fn new(deliver: impl FnOnce(Response) -> Option<Waker> + Send + 'static) -> Self {
         Self { deliver: Some(Box::new(deliver)) }
     }
 
-    pub fn fulfil(mut self, response: Response) {
-        if let Some(deliver) = self.deliver.take() {
-            deliver(response);
+    pub fn fulfil(self, response: Response) {
+        if let Some(waker) = self.fulfil_without_wake(response) {
+            waker.wake();
         }
+    }
+
+    /// Fulfils the promise and leaves it to the caller to wake the thread that sends the response,
+    /// which is cheaper for several promises at once.
+    #[must_use]
+    pub fn fulfil_without_wake(mut self, response: Response) -> Option<Waker> {
+        self.deliver.take().and_then(|deliver| deliver(response))
     }
 }
 
 impl Drop for Promise {
     fn drop(&mut self) {
-        if let Some(deliver) = self.deliver.take() {
-            deliver(Response { status: 500, ..Response::default() });
+        if let Some(deliver) = self.deliver.take()
+            && let Some(waker) = deliver(Response { status: 500, ..Response::default() })
+        {
+            waker.wake();
         }
     }
 }

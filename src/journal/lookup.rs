@@ -79,6 +79,7 @@ impl Lookup {
                 if sender.try_send(reached).is_err() {
                     log::debug!("a lookup ended before the journal was written");
                 }
+                None
             });
             self.journal.on_durable(lane, Durability::Written, callback);
         }

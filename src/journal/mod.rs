@@ -164,6 +164,7 @@ mod tests;
 
 use std::fmt;
 use std::sync::atomic::{self, AtomicBool, AtomicU8, Ordering};
+use std::task::Waker;
 
 use crossbeam::channel::{Receiver, Sender, unbounded};
 use crossbeam::queue::SegQueue;
@@ -209,8 +210,23 @@ impl Durability {
     }
 }
 
-/// Called once, with whether the level was reached. It may be dropped without a call.
-pub type DurabilityCallback = Box<dyn FnOnce(bool) + Send>;
+/// Called once, with whether the level was reached. It may be dropped without a call. It returns what
+/// wakes the thread that the result is for.
+pub type DurabilityCallback = Box<dyn FnOnce(bool) -> Option<Waker> + Send>;
+
+/// Calls the callbacks with whether their levels were reached, then wakes each thread once: it finds
+/// all results in one turn, and a wake-up is a system call.
+pub fn complete_group(callbacks: impl IntoIterator<Item = (DurabilityCallback, bool)>) {
+    let mut wakers: Vec<Waker> = Vec::new();
+    for (callback, reached) in callbacks {
+        if let Some(waker) = callback(reached)
+            && !wakers.iter().any(|known| known.will_wake(&waker))
+        {
+            wakers.push(waker);
+        }
+    }
+    wakers.into_iter().for_each(Waker::wake);
+}
 
 /// Waits until every block before it in its lane has reached `level`.
 struct DurabilityWaiter {

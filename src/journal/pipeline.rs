@@ -256,7 +256,7 @@ impl UnsyncedTail {
 }
 
 pub(super) fn complete(waiters: impl IntoIterator<Item = DurabilityWaiter>, reached: bool) {
-    waiters.into_iter().for_each(|waiter| (waiter.callback)(reached));
+    super::complete_group(waiters.into_iter().map(|waiter| (waiter.callback, reached)));
 }
 
 /// Drops finalized blocks, of which there are about `count`, mostly the oldest. Returns how many

@@ -381,7 +381,11 @@ impl JournalHarness {
     fn on_durable(&self, level: Durability) -> Arc<Mutex<Option<bool>>> {
         let outcome = Arc::new(Mutex::new(None));
         let cell = outcome.clone();
-        self.journal.on_durable(0, level, Box::new(move |reached| *cell.lock().unwrap() = Some(reached)));
+        let callback = move |reached| {
+            *cell.lock().unwrap() = Some(reached);
+            None
+        };
+        self.journal.on_durable(0, level, Box::new(callback));
         outcome
     }
 

@@ -346,13 +346,11 @@ impl JournalWriter {
         if self.pipeline.clear_requeued() {
             self.segments.request_gc();
         }
-        for waiter in std::mem::take(&mut self.waiters) {
-            let reached = match waiter.level {
-                Durability::Memory | Durability::Written => Some(waiter),
-                Durability::Synced => self.pipeline.add_sync_waiter(waiter),
-            };
-            complete(reached, true);
-        }
+        let reached = std::mem::take(&mut self.waiters).into_iter().filter_map(|waiter| match waiter.level {
+            Durability::Memory | Durability::Written => Some(waiter),
+            Durability::Synced => self.pipeline.add_sync_waiter(waiter),
+        });
+        complete(reached, true);
     }
 
     fn next_sync(&mut self, now: Moment, finishing: bool) -> Option<SyncJob> {

@@ -1,5 +1,8 @@
 //! What must go on after a failure or while the server stops: refills, retries and waiters.
 
+use std::sync::atomic::AtomicUsize;
+use std::task::Wake;
+
 use super::*;
 use crate::buffer::RefillOrigin;
 
@@ -54,4 +57,33 @@ fn waiter_for_a_sync_is_answered_though_its_events_are_committed_before() {
     harness.journal.finalize(vec![block], None);
     harness.tick();
     assert_eq!(*outcome.lock().unwrap(), Some(true));
+}
+
+/// Appends a waiter for `level` whose thread is `waker`'s.
+fn wait_with(harness: &JournalHarness, level: Durability, waker: &Waker) {
+    let waker = waker.clone();
+    harness.journal.on_durable(0, level, Box::new(move |_| Some(waker)));
+}
+
+#[derive(Debug, Default)]
+struct CountingWake(AtomicUsize);
+
+impl Wake for CountingWake {
+    fn wake(self: Arc<Self>) {
+        self.0.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+/// A wake-up for each waiter would be a system call for each event.
+#[test]
+fn waiters_that_are_completed_together_wake_their_thread_once() {
+    let mut harness = JournalHarness::new();
+    let threads = [(); 2].map(|()| Arc::new(CountingWake::default()));
+    let wakers = threads.clone().map(Waker::from);
+    for (nth, level) in [Durability::Written, Durability::Synced].into_iter().enumerate() {
+        let _block = harness.append("event");
+        (0..10).for_each(|waiter| wait_with(&harness, level, &wakers[waiter % 2]));
+        harness.tick();
+        assert_eq!(threads.each_ref().map(|thread| thread.0.load(Ordering::Relaxed)), [nth + 1; 2]);
+    }
 }

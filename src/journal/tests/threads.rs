@@ -14,6 +14,11 @@ const SLOW: Duration = Duration::from_millis(20);
 /// Only a failing test waits as long.
 const TIMEOUT: Duration = Duration::from_secs(30);
 
+fn must_reach(reached: bool) -> Option<Waker> {
+    assert!(reached);
+    None
+}
+
 /// A filesystem in memory whose syncs take time.
 #[derive(Clone, Debug)]
 struct SlowFilesystem {
@@ -179,7 +184,7 @@ impl ThreadsHarness {
     /// Begins the sync of one event.
     fn begin_sync(&self) -> (SyncJob, SyncThread) {
         drop(self.append("synced"));
-        self.journal.on_durable(0, Durability::Synced, Box::new(|reached| assert!(reached)));
+        self.journal.on_durable(0, Durability::Synced, Box::new(must_reach));
         self.step(None).job.expect("a waiter needs a sync")
     }
 
@@ -245,7 +250,7 @@ fn sync_thread_stops_watching_once_the_journal_thread_runs_no_syncs() {
     assert!(harness.watch(), "syncs began since it last looked");
     assert!(!harness.watch());
     let _block = harness.append("synced");
-    harness.journal.on_durable(0, Durability::Synced, Box::new(|reached| assert!(reached)));
+    harness.journal.on_durable(0, Durability::Synced, Box::new(must_reach));
     let step = harness.step(None);
     assert!(step.start_watch, "it must be told to watch again");
     let (job, _) = step.job.expect("a waiter needs a sync");
@@ -289,7 +294,14 @@ fn threads_write_events_while_the_disk_stalls_and_sync_them_afterwards() {
     let sync = |message| {
         let sender = sender.clone();
         append(message);
-        journal.on_durable(0, Durability::Synced, Box::new(move |reached| sender.send(reached).unwrap()));
+        journal.on_durable(
+            0,
+            Durability::Synced,
+            Box::new(move |reached| {
+                sender.send(reached).unwrap();
+                None
+            }),
+        );
         journal.wake_for(Durability::Synced);
     };
     std::thread::scope(|scope| {

@@ -630,6 +630,7 @@ impl Simulation {
             if holds {
                 lock(&oracle).acknowledge(&numbers, level, request);
             }
+            None
         };
         process.journal.on_durable(shard, level, Box::new(on_complete));
     }
