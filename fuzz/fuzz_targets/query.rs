@@ -26,7 +26,9 @@ fn encoded(query: &str) -> String {
 
 libfuzzer_sys::fuzz_target!(|text: &str| {
     let now = Timestamp::from_millis(1_790_000_000_000);
-    if let Ok(filter) = Query::parse_stats(text, now) {
+    drop((Query::parse_export(text, now), Query::parse_tail(text, now)));
+    if let Ok(stats) = Query::parse_stats(text, now) {
+        let filter = stats.filter;
         assert!(filter.from < filter.to && filter.metadata.is_empty() && filter.text.is_none());
     }
     let Ok(query) = Query::parse(text, now) else { return };
