@@ -340,12 +340,16 @@ mod tests {
     use proptest::prelude::*;
 
     fn buffer(rows_max: usize, shards: usize) -> Buffer {
+        spilling_buffer(rows_max, shards, 0)
+    }
+
+    fn spilling_buffer(rows_max: usize, shards: usize, spill_bytes_max: u64) -> Buffer {
         let limits = BufferLimits {
             rows_max,
             bytes_max: 1 << 20,
             batch_rows_max: 10,
             batch_bytes_max: 1 << 20,
-            spill_bytes_max: 0,
+            spill_bytes_max,
         };
         Buffer::new(limits, shards, Arc::new(Ledger::new(shards))).0
     }
@@ -387,6 +391,19 @@ mod tests {
         );
         drop(taken);
         assert_eq!(admit(&buffer, 0, 1), Ok(()));
+    }
+
+    /// A refill could never bring back what exceeds the buffer.
+    #[test]
+    fn spill_takes_a_batch_of_the_size_of_the_buffer_and_no_larger_one() {
+        let buffer = spilling_buffer(10, 1, 1 << 30);
+        assert_eq!(admit(&buffer, 0, 10), Ok(()));
+        assert_eq!(admit(&buffer, 0, 1), Ok(()));
+        assert!(buffer.spill().is_engaged());
+        assert_eq!(admit(&buffer, 0, 11), Err(AdmitError::TooLarge));
+        assert_eq!(admit_bytes(&buffer, 0, 1, (1 << 20) + 1), Err(AdmitError::TooLarge));
+        assert_eq!(admit_bytes(&buffer, 0, 10, 1 << 20), Ok(()));
+        assert_eq!(buffer.spill().events(), 11);
     }
 
     #[test]
