@@ -350,6 +350,11 @@ impl Journal {
     /// Marks blocks as finalized and drops them, which releases their reservations. `commit`: where
     /// their rows were committed, if the database tells.
     pub fn finalize(&self, blocks: Vec<RowBlock>, commit: Option<CommitPosition>) {
+        if commit.is_some() {
+            // Before the blocks are finalized: the journal thread, which may write one that it finds
+            // finalized, then finds the position too.
+            self.push_finalized(Some((None, 0)), commit);
+        }
         let mut run: Option<(Option<u64>, u64)> = None;
         for block in blocks {
             let segment = block.finalize();

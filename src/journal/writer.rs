@@ -98,6 +98,8 @@ pub struct JournalWriter {
     pipeline: Pipeline,
     segments: SegmentTable,
     group: WriteGroup,
+    /// Blocks that were finalized before were written, and updates since were not applied.
+    wrote_finalized: bool,
     sync_at: Moment,
     write_retry: RetryDelay,
     sync_retry: RetryDelay,
@@ -128,6 +130,7 @@ impl JournalWriter {
             waiters: Vec::new(),
             pipeline: Pipeline::default(),
             group: WriteGroup::default(),
+            wrote_finalized: false,
             write_retry: RetryDelay::default(),
             sync_retry: RetryDelay::default(),
             error_log: RateLimitedLog::new(ERROR_LOG_INTERVAL),
@@ -177,7 +180,12 @@ impl JournalWriter {
             self.unspill_unwritten();
         }
         if now >= self.write_retry.retry_at || finishing {
-            match self.write_unwritten(now) {
+            let written = self.write_unwritten(now);
+            if std::mem::take(&mut self.wrote_finalized) {
+                // Their segment must not be retained without the position of their commit.
+                self.apply_segment_updates(now);
+            }
+            match written {
                 Ok(()) => self.on_all_written(),
                 Err((op, error)) => self.on_write_failure(op, &error, now),
             }
@@ -325,7 +333,10 @@ impl JournalWriter {
 
     fn assign_to_segment(&mut self, segment: u64, block: RowBlock) {
         let source = match block.assign_segment(segment) {
-            SegmentAssignment::Finalized => return self.segments.adopt_finalized(segment),
+            SegmentAssignment::Finalized => {
+                self.wrote_finalized = true;
+                return self.segments.adopt_finalized(segment);
+            }
             SegmentAssignment::New => None,
             SegmentAssignment::MovedFrom(before) => {
                 self.segments.update_outstanding(before, -1);
