@@ -37,6 +37,16 @@ struct MemoryFiles {
     files: BTreeMap<String, (Vec<u8>, usize)>,
     fails: Option<JournalOp>,
     renamed: Vec<String>,
+    /// What another thread does while the next file is created.
+    during_create: Option<Meanwhile>,
+}
+
+struct Meanwhile(Box<dyn FnOnce() + Send>);
+
+impl fmt::Debug for Meanwhile {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Meanwhile")
+    }
 }
 
 #[derive(Debug)]
@@ -86,6 +96,10 @@ impl Filesystem for MemoryFilesystem {
     }
     fn create(&self, name: &str) -> io::Result<Box<dyn File>> {
         self.check(JournalOp::Create)?;
+        let meanwhile = self.0.lock().unwrap().during_create.take();
+        if let Some(Meanwhile(run)) = meanwhile {
+            run();
+        }
         self.0.lock().unwrap().files.insert(name.to_owned(), (Vec::new(), 0));
         Ok(Box::new(MemoryFile(self.clone(), name.to_owned())))
     }

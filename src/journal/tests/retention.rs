@@ -56,6 +56,19 @@ fn committed_blocks_are_written_and_retained_with_the_position_of_the_last_commi
     assert_eq!(found.committed[0].wal, Some(commit(1, 9).wal));
 }
 
+/// Without the position, a failover before the next start would not be noticed.
+#[test]
+fn block_that_is_committed_while_its_segment_is_created_is_retained_with_the_position() {
+    let mut harness = harness();
+    let (block, journal) = (harness.append("one"), harness.journal.clone());
+    let finalize = move || journal.finalize(vec![block], Some(commit(1, 5)));
+    harness.disk.0.lock().unwrap().during_create = Some(Meanwhile(Box::new(finalize)));
+    finish(&mut harness);
+    assert_eq!(retained(&harness.disk), ["one"]);
+    let found = scan_segments(&harness.disk).unwrap().unwrap();
+    assert_eq!(found.committed[0].wal, Some(commit(1, 5).wal));
+}
+
 #[test]
 fn committed_blocks_do_not_wait_for_a_failing_disk() {
     let mut harness = harness();
