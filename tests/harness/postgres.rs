@@ -7,6 +7,7 @@ use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::Duration;
 
+use postgres::error::SqlState;
 use postgres::types::FromSqlOwned;
 use postgres::{Client, NoTls, Row};
 
@@ -127,8 +128,14 @@ impl Postgres {
 
     #[track_caller]
     pub(crate) fn execute(&self, sql: &str) {
-        if let Err(error) = self.client().batch_execute(sql) {
-            panic!("{sql}: {error:?}");
+        // A change of the tables may meet a transaction of the server.
+        let is_deadlock = |error: &postgres::Error| error.code() == Some(&SqlState::T_R_DEADLOCK_DETECTED);
+        loop {
+            match self.client().batch_execute(sql) {
+                Ok(()) => return,
+                Err(error) if is_deadlock(&error) => {}
+                Err(error) => panic!("{sql}: {error:?}"),
+            }
         }
     }
 
