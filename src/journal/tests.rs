@@ -37,7 +37,7 @@ struct MemoryFiles {
     files: BTreeMap<String, (Vec<u8>, usize)>,
     fails: Option<JournalOp>,
     renamed: Vec<String>,
-    /// What another thread does while the next file is created.
+    /// Runs while the next file is created, as another thread could.
     during_create: Option<Meanwhile>,
 }
 

@@ -98,8 +98,6 @@ pub struct JournalWriter {
     pipeline: Pipeline,
     segments: SegmentTable,
     group: WriteGroup,
-    /// Blocks that were finalized before were written, and updates since were not applied.
-    wrote_finalized: bool,
     sync_at: Moment,
     write_retry: RetryDelay,
     sync_retry: RetryDelay,
@@ -130,7 +128,6 @@ impl JournalWriter {
             waiters: Vec::new(),
             pipeline: Pipeline::default(),
             group: WriteGroup::default(),
-            wrote_finalized: false,
             write_retry: RetryDelay::default(),
             sync_retry: RetryDelay::default(),
             error_log: RateLimitedLog::new(ERROR_LOG_INTERVAL),
@@ -180,12 +177,7 @@ impl JournalWriter {
             self.unspill_unwritten();
         }
         if now >= self.write_retry.retry_at || finishing {
-            let written = self.write_unwritten(now);
-            if std::mem::take(&mut self.wrote_finalized) {
-                // Their segment must not be retained without the position of their commit.
-                self.apply_segment_updates(now);
-            }
-            match written {
+            match self.write_unwritten(now) {
                 Ok(()) => self.on_all_written(),
                 Err((op, error)) => self.on_write_failure(op, &error, now),
             }
@@ -193,6 +185,9 @@ impl JournalWriter {
             self.fail_waiters();
         }
         let job = self.next_sync(now, finishing);
+        // A block that was written may have been finalized since the first call: its segment must not be
+        // retained without the position of the commit.
+        self.apply_segment_updates(now);
         let (active, pipeline) = (self.pipeline.active_number(), &self.pipeline);
         let is_needed = |segment| Some(segment) == active || pipeline.is_source(segment);
         self.segments.remove_finished((&self.journal, &*self.disk), is_needed, now);
@@ -333,10 +328,7 @@ impl JournalWriter {
 
     fn assign_to_segment(&mut self, segment: u64, block: RowBlock) {
         let source = match block.assign_segment(segment) {
-            SegmentAssignment::Finalized => {
-                self.wrote_finalized = true;
-                return self.segments.adopt_finalized(segment);
-            }
+            SegmentAssignment::Finalized => return self.segments.adopt_finalized(segment),
             SegmentAssignment::New => None,
             SegmentAssignment::MovedFrom(before) => {
                 self.segments.update_outstanding(before, -1);

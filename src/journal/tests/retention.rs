@@ -69,6 +69,27 @@ fn block_that_is_committed_while_its_segment_is_created_is_retained_with_the_pos
     assert_eq!(found.committed[0].wal, Some(commit(1, 5).wal));
 }
 
+/// The journal thread knows the position before it finds the block, and must not forget it.
+#[test]
+fn block_that_is_found_finalized_after_its_position_is_retained_with_it() {
+    let mut harness = harness();
+    let full = harness.append(&"m".repeat(4096));
+    let (late, journal) = (block("late"), harness.journal.clone());
+    let finalize = move || {
+        journal.finalize(vec![full], Some(commit(1, 5)));
+        // A part of the next call: the rest of it comes after the last tick.
+        journal.append(0, &late);
+        journal.push_finalized(Some((None, 0)), Some(commit(1, 9)));
+        assert_eq!(late.finalize(), None);
+    };
+    harness.disk.0.lock().unwrap().during_create = Some(Meanwhile(Box::new(finalize)));
+    harness.tick();
+    finish(&mut harness);
+    let found = scan_segments(&harness.disk).unwrap().unwrap();
+    let positions: Vec<_> = found.committed.iter().map(|found| found.wal).collect();
+    assert_eq!(positions, [Some(commit(1, 9).wal); 2]);
+}
+
 #[test]
 fn committed_blocks_do_not_wait_for_a_failing_disk() {
     let mut harness = harness();
