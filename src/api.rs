@@ -238,7 +238,7 @@ impl ApiHandler {
         let (promise, method) = (request.promise(), request.method);
         let (http_metrics, acceptor, clock) = (self.http_metrics.clone(), self.acceptor, self.clock.clone());
         let is_gzip_accepted = gzip::is_accepted(request.headers);
-        Promise::new(move |mut response| {
+        Promise::with_waker(move |mut response| {
             // This runs on a reader thread, so the size is not limited as it is on the acceptor.
             gzip::negotiate(is_gzip_accepted, &mut response, usize::MAX);
             response.prepend_headers(headers);

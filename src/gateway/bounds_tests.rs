@@ -230,12 +230,7 @@ fn long_requests_are_handled_on_the_push_thread() {
     let too_many = format!("name=a{}", repeat(66, |nth| format!("&l{nth}=1")));
     let mut ask = |method, query, page: &GatewayRoute<'_>, body: &[u8]| {
         let (sender, answers) = bounded(1);
-        let promise = || {
-            Promise::new(move |response: Response| {
-                sender.send(response).unwrap();
-                None
-            })
-        };
+        let promise = || Promise::new(move |response: Response| sender.send(response).unwrap());
         assert!(queue.submit(page, &grant, &request(method, &[], query, body), promise));
         thread.run_pending();
         answers.try_recv().expect("the thread has answered")
@@ -255,7 +250,7 @@ fn long_requests_are_handled_on_the_push_thread() {
     // The queue is bounded in requests and bytes; a finished request frees its place.
     let (full, jobs) = push_thread::queue();
     let submit = |body: &[u8]| {
-        full.submit(&group, &grant, &request(Method::Put, &[], "", body), || Promise::new(|_| None))
+        full.submit(&group, &grant, &request(Method::Put, &[], "", body), || Promise::new(drop))
     };
     assert!((0..256).all(|_| submit(b"")));
     assert!(!submit(b""));

@@ -593,12 +593,7 @@ fn scrape_response(
     gzipped: bool,
 ) -> Response {
     let (sender, answers) = bounded(1);
-    let promise = || {
-        Promise::new(move |response| {
-            sender.send(response).unwrap();
-            None
-        })
-    };
+    let promise = || Promise::new(move |response| sender.send(response).unwrap());
     assert!(line.submit(
         scrape::ScrapeRequest::Exposition {
             format: page_format::PageFormat {

@@ -154,7 +154,7 @@ impl AcceptorHandle {
 
     pub(super) fn promise(&self, token: usize, serial: u64) -> Promise {
         let mailbox = self.0.clone();
-        Promise::new(move |response| {
+        Promise::with_waker(move |response| {
             mailbox.completions.push(Completion { token, serial, kind: CompletionKind::Response(response) });
             Some(task::Waker::from(mailbox))
         })

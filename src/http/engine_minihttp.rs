@@ -208,7 +208,6 @@ impl<H: Handler> MinihttpService<H> {
                 {
                     log::debug!("a promised response was dropped: its connection is closed");
                 }
-                None
             })
         };
         let handler_request = Request {

@@ -148,9 +148,16 @@ pub struct Promise {
 type Deliver = Box<dyn FnOnce(Response) -> Option<Waker> + Send>;
 
 impl Promise {
-    /// `deliver` passes the response to the engine and returns what wakes the thread that sends it;
-    /// it is called once, on any thread.
-    pub fn new(deliver: impl FnOnce(Response) -> Option<Waker> + Send + 'static) -> Self {
+    /// `deliver` passes the response to the engine; it is called once, on any thread.
+    pub fn new(deliver: impl FnOnce(Response) + Send + 'static) -> Self {
+        Self::with_waker(move |response| {
+            deliver(response);
+            None
+        })
+    }
+
+    /// As [`Promise::new`]; `deliver` also returns what wakes the thread that sends the response.
+    pub fn with_waker(deliver: impl FnOnce(Response) -> Option<Waker> + Send + 'static) -> Self {
         Self { deliver: Some(Box::new(deliver)) }
     }
 

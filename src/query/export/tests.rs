@@ -55,12 +55,7 @@ impl ExportFixture {
             head_only: false,
         };
         let (sender, promised) = mpsc::channel();
-        let promise = || {
-            Promise::new(move |response| {
-                sender.send(response).unwrap();
-                None
-            })
-        };
+        let promise = || Promise::new(move |response| sender.send(response).unwrap());
         let mut response = Response::default();
         match self.exports.start(request(query), options, promise, &mut response) {
             HandlerResult::Yield(_) => panic!("an export must not yield to the acceptor"),

@@ -136,10 +136,7 @@ impl ReaderFixture {
 
     fn promise(&self) -> Promise {
         let sender = self.sender.clone();
-        Promise::new(move |response| {
-            sender.send(response).unwrap();
-            None
-        })
+        Promise::new(move |response| sender.send(response).unwrap())
     }
 
     fn list(&self, query: &str) -> Option<Response> {
@@ -397,12 +394,7 @@ fn find_returns_the_status_of_an_event() {
 fn query_is_500_when_the_readers_have_ended() {
     let ReaderFixture { queue, readers, sender, answers, .. } = ReaderFixture::new(FakeRepository::default());
     drop(readers);
-    let promise = || {
-        Promise::new(move |response| {
-            sender.send(response).unwrap();
-            None
-        })
-    };
+    let promise = || Promise::new(move |response| sender.send(response).unwrap());
     assert!(matches!(queue.list(request(""), promise, &mut Response::default()), HandlerResult::Pending));
     assert_eq!(answers.try_recv().unwrap().status, 500);
     assert_eq!(queue.waiting(), 0);
