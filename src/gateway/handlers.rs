@@ -324,61 +324,71 @@ impl GatewayHandlers {
     }
 
     /// `DELETE /metrics/pushed?name=NAME&LABEL=VALUE`
-    /// A token with services may delete series whose label `job` is one of them.
     fn handle_delete_series(
         &self,
         grant: &Grant,
         request: &Request<'_>,
         response: &mut Response,
     ) -> PushOutcome {
-        let mut wanted = match query_labels(request.query) {
-            Ok(wanted) => wanted,
-            Err(error) => {
-                error.write_to(response);
-                return PushOutcome::Ready;
-            }
-        };
-        let at = wanted.iter().position(|(name, value)| name == "name" && !value.is_empty());
-        let Some(at) = at else {
-            RequestError::Field("name", "is required: the metric whose series are deleted".to_owned())
-                .write_to(response);
-            return PushOutcome::Ready;
-        };
-        let (_, name) = wanted.swap_remove(at);
-        if !may_delete(grant, &wanted) {
-            refuse_service(response);
-            return PushOutcome::Ready;
-        }
-        self.apply(request, response, |gateway| gateway.delete_series(&name, &wanted), write_deleted)
+        let wanted = query_labels(request.query).and_then(|mut labels| {
+            let at = labels.iter().position(|(name, value)| name == "name" && !value.is_empty());
+            let missing = "is required: the metric whose series are deleted";
+            let at = at.ok_or_else(|| RequestError::Field("name", missing.to_owned()))?;
+            let (_, name) = labels.swap_remove(at);
+            Ok((labels, name))
+        });
+        self.delete_labelled((grant, request, response), wanted, |gateway, labels, name| {
+            gateway.delete_series(&name, labels)
+        })
     }
 
     /// `DELETE /api/v1/groups?LABEL=VALUE`
-    /// A token with services may delete groups whose label `job` is one of them.
     fn handle_delete_groups(
         &self,
         grant: &Grant,
         request: &Request<'_>,
         response: &mut Response,
     ) -> PushOutcome {
-        let wanted = query_labels(request.query).and_then(|wanted| {
-            if wanted.iter().all(|(_, value)| value.is_empty()) {
+        let wanted = query_labels(request.query).and_then(|labels| {
+            if labels.iter().all(|(_, value)| value.is_empty()) {
                 let detail = "must have a label and its value; PUT /api/v1/admin/wipe deletes all groups";
                 return Err(RequestError::Field("query", detail.to_owned()));
             }
-            Ok(wanted)
+            Ok((labels, ()))
         });
-        let wanted = match wanted {
+        self.delete_labelled((grant, request, response), wanted, |gateway, labels, ()| {
+            gateway.delete_groups(labels)
+        })
+    }
+
+    /// Deletes what has the labels of a query, if that is valid. A token with services may delete what
+    /// has one of them as its label `job`.
+    fn delete_labelled<T>(
+        &self,
+        (grant, request, response): (&Grant, &Request<'_>, &mut Response),
+        wanted: Result<(Vec<(String, String)>, T), RequestError>,
+        delete: impl FnOnce(&Gateway, &[(String, String)], T) -> Result<usize, PushMetricsError>,
+    ) -> PushOutcome {
+        let (labels, more) = match wanted {
             Ok(wanted) => wanted,
             Err(error) => {
                 error.write_to(response);
                 return PushOutcome::Ready;
             }
         };
-        if !may_delete(grant, &wanted) {
+        if !may_delete(grant, &labels) {
             refuse_service(response);
             return PushOutcome::Ready;
         }
-        self.apply(request, response, |gateway| gateway.delete_groups(&wanted), write_deleted)
+        self.apply(
+            request,
+            response,
+            |gateway| delete(gateway, &labels, more),
+            |deleted, response| {
+                response.content_type = "application/json";
+                response.body = format!("{{\"deleted\":{deleted}}}").into_bytes();
+            },
+        )
     }
 
     /// `PUT /api/v1/admin/wipe`, for tokens of all services.
@@ -454,17 +464,12 @@ fn query_labels(query: &str) -> Result<Vec<(String, String)>, RequestError> {
     Ok(wanted)
 }
 
-/// Whether a token may delete what has these labels.
+/// Returns whether a token may delete what has these labels.
 fn may_delete(grant: &Grant, labels: &[(String, String)]) -> bool {
     let is_allowed = |services: &[Box<str>]| {
         labels.iter().any(|(name, value)| name == "job" && allows_service(services, value))
     };
     grant.services.as_deref().is_none_or(is_allowed)
-}
-
-fn write_deleted(deleted: usize, response: &mut Response) {
-    response.content_type = "application/json";
-    response.body = format!("{{\"deleted\":{deleted}}}").into_bytes();
 }
 
 /// The decompressed body.
