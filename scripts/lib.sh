@@ -189,6 +189,9 @@ need_compiler() {
   command -v cc >/dev/null || install_packages gcc libc6-dev
 }
 
+# Installs the C++ compiler, which libFuzzer needs.
+need_cxx_compiler() { command -v c++ >/dev/null || install_packages g++; }
+
 # Installs valgrind if it is missing.
 need_valgrind() { command -v valgrind >/dev/null || install_packages valgrind; }
 

@@ -29,7 +29,7 @@ fn source(path: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/openapi").join(path)
 }
 
-/// Whether the tool is installed.
+/// Returns whether the tool is installed.
 #[track_caller]
 fn is_installed(tool: &Path) -> bool {
     let is_installed = tool.exists();
